@@ -1,0 +1,38 @@
+# Everything runs in .venv, which `make env` builds; it is quick when nothing changed.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test test-all lint bench env tiny-model
+
+demo: env
+	$(BIN)/klball reproduce --preset tiny
+
+test: env
+	$(BIN)/python -m pytest -n 2
+
+test-all: env
+	$(BIN)/python -m pytest -n 2 -m ''
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+bench: env
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/run.py
+
+tiny-model: env
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[tiny-model]'
+	$(BIN)/python scripts/build_tiny_model.py
+
+env: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("klball needs Python 3.11 or later: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,206 @@
+"""Score tables on disk: written part by part, resumable to the byte, with their provenance."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from klball.evaluation.models import causal_lm
+from klball.evaluation.scoring import (
+    SCORE_COLUMNS,
+    TOKENS_PER_BATCH,
+    Scorer,
+    batches_by_length,
+    encode_for,
+    score_encoded,
+)
+
+BATCHES_PER_PART = 16
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("log_likelihood", pa.float64()),
+        ("certainty", pa.float64()),
+        ("entropy", pa.float64()),
+        ("sum_log_prob", pa.float64()),
+        ("num_tokens", pa.int64()),
+        ("num_bytes", pa.int64()),
+        ("truncated", pa.bool_()),
+    ]
+)
+LIBRARIES = ("klball", "torch", "transformers", "tokenizers", "datasets", "peft")
+
+Progress = Callable[[int, int], None]  # rows done, rows in all
+
+
+def score(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    *,
+    max_length: int | None = None,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    output: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """The score table of a model on a data set, in the data set's order.
+
+    Columns: sample_id, log_likelihood g = (1/T) Σ log p_t, certainty C, entropy (nats, means over the T
+    answer tokens, null if T = 0), sum_log_prob (nats), num_tokens T, num_bytes, truncated.
+    With `output`, a Parquet file is written part by part: killed and run again, it continues and the
+    file is the same to the byte; processes started by `accelerate launch` divide the parts.
+    Raises ValueError for unusable rows, non-finite logits, or an `output` made from something else.
+    """
+    was_training = model.training
+    model.eval()
+    encoded = encode_for(model, tokenizer, dataset, max_length)
+    scorer = Scorer(model, encoded[0]["input_ids"])
+    about = provenance(scorer, tokenizer, encoded, max_length, tokens_per_batch)
+    if output is not None and (finished := _finished(Path(output), about)) is not None:
+        return Dataset(finished)
+    batches = batches_by_length([len(ids) for ids in encoded["input_ids"]], tokens_per_batch)
+    parts = [batches[i : i + BATCHES_PER_PART] for i in range(0, len(batches), BATCHES_PER_PART)]
+    folder = None if output is None else _parts_folder(Path(output), about)
+    state = PartialState()
+    if folder is None and state.num_processes > 1:
+        raise ValueError("scoring with several processes needs an `output` file that they share")
+    tables = []
+    done = 0
+    for index, part in enumerate(parts):
+        if index % state.num_processes == state.process_index:
+            tables.append(_score_part(scorer, encoded, part, folder, index))
+        done += sum(map(len, part))
+        if progress is not None:
+            progress(done, len(encoded))
+    model.train(was_training)
+    if folder is None or output is None:
+        return Dataset(_in_order(tables, encoded, about))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        tables = [pq.read_table(folder / f"{index:06d}.parquet") for index in range(len(parts))]
+        write_table(_in_order(tables, encoded, about), Path(output))
+        shutil.rmtree(folder)
+    state.wait_for_everyone()
+    return read_scores(output)[0]
+
+
+def read_scores(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
+    """A score table and its provenance. Raises ValueError if the file is not one."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{path} is not a score table: it lacks {', '.join(missing)}")
+    metadata = (table.schema.metadata or {}).get(b"klball")
+    return Dataset(table), json.loads(metadata) if metadata else {}
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, temporary)
+    os.replace(temporary, path)
+
+
+def provenance(
+    scorer: Scorer,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Dataset,
+    max_length: int | None,
+    tokens_per_batch: int,
+) -> dict[str, Any]:
+    """What the scores depend on; two tables with the same provenance are the same table."""
+    model = causal_lm(scorer.model)
+    return {
+        "model": model.config._name_or_path,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "weights": _weights_hash(scorer.model),
+        "adapter": type(scorer.model).__name__ if scorer.model is not model else None,
+        "dtype": str(next(model.parameters()).dtype),
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "num_logits": scorer.num_logits(),
+        "vocabulary": len(tokenizer),
+        "full_logits": scorer.head is None,
+        "tokenizer": _hash(json.dumps(tokenizer.get_vocab(), sort_keys=True)),
+        "template": _hash(str(tokenizer.chat_template)),
+        "data": _hash(json.dumps([encoded["sample_id"][:], encoded["input_ids"][:], encoded["labels"][:]])),
+        "rows": len(encoded),
+        "max_length": max_length,
+        "tokens_per_batch": tokens_per_batch,
+        "libraries": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def _weights_hash(model: torch.nn.Module) -> str:
+    """A hash of every parameter's name, shape and two of its moments: enough to tell models apart."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().float()
+        digest.update(f"{name}{tuple(values.shape)}{values.sum():.9e}{values.square().sum():.9e}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _score_part(
+    scorer: Scorer, encoded: Dataset, batches: list[list[int]], folder: Path | None, index: int
+) -> pa.Table:
+    path = None if folder is None else folder / f"{index:06d}.parquet"
+    if path is not None and path.exists():
+        return pq.read_table(path)
+    columns: dict[str, list[Any]] = {"row": [], **{name: [] for name in SCORE_COLUMNS}}
+    for rows, scores in score_encoded(scorer, encoded, batches):
+        columns["row"] += rows
+        for name in SCORE_COLUMNS:
+            columns[name] += scores[name]
+    schema = pa.schema([("row", pa.int64()), *(SCHEMA.field(name) for name in SCORE_COLUMNS)])
+    table = pa.table(columns, schema=schema)
+    if path is not None:
+        write_table(table, path)
+    return table
+
+
+def _in_order(tables: list[pa.Table], encoded: Dataset, about: dict[str, Any]) -> pa.Table:
+    scores = pa.concat_tables(tables).sort_by("row")
+    columns = {name: scores[name] for name in SCORE_COLUMNS}
+    for name in ("sample_id", "num_bytes", "truncated"):
+        columns[name] = pa.array(encoded[name][:])
+    metadata = {"klball": json.dumps(about, sort_keys=True)}
+    table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    return table.replace_schema_metadata(metadata)
+
+
+def _parts_folder(output: Path, about: dict[str, Any]) -> Path:
+    """Named after the provenance, so that parts of one model never serve another."""
+    folder = output.with_name(f"{output.name}.parts-{_hash(json.dumps(about, sort_keys=True))}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _finished(output: Path, about: dict[str, Any]) -> pa.Table | None:
+    if not output.exists():
+        return None
+    table, recorded = read_scores(output)
+    if recorded != json.loads(json.dumps(about)):
+        changed = sorted(k for k in about if recorded.get(k) != json.loads(json.dumps(about[k])))
+        raise ValueError(
+            f"{output} was made from something else (different: {', '.join(changed)}); "
+            "remove it or choose another output"
+        )
+    return table.data.table

@@ -1,0 +1,301 @@
+r"""The worst re-weighting of scored samples inside a Kullback–Leibler ball, solved exactly.
+
+    minimise E_Q[g]  subject to  KL(Q‖F) ≤ ε,  E_Q[C] ≤ γ,  q ≤ c·f
+
+through its dual, maximise over λ ≥ 0, β ≥ 0:  h(λ,β) = −λε − βγ − λ log Σ f_i exp(−(g_i + βC_i)/λ).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klball.robust.faces import face_of, least_kl
+from klball.robust.multipliers import SLACK, Rounds, add_certainty, base_row, solve_ball
+
+Array = Any  # anything array-like: torch, NumPy, Arrow, pandas, a list
+
+
+class InfeasibleError(ValueError):
+    """No distribution in the ball has mean certainty γ or less; `gamma_min` is the smallest there."""
+
+    def __init__(self, message: str, gamma_min: float):
+        super().__init__(message)
+        self.gamma_min = gamma_min
+
+
+@dataclass(frozen=True)
+class DualSolution:
+    """A solved problem, or a batch of them: scalars become arrays [rounds], `status` a list.
+
+    lambda_, beta: multipliers of the ball (nats of score per nat of radius) and of the certainty cap.
+    kl, certainty, worst_case: KL(Q‖F), E_Q[C] (None without C) and E_Q[g] at `weights`.
+    dual_value: h at the multipliers. gap: worst_case − dual_value in units of max g − min g.
+    ess: effective sample size 1/Σ(q²). mu: q_i = f_i·min(c, exp((mu − g_i − βC_i)/λ)) if λ is in (0, ∞).
+    gamma_min: the smallest E_Q[C] in the ball (None where it was not needed).
+    status: optimal | point_mass | vertex | boundary | capped | infeasible.
+    """
+
+    lambda_: Any
+    beta: Any
+    weights: Any
+    kl: Any
+    certainty: Any
+    worst_case: Any
+    dual_value: Any
+    gap: Any
+    ess: Any
+    mu: Any
+    gamma_min: Any
+    status: Any
+    num_passes: int
+
+
+def solve_dual(
+    log_likelihood: Array,
+    certainty: Array | None = None,
+    *,
+    epsilon: float,
+    gamma: float | None = None,
+    base_weights: Array | None = None,
+    max_weight: float | None = None,
+    throw: bool = True,
+) -> DualSolution:
+    """The worst-case weights of a sample of scores, with multipliers and certificate, in float64.
+
+    q_i = f_i·exp(−(g_i + βC_i)/λ)/Z at the (λ, β) that maximise h; at ε = 0, λ = ∞ and q = f; where
+    the ball does not bind, λ = 0 and q is uniform on the minimisers of g.
+
+    log_likelihood: g, nats, [n] or [rounds, n]; certainty: C, nats, the same shape, needed by gamma.
+    epsilon: radius of the ball, nats. gamma: upper bound on E_Q[C]. base_weights: f, [n] or like g,
+    normalised here. max_weight: c ≥ 1, a bound on q_i/f_i. throw=False returns status "infeasible"
+    and NaN multipliers instead of raising.
+
+    Raises ValueError for malformed input and InfeasibleError (naming γ_min) if no Q qualifies.
+    Source: F. Deng, "Robust SFT" (slides); Hu & Hong (2013) for the dual of KL-constrained DRO.
+    """
+    g = _scores("log_likelihood", log_likelihood)
+    single = g.dim() == 1
+    g = torch.atleast_2d(g)
+    c = _matching("certainty", certainty, g)
+    _check_parameters(epsilon, gamma, max_weight, c)
+    problem = _Problem(g, c, _base(base_weights, g), float(epsilon), gamma, max_weight)
+    solution = _solve(problem)
+    if throw and "infeasible" in solution.status:
+        _raise_infeasible(solution, problem, single)
+    return _like_input(solution, log_likelihood, single)
+
+
+@dataclass(frozen=True)
+class RobustProfile:
+    """ε ↦ (L_ε, λ, ESS): lists of the same length as `epsilon`. L_ε = −E_Q[g], and dL_ε/dε = λ."""
+
+    epsilon: list[float]
+    robust_loss: list[float]
+    lambda_: list[float]
+    ess: list[float]
+
+
+def robust_profile(
+    log_likelihood: Array,
+    epsilons: Sequence[float],
+    *,
+    base_weights: Array | None = None,
+    max_weight: float | None = None,
+) -> RobustProfile:
+    """The worst-case loss L_ε of one set of scores [n] for each radius, with λ and ESS.
+
+    L_ε = max {E_Q[−g] : KL(Q‖F) ≤ ε} is increasing and concave in ε with slope λ.
+    Raises ValueError like `solve_dual`.
+    """
+    solutions = [
+        solve_dual(log_likelihood, epsilon=e, base_weights=base_weights, max_weight=max_weight)
+        for e in epsilons
+    ]
+    return RobustProfile(
+        epsilon=[float(e) for e in epsilons],
+        robust_loss=[-float(s.worst_case) for s in solutions],
+        lambda_=[float(s.lambda_) for s in solutions],
+        ess=[float(s.ess) for s in solutions],
+    )
+
+
+# --- the certificate --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Validated scores and base weights, float64 [rounds, n], and the constraints."""
+
+    g: Tensor
+    c: Tensor | None
+    base: Tensor | None
+    epsilon: float
+    gamma: float | None
+    cap: float | None
+
+
+def _solve(problem: _Problem) -> DualSolution:
+    g, c, base, gamma = problem.g, problem.c, problem.base, problem.gamma
+    x, g_min, g_range = _standardised(g, base)
+    rounds = solve_ball(x, base, problem.cap, problem.epsilon)
+    c_min, c_range = torch.zeros_like(g_min), torch.ones_like(g_min)
+    gamma_min = None
+    if c is not None and gamma is not None:
+        y, c_min, c_range = _standardised(c, base)
+        target, slack = (gamma - c_min) / c_range, SLACK + 4e-16 * c.abs().amax(dim=1) / c_range
+        least = add_certainty(rounds, x, y, base, problem.cap, problem.epsilon, target, slack)
+        gamma_min = c_min + c_range * least
+    lambda_ = torch.where(rounds.a.isinf(), 0.0, g_range / rounds.a)
+    beta = torch.where(rounds.beta == 0, 0.0, rounds.beta * g_range / c_range)
+    mu = lambda_ * rounds.mu + g_min + beta * c_min
+    mu = torch.where((rounds.a > 0) & rounds.a.isfinite() & beta.isfinite(), mu, math.nan)
+    # E_Q[x] in [0, 1] keeps digits that E_Q[g] would lose to a large common offset
+    worst_x = torch.linalg.vecdot(rounds.weights, x)
+    dual = _dual_value(problem, rounds, lambda_, beta, mu, g_min + g_range * worst_x)
+    return DualSolution(
+        lambda_=lambda_,
+        beta=beta,
+        weights=rounds.weights,
+        kl=rounds.kl,
+        certainty=None if c is None else torch.linalg.vecdot(rounds.weights, c),
+        worst_case=g_min + g_range * worst_x,
+        dual_value=dual,
+        gap=(worst_x - (dual - g_min) / g_range).abs(),
+        ess=1 / torch.linalg.vecdot(rounds.weights, rounds.weights),
+        mu=mu,
+        gamma_min=gamma_min,
+        status=rounds.status,
+        num_passes=rounds.passes,
+    )
+
+
+def _dual_value(
+    problem: _Problem, rounds: Rounds, lambda_: Tensor, beta: Tensor, mu: Tensor, worst: Tensor
+) -> Tensor:
+    """h(λ, β) of every round; where λ or β is infinite h reaches the primal value in the limit."""
+    dual = worst.clone()
+    for r, status in enumerate(rounds.status):
+        penalty = float(beta[r]) * problem.gamma if problem.gamma is not None and beta[r] > 0 else 0.0
+        if status == "infeasible" or lambda_[r].isinf() or beta[r].isinf():
+            continue
+        if lambda_[r] == 0:
+            dual[r] = _least_mean(problem, float(beta[r]), r) - penalty
+        elif problem.cap is None:
+            dual[r] = mu[r] - lambda_[r] * problem.epsilon - penalty
+        else:
+            over = mu[r] - _penalised(problem, float(beta[r]), r) - lambda_[r] * math.log(problem.cap)
+            base = base_row(problem.base, problem.g, r)
+            cap_price = problem.cap * (base @ over.clamp(min=0))
+            dual[r] = mu[r] - cap_price - lambda_[r] * problem.epsilon - penalty
+    return dual
+
+
+def _penalised(problem: _Problem, beta: float, r: int) -> Tensor:
+    return problem.g[r] if problem.c is None or beta == 0 else problem.g[r] + beta * problem.c[r]
+
+
+def _least_mean(problem: _Problem, beta: float, r: int) -> Tensor:
+    """min E_q[g + βC] over q ≤ c·f: h at λ = 0, but for the term −βγ."""
+    z = _penalised(problem, beta, r)
+    return least_kl(face_of(z, base_row(problem.base, problem.g, r), problem.cap)) @ z
+
+
+def _standardised(scores: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """((s − min)/range, min, range) a row, over the samples with positive base weight."""
+    usable = None if base is None else base > 0
+    low = scores if usable is None else scores.masked_fill(~usable, math.inf)
+    high = scores if usable is None else scores.masked_fill(~usable, -math.inf)
+    least, span = low.amin(dim=1), high.amax(dim=1)
+    span = torch.where(span > least, span - least, 1.0)
+    standardised = scores.sub(least[:, None]).div_(span[:, None])
+    if usable is not None:
+        standardised = standardised.masked_fill(~usable, 1.0)
+    return standardised, least, span
+
+
+# --- input and output -------------------------------------------------------------------------
+
+
+def _scores(name: str, values: Array) -> Tensor:
+    """The values as a finite float64 tensor of one or two dimensions."""
+    try:
+        tensor = values.detach().to(dtype=torch.float64, device="cpu") if isinstance(
+            values, Tensor
+        ) else torch.from_numpy(np.asarray(values, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is not an array of numbers: {error}") from None
+    if tensor.dim() not in (1, 2) or tensor.numel() == 0:
+        raise ValueError(f"{name} must be a non-empty [n] or [rounds, n] array, not {list(tensor.shape)}")
+    # a sum is finite unless a term is not, or it overflowed: look closer only then
+    if not math.isfinite(float(tensor.sum())):
+        bad = int((~tensor.isfinite()).sum())
+        if bad:
+            raise ValueError(f"{name} has {bad} NaN or infinite values; drop or repair those samples first")
+    return tensor.contiguous()
+
+
+def _matching(name: str, values: Array | None, g: Tensor) -> Tensor | None:
+    if values is None:
+        return None
+    tensor = torch.atleast_2d(_scores(name, values))
+    if tensor.shape != g.shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, log_likelihood {list(g.shape)}")
+    return tensor
+
+
+def _base(values: Array | None, g: Tensor) -> Tensor | None:
+    if values is None:
+        return None
+    base = torch.atleast_2d(_scores("base_weights", values))
+    if base.shape[1] != g.shape[1] or base.shape[0] not in (1, g.shape[0]):
+        raise ValueError(f"base_weights has shape {list(base.shape)}, log_likelihood {list(g.shape)}")
+    if bool((base < 0).any()) or bool((base.sum(dim=1) == 0).any()):
+        raise ValueError("base_weights must not be negative, and not all zero")
+    return (base / base.sum(dim=1, keepdim=True)).expand_as(g).contiguous()
+
+
+def _check_parameters(
+    epsilon: float, gamma: float | None, max_weight: float | None, certainty: Tensor | None
+) -> None:
+    if not (math.isfinite(epsilon) and epsilon >= 0):
+        raise ValueError(f"epsilon must be a finite number of nats, 0 or more, not {epsilon}")
+    if gamma is not None and not math.isfinite(gamma):
+        raise ValueError(f"gamma must be a finite number of nats, not {gamma}; leave it out for no bound")
+    if gamma is not None and certainty is None:
+        raise ValueError("gamma bounds the mean certainty: pass certainty too")
+    if max_weight is not None and not (math.isfinite(max_weight) and max_weight >= 1):
+        raise ValueError(f"max_weight must be finite and at least 1 (the mean weight), not {max_weight}")
+
+
+def _raise_infeasible(solution: DualSolution, problem: _Problem, single: bool) -> None:
+    where = [r for r, status in enumerate(solution.status) if status == "infeasible"]
+    gamma_min = float(solution.gamma_min[where].max())
+    rounds = "" if single else f" in {len(where)} of {len(solution.status)} rounds"
+    cap = "" if problem.cap is None else f" and max_weight = {problem.cap}"
+    raise InfeasibleError(
+        f"infeasible{rounds}: with epsilon = {problem.epsilon}{cap} the mean certainty cannot go below "
+        f"γ_min = {gamma_min!r}, but gamma = {problem.gamma}; raise gamma to at least γ_min, or epsilon",
+        gamma_min,
+    )
+
+
+def _like_input(solution: DualSolution, values: Array, single: bool) -> DualSolution:
+    """Torch in, torch out; anything else gives NumPy arrays, and plain numbers for a single problem."""
+    changes: dict[str, Any] = {}
+    for field in fields(solution):
+        value = getattr(solution, field.name)
+        if isinstance(value, Tensor):
+            value = value[0] if single else value
+            if single and value.dim() == 0:
+                value = float(value)
+            elif not isinstance(values, Tensor):
+                value = value.numpy()
+            changes[field.name] = value
+    if single:
+        changes["status"] = solution.status[0]
+    return replace(solution, **changes)

@@ -1,0 +1,163 @@
+"""The accountant: the latest score of every training sample, and the adversary's answer to them."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from klball.robust.ambiguity import AmbiguitySet, CertaintyKLBall
+from klball.robust.dual import DualSolution, InfeasibleError
+
+logger = logging.getLogger(__name__)
+
+LEDGER_FILE = "ledger.safetensors"
+HISTORY_FILE = "history.parquet"
+RELAXED_MARGIN = 0.01  # of the way from γ_min to the mean certainty
+
+
+@dataclass
+class Accountant:
+    """Ledger and adversary of one training run; every rank holds the same.
+
+    Entries age while the model moves, so stale ones look hard. Whenever a batch is visited, the mean
+    gap between its fresh scores and its own entries measures the ageing without sampling noise, and
+    half of it is added to all entries (they are on average half as stale as the oldest): the
+    paired shift, one scalar per score.
+
+    base_weights: f ∝ T_i for token normalisation, None for 1/n. frozen: `reweight="static"`.
+    """
+
+    ambiguity: AmbiguitySet
+    log_likelihood: Tensor  # [n], float64, without the shift
+    certainty: Tensor | None
+    base_weights: Tensor | None
+    relax: bool
+    frozen: bool
+
+    def __post_init__(self) -> None:
+        self.shift = torch.zeros(2, dtype=torch.float64)
+        self.relaxed = 0
+        self.history: list[dict[str, float]] = []
+        self.solution: DualSolution | None = None
+
+    def rewrite(self, log_likelihood: Tensor, certainty: Tensor | None) -> None:
+        """Replace every entry after a full re-scoring."""
+        self.log_likelihood, self.certainty = log_likelihood, certainty
+        self.shift.zero_()
+        self.solution = None
+
+    def scores(self) -> tuple[Tensor, Tensor | None]:
+        """The entries, shift included: g and C, [n]."""
+        certainty = None if self.certainty is None else self.certainty + self.shift[1]
+        return self.log_likelihood + self.shift[0], certainty
+
+    def solve(self) -> DualSolution:
+        """The adversary's multipliers for the coming optimizer step, frozen until the next call."""
+        if self.solution is None:
+            self.solution = self._solve()
+        return self.solution
+
+    def begin_step(self) -> None:
+        """Solve anew on the entries as they are now; static weights stay."""
+        if not self.frozen:
+            self.solution = None
+        self.solve()
+
+    def _solve(self) -> DualSolution:
+        g, c = self.scores()
+        try:
+            return self.ambiguity.solve(g, c, self.base_weights)
+        except InfeasibleError as error:
+            if not self.relax or c is None:
+                raise
+            mean = float(c.mean()) if self.base_weights is None else float(self.base_weights @ c)
+            gamma = error.gamma_min + RELAXED_MARGIN * max(mean - error.gamma_min, 1e-6)
+            if self.relaxed == 0:
+                logger.warning(
+                    "gamma = %s has become infeasible (γ_min = %.4f): relaxed to %.4f, and again whenever "
+                    "that happens; see gamma_relaxed in the log",
+                    *(self.ambiguity.gamma, error.gamma_min, gamma),
+                )
+            self.relaxed += 1
+            ball = CertaintyKLBall(self.ambiguity.epsilon, gamma, self.ambiguity.max_weight)
+            return ball.solve(g, c, self.base_weights)
+
+    def density(self, index: Tensor, log_likelihood: Tensor, certainty: Tensor | None) -> Tensor:
+        """q_i/f_i of visited samples from their fresh scores, float64, mean about 1.
+
+        min(c, exp((μ − g − βC)/λ)); where λ is 0 or ∞, or weights are static, the ledger's own.
+        """
+        solution = self.solve()
+        if self.frozen or not 0 < solution.lambda_ < math.inf or not math.isfinite(solution.mu):
+            weights = solution.weights[index]
+            return weights * len(self.log_likelihood) if self.base_weights is None else (
+                weights / self.base_weights[index]
+            )
+        score = log_likelihood.double()
+        if certainty is not None and solution.beta > 0:
+            score = score + solution.beta * certainty.double()
+        cap = self.ambiguity.max_weight or math.inf
+        return ((solution.mu - score) / solution.lambda_).exp().clamp(max=cap)
+
+    def record(self, index: Tensor, log_likelihood: Tensor, certainty: Tensor | None) -> None:
+        """Enter the fresh scores of one optimizer step's samples, and shift all the others."""
+        if self.frozen or len(index) == 0:
+            return
+        fresh = [(log_likelihood, self.log_likelihood), (certainty, self.certainty)]
+        for k, (scores, entries) in enumerate(fresh):
+            if scores is None or entries is None:
+                continue
+            gap = (scores.double() - entries[index] - self.shift[k]).mean()
+            self.shift[k] += gap / 2
+            entries[index] = scores.double() - self.shift[k]
+
+    def summary(self) -> dict[str, float]:
+        """What every logging step reports of the adversary."""
+        s = self.solve()
+        report = {
+            "lambda": s.lambda_,
+            "beta": s.beta,
+            "kl": s.kl,
+            "ess_ratio": s.ess / len(self.log_likelihood),
+            "robust_loss": -s.worst_case,
+        }
+        if isinstance(self.ambiguity, CertaintyKLBall):
+            report |= {"certainty": float(s.certainty), "gamma_relaxed": float(self.relaxed)}
+        return report
+
+    def save(self, folder: Path) -> None:
+        """Ledger and history into a checkpoint folder, before the checkpoint counts as complete."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"log_likelihood": self.log_likelihood, "shift": self.shift}
+        tensors["relaxed"] = torch.tensor(self.relaxed)
+        if self.certainty is not None:
+            tensors["certainty"] = self.certainty
+        save_file(tensors, folder / LEDGER_FILE)
+        self.save_history(folder / HISTORY_FILE)
+
+    def save_history(self, path: Path) -> None:
+        """One row a step: λ, β, KL, ESS/n, weights, losses, entropy."""
+        pq.write_table(pa.Table.from_pylist(self.history), path)
+
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint. Raises ValueError if its ledger is of other data."""
+        path = folder / LEDGER_FILE
+        if not path.is_file():
+            raise ValueError(f"{folder} has no ledger: it was not written by RobustSFTTrainer")
+        tensors: dict[str, Any] = load_file(path)
+        if len(tensors["log_likelihood"]) != len(self.log_likelihood):
+            raise ValueError(
+                f"the ledger in {folder} has {len(tensors['log_likelihood'])} samples, "
+                f"the training data {len(self.log_likelihood)}"
+            )
+        self.log_likelihood, self.certainty = tensors["log_likelihood"], tensors.get("certainty")
+        self.shift, self.relaxed = tensors["shift"], int(tensors["relaxed"])
+        self.history = pq.read_table(folder / HISTORY_FILE).to_pylist()
+        self.solution = None

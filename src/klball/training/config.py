@@ -1,0 +1,85 @@
+"""RobustSFTConfig: TRL's SFTConfig and the few settings that robust training adds."""
+
+from dataclasses import dataclass, field
+
+from trl import SFTConfig
+
+from klball.robust.ambiguity import AmbiguitySet, ambiguity_set
+from klball.robust.objectives import OBJECTIVES
+
+REWEIGHT = ("live", "static")
+NORMALIZATION = ("sample", "token", "sum")
+ON_INFEASIBLE = ("relax", "raise")
+
+
+@dataclass
+class RobustSFTConfig(SFTConfig):
+    """TRL's `SFTConfig` plus the adversary. Raises ValueError for a bad or contradictory value.
+
+    epsilon: radius of the KL ball, nats; 0 is plain SFT. gamma: bound on the mean self-certainty.
+    max_weight: largest q_i/f_i the adversary may use. reweight: "live" (weights follow the model) or
+    "static" (fixed from the starting model). objective: token objective; None follows `loss_type`.
+    entropy_coef: weight of an entropy bonus, L − coef·H. normalization: "sample" (f = 1/n), "token"
+    (f_i ∝ T_i) or "sum" (f = 1/n, scores summed over tokens). rescore_steps: optimizer steps between full
+    re-scorings (None: an epoch; 0: never). on_infeasible: "relax" gamma or "raise". certainty_gradient:
+    add the −β Σ q ∇C of the envelope theorem.
+    """
+
+    epsilon: float = field(default=0.05, metadata={"help": "Radius of the KL ball in nats; 0 is plain SFT."})
+    gamma: float | None = field(
+        default=None, metadata={"help": "Upper bound on the mean self-certainty under the weights, nats."}
+    )
+    max_weight: float | None = field(
+        default=None, metadata={"help": "Largest weight of a sample relative to plain averaging (at least 1)."}
+    )
+    reweight: str = field(
+        default="live", metadata={"help": "'live': weights follow the model; 'static': fixed from its start."}
+    )
+    objective: str | None = field(
+        default=None, metadata={"help": "Token objective: nll, dft or dft-sequence; default: loss_type."}
+    )
+    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus, L - coef*H."})
+    normalization: str = field(
+        default="sample", metadata={"help": "'sample' (f = 1/n), 'token' (f ~ answer tokens) or 'sum'."}
+    )
+    rescore_steps: int | None = field(
+        default=None,
+        metadata={"help": "Optimizer steps between full re-scorings; default: an epoch; 0: never."},
+    )
+    on_infeasible: str = field(
+        default="relax", metadata={"help": "When gamma becomes infeasible: 'relax' it or 'raise'."}
+    )
+    certainty_gradient: bool = field(
+        default=False, metadata={"help": "Add the gradient of the certainty (envelope theorem)."}
+    )
+    assistant_only_loss: bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None, metadata={"help": "Train on assistant turns only; default: yes for `messages` data."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.ambiguity()  # raises for bad numbers
+        _one_of("reweight", self.reweight, REWEIGHT)
+        _one_of("normalization", self.normalization, NORMALIZATION)
+        _one_of("on_infeasible", self.on_infeasible, ON_INFEASIBLE)
+        if self.objective is not None:
+            _one_of("objective", self.objective, tuple(OBJECTIVES))
+            if self.loss_type not in ("nll", self.objective):
+                raise ValueError(
+                    f"objective={self.objective!r} contradicts loss_type={self.loss_type!r}: set one of them"
+                )
+        if self.certainty_gradient and self.gamma is None:
+            raise ValueError("certainty_gradient needs gamma: without it certainty plays no part")
+        if self.certainty_gradient and self.reweight == "static":
+            raise ValueError("certainty_gradient needs reweight='live': static weights have no multiplier")
+        if self.rescore_steps is not None and self.rescore_steps < 0:
+            raise ValueError(f"rescore_steps must be 0 or more, not {self.rescore_steps}")
+
+    def ambiguity(self) -> AmbiguitySet:
+        """The ambiguity set of epsilon, gamma and max_weight."""
+        return ambiguity_set(self.epsilon, self.gamma, self.max_weight)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

@@ -1,0 +1,58 @@
+"""What RobustSFTTrainer does not support, said in one line before anything is loaded."""
+
+from typing import Any
+
+from datasets import Dataset
+
+from klball.training.config import RobustSFTConfig
+
+
+def refuse_unsupported(
+    args: Any, positional: tuple[Any, ...], kwargs: dict[str, Any], objective: Any, ambiguity: Any
+) -> None:
+    """Raise ValueError for an unsupported argument, dataset or combination."""
+    if positional:
+        raise ValueError("pass RobustSFTTrainer's arguments after `args` by keyword")
+    if not isinstance(args, RobustSFTConfig):
+        raise ValueError(f"args must be a RobustSFTConfig, not {type(args).__name__}")
+    _refuse_arguments(args, kwargs, objective, ambiguity)
+    _refuse_data(kwargs.get("train_dataset"))
+
+
+def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: Any, ambiguity: Any) -> None:
+    peft_config = kwargs.get("peft_config")
+    default = RobustSFTConfig.__dataclass_fields__["epsilon"].default
+    problems = {
+        "compute_loss_func bypasses the sample weights: pass objective= instead": kwargs.get("compute_loss_func"),
+        "compute_metrics needs logits that are never built: use klball.score": kwargs.get("compute_metrics"),
+        "label_smoothing_factor is not supported": args.label_smoothing_factor > 0,
+        "packing and padding_free are not supported: they erase sample boundaries": args.packing
+        or args.padding_free,
+        "prompt-learning PEFT methods are not supported: use LoRA": getattr(
+            peft_config, "is_prompt_learning", False
+        ),
+        "average_tokens_across_devices=False would make gradients depend on the number of processes": (
+            not args.average_tokens_across_devices
+        ),
+        "context, sequence and tensor parallelism are not supported": args.parallelism_config,
+        "give the objective once: objective= or RobustSFTConfig(objective=...)": objective and args.objective,
+        "give the ambiguity set once: ambiguity= or epsilon, gamma and max_weight": ambiguity is not None
+        and (args.epsilon != default or args.gamma is not None or args.max_weight is not None),
+    }
+    for message, present in problems.items():
+        if present:
+            raise ValueError(message)
+
+
+def _refuse_data(dataset: Any) -> None:
+    if dataset is None:
+        raise ValueError("train_dataset is required")
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"train_dataset must be a datasets.Dataset, not {type(dataset).__name__}: streaming data has no "
+            "fixed set of samples to weigh"
+        )
+    if dataset.format["type"] == "custom":
+        raise ValueError("data sets with with_transform() are not supported: use map() instead")
+    if {"image", "images"} & set(dataset.column_names):
+        raise ValueError("images are not supported")

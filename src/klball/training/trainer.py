@@ -1,0 +1,355 @@
+"""RobustSFTTrainer: TRL's SFTTrainer whose loss weighs samples as the worst case in a KL ball would."""
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from klball.data.rows import IGNORED, with_sample_ids
+from klball.evaluation.models import causal_lm
+from klball.evaluation.perplexity import summary_of
+from klball.evaluation.scoring import Scorer, batches_by_length, score_encoded
+from klball.robust.ambiguity import AmbiguitySet
+from klball.robust.objectives import Objective, objective_named
+from klball.training.accountant import HISTORY_FILE, Accountant
+from klball.training.checkpoints import newest_complete
+from klball.training.config import RobustSFTConfig
+from klball.training.forward import SampleForward
+from klball.training.refusals import refuse_unsupported
+
+logger = logging.getLogger(__name__)
+
+INDEX = "sample_index"
+FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1", "mean_logits")
+
+
+class RobustSFTTrainer(SFTTrainer):
+    """`trl.SFTTrainer` with the same arguments, data formats and callbacks, and an adversary.
+
+    Per optimizer step, with (λ, β, μ) solved on the ledger of all samples' scores and then frozen:
+
+        w_i = min(c, exp((μ − g_i − βC_i)/λ))                 g_i, C_i fresh and detached
+        loss = Σ_i w_i · (1/T_i) Σ_t ℓ_t  /  samples in the step      normalization "sample"
+               Σ_i w_i · Σ_t ℓ_t          /  tokens in the step       "token"
+               Σ_i w_i · Σ_t ℓ_t          /  samples in the step      "sum" (scores summed too)
+
+    so gradients do not depend on micro-batches, accumulation, padding or the number of processes.
+    `objective`: a callable from token log-probabilities (B, T) to token losses, instead of the
+    configured one. `ambiguity`: an ambiguity set, instead of epsilon, gamma and max_weight.
+    Raises ValueError for combinations that are not supported. Source: F. Deng, "Robust SFT".
+    """
+
+    _tag_names = ["klball", "robust-sft"]
+
+    def __init__(
+        self,
+        model: Any,
+        args: RobustSFTConfig | None = None,
+        *positional: Any,
+        objective: Objective | None = None,
+        ambiguity: AmbiguitySet | None = None,
+        **kwargs: Any,
+    ):
+        args = args or RobustSFTConfig(output_dir="robust-sft")
+        refuse_unsupported(args, positional, kwargs, objective, ambiguity)
+        args = copy.copy(args)
+        args.assistant_only_loss = _assistant_only(args, kwargs["train_dataset"])
+        kwargs["train_dataset"] = with_sample_ids(kwargs["train_dataset"])
+        self.objective = objective or objective_named(args.objective or args.loss_type)
+        self.ambiguity = ambiguity or args.ambiguity()
+        super().__init__(model, args, **kwargs)
+        self.loss_is_scaled_for_ga = True  # normalised over the whole optimizer step, here
+        if self.aux_loss_enabled:
+            raise ValueError("the router loss of mixture-of-experts is not supported: set router_aux_loss_coef=0.0")
+        self.train_dataset = self.train_dataset.add_column(INDEX, list(range(len(self.train_dataset))))
+        self._needs_certainty = self.ambiguity.gamma is not None
+        inner = causal_lm(self.model)
+        if self._needs_certainty:
+            add_fused_lm_head(inner, outputs=FUSED_OUTPUTS)
+        self.data_collator = _WithIndex(self.data_collator)
+        self._forward = SampleForward(
+            inner, self._needs_certainty, args.certainty_gradient, self.train_dataset[0]["input_ids"]
+        )
+        self.accountant = self._empty_accountant()
+        self._resume_folder: Path | None = None
+        self._step_rows: list[Tensor] = []
+        self.scoring_seconds = {"initial": 0.0, "rescoring": 0.0}
+        self.add_callback(_BeginTraining(self))
+
+    # --- data ---------------------------------------------------------------------------------
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, *rest: Any) -> Any:
+        """TRL's preparation in two steps, to count the rows that `max_length` cuts or drops."""
+        whole = copy.copy(args)
+        whole.max_length, whole.shuffle_dataset = None, False
+        tokenised = super()._prepare_dataset(dataset, processing_class, whole, *rest)
+        prepared = super()._prepare_dataset(tokenised, processing_class, args, *rest)
+        limit = args.max_length or math.inf
+        cut = sum(len(ids) > limit for ids in tokenised["input_ids"])
+        if cut:
+            logger.warning(
+                "%s: %d of %d rows are longer than max_length = %s: %d cut, %d dropped (no answer left)",
+                *(rest[-1], cut, len(tokenised), args.max_length),
+                *(cut - len(tokenised) + len(prepared), len(tokenised) - len(prepared)),
+            )
+        return prepared
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if INDEX not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, INDEX]
+
+    def _empty_accountant(self) -> Accountant:
+        labels = self.train_dataset["labels"]
+        counts = torch.tensor([sum(x != IGNORED for x in row[1:]) for row in labels], dtype=torch.float64)
+        if bool((counts == 0).any()):
+            raise ValueError(f"{int((counts == 0).sum())} training rows have no answer token; drop them")
+        zeros = torch.zeros_like(counts)
+        return Accountant(
+            ambiguity=self.ambiguity,
+            log_likelihood=zeros,
+            certainty=zeros.clone() if self._needs_certainty else None,
+            base_weights=counts / counts.sum() if self.args.normalization == "token" else None,
+            relax=self.args.on_infeasible == "relax",
+            frozen=self.args.reweight == "static",
+        )
+
+    # --- the ledger ---------------------------------------------------------------------------
+
+    def score_dataset(self, dataset: Dataset) -> dict[str, Tensor]:
+        """Fresh scores of prepared rows, in their order: float64 columns of the score table."""
+        was_training = self.model.training
+        self.model.eval()
+        scorer = Scorer(self.model, dataset[0]["input_ids"], self.accelerator.autocast)
+        batches = batches_by_length([len(ids) for ids in dataset["input_ids"]])
+        names = ("log_likelihood", "certainty", "entropy", "sum_log_prob", "num_tokens")
+        table = torch.zeros(len(dataset), len(names), dtype=torch.float64)
+        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        for rows, scores in score_encoded(scorer, dataset, mine):
+            columns = [torch.tensor(scores[name], dtype=torch.float64) for name in names]
+            table[rows] = torch.stack(columns, dim=1)
+        self.model.train(was_training)
+        if self.accelerator.num_processes > 1:
+            device = self.accelerator.device
+            table = self.accelerator.reduce(table.to(device), reduction="sum").cpu()
+        return dict(zip(names, table.unbind(1), strict=True))
+
+    def rescore(self, reason: str = "rescoring") -> None:
+        """Rewrite the whole ledger with fresh scores; the time it takes is kept in `scoring_seconds`."""
+        began = time.perf_counter()
+        scores = self.score_dataset(self.train_dataset)
+        g, c = scores["log_likelihood"], scores["certainty"]
+        if self.args.normalization == "sum":
+            g, c = scores["sum_log_prob"], c * scores["num_tokens"]
+        self.accountant.rewrite(g, c if self._needs_certainty else None)
+        self.scoring_seconds[reason] += time.perf_counter() - began
+
+    def begin_training(self) -> None:
+        """Fill the ledger: from the checkpoint that training resumes from, else by scoring all rows."""
+        if self._resume_folder is not None:
+            self.accountant.load(self._resume_folder)
+        elif self.state.global_step == 0:
+            self.accountant.history.clear()
+            self.rescore("initial")
+
+    def _rescore_is_due(self) -> bool:
+        steps = self.args.rescore_steps
+        if steps is None:
+            per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            steps = math.ceil(len(self.train_dataset) / per_step)
+        due = steps > 0 and self.state.global_step > 0 and self.state.global_step % steps == 0
+        return due and self.args.reweight == "live" and self.ambiguity.epsilon > 0
+
+    # --- one optimizer step -------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Fetch the whole step's batches, count its distinct samples over all ranks, freeze (λ, β)."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and INDEX in batches[0]:
+            if self._rescore_is_due():
+                self.rescore()
+            self.accountant.begin_step()
+            self._plan_step(batches, device)
+        return batches, num_items
+
+    def _plan_step(self, batches: list[Any], device: torch.device) -> None:
+        """Which rows count: a sample that `even_batches` repeats within the step counts once."""
+        index = torch.cat([batch[INDEX] for batch in batches]).to(device)
+        tokens = torch.cat([(batch["labels"][:, 1:] != IGNORED).sum(1) for batch in batches]).to(device)
+        rows = torch.stack([index, tokens], dim=1)
+        start = 0
+        if self.accelerator.num_processes > 1:
+            padded = self.accelerator.pad_across_processes(rows, dim=0, pad_index=-1)
+            start = self.accelerator.process_index * len(padded)
+            rows = self.accelerator.gather(padded)
+        seen: set[int] = {-1}
+        first = torch.zeros(len(rows), dtype=torch.bool)
+        for position, sample in enumerate(rows[:, 0].tolist()):
+            first[position] = sample not in seen
+            seen.add(sample)
+        keep = first[start : start + len(index)].to(device)
+        self._keep = list(keep.split([len(batch[INDEX]) for batch in batches]))
+        self._divisor = float(first.sum())
+        if self.args.normalization == "token":
+            self._divisor = float(rows[first.to(rows.device), 1].sum())
+        self._remaining = len(batches)
+        self._step_rows = []
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The weighted loss of one micro-batch, already divided by the step's total."""
+        if INDEX not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        index = inputs.pop(INDEX)
+        scores = self._forward(model, inputs)
+        losses = self.objective(scores.log_probs) - self.args.entropy_coef * scores.entropy
+        losses = losses.masked_fill(~scores.mask, 0.0).sum(1)  # (B)
+        scale = 1.0 if self.args.normalization == "sum" else 1 / scores.num_tokens
+        g = scores.log_probs.detach().double().sum(1) * scale
+        c = None if scores.certainty is None else scores.certainty.double().sum(1) * scale
+        self._refuse_nonfinite(index, g)
+        position = len(self._keep) - self._remaining
+        keep = self._keep[position]
+        detached_c = None if c is None else c.detach().cpu()
+        density = self.accountant.density(index.cpu(), g.cpu(), detached_c).to(g.device)
+        if self.args.normalization == "sample":
+            losses = losses / scores.num_tokens
+        if self.args.certainty_gradient and c is not None:
+            priced = c * scores.num_tokens if self.args.normalization == "token" else c
+            losses = losses - float(self.accountant.solve().beta) * priced.to(losses.dtype)
+        loss = ((density * keep).to(losses.dtype) * losses).sum() / self._divisor
+        self._keep_rows(index, keep, g, c, density, scores)
+        # DDP averages gradients over ranks; the divisor already counts all of them
+        return loss * self.accelerator.num_processes
+
+    def _refuse_nonfinite(self, index: Tensor, g: Tensor) -> None:
+        if bool(g.isfinite().all()):
+            return
+        sample = self.train_dataset[int(index[~g.isfinite()][0])]["sample_id"]
+        raise ValueError(
+            f"log-likelihood of sample {sample!r} is not finite at step {self.state.global_step}: "
+            "lower learning_rate, or train in float32 (--bf16 false)"
+        )
+
+    def _keep_rows(
+        self, index: Tensor, keep: Tensor, g: Tensor, c: Tensor | None, density: Tensor, scores: Any
+    ) -> None:
+        """What the end of the step needs of each sample: columns of `_finish_step`."""
+        certainty = torch.zeros_like(g) if c is None else c.detach()
+        columns = [index, keep, g, certainty, density, scores.num_tokens]
+        columns += [scores.log_probs.detach().sum(1), scores.entropy.detach().sum(1), scores.is_top1.sum(1)]
+        self._step_rows.append(torch.stack([column.double() for column in columns], dim=1))
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's step; after the last micro-batch the fresh scores of all ranks go to the ledger."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._remaining -= 1
+        if self._remaining == 0:
+            self._finish_step()
+        return loss
+
+    def _finish_step(self) -> None:
+        rows = torch.cat(self._step_rows)
+        if self.accelerator.num_processes > 1:
+            rows = self.accelerator.gather(self.accelerator.pad_across_processes(rows, dim=0, pad_index=0))
+        rows = rows.cpu()
+        self._total_train_tokens += int(rows[:, 5].sum())
+        index, _, g, c, density, tokens, log_prob, entropy, top1 = rows[rows[:, 1] > 0].unbind(1)
+        step = {
+            **self.accountant.summary(),
+            "mean_weight": float(density.mean()),
+            "max_weight": float(density.max()),
+            "plain_loss": float(-(log_prob / tokens).mean()),
+            "nll": float(-log_prob.sum() / tokens.sum()),
+            "entropy": float(entropy.sum() / tokens.sum()),
+            "mean_token_accuracy": float(top1.sum() / tokens.sum()),
+        }
+        self.accountant.history.append({"step": self.state.global_step + 1, **step})
+        for name, value in step.items():
+            self._metrics["train"][name].append(value)
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        self.accountant.record(index.long(), g, c if self._needs_certainty else None)
+
+    # --- evaluation and checkpoints -----------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Metrics of the score table: `loss` is the mean NLL over all tokens, not a mean of batch means."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, dict):
+            parts = (self.evaluate(d, ignore_keys, f"{metric_key_prefix}_{k}") for k, d in dataset.items())
+            return {name: value for part in parts for name, value in part.items()}
+        if "labels" not in dataset.column_names:
+            tokenizer = self.processing_class
+            dataset = self._prepare_dataset(dataset, tokenizer, self.args, False, self._formatting_func, "eval")
+        summary = summary_of(self.score_dataset(dataset))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in summary.items()}
+        self.model.eval()  # TRL's log keeps training and evaluation metrics apart by this
+        self.log(metrics)
+        self.model.train(self.is_in_train)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """TRL's train; True resumes from the newest complete checkpoint of the output folder."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = newest_complete(Path(str(self.args.output_dir)))
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} has no complete checkpoint to resume from")
+        self._resume_folder = Path(str(resume_from_checkpoint)) if resume_from_checkpoint else None
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.args.should_save:
+            Path(str(self.args.output_dir)).mkdir(parents=True, exist_ok=True)
+            self.accountant.save_history(Path(str(self.args.output_dir)) / HISTORY_FILE)
+        return output
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The ledger goes first: TRL writes trainer_state.json last, and only that completes a checkpoint."""
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self.accountant.save(folder)
+        super()._save_checkpoint(model, trial)
+
+
+class _WithIndex:
+    """A collator that passes the sample index on beside what TRL's collator emits."""
+
+    def __init__(self, collator: Any):
+        self.collator = collator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(examples)
+        if INDEX in examples[0]:
+            batch[INDEX] = torch.tensor([example[INDEX] for example in examples])
+        return batch
+
+
+class _BeginTraining(TrainerCallback):
+    """Starts the ledger once the model is on its device and the state says whether this is a resumption."""
+
+    def __init__(self, trainer: RobustSFTTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.begin_training()
+
+
+def _assistant_only(args: RobustSFTConfig, dataset: Dataset) -> bool:
+    if args.assistant_only_loss is not None:
+        return args.assistant_only_loss
+    return "messages" in dataset.column_names
