@@ -72,7 +72,7 @@ def score(
     batches = batches_by_length([len(ids) for ids in encoded["input_ids"]], tokens_per_batch)
     parts = [batches[i : i + BATCHES_PER_PART] for i in range(0, len(batches), BATCHES_PER_PART)]
     folder = None if output is None else _parts_folder(Path(output), about)
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     if folder is None and state.num_processes > 1:
         raise ValueError("scoring with several processes needs an `output` file that they share")
     tables = []

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from klball.robust.ambiguity import AmbiguitySet, CertaintyKLBall
+from klball.robust.ambiguity import AmbiguitySet, CertaintyKLBall, Empirical
 from klball.robust.dual import DualSolution, InfeasibleError
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class Accountant:
 
     def __post_init__(self) -> None:
         self.shift = torch.zeros(2, dtype=torch.float64)
+        self.visited = torch.zeros(len(self.log_likelihood), dtype=torch.bool)  # in this epoch
         self.relaxed = 0
         self.history: list[dict[str, float]] = []
         self.solution: DualSolution | None = None
@@ -89,6 +90,14 @@ class Accountant:
             ball = CertaintyKLBall(self.ambiguity.epsilon, gamma, self.ambiguity.max_weight)
             return ball.solve(g, c, self.base_weights)
 
+    def visit(self, samples: list[int]) -> Tensor:
+        """Mark samples as visited in this epoch; True where it is the first time. −1 is padding."""
+        first = torch.zeros(len(samples), dtype=torch.bool)
+        for position, sample in enumerate(samples):
+            if sample >= 0 and not self.visited[sample]:
+                first[position] = self.visited[sample] = True
+        return first
+
     def density(self, index: Tensor, log_likelihood: Tensor, certainty: Tensor | None) -> Tensor:
         """q_i/f_i of visited samples from their fresh scores, float64, mean about 1.
 
@@ -121,6 +130,8 @@ class Accountant:
     def summary(self) -> dict[str, float]:
         """What every logging step reports of the adversary."""
         s = self.solve()
+        if isinstance(self.ambiguity, Empirical):
+            return {"kl": s.kl, "ess_ratio": s.ess / len(self.log_likelihood)}
         report = {
             "lambda": s.lambda_,
             "beta": s.beta,
@@ -135,7 +146,7 @@ class Accountant:
     def save(self, folder: Path) -> None:
         """Ledger and history into a checkpoint folder, before the checkpoint counts as complete."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"log_likelihood": self.log_likelihood, "shift": self.shift}
+        tensors = {"log_likelihood": self.log_likelihood, "shift": self.shift, "visited": self.visited}
         tensors["relaxed"] = torch.tensor(self.relaxed)
         if self.certainty is not None:
             tensors["certainty"] = self.certainty
@@ -158,6 +169,7 @@ class Accountant:
                 f"the training data {len(self.log_likelihood)}"
             )
         self.log_likelihood, self.certainty = tensors["log_likelihood"], tensors.get("certainty")
-        self.shift, self.relaxed = tensors["shift"], int(tensors["relaxed"])
+        self.shift, self.visited = tensors["shift"], tensors["visited"]
+        self.relaxed = int(tensors["relaxed"])
         self.history = pq.read_table(folder / HISTORY_FILE).to_pylist()
         self.solution = None

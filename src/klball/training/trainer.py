@@ -20,7 +20,7 @@ from klball.data.rows import IGNORED, with_sample_ids
 from klball.evaluation.models import causal_lm
 from klball.evaluation.perplexity import summary_of
 from klball.evaluation.scoring import Scorer, batches_by_length, score_encoded
-from klball.robust.ambiguity import AmbiguitySet
+from klball.robust.ambiguity import AmbiguitySet, Empirical
 from klball.robust.objectives import Objective, objective_named
 from klball.training.accountant import HISTORY_FILE, Accountant
 from klball.training.checkpoints import newest_complete
@@ -161,7 +161,8 @@ class RobustSFTTrainer(SFTTrainer):
             self.accountant.load(self._resume_folder)
         elif self.state.global_step == 0:
             self.accountant.history.clear()
-            self.rescore("initial")
+            if not isinstance(self.ambiguity, Empirical):  # which needs no scores
+                self.rescore("initial")
 
     def _rescore_is_due(self) -> bool:
         steps = self.args.rescore_steps
@@ -169,7 +170,7 @@ class RobustSFTTrainer(SFTTrainer):
             per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             steps = math.ceil(len(self.train_dataset) / per_step)
         due = steps > 0 and self.state.global_step > 0 and self.state.global_step % steps == 0
-        return due and self.args.reweight == "live" and self.ambiguity.epsilon > 0
+        return due and not self.accountant.frozen and not isinstance(self.ambiguity, Empirical)
 
     # --- one optimizer step -------------------------------------------------------------------
 
@@ -186,7 +187,7 @@ class RobustSFTTrainer(SFTTrainer):
         return batches, num_items
 
     def _plan_step(self, batches: list[Any], device: torch.device) -> None:
-        """Which rows count: a sample that `even_batches` repeats within the step counts once."""
+        """Which rows count: one that `even_batches` repeats to fill the epoch's last step does not."""
         index = torch.cat([batch[INDEX] for batch in batches]).to(device)
         tokens = torch.cat([(batch["labels"][:, 1:] != IGNORED).sum(1) for batch in batches]).to(device)
         rows = torch.stack([index, tokens], dim=1)
@@ -195,11 +196,7 @@ class RobustSFTTrainer(SFTTrainer):
             padded = self.accelerator.pad_across_processes(rows, dim=0, pad_index=-1)
             start = self.accelerator.process_index * len(padded)
             rows = self.accelerator.gather(padded)
-        seen: set[int] = {-1}
-        first = torch.zeros(len(rows), dtype=torch.bool)
-        for position, sample in enumerate(rows[:, 0].tolist()):
-            first[position] = sample not in seen
-            seen.add(sample)
+        first = self.accountant.visit(rows[:, 0].tolist())
         keep = first[start : start + len(index)].to(device)
         self._keep = list(keep.split([len(batch[INDEX]) for batch in batches]))
         self._divisor = float(first.sum())
@@ -347,6 +344,11 @@ class _BeginTraining(TrainerCallback):
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.begin_training()
+
+    def on_epoch_begin(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+        epoch = state.epoch or 0.0
+        if abs(epoch - round(epoch)) < 1e-9:  # not when an epoch is resumed in its middle
+            self.trainer.accountant.visited.zero_()
 
 
 def _assistant_only(args: RobustSFTConfig, dataset: Dataset) -> bool:

@@ -1,0 +1,119 @@
+"""Trains the same tiny run in many arrangements and records every optimizer step's gradient.
+
+Run by test_invariance.py in one process, and by `accelerate launch --num_processes 2` once for the
+whole grid: `python gradient_grid.py OUTPUT.pt ARRANGEMENT`.
+"""
+
+import itertools
+import os
+import sys
+import tempfile
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from conftest import small_qwen
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainerCallback
+
+from klball import CertaintyKLBall, Empirical, KLBall, RobustSFTConfig, RobustSFTTrainer
+from klball.evaluation.models import load_model
+
+SETS = {"none": Empirical(), "ball": KLBall(0.5), "certainty": CertaintyKLBall(0.5, 3.2)}
+CASES = {
+    f"{objective}-{name}-sample": dict(objective=objective, ambiguity=ambiguity)
+    for objective, (name, ambiguity) in itertools.product(("nll", "dft", "dft-sequence"), SETS.items())
+} | {
+    f"nll-{name}-{normalization}": dict(objective="nll", ambiguity=SETS[name], normalization=normalization)
+    for name, normalization in itertools.product(SETS, ("token", "sum"))
+}
+CASES["nll-ball-sample-lora"] = dict(objective="nll", ambiguity=KLBall(0.5), lora=True)
+CASES["dft-ball-sample-entropy"] = dict(objective="dft", ambiguity=KLBall(0.5), entropy_coef=0.1)
+CASES["nll-certainty-sample-exact"] = dict(
+    objective="nll", ambiguity=CertaintyKLBall(0.5, 3.2), certainty_gradient=True, gamma=3.2
+)
+CASES["nll-capped-sample"] = dict(objective="nll", ambiguity=KLBall(0.5, max_weight=1.5))
+
+ARRANGEMENTS = {  # micro-batch, accumulation, more
+    "8x1": (8, 1, {}),
+    "4x2": (4, 2, {}),
+    "1x8": (1, 8, {}),
+    "padded": (8, 1, {"pad_to_multiple_of": 64}),
+    "checkpointed": (4, 2, {"gradient_checkpointing": True}),
+    "two processes": (2, 2, {}),
+}
+NUM_ROWS = 22  # not divisible by 8: the last step is short, and with two processes rows repeat
+
+
+def rows() -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    words = "read write open close list file path name value error key index of the a to".split()
+
+    def text(low, high):
+        count = int(torch.randint(low, high, (1,), generator=generator))
+        return " ".join(words[i] for i in torch.randint(len(words), (count,), generator=generator).tolist())
+
+    return Dataset.from_list([{"prompt": text(2, 6) + "\n", "completion": text(1, 12)} for _ in range(NUM_ROWS)])
+
+
+class Gradients(TrainerCallback):
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        grads = [p.grad.flatten().double() for p in model.parameters() if p.grad is not None]
+        self.steps.append(torch.cat(grads).clone())
+
+
+def trainer_for(case: dict, arrangement: str, folder: str, model=None, **more) -> tuple[RobustSFTTrainer, Gradients]:
+    case = dict(case)
+    micro, accumulation, extra = ARRANGEMENTS[arrangement]
+    objective, ambiguity, lora = case.pop("objective"), case.pop("ambiguity"), case.pop("lora", False)
+    tokenizer = load_model("klball/tiny")[1]
+    if case.get("gamma") is not None:  # certainty_gradient is checked against the configuration
+        case |= {"epsilon": ambiguity.epsilon}
+        ambiguity = None
+    settings = dict(
+        output_dir=folder,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=1,
+        learning_rate=0.05,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        bf16=False,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+        objective=objective,
+    )
+    config = RobustSFTConfig(**{**settings, **extra, **case, **more})
+    peft = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    return RobustSFTTrainer(
+        model or small_qwen(len(tokenizer)),
+        config,
+        train_dataset=rows(),
+        processing_class=tokenizer,
+        peft_config=peft if lora else None,
+        ambiguity=ambiguity,
+        callbacks=[recorder := Gradients()],
+    ), recorder
+
+
+def gradients(case: dict, arrangement: str) -> list[torch.Tensor]:
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, recorder = trainer_for(case, arrangement, folder)
+        trainer.train()
+    return recorder.steps
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    results = {name: gradients(case, sys.argv[2]) for name, case in CASES.items()}
+    if int(os.environ.get("RANK", "0")) == 0:
+        torch.save(results, sys.argv[1])

@@ -1,0 +1,50 @@
+"""Gradients do not depend on micro-batches, accumulation, padding, checkpointing or processes."""
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import gradient_grid
+import pytest
+import torch
+from gradient_grid import ARRANGEMENTS, CASES
+
+HERE = Path(__file__).parent
+SINGLE = [name for name in ARRANGEMENTS if name not in ("8x1", "two processes")]
+
+
+@cache
+def reference(case: str) -> list[torch.Tensor]:
+    return gradient_grid.gradients(CASES[case], "8x1")
+
+
+def assert_same(case: str, steps: list[torch.Tensor]) -> None:
+    expected = reference(case)
+    assert len(steps) == len(expected) == 3
+    for step, wanted in zip(steps, expected, strict=True):
+        assert wanted.norm() > 0  # an all-zero gradient would agree with anything
+        assert (step - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_process(case):
+    for arrangement in SINGLE:
+        assert_same(case, gradient_grid.gradients(CASES[case], arrangement))
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """One launch for the whole grid: n = 22 rows, not divisible by 2 × 2 × 2."""
+    output = tmp_path_factory.mktemp("grid") / "gradients.pt"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    done = subprocess.run(
+        [*launch, HERE / "gradient_grid.py", output, "two processes"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3_000:]
+    return torch.load(output)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes(case, two_processes):
+    assert_same(case, two_processes[case])
