@@ -112,8 +112,12 @@ class Accountant:
         score = log_likelihood.double()
         if certainty is not None and solution.beta > 0:
             score = score + solution.beta * certainty.double()
-        cap = self.ambiguity.max_weight or math.inf
-        return ((solution.mu - score) / solution.lambda_).exp().clamp(max=cap)
+        density = ((solution.mu - score) / solution.lambda_).exp()
+        if self.ambiguity.max_weight is not None:
+            density = density.clamp(max=self.ambiguity.max_weight)
+        # no q_i exceeds 1, however far a score has moved since the multipliers were solved
+        base = 1 / len(self.log_likelihood) if self.base_weights is None else self.base_weights[index]
+        return torch.minimum(density, 1 / torch.as_tensor(base, dtype=density.dtype))
 
     def record(self, index: Tensor, log_likelihood: Tensor, certainty: Tensor | None) -> None:
         """Enter the fresh scores of one optimizer step's samples, and shift all the others."""

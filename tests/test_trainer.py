@@ -1,0 +1,344 @@
+"""RobustSFTTrainer against stock TRL, an eager reference, and finite differences."""
+
+import math
+
+import gradient_grid
+import pytest
+import torch
+from conftest import small_qwen
+from datasets import Dataset
+from gradient_grid import Gradients, quiet, rows, trainer_for
+from peft import LoraConfig, PromptTuningConfig
+from trl import SFTConfig, SFTTrainer
+
+from klball import CertaintyKLBall, Empirical, KLBall, RobustSFTConfig, RobustSFTTrainer, solve_dual
+from klball.data.rows import encode
+from klball.robust.token_scores import scores_from_logits
+from klball.training.accountant import Accountant
+
+
+def eager_scores(model, encoded):
+    """(g, C) of every row with gradients, one row at a time from full logits, in the model's dtype."""
+    g, c = [], []
+    for row in encoded:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])[1:]
+        logits = model(input_ids=ids).logits[0, :-1][labels != -100]
+        scores = scores_from_logits(logits, labels[labels != -100])
+        g.append(scores.log_prob.mean())
+        c.append(scores.certainty.mean())
+    return torch.stack(g), torch.stack(c)
+
+
+def full_batch_gradient(ambiguity, tokenizer, tmp_path, **more):
+    model = small_qwen(len(tokenizer))
+    case = dict(objective="nll", ambiguity=ambiguity, **more)
+    trainer, recorder = trainer_for(
+        case, "8x1", str(tmp_path), model=model, per_device_train_batch_size=len(rows()), max_steps=1
+    )
+    trainer.train()
+    return recorder.steps[0]
+
+
+@pytest.mark.parametrize("ambiguity", [KLBall(0.05), KLBall(1.0), KLBall(0.5, max_weight=2), Empirical()])
+def test_full_batch_gradient_is_the_eager_weighted_one(ambiguity, tokenizer, tmp_path):
+    gradient = full_batch_gradient(ambiguity, tokenizer, tmp_path)
+    reference = small_qwen(len(tokenizer)).double()
+    g, _ = eager_scores(reference, encode(rows(), tokenizer))
+    weights = ambiguity.solve(g.detach()).weights
+    (-(weights * g).sum()).backward()
+    expected = torch.cat([p.grad.flatten() for p in reference.parameters()])
+    assert (gradient - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("gamma", [None, 3.2])
+def test_gradient_is_that_of_the_robust_value(gamma, tokenizer, tmp_path):
+    """Finite differences of L(θ), the dual re-solved at both ends; γ needs the exact gradient."""
+    epsilon = 0.5
+    if gamma is None:
+        gradient = full_batch_gradient(KLBall(epsilon), tokenizer, tmp_path)
+    else:
+        more = dict(gamma=gamma, certainty_gradient=True)
+        gradient = full_batch_gradient(CertaintyKLBall(epsilon, gamma), tokenizer, tmp_path, **more)
+    encoded = encode(rows(), tokenizer)
+    model = small_qwen(len(tokenizer)).double()
+    parameters = list(model.parameters())
+    start = [p.detach().clone() for p in parameters]
+    direction = gradient / gradient.norm()
+    step = 1e-7
+
+    def value(distance):
+        offset = 0
+        with torch.no_grad():
+            for p, origin in zip(parameters, start, strict=True):
+                p.copy_(origin + distance * direction[offset : offset + p.numel()].view(p.shape))
+                offset += p.numel()
+            g, c = eager_scores(model, encoded)
+        return -float(solve_dual(g, c, epsilon=epsilon, gamma=gamma).worst_case)
+
+    slope = (value(step) - value(-step)) / (2 * step)
+    assert slope == pytest.approx(float(gradient.norm()), rel=1e-5)
+
+
+def test_plain_token_average_equals_stock_trl(tokenizer, tmp_path):
+    settings = quiet(str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2, logging_steps=1)
+    stock = SFTTrainer(
+        small_qwen(len(tokenizer)),
+        SFTConfig(**settings),
+        train_dataset=rows(),
+        processing_class=tokenizer,
+        callbacks=[recorded := Gradients()],
+    )
+    stock.train()
+    case = dict(objective="nll", ambiguity=Empirical(), normalization="token", logging_steps=1)
+    ours, recorder = trainer_for(case, "4x2", str(tmp_path))
+    ours.train()
+    for mine, theirs in zip(recorder.steps, recorded.steps, strict=True):
+        assert (mine - theirs).norm() <= 1e-6 * theirs.norm()
+    losses = [[log["loss"] for log in t.state.log_history if "loss" in log] for t in (ours, stock)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6) and len(losses[0]) == 3
+
+
+def test_static_weights_stay_those_of_the_start(tokenizer, tmp_path):
+    case = dict(objective="nll", ambiguity=KLBall(0.5), reweight="static")
+    trainer, _ = trainer_for(case, "8x1", str(tmp_path), num_train_epochs=2)
+    trainer.train()
+    start, _ = eager_scores(small_qwen(len(tokenizer)).double(), encode(rows(), tokenizer))
+    expected = solve_dual(start.detach(), epsilon=0.5)
+    lambdas = {step["lambda"] for step in trainer.accountant.history}
+    assert len(lambdas) == 1 and lambdas.pop() == pytest.approx(expected.lambda_, rel=1e-4)
+    assert trainer.accountant.solution.weights.tolist() == pytest.approx(expected.weights.tolist(), rel=1e-4)
+
+
+def test_live_entries_are_the_fresh_scores(tokenizer, tmp_path):
+    trainer, _ = trainer_for(dict(objective="nll", ambiguity=KLBall(0.5)), "8x1", str(tmp_path))
+    trainer.train()
+    before, _ = eager_scores(small_qwen(len(tokenizer)), encode(rows(), tokenizer))
+    ledger, _ = trainer.accountant.scores()
+    trainer.rescore()
+    after, _ = trainer.accountant.scores()
+    # entries lie between the model that filled them and the model now, nearer to the latter
+    assert (ledger - after).abs().mean() < 0.5 * (before - after).abs().mean()
+
+
+def test_paired_shift_follows_a_common_drift():
+    n = 400
+    truth = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 4
+    accountant = Accountant(KLBall(0.05), truth.clone(), None, None, relax=True, frozen=False)
+    naive = truth.clone()
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
+    for step in range(50):
+        truth = truth + 0.02  # every sample becomes easier at the same pace
+        batch = order[8 * step : 8 * step + 8]
+        accountant.record(batch, truth[batch], None)
+        naive[batch] = truth[batch]
+    shifted, _ = accountant.scores()
+    assert (shifted - truth).abs().max() < 0.1 < 0.4 < (naive - truth).abs().max()
+
+
+def test_entropy_bonus_raises_entropy(tokenizer, tmp_path):
+    """The gradient with the bonus minus the one without is −coef·∇H."""
+    with_bonus = full_batch_gradient(Empirical(), tokenizer, tmp_path, entropy_coef=0.3)
+    without = full_batch_gradient(Empirical(), tokenizer, tmp_path)
+    model = small_qwen(len(tokenizer)).double()
+    entropies = []
+    for row in encode(rows(), tokenizer):
+        labels = torch.tensor(row["labels"])[1:]
+        log_p = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1][labels != -100].log_softmax(-1)
+        entropies.append(-(log_p.exp() * log_p).sum(-1).mean())
+    torch.stack(entropies).mean().backward()
+    slope = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert (with_bonus - without + 0.3 * slope).norm() <= 1e-4 * (0.3 * slope).norm()
+
+
+def test_dft_gradient_is_p_times_that_of_nll():
+    from klball.robust.objectives import dft, nll
+
+    log_p = torch.randn(5, dtype=torch.float64).sub(1).requires_grad_()
+    (grad_nll,) = torch.autograd.grad(nll(log_p).sum(), log_p)
+    (grad_dft,) = torch.autograd.grad(dft(log_p).sum(), log_p)
+    assert torch.allclose(grad_dft, log_p.exp() * grad_nll)
+
+
+def test_infeasible_gamma_is_relaxed_or_raised(tokenizer, tmp_path, caplog):
+    case = dict(objective="nll", ambiguity=CertaintyKLBall(0.1, 0.5))
+    trainer, _ = trainer_for(case, "8x1", str(tmp_path))
+    trainer.train()
+    assert trainer.accountant.relaxed == 3 and caplog.text.count("has become infeasible") == 1
+    strict, _ = trainer_for({**case, "on_infeasible": "raise"}, "8x1", str(tmp_path))
+    with pytest.raises(ValueError, match="γ_min"):
+        strict.train()
+
+
+def test_callable_objective_is_used(tokenizer, tmp_path):
+    class Twice:
+        def __call__(self, log_probs):
+            return -2 * log_probs
+
+    settings = RobustSFTConfig(epsilon=0.0, **quiet(str(tmp_path), max_steps=1))
+    trainer = RobustSFTTrainer(
+        small_qwen(len(tokenizer)),
+        settings,
+        train_dataset=rows(),
+        processing_class=tokenizer,
+        objective=Twice(),
+        callbacks=[recorder := Gradients()],
+    )
+    trainer.train()
+    plain = gradient_grid.gradients(gradient_grid.CASES["nll-none-sample"], "8x1")[0]
+    assert torch.allclose(recorder.steps[0], 2 * plain, rtol=1e-4, atol=1e-7)
+
+
+def test_evaluation_is_a_token_mean_over_everything(tokenizer, tmp_path):
+    trainer, _ = trainer_for(dict(objective="nll", ambiguity=Empirical()), "8x1", str(tmp_path))
+    metrics = trainer.evaluate(rows())
+    encoded = encode(rows(), tokenizer)
+    g, _ = eager_scores(small_qwen(len(tokenizer)).double(), encoded)
+    tokens = torch.tensor([sum(x != -100 for x in row["labels"][1:]) for row in encoded])
+    expected = float(-(g * tokens).sum() / tokens.sum())
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["eval_perplexity_sample"] == pytest.approx(math.exp(-float(g.mean())), rel=1e-5)
+
+
+def test_messages_train_on_assistant_turns_only(tokenizer, tmp_path):
+    turns = [
+        {"role": "user", "content": "read the file"},
+        {"role": "assistant", "content": "It reads."},
+        {"role": "user", "content": "and then close"},
+        {"role": "assistant", "content": "It closes the file."},
+    ]
+    data = Dataset.from_list([{"messages": turns}, {"messages": turns[:2]}])
+    trainer = RobustSFTTrainer(
+        small_qwen(len(tokenizer)),
+        RobustSFTConfig(**quiet(str(tmp_path), max_steps=1)),
+        train_dataset=data,
+        processing_class=tokenizer,
+    )
+    kept = [label for label in trainer.train_dataset[0]["labels"] if label != -100]
+    assert tokenizer.decode(kept) == "It reads.<|im_end|>It closes the file.<|im_end|>"
+    trainer.train()
+
+
+def test_cut_and_dropped_rows_are_counted(tokenizer, tmp_path, caplog):
+    data = Dataset.from_list(
+        [
+            {"prompt": "a\n", "completion": "of the"},
+            {"prompt": "a\n", "completion": "of the " * 30},
+            {"prompt": "a file " * 40, "completion": "lost"},
+        ]
+    )
+    trainer = RobustSFTTrainer(
+        small_qwen(len(tokenizer)),
+        RobustSFTConfig(**quiet(str(tmp_path), max_length=16)),
+        train_dataset=data,
+        processing_class=tokenizer,
+    )
+    assert len(trainer.train_dataset) == 2
+    assert "2 of 3 rows are longer than max_length = 16: 1 cut, 1 dropped" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        ({"packing": True}, {}, "packing"),
+        ({"padding_free": True}, {}, "padding_free"),
+        ({"label_smoothing_factor": 0.1}, {}, "label_smoothing"),
+        ({}, {"compute_loss_func": print}, "compute_loss_func"),
+        ({}, {"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)}, "prompt-learning"),
+        ({}, {"train_dataset": rows().to_iterable_dataset()}, "streaming"),
+        ({}, {"train_dataset": rows().with_transform(lambda row: row)}, "with_transform"),
+        ({}, {"train_dataset": rows().add_column("images", [0] * len(rows()))}, "images"),
+        ({}, {"ambiguity": KLBall(0.1)}, None),
+        ({"epsilon": 0.2}, {"ambiguity": KLBall(0.1)}, "once"),
+        ({"objective": "dft"}, {"objective": torch.neg}, "once"),
+        ({"average_tokens_across_devices": False}, {}, "average_tokens"),
+    ],
+)
+def test_unsupported_is_refused_in_one_line(settings, arguments, message, tokenizer, tmp_path):
+    def build():
+        return RobustSFTTrainer(
+            small_qwen(len(tokenizer)),
+            RobustSFTConfig(**quiet(str(tmp_path), **settings)),
+            **{"train_dataset": rows(), "processing_class": tokenizer, **arguments},
+        )
+
+    if message is None:
+        build()
+        return
+    with pytest.raises(ValueError, match=message) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon": -1}, "epsilon"),
+        ({"gamma": float("nan")}, "gamma"),
+        ({"max_weight": 0.1}, "max_weight"),
+        ({"reweight": "often"}, "reweight"),
+        ({"normalization": "batch"}, "normalization"),
+        ({"on_infeasible": "ignore"}, "on_infeasible"),
+        ({"objective": "mse"}, "objective"),
+        ({"objective": "nll", "loss_type": "dft"}, "contradicts"),
+        ({"certainty_gradient": True}, "gamma"),
+        ({"rescore_steps": -1}, "rescore_steps"),
+    ],
+)
+def test_bad_configuration_is_refused(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        RobustSFTConfig(**quiet(str(tmp_path), **settings))
+
+
+def test_lora_trains_the_adapter_only(tokenizer, tmp_path):
+    config = RobustSFTConfig(**quiet(str(tmp_path), max_steps=2))
+    trainer = RobustSFTTrainer(
+        small_qwen(len(tokenizer)),
+        config,
+        train_dataset=rows(),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    trained = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
+    assert trained and all("lora" in name for name in trained)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rescore_steps", "tolerance"), [(None, 0.15), (0, 0.25)])
+def test_a_drifting_run_keeps_lambda_and_weights(rescore_steps, tolerance, tokenizer, tmp_path):
+    """A real run on the embedded model, every step compared with an exact re-score of all samples."""
+    from klball.data.rows import load_rows, to_trl_format
+    from klball.evaluation.models import load_model
+
+    class Watched(RobustSFTTrainer):
+        def get_batch_samples(self, *args):
+            batches, number = super().get_batch_samples(*args)
+            if self.state.global_step % 6 == 5:
+                exact = KLBall(0.05).solve(self.score_dataset(self.train_dataset)["log_likelihood"])
+                index = torch.cat([batch["sample_index"] for batch in batches])
+                weight = float(exact.weights[index].mean()) * len(self.train_dataset)
+                watched[self.state.global_step + 1] = (exact.lambda_, weight)
+            return batches, number
+
+    watched: dict[int, tuple[float, float]] = {}
+    data = to_trl_format(load_rows("stdlib-docs", "train").select(range(1_104)), conversational=True)
+    settings = quiet(
+        str(tmp_path), per_device_train_batch_size=16, num_train_epochs=2, learning_rate=1e-3, optim="adamw_torch"
+    )
+    trainer = Watched(
+        load_model("klball/tiny")[0],
+        RobustSFTConfig(epsilon=0.05, rescore_steps=rescore_steps, **settings),
+        train_dataset=data,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    ours = {step["step"]: step for step in trainer.accountant.history}
+    late = [step for step in watched if step > len(ours) // 10]
+    for step in late:
+        assert ours[step]["lambda"] == pytest.approx(watched[step][0], rel=tolerance), step
+    for epoch in (late[: len(late) // 2], late[len(late) // 2 :]):
+        weights = [sum(pair) / len(epoch) for pair in zip(
+            *((ours[step]["mean_weight"], watched[step][1]) for step in epoch), strict=True
+        )]
+        assert weights[0] == pytest.approx(weights[1], rel=0.05)
