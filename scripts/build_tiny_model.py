@@ -64,8 +64,7 @@ def corpus() -> tuple[list[str], list[str]]:
     print(f"{len(rows)} docstrings, {len(kept)} distinct and not in the standard library")
     print(f"corpus hash {data_hash(kept)}")
     texts = [
-        f"<|im_start|>user\n{row['question']}<|im_end|>\n"
-        f"<|im_start|>assistant\n{row['answer']}<|im_end|>"
+        f"<|im_start|>user\n{row['question']}<|im_end|>\n<|im_start|>assistant\n{row['answer']}<|im_end|>"
         for row in kept
     ]
     return texts[1_000:], texts[:1_000]

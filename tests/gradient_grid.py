@@ -12,11 +12,11 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from conftest import small_qwen
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
+from conftest import small_qwen
 from klball import CertaintyKLBall, Empirical, KLBall, RobustSFTConfig, RobustSFTTrainer
 from klball.evaluation.models import load_model
 
@@ -50,13 +50,15 @@ NUM_ROWS = 22  # not divisible by 8: the last step is short, and with two proces
 
 def rows() -> Dataset:
     generator = torch.Generator().manual_seed(0)
-    words = "read write open close list file path name value error key index of the a to".split()
+    words = ["read", "write", "open", "close", "list", "file", "path", "name", "value", "error", "key", "index", "of", "the", "a", "to"]
 
     def text(low, high):
         count = int(torch.randint(low, high, (1,), generator=generator))
         return " ".join(words[i] for i in torch.randint(len(words), (count,), generator=generator).tolist())
 
-    return Dataset.from_list([{"prompt": text(2, 6) + "\n", "completion": text(1, 12)} for _ in range(NUM_ROWS)])
+    return Dataset.from_list(
+        [{"prompt": text(2, 6) + "\n", "completion": text(1, 12)} for _ in range(NUM_ROWS)]
+    )
 
 
 class Gradients(TrainerCallback):
@@ -88,7 +90,9 @@ def quiet(folder: str, **more) -> dict:
     return {**settings, **more}
 
 
-def trainer_for(case: dict, arrangement: str, folder: str, model=None, **more) -> tuple[RobustSFTTrainer, Gradients]:
+def trainer_for(
+    case: dict, arrangement: str, folder: str, model=None, **more
+) -> tuple[RobustSFTTrainer, Gradients]:
     case = dict(case)
     micro, accumulation, extra = ARRANGEMENTS[arrangement]
     objective, ambiguity, lora = case.pop("objective"), case.pop("ambiguity"), case.pop("lora", False)
@@ -99,7 +103,9 @@ def trainer_for(case: dict, arrangement: str, folder: str, model=None, **more) -
     settings = quiet(folder, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation)
     settings["objective"] = objective
     config = RobustSFTConfig(**{**settings, **extra, **case, **more})
-    peft = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    peft = LoraConfig(
+        r=4, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
     return RobustSFTTrainer(
         model or small_qwen(len(tokenizer)),
         config,

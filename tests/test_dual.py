@@ -328,7 +328,9 @@ def test_output_type_follows_input_and_stays_float64():
     assert isinstance(s.lambda_, float)
     batch = solve_dual(g.view(2, 5).numpy(), epsilon=0.1)
     assert isinstance(batch.lambda_, np.ndarray) and batch.lambda_.shape == (2,)
-    assert batch.lambda_.dtype == np.float64 and isinstance(solve_dual([0.0, 1.0], epsilon=0.1).weights, np.ndarray)
+    assert batch.lambda_.dtype == np.float64 and isinstance(
+        solve_dual([0.0, 1.0], epsilon=0.1).weights, np.ndarray
+    )
 
 
 def test_base_weights_count_like_repetition():

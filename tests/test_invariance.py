@@ -5,9 +5,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import gradient_grid
 import pytest
 import torch
+
+import gradient_grid
 from gradient_grid import ARRANGEMENTS, CASES
 
 HERE = Path(__file__).parent

@@ -2,15 +2,16 @@
 
 import math
 
-import gradient_grid
 import pytest
 import torch
-from conftest import small_qwen
 from datasets import Dataset
-from gradient_grid import Gradients, quiet, rows, trainer_for
 from peft import LoraConfig, PromptTuningConfig
+from transformers import GPT2Config, GPT2LMHeadModel
 from trl import SFTConfig, SFTTrainer
 
+import gradient_grid
+from conftest import small_qwen
+from gradient_grid import Gradients, quiet, rows, trainer_for
 from klball import CertaintyKLBall, Empirical, KLBall, RobustSFTConfig, RobustSFTTrainer, solve_dual
 from klball.data.rows import encode
 from klball.robust.token_scores import scores_from_logits
@@ -29,8 +30,17 @@ def eager_scores(model, encoded):
     return torch.stack(g), torch.stack(c)
 
 
-def full_batch_gradient(ambiguity, tokenizer, tmp_path, **more):
-    model = small_qwen(len(tokenizer))
+def small_gpt2(vocabulary):
+    """Unlike Qwen3, whose RMSNorm drops to float32, float64 all the way: smooth enough to differentiate."""
+    torch.manual_seed(0)
+    sizes = dict(n_embd=16, n_layer=2, n_head=2, n_positions=128, vocab_size=vocabulary)
+    none = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    config = GPT2Config(**sizes, **none, initializer_range=0.3, bos_token_id=None, eos_token_id=2)
+    return GPT2LMHeadModel(config).eval()
+
+
+def full_batch_gradient(ambiguity, tokenizer, tmp_path, factory=small_qwen, **more):
+    model = factory(len(tokenizer))
     case = dict(objective="nll", ambiguity=ambiguity, **more)
     trainer, recorder = trainer_for(
         case, "8x1", str(tmp_path), model=model, per_device_train_batch_size=len(rows()), max_steps=1
@@ -50,21 +60,24 @@ def test_full_batch_gradient_is_the_eager_weighted_one(ambiguity, tokenizer, tmp
     assert (gradient - expected).norm() <= 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize("gamma", [None, 3.2])
-def test_gradient_is_that_of_the_robust_value(gamma, tokenizer, tmp_path):
+@pytest.mark.parametrize("constrained", [False, True])
+def test_gradient_is_that_of_the_robust_value(constrained, tokenizer, tmp_path):
     """Finite differences of L(θ), the dual re-solved at both ends; γ needs the exact gradient."""
-    epsilon = 0.5
-    if gamma is None:
-        gradient = full_batch_gradient(KLBall(epsilon), tokenizer, tmp_path)
-    else:
-        more = dict(gamma=gamma, certainty_gradient=True)
-        gradient = full_batch_gradient(CertaintyKLBall(epsilon, gamma), tokenizer, tmp_path, **more)
+    epsilon, gamma = 0.5, None
+    if constrained:
+        g, c = eager_scores(small_gpt2(len(tokenizer)).double(), encode(rows(), tokenizer))
+        free = solve_dual(g, c, epsilon=epsilon)
+        least = solve_dual(g, c, epsilon=epsilon, gamma=-1, throw=False).gamma_min
+        gamma = 0.6 * least + 0.4 * free.certainty
+    more = dict(gamma=gamma, certainty_gradient=constrained)
+    ball = CertaintyKLBall(epsilon, gamma) if gamma is not None else KLBall(epsilon)
+    gradient = full_batch_gradient(ball, tokenizer, tmp_path, factory=small_gpt2, **more)
     encoded = encode(rows(), tokenizer)
-    model = small_qwen(len(tokenizer)).double()
+    model = small_gpt2(len(tokenizer)).double()
     parameters = list(model.parameters())
     start = [p.detach().clone() for p in parameters]
     direction = gradient / gradient.norm()
-    step = 1e-7
+    step = 1e-5
 
     def value(distance):
         offset = 0
@@ -76,11 +89,14 @@ def test_gradient_is_that_of_the_robust_value(gamma, tokenizer, tmp_path):
         return -float(solve_dual(g, c, epsilon=epsilon, gamma=gamma).worst_case)
 
     slope = (value(step) - value(-step)) / (2 * step)
-    assert slope == pytest.approx(float(gradient.norm()), rel=1e-5)
+    # (λ, β) of a near-degenerate pair amplify the float32 rounding of C
+    assert slope == pytest.approx(float(gradient.norm()), rel=5e-5 if constrained else 1e-5)
 
 
 def test_plain_token_average_equals_stock_trl(tokenizer, tmp_path):
-    settings = quiet(str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2, logging_steps=1)
+    settings = quiet(
+        str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2, logging_steps=1
+    )
     stock = SFTTrainer(
         small_qwen(len(tokenizer)),
         SFTConfig(**settings),
@@ -143,7 +159,9 @@ def test_entropy_bonus_raises_entropy(tokenizer, tmp_path):
     entropies = []
     for row in encode(rows(), tokenizer):
         labels = torch.tensor(row["labels"])[1:]
-        log_p = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1][labels != -100].log_softmax(-1)
+        log_p = (
+            model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1][labels != -100].log_softmax(-1)
+        )
         entropies.append(-(log_p.exp() * log_p).sum(-1).mean())
     torch.stack(entropies).mean().backward()
     slope = torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -243,7 +261,11 @@ def test_cut_and_dropped_rows_are_counted(tokenizer, tmp_path, caplog):
         ({"padding_free": True}, {}, "padding_free"),
         ({"label_smoothing_factor": 0.1}, {}, "label_smoothing"),
         ({}, {"compute_loss_func": print}, "compute_loss_func"),
-        ({}, {"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)}, "prompt-learning"),
+        (
+            {},
+            {"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)},
+            "prompt-learning",
+        ),
         ({}, {"train_dataset": rows().to_iterable_dataset()}, "streaming"),
         ({}, {"train_dataset": rows().with_transform(lambda row: row)}, "with_transform"),
         ({}, {"train_dataset": rows().add_column("images", [0] * len(rows()))}, "images"),
@@ -323,7 +345,11 @@ def test_a_drifting_run_keeps_lambda_and_weights(rescore_steps, tolerance, token
     watched: dict[int, tuple[float, float]] = {}
     data = to_trl_format(load_rows("stdlib-docs", "train").select(range(1_104)), conversational=True)
     settings = quiet(
-        str(tmp_path), per_device_train_batch_size=16, num_train_epochs=2, learning_rate=1e-3, optim="adamw_torch"
+        str(tmp_path),
+        per_device_train_batch_size=16,
+        num_train_epochs=2,
+        learning_rate=1e-3,
+        optim="adamw_torch",
     )
     trainer = Watched(
         load_model("klball/tiny")[0],
@@ -338,7 +364,8 @@ def test_a_drifting_run_keeps_lambda_and_weights(rescore_steps, tolerance, token
     for step in late:
         assert ours[step]["lambda"] == pytest.approx(watched[step][0], rel=tolerance), step
     for epoch in (late[: len(late) // 2], late[len(late) // 2 :]):
-        weights = [sum(pair) / len(epoch) for pair in zip(
-            *((ours[step]["mean_weight"], watched[step][1]) for step in epoch), strict=True
-        )]
+        weights = [
+            sum(pair) / len(epoch)
+            for pair in zip(*((ours[step]["mean_weight"], watched[step][1]) for step in epoch), strict=True)
+        ]
         assert weights[0] == pytest.approx(weights[1], rel=0.05)

@@ -134,9 +134,9 @@ def _digest(*parts: str) -> str:
 
 # --- generated arithmetic stories -------------------------------------------------------------
 
-NAMES = "Ada Ben Carla Deniz Emma Farid Greta Hugo Ines Jonas Kofi Lena Mina Noah Olga Pavel".split()
-THINGS = "apples books coins marbles pencils shells stamps stickers tickets tomatoes".split()
-PLACES = "a bakery|a farm|a library|a market|a museum|a school|a workshop".split("|")
+NAMES = ["Ada", "Ben", "Carla", "Deniz", "Emma", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kofi", "Lena", "Mina", "Noah", "Olga", "Pavel"]
+THINGS = ["apples", "books", "coins", "marbles", "pencils", "shells", "stamps", "stickers", "tickets", "tomatoes"]
+PLACES = ["a bakery", "a farm", "a library", "a market", "a museum", "a school", "a workshop"]
 
 
 def word_problems(count: int, seed: int) -> list[Row]:
@@ -145,9 +145,7 @@ def word_problems(count: int, seed: int) -> list[Row]:
     rows: dict[str, Row] = {}
     while len(rows) < count:
         question, answer = rng.choice(STORIES)(rng)
-        rows.setdefault(
-            question, {"id": _digest(question, answer), "question": question, "answer": answer}
-        )
+        rows.setdefault(question, {"id": _digest(question, answer), "question": question, "answer": answer})
     return list(rows.values())
 
 
@@ -165,8 +163,9 @@ def _boxes(rng: random.Random) -> tuple[str, str]:
 
 def _savings(rng: random.Random) -> tuple[str, str]:
     name, weeks = rng.choice(NAMES), rng.randint(3, 15)
-    weekly, start, price = rng.randint(4, 25), rng.randint(5, 60), rng.randint(10, 40)
+    weekly, start = rng.randint(4, 25), rng.randint(5, 60)
     total = start + weeks * weekly
+    price = rng.randint(5, min(40, total))
     return (
         f"{name} has {start} dollars and saves {weekly} dollars every week for {weeks} weeks. After "
         f"that {name} buys a lamp for {price} dollars. How many dollars remain?",

@@ -126,9 +126,7 @@ def load_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> 
         raise ValueError(f"no chat template at {path!r}: give a .jinja file or a tokenizer") from error
 
 
-def encode(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
-) -> Dataset:
+def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> Dataset:
     """Tokens for scoring: columns input_ids, labels, sample_id, num_bytes, truncated; rows in order.
 
     A rendered chat is tokenised once; labels mark the answer tokens, the end of turn included:

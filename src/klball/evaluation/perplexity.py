@@ -104,7 +104,9 @@ def _common_rows(data: str, of_model: dict[str, Dataset]) -> tuple[dict[str, Col
     first = next(iter(ids.values()))
     for model, own in ids.items():
         if own != first:
-            raise ValueError(f"on {data!r} the score table of {model!r} is of other samples: score them again")
+            raise ValueError(
+                f"on {data!r} the score table of {model!r} is of other samples: score them again"
+            )
     cut = np.any([np.array(t["truncated"][:]) for t in of_model.values()], axis=0)
     empty = np.any([np.array(t["num_tokens"][:]) == 0 for t in of_model.values()], axis=0)
     keep = ~(cut | empty)
@@ -126,7 +128,9 @@ def _metrics(
     hard = hardest(columns[reference]["log_likelihood"])
     # multinomial counts: each row one bootstrap resample, shared by all models, so ratios are paired
     counts = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)])
-    hard_counts = np.vstack([np.ones(len(hard)), rng.multinomial(len(hard), [1 / len(hard)] * len(hard), RESAMPLES)])
+    hard_counts = np.vstack(
+        [np.ones(len(hard)), rng.multinomial(len(hard), [1 / len(hard)] * len(hard), RESAMPLES)]
+    )
     values = {m: _statistics(c, counts, hard, hard_counts) for m, c in columns.items()}
     metrics = []
     for model, statistics in values.items():

@@ -138,7 +138,9 @@ def score_encoded(
         yield batch, scorer.score(rows)
 
 
-def longest_input(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, asked: int | None) -> int | None:
+def longest_input(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, asked: int | None
+) -> int | None:
     """The smallest of what was asked for, what the model holds, and what the tokenizer says."""
     config = causal_lm(model).config.get_text_config()
     limits = [asked, getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]

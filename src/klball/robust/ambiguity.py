@@ -15,9 +15,7 @@ class Empirical:
     gamma: None = None
     max_weight: None = None
 
-    def solve(
-        self, log_likelihood: Any, certainty: Any = None, base_weights: Any = None
-    ) -> DualSolution:
+    def solve(self, log_likelihood: Any, certainty: Any = None, base_weights: Any = None) -> DualSolution:
         """`solve_dual` at ε = 0."""
         return solve_dual(log_likelihood, certainty, epsilon=0.0, base_weights=base_weights)
 
@@ -36,9 +34,7 @@ class KLBall:
     def __post_init__(self) -> None:
         _check(self.epsilon, None, self.max_weight)
 
-    def solve(
-        self, log_likelihood: Any, certainty: Any = None, base_weights: Any = None
-    ) -> DualSolution:
+    def solve(self, log_likelihood: Any, certainty: Any = None, base_weights: Any = None) -> DualSolution:
         """`solve_dual` in this ball; certainty, if given, is only reported."""
         return solve_dual(
             log_likelihood,
@@ -63,9 +59,7 @@ class CertaintyKLBall:
     def __post_init__(self) -> None:
         _check(self.epsilon, self.gamma, self.max_weight)
 
-    def solve(
-        self, log_likelihood: Any, certainty: Any = None, base_weights: Any = None
-    ) -> DualSolution:
+    def solve(self, log_likelihood: Any, certainty: Any = None, base_weights: Any = None) -> DualSolution:
         """`solve_dual` with both constraints. Raises InfeasibleError where no Q meets them."""
         return solve_dual(
             log_likelihood,

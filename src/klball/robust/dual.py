@@ -224,9 +224,11 @@ def _standardised(scores: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor, 
 def _scores(name: str, values: Array) -> Tensor:
     """The values as a finite float64 tensor of one or two dimensions."""
     try:
-        tensor = values.detach().to(dtype=torch.float64, device="cpu") if isinstance(
-            values, Tensor
-        ) else torch.from_numpy(np.asarray(values, dtype=np.float64))
+        tensor = (
+            values.detach().to(dtype=torch.float64, device="cpu")
+            if isinstance(values, Tensor)
+            else torch.from_numpy(np.asarray(values, dtype=np.float64))
+        )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is not an array of numbers: {error}") from None
     if tensor.dim() not in (1, 2) or tensor.numel() == 0:

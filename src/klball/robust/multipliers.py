@@ -39,9 +39,7 @@ def base_row(base: Tensor | None, like: Tensor, row: int) -> Tensor:
     return torch.full_like(like[row], 1 / like.shape[1]) if base is None else base[row]
 
 
-def solve_ball(
-    x: Tensor, base: Tensor | None, cap: float | None, epsilon: float
-) -> Rounds:
+def solve_ball(x: Tensor, base: Tensor | None, cap: float | None, epsilon: float) -> Rounds:
     """min E_q[x] over KL(q‖f) ≤ ε, q ≤ cap·f."""
     tilting = Tilting(x, None, base, cap)
     faces = {} if epsilon == 0 else _loose_faces(tilting, epsilon)
@@ -128,9 +126,7 @@ class _Part:
         return base_row(self.base, self.x, k)
 
 
-def _solve_jointly(
-    rounds: Rounds, part: _Part, gamma: Tensor, index: Tensor, interior: Tensor
-) -> Tensor:
+def _solve_jointly(rounds: Rounds, part: _Part, gamma: Tensor, index: Tensor, interior: Tensor) -> Tensor:
     """KL = ε and E[y] = γ together, for the `interior` rounds; returns where it succeeded."""
     solved = torch.zeros_like(interior)
     start = rounds.a[index]

@@ -106,8 +106,10 @@ class Accountant:
         solution = self.solve()
         if self.frozen or not 0 < solution.lambda_ < math.inf or not math.isfinite(solution.mu):
             weights = solution.weights[index]
-            return weights * len(self.log_likelihood) if self.base_weights is None else (
-                weights / self.base_weights[index]
+            return (
+                weights * len(self.log_likelihood)
+                if self.base_weights is None
+                else (weights / self.base_weights[index])
             )
         score = log_likelihood.double()
         if certainty is not None and solution.beta > 0:

@@ -30,7 +30,8 @@ class RobustSFTConfig(SFTConfig):
         default=None, metadata={"help": "Upper bound on the mean self-certainty under the weights, nats."}
     )
     max_weight: float | None = field(
-        default=None, metadata={"help": "Largest weight of a sample relative to plain averaging (at least 1)."}
+        default=None,
+        metadata={"help": "Largest weight of a sample relative to plain averaging (at least 1)."},
     )
     reweight: str = field(
         default="live", metadata={"help": "'live': weights follow the model; 'static': fixed from its start."}

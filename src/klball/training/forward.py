@@ -43,7 +43,9 @@ class SampleForward:
     own logits; where they differ, every batch takes the full logits instead, and says so.
     """
 
-    def __init__(self, model: PreTrainedModel, certainty: bool, certainty_gradient: bool, probe: Sequence[int]):
+    def __init__(
+        self, model: PreTrainedModel, certainty: bool, certainty_gradient: bool, probe: Sequence[int]
+    ):
         self.certainty, self.certainty_gradient = certainty, certainty_gradient
         self.hidden: Tensor | None = None
         self.head = lm_head(model)
@@ -120,5 +122,7 @@ class SampleForward:
             pairs.append((fused.certainty, full.certainty))
         agrees = all(torch.allclose(a.float(), b.float(), rtol=tolerance, atol=tolerance) for a, b in pairs)
         if not agrees:
-            logger.warning("the fused LM head does not match the model's logits: training through full logits")
+            logger.warning(
+                "the fused LM head does not match the model's logits: training through full logits"
+            )
         return agrees

@@ -23,7 +23,9 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
     peft_config = kwargs.get("peft_config")
     default = RobustSFTConfig.__dataclass_fields__["epsilon"].default
     problems = {
-        "compute_loss_func bypasses the sample weights: pass objective= instead": kwargs.get("compute_loss_func"),
+        "compute_loss_func bypasses the sample weights: pass objective= instead": kwargs.get(
+            "compute_loss_func"
+        ),
         "compute_metrics needs logits that are never built: use klball.score": kwargs.get("compute_metrics"),
         "label_smoothing_factor is not supported": args.label_smoothing_factor > 0,
         "packing and padding_free are not supported: they erase sample boundaries": args.packing

@@ -71,7 +71,9 @@ class RobustSFTTrainer(SFTTrainer):
         super().__init__(model, args, **kwargs)
         self.loss_is_scaled_for_ga = True  # normalised over the whole optimizer step, here
         if self.aux_loss_enabled:
-            raise ValueError("the router loss of mixture-of-experts is not supported: set router_aux_loss_coef=0.0")
+            raise ValueError(
+                "the router loss of mixture-of-experts is not supported: set router_aux_loss_coef=0.0"
+            )
         self.train_dataset = self.train_dataset.add_column(INDEX, list(range(len(self.train_dataset))))
         self._needs_certainty = self.ambiguity.gamma is not None
         inner = causal_lm(self.model)
@@ -167,7 +169,9 @@ class RobustSFTTrainer(SFTTrainer):
     def _rescore_is_due(self) -> bool:
         steps = self.args.rescore_steps
         if steps is None:
-            per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            per_step = (
+                self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            )
             steps = math.ceil(len(self.train_dataset) / per_step)
         due = steps > 0 and self.state.global_step > 0 and self.state.global_step % steps == 0
         return due and not self.accountant.frozen and not isinstance(self.ambiguity, Empirical)
@@ -293,7 +297,9 @@ class RobustSFTTrainer(SFTTrainer):
             return {name: value for part in parts for name, value in part.items()}
         if "labels" not in dataset.column_names:
             tokenizer = self.processing_class
-            dataset = self._prepare_dataset(dataset, tokenizer, self.args, False, self._formatting_func, "eval")
+            dataset = self._prepare_dataset(
+                dataset, tokenizer, self.args, False, self._formatting_func, "eval"
+            )
         summary = summary_of(self.score_dataset(dataset))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in summary.items()}
         self.model.eval()  # TRL's log keeps training and evaluation metrics apart by this

@@ -1,0 +1,112 @@
+"""`klball evaluate`: models × data sets → perplexities, the hardest 1 %, tails, robust profiles."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from klball.data.rows import load_chat_template, load_rows
+from klball.evaluation.models import TINY, load_model
+from klball.evaluation.perplexity import RobustnessReport, robustness_report
+from klball.evaluation.tables import score
+from klball.experiments.command import is_main, parse, progress_bar, show_table, write_csv, write_run
+from klball.report.figures import plot_profiles
+
+SHOWN = (
+    "perplexity_token",
+    "perplexity_sample",
+    "bits_per_byte",
+    "hardest_1pct",
+    "own_hardest_1pct",
+    "cvar_0.05",
+)
+
+
+@dataclass
+class Options:
+    """Models and data sets, each as NAME or LABEL=NAME."""
+
+    models: list[str] = field(
+        default_factory=lambda: [TINY],
+        metadata={"help": "Models, as NAME or LABEL=NAME; the first is the reference."},
+    )
+    datasets: list[str] = field(
+        default_factory=lambda: ["stdlib-docs", "word-problems"],
+        metadata={"help": "Data sets, as NAME or LABEL=NAME."},
+    )
+    dataset_split: str = field(default="test", metadata={"help": "Split of built-in and Hub data sets."})
+    reference: str | None = field(
+        default=None, metadata={"help": "Label of the model that chooses the hardest 1 %."}
+    )
+    chat_template_path: str | None = field(default=None, metadata={"help": "A .jinja file or a tokenizer."})
+    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Cut longer rows; default: the model's limit."}
+    )
+    max_rows: int | None = field(default=None, metadata={"help": "Use the first rows of each data set only."})
+    output_dir: str = field(default="outputs/evaluate", metadata={"help": "Folder for tables and figures."})
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    """Score every model on every data set (finished tables are reused), then report."""
+    (options,) = parse([Options], arguments, prog)
+    folder = Path(options.output_dir)
+    models, datasets = _labelled(options.models), _labelled(options.datasets)
+    reference = options.reference or next(iter(models))
+    if reference not in models:
+        raise ValueError(f"--reference {reference!r} is not among the models {', '.join(models)}")
+    rows = {label: _rows(name, options) for label, name in datasets.items()}
+    tables: dict[str, dict[str, Dataset]] = {data: {} for data in datasets}
+    for label, name in models.items():
+        model, tokenizer = load_model(name, options.dtype)
+        if torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())
+        load_chat_template(tokenizer, options.chat_template_path)
+        for data, dataset in rows.items():
+            output = folder / "scores" / f"{_file_name(label)}--{_file_name(data)}.parquet"
+            with progress_bar(f"{label} on {data}") as progress:
+                tables[data][label] = score(
+                    *(model, tokenizer, dataset),
+                    max_length=options.max_length,
+                    output=output,
+                    progress=progress,
+                )
+    if is_main():
+        write_run(folder, options, prog)
+        write_report(robustness_report(tables, reference), folder)
+
+
+def write_report(report: RobustnessReport, folder: Path) -> None:
+    """Print the tables; write `metrics.csv`, `profiles.csv` and the profile figures."""
+    for data, counts in report.rows.items():
+        hard = max(1, -(-counts["kept"] // 100))
+        dropped = f"{counts['truncated']} cut, {counts['unscored']} without answer: left out for all models"
+        title = f"{data}: {counts['kept']} rows ({dropped}); hardest 1 % = {hard} rows, by {report.reference}"
+        body = []
+        for model in dict.fromkeys(m.model for m in report.metrics):
+            metrics = [report.value(data, model, name) for name in SHOWN]
+            body.append([model, *(f"{m.value:.4g} [{m.low:.4g}, {m.high:.4g}]" for m in metrics)])
+        show_table(title, ("model", *SHOWN), body)
+    write_csv(folder / "metrics.csv", report.records())
+    write_csv(folder / "profiles.csv", [dataclasses.asdict(point) for point in report.profiles])
+    plot_profiles(report.profiles, folder)
+
+
+def _labelled(names: Sequence[str]) -> dict[str, str]:
+    pairs = [name.partition("=") if "=" in name else (name, "", name) for name in names]
+    labels = [label for label, _, _ in pairs]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"labels repeat in {', '.join(labels)}: write LABEL=NAME")
+    return {label: name for label, _, name in pairs}
+
+
+def _rows(name: str, options: Options) -> Dataset:
+    dataset = load_rows(name, options.dataset_split)
+    return dataset if options.max_rows is None else dataset.select(range(min(options.max_rows, len(dataset))))
+
+
+def _file_name(label: str) -> str:
+    return label.strip("/").replace("/", "-")

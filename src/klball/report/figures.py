@@ -1,0 +1,128 @@
+"""Figures as SVG and PNG, told apart by line style and marker as well as by colour."""
+
+import os
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from klball.evaluation.perplexity import ProfilePoint
+
+# Okabe–Ito, ordered by lightness so that neighbours differ in grey too
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+MARKERS = "osD^vPX"
+STYLE = {
+    "font.size": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "lines.linewidth": 2.0,
+    "lines.markersize": 7,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "klball",
+}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """`path` with .svg and .png, each written whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, options in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 150})):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+        figure.savefig(temporary, **options)
+        os.replace(temporary, path.with_suffix(suffix))
+    plt.close(figure)
+
+
+def plot_profiles(points: Sequence[ProfilePoint], folder: Path) -> None:
+    """ε ↦ L_ε and effective sample size of every model, one figure a data set."""
+    for data in dict.fromkeys(point.data for point in points):
+        with plt.rc_context(STYLE):
+            figure, (loss, ess) = plt.subplots(1, 2, figsize=(10, 4))
+            styles = _styles()
+            for model in dict.fromkeys(point.model for point in points if point.data == data):
+                own = [p for p in points if (p.data, p.model) == (data, model)]
+                radii = [p.epsilon for p in own]
+                style = next(styles)
+                loss.plot(radii, [p.robust_loss for p in own], label=model, **style)
+                ess.plot(radii, [p.ess for p in own], label=model, **style)
+            for axis in (loss, ess):
+                axis.set_xscale("symlog", linthresh=0.01)
+                axis.set_xticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
+                axis.minorticks_off()
+                axis.set_xlabel("radius ε, nats")
+            loss.set_ylabel("worst-case loss $L_ε$, nats/token")
+            ess.set_ylabel("effective sample size")
+            ess.set_yscale("log")
+            loss.legend()
+            figure.suptitle(f"Robust profile on {data}")
+            save(figure, folder / f"profile-{data.strip('/').replace('/', '-')}")
+
+
+def plot_experiment(
+    metric: str,
+    title: str,
+    curves: Sequence[dict[str, Any]],
+    finals: Sequence[dict[str, Any]],
+    path: Path,
+) -> None:
+    """One measure over training (left) and at the end by ε (right), every seed a faint line or point.
+
+    curves: rows arm, seed, step, `metric`. finals: rows arm, seed, epsilon, `metric`; the base has no epsilon.
+    """
+    with plt.rc_context(STYLE):
+        figure, (over, by) = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+        styles = _styles()
+        for arm in dict.fromkeys(row["arm"] for row in curves):
+            own = [row for row in curves if row["arm"] == arm]
+            style = next(styles)
+            steps = sorted({row["step"] for row in own})
+            means = [_mean([row[metric] for row in own if row["step"] == step]) for step in steps]
+            over.plot(steps, means, label=arm, **style)
+            if len({row["seed"] for row in own}) > 1:
+                low = [min(row[metric] for row in own if row["step"] == step) for step in steps]
+                high = [max(row[metric] for row in own if row["step"] == step) for step in steps]
+                over.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        over.set_xlabel("optimizer step")
+        over.set_ylabel("perplexity")
+        over.legend()
+        _plot_by_radius(by, metric, finals)
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def _plot_by_radius(axis: Any, metric: str, finals: Sequence[dict[str, Any]]) -> None:
+    """Final values at their radius: live arms joined, static ones open."""
+    kinds = dict.fromkeys(row["kind"] for row in finals if row["epsilon"] is not None)
+    for kind in kinds:
+        own = [row for row in finals if row["kind"] == kind and row["epsilon"] is not None]
+        radii = sorted({row["epsilon"] for row in own})
+        means = [_mean([row[metric] for row in own if row["epsilon"] == e]) for e in radii]
+        fill = "none" if kind == "static" else "#000000"
+        dash = ":" if kind == "static" else "-"
+        axis.plot(radii, means, linestyle=dash, marker="o", color="#000000", markerfacecolor=fill, label=kind)
+        if len({row["seed"] for row in own}) > 1:
+            axis.plot(
+                [r["epsilon"] for r in own], [r[metric] for r in own], "x", color="#777777", markersize=6
+            )
+    axis.set_xlabel("radius ε, nats")
+    if len(kinds) > 1:
+        axis.legend()
+    axis.tick_params(labelleft=True)
+
+
+def _styles() -> Any:
+    parts = zip(cycle(COLOURS), cycle(DASHES), cycle(MARKERS), strict=False)
+    return ({"color": c, "linestyle": d, "marker": m} for c, d, m in parts)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
