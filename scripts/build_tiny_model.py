@@ -7,6 +7,7 @@ losses go to `settings.json` beside the weights.
 
 import argparse
 import importlib.util
+import itertools
 import json
 import math
 import time
@@ -104,12 +105,12 @@ def blocks(token_lists: list[list[int]]) -> Dataset:
 def baselines(train: list[list[int]], held_out: list[list[int]]) -> dict[str, float]:
     """Held-out nats per token of add-one unigrams, and of bigrams interpolated with them."""
     unigrams = Counter(token for tokens in train for token in tokens)
-    bigrams = Counter(pair for tokens in train for pair in zip(tokens, tokens[1:], strict=False))
+    bigrams = Counter(pair for tokens in train for pair in itertools.pairwise(tokens))
     total = sum(unigrams.values()) + VOCABULARY
     unigram_nll = bigram_nll = 0.0
     count = 0
     for tokens in held_out:
-        for previous, token in zip(tokens, tokens[1:], strict=False):
+        for previous, token in itertools.pairwise(tokens):
             unigram = (unigrams[token] + 1) / total
             bigram = bigrams[previous, token] / max(unigrams[previous], 1)
             unigram_nll -= math.log(unigram)

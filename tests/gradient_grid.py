@@ -50,7 +50,8 @@ NUM_ROWS = 22  # not divisible by 8: the last step is short, and with two proces
 
 def rows() -> Dataset:
     generator = torch.Generator().manual_seed(0)
-    words = ["read", "write", "open", "close", "list", "file", "path", "name", "value", "error", "key", "index", "of", "the", "a", "to"]
+    words = ["read", "write", "open", "close", "list", "file", "path", "name", "value"]
+    words += ["error", "key", "index", "of", "the", "a", "to"]
 
     def text(low, high):
         count = int(torch.randint(low, high, (1,), generator=generator))

@@ -134,8 +134,14 @@ def _digest(*parts: str) -> str:
 
 # --- generated arithmetic stories -------------------------------------------------------------
 
-NAMES = ["Ada", "Ben", "Carla", "Deniz", "Emma", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kofi", "Lena", "Mina", "Noah", "Olga", "Pavel"]
-THINGS = ["apples", "books", "coins", "marbles", "pencils", "shells", "stamps", "stickers", "tickets", "tomatoes"]
+NAMES = [
+    *("Ada", "Ben", "Carla", "Deniz", "Emma", "Farid", "Greta", "Hugo"),
+    *("Ines", "Jonas", "Kofi", "Lena", "Mina", "Noah", "Olga", "Pavel"),
+]
+THINGS = [
+    *("apples", "books", "coins", "marbles", "pencils"),
+    *("shells", "stamps", "stickers", "tickets", "tomatoes"),
+]
 PLACES = ["a bakery", "a farm", "a library", "a market", "a museum", "a school", "a workshop"]
 
 

@@ -165,7 +165,7 @@ def _is_chat(row: dict[str, Any]) -> bool:
 
 def _encode_row(
     row: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     template: str | None,
     max_length: int | None,
 ) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _encode_row(
 
 
 def _encode_messages(
-    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, template: str | None
+    messages: list[dict[str, str]], tokenizer: Any, template: str | None
 ) -> tuple[list[int], list[bool], str]:
     rendered = tokenizer.apply_chat_template(
         messages,
@@ -204,9 +204,7 @@ def _encode_messages(
     return rendered["input_ids"], [bool(m) for m in rendered["assistant_masks"]], answer
 
 
-def _encode_completion(
-    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[bool], str]:
+def _encode_completion(row: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[bool], str]:
     """The mask comes from the joint tokenisation: tokens may merge across the boundary."""
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, list):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -107,8 +108,8 @@ def _common_rows(data: str, of_model: dict[str, Dataset]) -> tuple[dict[str, Col
             raise ValueError(
                 f"on {data!r} the score table of {model!r} is of other samples: score them again"
             )
-    cut = np.any([np.array(t["truncated"][:]) for t in of_model.values()], axis=0)
-    empty = np.any([np.array(t["num_tokens"][:]) == 0 for t in of_model.values()], axis=0)
+    cut: Any = np.logical_or.reduce([np.array(t["truncated"][:]) for t in of_model.values()])
+    empty: Any = np.logical_or.reduce([np.array(t["num_tokens"][:]) == 0 for t in of_model.values()])
     keep = ~(cut | empty)
     if not keep.any():
         raise ValueError(f"no row of {data!r} fits in every model uncut: nothing to compare")

@@ -39,7 +39,8 @@ class Scorer:
 
     def num_logits(self) -> int:
         """V, padded vocabulary rows included: what self-certainty is measured against."""
-        return self.causal_lm.get_output_embeddings().weight.shape[0]
+        projection: Any = self.causal_lm.get_output_embeddings()
+        return projection.weight.shape[0]
 
     @torch.no_grad()
     def score(self, rows: list[dict[str, Any]]) -> Scores:

@@ -124,7 +124,7 @@ def write_run(folder: Path, options: Any, name: str) -> None:
     """The resolved options and the versions of the libraries, beside the results."""
     content = {
         "command": name,
-        "options": dataclasses.asdict(options) if dataclasses.is_dataclass(options) else options,
+        "options": dataclasses.asdict(options),
         "versions": versions(),
     }
     write_text(folder / "run.json", json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import PrinterCallback
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from klball.data.rows import load_chat_template, load_rows, to_trl_format, with_sample_ids
@@ -88,6 +89,8 @@ def train(
         peft_config=get_peft_config(model_options),
         callbacks=list(callbacks),
     )
+    if callbacks:  # they show the progress; the figures are in the history
+        trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_continue(folder) if started else None)
     trainer.save_model(str(folder))
     _report_top_weighted(trainer, rows, folder)
@@ -123,7 +126,7 @@ def _report_top_weighted(trainer: RobustSFTTrainer, rows: Dataset, folder: Path)
     solution = accountant.solve()
     g, _ = accountant.scores()
     n = len(g)
-    text_of = {row["sample_id"]: row for row in rows}
+    text_of: dict[str, Any] = {row["sample_id"]: row for row in rows.to_list()}
     ids = trainer.train_dataset["sample_id"]
     top = []
     for index in torch.argsort(-solution.weights, stable=True)[:TOP].tolist():

@@ -18,7 +18,7 @@ from klball.evaluation.perplexity import ProfilePoint
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 MARKERS = "osD^vPX"
-STYLE = {
+STYLE: Any = {
     "font.size": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -35,7 +35,8 @@ STYLE = {
 def save(figure: Figure, path: Path) -> None:
     """`path` with .svg and .png, each written whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix, options in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 150})):
+    formats: Any = {".svg": {"metadata": {"Date": None}}, ".png": {"dpi": 150}}
+    for suffix, options in formats.items():
         temporary = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
         figure.savefig(temporary, **options)
         os.replace(temporary, path.with_suffix(suffix))
@@ -76,7 +77,8 @@ def plot_experiment(
 ) -> None:
     """One measure over training (left) and at the end by ε (right), every seed a faint line or point.
 
-    curves: rows arm, seed, step, `metric`. finals: rows arm, seed, epsilon, `metric`; the base has no epsilon.
+    curves: rows arm, seed, step, `metric`. finals: rows arm, kind, seed, epsilon, `metric`; the base
+    has no epsilon.
     """
     with plt.rc_context(STYLE):
         figure, (over, by) = plt.subplots(1, 2, figsize=(10, 4), sharey=True)

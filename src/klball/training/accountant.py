@@ -50,7 +50,8 @@ class Accountant:
 
     def rewrite(self, log_likelihood: Tensor, certainty: Tensor | None) -> None:
         """Replace every entry after a full re-scoring."""
-        self.log_likelihood, self.certainty = log_likelihood, certainty
+        self.log_likelihood = log_likelihood.contiguous()
+        self.certainty = None if certainty is None else certainty.contiguous()
         self.shift.zero_()
         self.solution = None
 

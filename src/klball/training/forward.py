@@ -1,4 +1,4 @@
-"""One training forward: token log-probabilities with their gradient, entropy, and self-certainty if needed."""
+"""One training forward: token log-probabilities with gradient, entropy, and self-certainty if needed."""
 
 import logging
 import math

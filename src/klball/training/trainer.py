@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -50,7 +50,12 @@ class RobustSFTTrainer(SFTTrainer):
     Raises ValueError for combinations that are not supported. Source: F. Deng, "Robust SFT".
     """
 
-    _tag_names = ["klball", "robust-sft"]
+    _tag_names: ClassVar = ["klball", "robust-sft"]
+    # what TRL's own annotations leave open
+    args: RobustSFTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    train_dataset: Dataset  # pyright: ignore[reportIncompatibleVariableOverride]
+    model: Any
+    accelerator: Any
 
     def __init__(
         self,
@@ -91,12 +96,14 @@ class RobustSFTTrainer(SFTTrainer):
 
     # --- data ---------------------------------------------------------------------------------
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, *rest: Any) -> Any:
+    def _prepare_dataset(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, dataset: Any, processing_class: Any, args: Any, *rest: Any
+    ) -> Any:
         """TRL's preparation in two steps, to count the rows that `max_length` cuts or drops."""
         whole = copy.copy(args)
         whole.max_length, whole.shuffle_dataset = None, False
-        tokenised = super()._prepare_dataset(dataset, processing_class, whole, *rest)
-        prepared = super()._prepare_dataset(tokenised, processing_class, args, *rest)
+        tokenised: Any = super()._prepare_dataset(dataset, processing_class, whole, *rest)
+        prepared: Any = super()._prepare_dataset(tokenised, processing_class, args, *rest)
         limit = args.max_length or math.inf
         cut = sum(len(ids) > limit for ids in tokenised["input_ids"])
         if cut:
@@ -291,7 +298,7 @@ class RobustSFTTrainer(SFTTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Metrics of the score table: `loss` is the mean NLL over all tokens, not a mean of batch means."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict):
             parts = (self.evaluate(d, ignore_keys, f"{metric_key_prefix}_{k}") for k, d in dataset.items())
             return {name: value for part in parts for name, value in part.items()}
@@ -308,7 +315,9 @@ class RobustSFTTrainer(SFTTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> Any:
         """TRL's train; True resumes from the newest complete checkpoint of the output folder."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = newest_complete(Path(str(self.args.output_dir)))
