@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if arguments[0] not in COMMANDS:
         _fail(f"no command {arguments[0]!r}; there are {', '.join(COMMANDS)}")
-    _prepare_process()
+    prepare_process()
     command = import_module(COMMANDS[arguments[0]][0])
     try:
         command.main(arguments[1:], prog=f"klball {arguments[0]}")
@@ -65,7 +65,7 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
-def _prepare_process() -> None:
+def prepare_process() -> None:
     """Settings that must be in place before PyTorch is loaded."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

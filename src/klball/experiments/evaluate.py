@@ -80,16 +80,16 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 
 def write_report(report: RobustnessReport, folder: Path) -> None:
-    """Print the tables; write `metrics.csv`, `profiles.csv` and the profile figures."""
+    """Print the tables (± half a 95 % bootstrap interval); write `metrics.csv`, `profiles.csv` and the profile figures."""
     for data, counts in report.rows.items():
         hard = max(1, -(-counts["kept"] // 100))
         dropped = f"{counts['truncated']} cut, {counts['unscored']} without answer: left out for all models"
-        title = f"{data}: {counts['kept']} rows ({dropped}); hardest 1 % = {hard} rows, by {report.reference}"
+        title = f"{data}: {counts['kept']} rows ({dropped}); hardest 1 % = {hard} rows by {report.reference}"
         body = []
         for model in dict.fromkeys(m.model for m in report.metrics):
             metrics = [report.value(data, model, name) for name in SHOWN]
-            body.append([model, *(f"{m.value:.4g} [{m.low:.4g}, {m.high:.4g}]" for m in metrics)])
-        show_table(title, ("model", *SHOWN), body)
+            body.append([model, *(f"{m.value:.4g} ±{(m.high - m.low) / 2:.2g}" for m in metrics)])
+        show_table(title, ("model", *(name.replace("_", " ") for name in SHOWN)), body)
     write_csv(folder / "metrics.csv", report.records())
     write_csv(folder / "profiles.csv", [dataclasses.asdict(point) for point in report.profiles])
     plot_profiles(report.profiles, folder)

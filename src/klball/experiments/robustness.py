@@ -248,11 +248,10 @@ def _report(
     write_csv(folder / "curves.csv", [{k: p[k] for k in ("arm", "seed", "step", *MEASURES)} for p in points])
     for column, (_, _, title) in MEASURES.items():
         plot_experiment(column, title, points, finals, folder / "figures" / column)
-    header = ("arm", *(f"{column} (ratio to ε = 0)" for column in MEASURES))
+    header = ("arm", *(column.replace("_", " ") for column in MEASURES))
     body = [(row["arm"], *(row[f"{column}_text"] for column in MEASURES)) for row in rows]
-    show_table(
-        f"Perplexities, {len(reports)} seed(s): mean over seeds and 95 % interval of the ratio", header, body
-    )
+    title = f"Perplexity, {len(reports)} seed(s): mean ± sd over seeds (change against ε = 0 [95 % interval])"
+    show_table(title, header, body)
 
 
 def _report_of(of_model: dict[str, Tables]) -> Any:

@@ -1,0 +1,215 @@
+"""The commands as a user runs them: results, resumption after a kill, and one line for bad input."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+import klball
+from klball import cli
+
+TRAIN = [
+    *(
+        "--dataset_name",
+        "DATA",
+        "--per_device_train_batch_size",
+        "4",
+        "--max_steps",
+        "8",
+        "--save_steps",
+        "2",
+    ),
+    *(
+        "--logging_steps",
+        "1",
+        "--learning_rate",
+        "0.01",
+        "--use_peft",
+        "--lora_r",
+        "4",
+        "--lora_dropout",
+        "0.1",
+    ),
+    *(
+        "--gradient_checkpointing",
+        "false",
+        "--report_to",
+        "none",
+        "--disable_tqdm",
+        "true",
+        "--rescore_steps",
+        "3",
+    ),
+    *("--lora_target_modules", "q_proj", "v_proj"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = [{"question": f"What is {i}?", "answer": "the value of " + "a key " * (i % 7)} for i in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(*arguments, **more):
+    command = [sys.executable, "-m", "klball", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **more)
+
+
+def train_arguments(data, folder):
+    return ["train", *(str(data) if a == "DATA" else a for a in TRAIN), "--output_dir", str(folder)]
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = run(*train_arguments(data, folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_train_writes_model_history_and_top_samples(uninterrupted):
+    import pyarrow.parquet as pq
+
+    history = pq.read_table(uninterrupted / "history.parquet").to_pylist()
+    assert [row["step"] for row in history] == list(range(1, 9))
+    logged = {
+        "lambda",
+        "beta",
+        "kl",
+        "ess_ratio",
+        "max_weight",
+        "mean_weight",
+        "robust_loss",
+        "plain_loss",
+        "entropy",
+    }
+    assert logged <= set(history[0])
+    assert all(row["kl"] == pytest.approx(0.05) for row in history)
+    top = list(csv.DictReader((uninterrupted / "top_weighted.csv").open()))
+    assert len(top) == 20 and [float(t["n_q"]) for t in top] == sorted(
+        (float(t["n_q"]) for t in top), reverse=True
+    )
+    assert sum(float(t["n_q"]) for t in top) == pytest.approx(20)
+    assert top[0]["prompt"].startswith("What is ")
+
+
+def test_killed_in_a_checkpoint_and_run_again_gives_the_same_weights(uninterrupted, data, tmp_path):
+    """SIGKILL as soon as checkpoint 4 begins to appear: the half-written folder must not count."""
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "klball", *train_arguments(data, folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint-4").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "top_weighted.csv").exists()
+    done = run(*train_arguments(data, folder))
+    assert done.returncode == 0, done.stderr
+    expected, again = weights(uninterrupted), weights(folder)
+    assert all((expected[name] == again[name]).all() for name in expected)
+    read = [(f / "history.parquet").read_bytes() for f in (uninterrupted, folder)]
+    assert read[0] == read[1]
+    assert "already holds this run" in run(*train_arguments(data, folder)).stdout
+
+
+def test_other_settings_in_the_same_folder_are_refused(uninterrupted, data):
+    done = run(*train_arguments(data, uninterrupted), "--epsilon", "0.2")
+    assert done.returncode == 2 and "other settings (training)" in done.stderr
+
+
+def test_score_solve_and_evaluate(data, tmp_path, capsys):
+    scores = tmp_path / "scores"
+    cli.main(["score", "--dataset_name", str(data), "--output_dir", str(scores)])
+    table, _ = klball.read_scores(scores / "scores.parquet")
+    expected = klball.solve_dual(table["log_likelihood"], epsilon=0.2)
+    capsys.readouterr()
+    cli.main(["solve", "--scores", str(scores / "scores.parquet"), "--epsilon", "0.2", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["lambda_"] == expected.lambda_ and printed["ess"] == expected.ess
+    assert len(printed["top"]) == 10 and printed["top"][0]["n_q"] == pytest.approx(
+        20 * expected.weights.max()
+    )
+    report = tmp_path / "report"
+    cli.main(
+        [
+            "evaluate",
+            "--models",
+            "a=klball/tiny",
+            "b=klball/tiny",
+            "--datasets",
+            str(data),
+            "--output_dir",
+            str(report),
+        ]
+    )
+    rows = list(csv.DictReader((report / "metrics.csv").open()))
+    values = {(row["model"], row["name"]): float(row["value"]) for row in rows}
+    g = np.array(table["log_likelihood"])
+    assert values["a", "perplexity_sample"] == pytest.approx(np.exp(-g.mean()))
+    assert values["b", "hardest_1pct"] == pytest.approx(np.exp(-g.min()))
+    assert {float(row["ratio"]) for row in rows} == {1.0}
+    assert list(report.glob("profile-*.svg")) and list(report.glob("profile-*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "no command 'fly'"),
+        (["score", "--dataset_name", "none.jsonl"], "no data file"),
+        (["score", "--model_name_or_path", "no-owner/no-model"], "could not load model 'no-owner/no-model'"),
+        (["solve", "--scores", "none.parquet"], "not a readable Parquet"),
+        (["evaluate", "--models", "a=x", "a=y"], "labels repeat"),
+        (["evaluate", "--reference", "other"], "not among the models"),
+        (["reproduce", "--preset", "huge"], "--preset must be one of tiny, paper"),
+        (["reproduce", "--epsilons", "-1"], "--epsilons must be 0 or more"),
+        (
+            ["reproduce", "--preset", "paper", "--output_dir", "OUT"],
+            "could not load data set 'HuggingFaceH4/",
+        ),
+        (["train", "--config", "none.yaml"], "--config needs a YAML file"),
+        (["train", "--dataset_streaming", "--output_dir", "OUT"], "streaming"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(arguments, message, capsys, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(tmp_path / "out") if a == "OUT" else a for a in arguments])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and message in error and error.strip().count("\n") == 0
+
+
+def test_help_does_not_load_torch():
+    code = "import sys, klball.cli; klball.cli.main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_reproduce_is_resumable_and_complete(tmp_path):
+    """The whole experiment in small, killed once between arms."""
+    small = ["reproduce", "--train_rows", "64", "--test_rows", "100", "--ood_rows", "20", "--static", "true"]
+    small += ["--epsilons", "0", "0.05", "--seeds", "2", "--output_dir", tmp_path / "out"]
+    process = subprocess.Popen([sys.executable, "-m", "klball", *map(str, small)], stderr=subprocess.DEVNULL)
+    while not (tmp_path / "out/seed-0/eps-0.05/run.json").exists():
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    done = run(*small)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "out/summary.csv").open()))
+    assert [row["arm"] for row in rows] == ["base", "SFT (ε = 0)", "ε = 0.05", "ε = 0.05, static"]
+    assert len(list((tmp_path / "out/figures").glob("*.svg"))) == 3
