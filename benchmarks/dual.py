@@ -48,16 +48,21 @@ def scores() -> tuple[np.ndarray, np.ndarray]:
 
 
 def cvxpy_loop(g: np.ndarray, c: np.ndarray, count: int) -> list[float]:
-    """A parametrised problem, compiled once."""
-    q = cp.Variable(N, nonneg=True)
-    pg, pc = cp.Parameter(N), cp.Parameter(N)
-    ball = cp.sum(cp.rel_entr(q, np.full(N, 1 / N))) <= EPSILON
-    problem = cp.Problem(cp.Minimize(pg @ q), [cp.sum(q) == 1, ball, pc @ q <= GAMMA])
+    """A parametrised problem, compiled once, on standardised scores and weights of mean one."""
+    w = cp.Variable(N, nonneg=True)
+    pg, pc, bound = cp.Parameter(N), cp.Parameter(N), cp.Parameter()
+    ball = cp.sum(cp.kl_div(w, np.ones(N))) / N <= EPSILON
+    problem = cp.Problem(cp.Minimize(pg @ w / N), [cp.sum(w) == N, ball, pc @ w / N <= bound])
     values = []
     for r in range(count):
-        pg.value, pc.value = g[r], c[r]
-        problem.solve(solver=cp.CLARABEL)
-        values.append(problem.value)
+        pg.value = (g[r] - g[r].mean()) / g[r].std()
+        pc.value = (c[r] - c[r].mean()) / c[r].std()
+        bound.value = (GAMMA - c[r].mean()) / c[r].std()
+        try:
+            problem.solve(solver=cp.CLARABEL)
+            values.append(g[r].mean() + g[r].std() * problem.value)
+        except cp.SolverError:
+            values.append(np.nan)
     return values
 
 
@@ -96,7 +101,11 @@ def in_batches() -> None:
         [solve, lambda: cvxpy_loop(g, c, few), lambda: scipy_loop(g, c, ROUNDS)], 3
     )
     by_cvxpy *= ROUNDS / few
-    conic = np.abs(np.array(cvxpy_loop(g, c, few)) - exact.worst_case[:few]).max()
+    conic_values = np.array(cvxpy_loop(g, c, few))
+    conic, failed = (
+        np.nanmax(np.abs(conic_values - exact.worst_case[:few])),
+        int(np.isnan(conic_values).sum()),
+    )
     quasi = np.abs(np.array(scipy_loop(g, c, ROUNDS)) - exact.worst_case).max()
     print(
         f"\n{ROUNDS} problems of n = {N:,}, (ε, γ) = ({EPSILON}, {GAMMA}), β > 0 in "
@@ -105,7 +114,9 @@ def in_batches() -> None:
     print("| solver | time, klball = 1 | largest error of E_Q g |")
     print("|---|---|---|")
     print(f"| klball, one batched call | 1 | {exact.gap.max() * np.ptp(g, axis=1).max():.0e} (its own gap) |")
-    print(f"| cvxpy + Clarabel, parametrised | {by_cvxpy / ours:.0f} | {conic:.0e} |")
+    print(
+        f"| cvxpy + Clarabel, parametrised | {by_cvxpy / ours:.0f} | {conic:.0e}, {failed} of {few} failed |"
+    )
     print(f"| SciPy L-BFGS-B, analytic gradient | {by_scipy / ours:.1f} | {quasi:.0e} |")
 
 

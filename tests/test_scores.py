@@ -254,6 +254,10 @@ FORMATS = [
         "completion": [{"role": "assistant", "content": "an answer"}],
     },
     {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "an answer"}]},
+    {
+        "prompt": "q",
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "an answer"}],
+    },
 ]
 
 

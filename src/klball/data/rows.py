@@ -7,6 +7,7 @@ columns, which become prompt–completion rows.
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def with_sample_ids(dataset: Dataset) -> Dataset:
     else:
         ids = [f"{index}-{_content_hash(row)}" for index, row in enumerate(dataset)]
     if len(set(ids)) < len(ids):
-        repeated = next(value for value in ids if ids.count(value) > 1)
+        repeated = Counter(ids).most_common(1)[0][0]
         raise ValueError(f"sample ids repeat, for example {repeated!r}: make them unique or drop the column")
     return dataset.add_column("sample_id", ids)
 
@@ -84,7 +85,12 @@ def to_trl_format(dataset: Dataset, conversational: bool) -> Dataset:
     Raises ValueError for columns of no known format.
     """
     columns = set(dataset.column_names)
-    if columns & {"messages", "text", "input_ids"} or {"prompt", "completion"} <= columns:
+    if (
+        "messages" in columns
+    ):  # data sets often repeat the first turn as `prompt`, which TRL would take for its own
+        keep = {"messages", "id", "sample_id", "tools", "chat_template_kwargs"}
+        return dataset.select_columns([c for c in dataset.column_names if c in keep])
+    if columns & {"text", "input_ids"} or {"prompt", "completion"} <= columns:
         return dataset
     question = next((c for c in ("instruction", "question", "prompt") if c in columns), None)
     answer = next((c for c in ("output", "response", "answer") if c in columns), None)

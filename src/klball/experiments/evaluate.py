@@ -80,7 +80,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 
 def write_report(report: RobustnessReport, folder: Path) -> None:
-    """Print the tables (± half a 95 % bootstrap interval); write `metrics.csv`, `profiles.csv` and the profile figures."""
+    """Print the tables (± half a 95 % bootstrap interval); write the CSV files and the figures."""
     for data, counts in report.rows.items():
         hard = max(1, -(-counts["kept"] // 100))
         dropped = f"{counts['truncated']} cut, {counts['unscored']} without answer: left out for all models"

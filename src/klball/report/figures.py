@@ -81,7 +81,7 @@ def plot_experiment(
     has no epsilon.
     """
     with plt.rc_context(STYLE):
-        figure, (over, by) = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+        figure, (over, by) = plt.subplots(1, 2, figsize=(10, 4))
         styles = _styles()
         for arm in dict.fromkeys(row["arm"] for row in curves):
             own = [row for row in curves if row["arm"] == arm]
@@ -115,10 +115,11 @@ def _plot_by_radius(axis: Any, metric: str, finals: Sequence[dict[str, Any]]) ->
             axis.plot(
                 [r["epsilon"] for r in own], [r[metric] for r in own], "x", color="#777777", markersize=6
             )
+    axis.set_xticks(sorted({row["epsilon"] for row in finals if row["epsilon"] is not None}))
     axis.set_xlabel("radius ε, nats")
+    axis.set_ylabel("perplexity at the end")
     if len(kinds) > 1:
         axis.legend()
-    axis.tick_params(labelleft=True)
 
 
 def _styles() -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from klball.robust.faces import face_of, least_kl
 from klball.robust.multipliers import SLACK, Rounds, add_certainty, base_row, solve_ball
+from klball.robust.tilting import Numbers, row_dots
 
 Array = Any  # anything array-like: torch, NumPy, Arrow, pandas, a list
 
@@ -142,31 +143,33 @@ class _Problem:
 def _solve(problem: _Problem) -> DualSolution:
     g, c, base, gamma = problem.g, problem.c, problem.base, problem.gamma
     x, g_min, g_range = _standardised(g, base)
-    rounds = solve_ball(x, base, problem.cap, problem.epsilon)
-    c_min, c_range = torch.zeros_like(g_min), torch.ones_like(g_min)
+    rounds = solve_ball(x, base, problem.cap, problem.epsilon, overwrite=gamma is None)
+    c_min, c_range = np.zeros_like(g_min), np.ones_like(g_min)
     gamma_min = None
     if c is not None and gamma is not None:
         y, c_min, c_range = _standardised(c, base)
-        target, slack = (gamma - c_min) / c_range, SLACK + 4e-16 * c.abs().amax(dim=1) / c_range
+        target = (gamma - c_min) / c_range
+        slack = SLACK + 4e-16 * c.abs().amax(dim=1).numpy() / c_range
         least = add_certainty(rounds, x, y, base, problem.cap, problem.epsilon, target, slack)
         gamma_min = c_min + c_range * least
-    lambda_ = torch.where(rounds.a.isinf(), 0.0, g_range / rounds.a)
-    beta = torch.where(rounds.beta == 0, 0.0, rounds.beta * g_range / c_range)
-    mu = lambda_ * rounds.mu + g_min + beta * c_min
-    mu = torch.where((rounds.a > 0) & rounds.a.isfinite() & beta.isfinite(), mu, math.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lambda_ = g_range / rounds.a  # 0 at a = ∞, ∞ at a = 0
+        beta = np.where(rounds.beta == 0, 0.0, rounds.beta * g_range / c_range)
+        mu = lambda_ * rounds.mu + g_min + beta * c_min
+    mu = np.where((rounds.a > 0) & np.isfinite(rounds.a) & np.isfinite(beta), mu, math.nan)
     # E_Q[x] in [0, 1] keeps digits that E_Q[g] would lose to a large common offset
-    worst_x = torch.linalg.vecdot(rounds.weights, x)
-    dual = _dual_value(problem, rounds, lambda_, beta, mu, g_min + g_range * worst_x)
+    worst = g_min + g_range * rounds.mean_x
+    dual = _dual_value(problem, rounds, lambda_, beta, mu, worst)
     return DualSolution(
         lambda_=lambda_,
         beta=beta,
         weights=rounds.weights,
         kl=rounds.kl,
-        certainty=None if c is None else torch.linalg.vecdot(rounds.weights, c),
-        worst_case=g_min + g_range * worst_x,
+        certainty=None if c is None else row_dots(rounds.weights, c),
+        worst_case=worst,
         dual_value=dual,
-        gap=(worst_x - (dual - g_min) / g_range).abs(),
-        ess=1 / torch.linalg.vecdot(rounds.weights, rounds.weights),
+        gap=np.abs(rounds.mean_x - (dual - g_min) / g_range),
+        ess=1 / row_dots(rounds.weights, rounds.weights),
         mu=mu,
         gamma_min=gamma_min,
         status=rounds.status,
@@ -175,23 +178,21 @@ def _solve(problem: _Problem) -> DualSolution:
 
 
 def _dual_value(
-    problem: _Problem, rounds: Rounds, lambda_: Tensor, beta: Tensor, mu: Tensor, worst: Tensor
-) -> Tensor:
+    problem: _Problem, rounds: Rounds, lambda_: Numbers, beta: Numbers, mu: Numbers, worst: Numbers
+) -> Numbers:
     """h(λ, β) of every round; where λ or β is infinite h reaches the primal value in the limit."""
-    dual = worst.clone()
+    dual = worst.copy()
     for r, status in enumerate(rounds.status):
         penalty = float(beta[r]) * problem.gamma if problem.gamma is not None and beta[r] > 0 else 0.0
-        if status == "infeasible" or lambda_[r].isinf() or beta[r].isinf():
+        if status == "infeasible" or math.isinf(lambda_[r]) or math.isinf(beta[r]):
             continue
         if lambda_[r] == 0:
             dual[r] = _least_mean(problem, float(beta[r]), r) - penalty
-        elif problem.cap is None:
-            dual[r] = mu[r] - lambda_[r] * problem.epsilon - penalty
-        else:
+            continue
+        dual[r] = mu[r] - lambda_[r] * problem.epsilon - penalty
+        if problem.cap is not None:
             over = mu[r] - _penalised(problem, float(beta[r]), r) - lambda_[r] * math.log(problem.cap)
-            base = base_row(problem.base, problem.g, r)
-            cap_price = problem.cap * (base @ over.clamp(min=0))
-            dual[r] = mu[r] - cap_price - lambda_[r] * problem.epsilon - penalty
+            dual[r] -= problem.cap * float(base_row(problem.base, problem.g, r) @ over.clamp(min=0))
     return dual
 
 
@@ -205,17 +206,18 @@ def _least_mean(problem: _Problem, beta: float, r: int) -> Tensor:
     return least_kl(face_of(z, base_row(problem.base, problem.g, r), problem.cap)) @ z
 
 
-def _standardised(scores: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _standardised(scores: Tensor, base: Tensor | None) -> tuple[Tensor, Numbers, Numbers]:
     """((s − min)/range, min, range) a row, over the samples with positive base weight."""
-    usable = None if base is None else base > 0
-    low = scores if usable is None else scores.masked_fill(~usable, math.inf)
-    high = scores if usable is None else scores.masked_fill(~usable, -math.inf)
-    least, span = low.amin(dim=1), high.amax(dim=1)
-    span = torch.where(span > least, span - least, 1.0)
-    standardised = scores.sub(least[:, None]).div_(span[:, None])
-    if usable is not None:
-        standardised = standardised.masked_fill(~usable, 1.0)
-    return standardised, least, span
+    if base is None:
+        least, most = scores.amin(dim=1), scores.amax(dim=1)
+    else:
+        least = scores.masked_fill(base == 0, math.inf).amin(dim=1)
+        most = scores.masked_fill(base == 0, -math.inf).amax(dim=1)
+    span = torch.where(most > least, most - least, 1.0)
+    standardised = scores.sub(least[:, None]).mul_((1 / span)[:, None])
+    if base is not None:
+        standardised.masked_fill_(base == 0, 1.0)
+    return standardised, least.numpy(), span.numpy()
 
 
 # --- input and output -------------------------------------------------------------------------
@@ -288,16 +290,18 @@ def _raise_infeasible(solution: DualSolution, problem: _Problem, single: bool) -
 
 def _like_input(solution: DualSolution, values: Array, single: bool) -> DualSolution:
     """Torch in, torch out; anything else gives NumPy arrays, and plain numbers for a single problem."""
+    in_torch = isinstance(values, Tensor)
     changes: dict[str, Any] = {}
     for field in fields(solution):
         value = getattr(solution, field.name)
-        if isinstance(value, Tensor):
-            value = value[0] if single else value
-            if single and value.dim() == 0:
-                value = float(value)
-            elif not isinstance(values, Tensor):
-                value = value.numpy()
-            changes[field.name] = value
+        if field.name == "weights":
+            own = value[0] if single else value
+            changes["weights"] = own if in_torch else own.numpy()
+        elif isinstance(value, np.ndarray):
+            if single:
+                changes[field.name] = float(value[0])
+            elif in_torch:
+                changes[field.name] = torch.from_numpy(value)
     if single:
         changes["status"] = solution.status[0]
     return replace(solution, **changes)

@@ -6,12 +6,13 @@ All tensors are float64 with one row a round: x = (g − min g)/range, y = (C �
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from klball.robust.faces import Face, face_of, least_kl, vertex
 from klball.robust.newton import joint_tilt, nested_tilt, radius_tilt
-from klball.robust.tilting import Tilting, kl_divergence
+from klball.robust.tilting import Numbers, Tilted, Tilting, kl_divergence, row_dots, row_means
 
 SLACK = 1e-12  # in units of the range of C: a constraint met this closely is met
 JOINT_PASSES = 60
@@ -24,12 +25,13 @@ class Rounds:
     Below the cap log(q/f) = mu − ax − by, wherever 0 < a < ∞.
     """
 
-    a: Tensor
-    b: Tensor
-    beta: Tensor
+    a: Numbers
+    b: Numbers
+    beta: Numbers
     weights: Tensor
-    mu: Tensor
-    kl: Tensor
+    mu: Numbers
+    kl: Numbers
+    mean_x: Numbers
     status: list[str]
     passes: int
 
@@ -39,42 +41,54 @@ def base_row(base: Tensor | None, like: Tensor, row: int) -> Tensor:
     return torch.full_like(like[row], 1 / like.shape[1]) if base is None else base[row]
 
 
-def solve_ball(x: Tensor, base: Tensor | None, cap: float | None, epsilon: float) -> Rounds:
-    """min E_q[x] over KL(q‖f) ≤ ε, q ≤ cap·f."""
+def solve_ball(
+    x: Tensor, base: Tensor | None, cap: float | None, epsilon: float, overwrite: bool = False
+) -> Rounds:
+    """min E_q[x] over KL(q‖f) ≤ ε, q ≤ cap·f; `overwrite` lets the weights take the place of x."""
     tilting = Tilting(x, None, base, cap)
     faces = {} if epsilon == 0 else _loose_faces(tilting, epsilon)
-    a = x.new_zeros(x.shape[0])
-    pending = torch.ones_like(a, dtype=torch.bool)
+    a = np.zeros(x.shape[0])
+    pending = np.ones(x.shape[0], dtype=bool)
     pending[list(faces)] = False
-    if epsilon > 0 and bool(pending.any()):
-        a = torch.where(pending, radius_tilt(tilting, torch.full_like(a, epsilon), pending), a)
-    weights, mu, kl = tilting.weights(a, None)
-    status = [_tilt_status(weights[r], base_row(base, x, r), cap) for r in range(len(a))]
-    for r, face in faces.items():
+    if epsilon > 0 and pending.any():
+        a = np.where(pending, radius_tilt(tilting, epsilon, pending), a)
+    tilted = tilting.tilted(a, None, overwrite)
+    weights = tilted.weights
+    kl, mean_x = tilted.kl + 0.0, tilted.mean_x  # + 0.0 turns −0 into 0
+    status = [_tilt_status(weights[r], base, r, cap) for r in range(len(a))]
+    for r, (face, least) in faces.items():
         weights[r] = least_kl(face)
-        kl[r] = kl_divergence(weights[r], face.base)
+        kl[r], mean_x[r] = float(kl_divergence(weights[r], face.base)), least
         a[r] = math.inf
         status[r] = "point_mass" if cap is None else "capped"
-    zero = torch.zeros_like(a)
-    return Rounds(a, zero, zero.clone(), weights, mu, kl, status, tilting.num_passes)
+    zero = np.zeros_like(a)
+    return Rounds(a, zero, zero.copy(), weights, tilted.mu, kl, mean_x, status, tilting.num_passes)
 
 
-def _loose_faces(tilting: Tilting, epsilon: float) -> dict[int, Face]:
-    """The rounds in which the ball does not bind, with the minimisers of E[x] there."""
+def _loose_faces(tilting: Tilting, epsilon: float) -> dict[int, tuple[Face, float]]:
+    """The rounds in which the ball does not bind: the minimisers of E[x], and that minimum."""
     x, base, cap = tilting.x, tilting.base, tilting.cap
     candidates = range(x.shape[0])
     if cap is None:
-        tied = x == 0
-        mass = tied.double().mean(dim=1) if base is None else (base * tied).sum(dim=1)
-        candidates = (epsilon >= -mass.log() - 1e-14).nonzero().flatten().tolist()
+        # x lies in [0, 1], so a mass of e^−ε at 0 would leave no larger a mean than this
+        mean = row_means(x, base)
+        candidates = np.flatnonzero(mean <= 1 - math.exp(-epsilon) + 1e-9).tolist()
+        needed = math.exp(-epsilon - 1e-9)
+        candidates = [r for r in candidates if base is not None or _share_of_zeros(x[r]) >= needed]
     faces = {r: face_of(x[r], base_row(base, x, r), cap) for r in candidates}
-    return {r: face for r, face in faces.items() if epsilon >= face.fixed_kl() - 1e-14}
+    loose = {r: face for r, face in faces.items() if epsilon >= face.fixed_kl() - 1e-14}
+    return {r: (face, float(least_kl(face) @ x[r])) for r, face in loose.items()}
 
 
-def _tilt_status(weights: Tensor, base: Tensor, cap: float | None) -> str:
+def _share_of_zeros(x: Tensor) -> float:
+    return 1 - int(torch.count_nonzero(x)) / len(x)
+
+
+def _tilt_status(weights: Tensor, base: Tensor | None, row: int, cap: float | None) -> str:
     if cap is None:
         return "optimal"
-    at_cap = (weights >= cap * base * (1 - 1e-12)) & (weights > 0)
+    own = 1 / len(weights) if base is None else base[row]
+    at_cap = (weights >= cap * own * (1 - 1e-12)) & (weights > 0)
     return "capped" if bool(at_cap.any()) else "optimal"
 
 
@@ -85,28 +99,29 @@ def add_certainty(
     base: Tensor | None,
     cap: float | None,
     epsilon: float,
-    gamma: Tensor,
-    slack: Tensor,
-) -> Tensor:
+    gamma: Numbers,
+    slack: Numbers,
+) -> Numbers:
     """Re-solve, in place, the rounds that violate E[y] ≤ γ; returns the least E[y] in the ball."""
-    least = torch.full_like(gamma, math.nan)
-    index = (torch.linalg.vecdot(rounds.weights, y) > gamma + slack).nonzero().flatten()
+    least = np.full_like(gamma, math.nan)
+    index = np.flatnonzero(row_dots(rounds.weights, y) > gamma + slack)
     if len(index) == 0:
         return least
     part = _Part(x[index], y[index], None if base is None else base[index], cap, epsilon)
     extreme = solve_ball(part.y, part.base, cap, epsilon)
-    least[index] = torch.linalg.vecdot(extreme.weights, part.y)
+    least[index] = extreme.mean_x
     excess = gamma - least
     solved = _solve_jointly(rounds, part, gamma, index, excess[index] > slack[index])
-    for k in (~solved).nonzero().flatten().tolist():
+    for k in np.flatnonzero(~solved).tolist():
         r = int(index[k])
         if excess[r] > slack[r]:
             _put_vertex_or_nested(rounds, part, k, r, float(gamma[r]))
         elif excess[r] >= -slack[r]:
             _put_boundary(rounds, part, k, r, extreme)
         else:
-            for field in (rounds.a, rounds.b, rounds.beta, rounds.mu, rounds.kl, rounds.weights):
+            for field in (rounds.a, rounds.b, rounds.beta, rounds.mu, rounds.kl, rounds.mean_x):
                 field[r] = math.nan
+            rounds.weights[r] = math.nan
             rounds.status[r] = "infeasible"
     rounds.passes += extreme.passes
     return least
@@ -126,62 +141,64 @@ class _Part:
         return base_row(self.base, self.x, k)
 
 
-def _solve_jointly(rounds: Rounds, part: _Part, gamma: Tensor, index: Tensor, interior: Tensor) -> Tensor:
+def _solve_jointly(rounds: Rounds, part: _Part, gamma: Numbers, index: Numbers, interior: Numbers) -> Numbers:
     """KL = ε and E[y] = γ together, for the `interior` rounds; returns where it succeeded."""
-    solved = torch.zeros_like(interior)
+    solved = np.zeros_like(interior)
     start = rounds.a[index]
-    k = (interior & start.isfinite() & (start > 0)).nonzero().flatten()
+    k = np.flatnonzero(interior & np.isfinite(start) & (start > 0))
     if len(k) == 0:
         return solved
     base = None if part.base is None else part.base[k]
     tilting = Tilting(part.x[k], part.y[k], base, part.cap)
-    epsilon = torch.full_like(start[k], part.epsilon)
-    a, b, converged = joint_tilt(tilting, epsilon, gamma[index[k]], start[k], JOINT_PASSES)
-    weights, mu, kl = tilting.weights(a, b)
+    a, b, converged = joint_tilt(tilting, part.epsilon, gamma[index[k]], start[k], JOINT_PASSES)
+    tilted = tilting.tilted(a, b)
     rounds.passes += tilting.num_passes
-    k, rows = k[converged], index[k[converged]]
-    rounds.a[rows], rounds.b[rows], rounds.beta[rows] = a[converged], b[converged], (b / a)[converged]
-    rounds.weights[rows], rounds.mu[rows], rounds.kl[rows] = (
-        weights[converged],
-        mu[converged],
-        kl[converged],
-    )
-    for position, r in zip(k.tolist(), rows.tolist(), strict=True):
-        rounds.status[r] = _tilt_status(rounds.weights[r], part.base_row(position), part.cap)
-    solved[k] = True
+    for i in np.flatnonzero(converged).tolist():
+        _put_tilted(rounds, part, tilted, int(k[i]), int(index[k[i]]), i, a[i], b[i])
+    solved[k[converged]] = True
     return solved
+
+
+def _put_tilted(
+    rounds: Rounds, part: _Part, tilted: Tilted, k: int, r: int, i: int, a: float, b: float
+) -> None:
+    """Row i of `tilted` is the answer of round r, row k of the part."""
+    rounds.a[r], rounds.b[r], rounds.beta[r] = a, b, b / a
+    rounds.weights[r], rounds.mu[r] = tilted.weights[i], tilted.mu[i]
+    rounds.kl[r], rounds.mean_x[r] = tilted.kl[i], tilted.mean_x[i]
+    rounds.status[r] = _tilt_status(tilted.weights[i], part.base, k, part.cap)
 
 
 def _put_vertex_or_nested(rounds: Rounds, part: _Part, k: int, r: int, gamma: float) -> None:
     """Where the joint iteration gave up: the ball is slack (a vertex), or brackets must find it."""
     found = vertex(part.x[k], part.y[k], part.base_row(k), part.cap, gamma)
     if found.kl <= part.epsilon + 1e-12:
-        rounds.a[r], rounds.b[r], rounds.beta[r] = math.inf, math.nan, found.beta
-        rounds.weights[r], rounds.mu[r], rounds.kl[r] = found.weights, math.nan, found.kl
-        rounds.status[r] = "vertex"
+        _put_face(rounds, part, k, r, found.weights, "vertex")
+        rounds.a[r], rounds.beta[r] = math.inf, found.beta
         return
     base = None if part.base is None else part.base[k : k + 1]
     tilting = Tilting(part.x[k : k + 1], part.y[k : k + 1], base, part.cap)
     a, b = nested_tilt(tilting, part.epsilon, gamma, a=1.0)
-    weights, mu, kl = tilting.weights(a, b)
+    _put_tilted(rounds, part, tilting.tilted(a, b), k, r, 0, float(a[0]), float(b[0]))
     rounds.passes += tilting.num_passes
-    rounds.a[r], rounds.b[r], rounds.beta[r] = a[0], b[0], b[0] / a[0]
-    rounds.weights[r], rounds.mu[r], rounds.kl[r] = weights[0], mu[0], kl[0]
-    rounds.status[r] = _tilt_status(weights[0], part.base_row(k), part.cap)
+
+
+def _put_face(rounds: Rounds, part: _Part, k: int, r: int, weights: Tensor, status: str) -> None:
+    rounds.weights[r], rounds.status[r] = weights, status
+    rounds.b[r] = rounds.mu[r] = math.nan
+    rounds.kl[r] = float(kl_divergence(weights, part.base_row(k)))
+    rounds.mean_x[r] = float(weights @ part.x[k])
 
 
 def _put_boundary(rounds: Rounds, part: _Part, k: int, r: int, extreme: Rounds) -> None:
     """γ = γ_min: the weights that attain it; where y has ties there, the worst x among them."""
-    rounds.a[r], rounds.b[r], rounds.beta[r] = 0.0, extreme.a[k], math.inf
-    rounds.mu[r], rounds.kl[r], rounds.weights[r] = math.nan, extreme.kl[k], extreme.weights[k]
-    rounds.status[r] = "boundary"
-    if not extreme.a[k].isinf():
-        return
-    face = face_of(part.y[k], part.base_row(k), part.cap)
-    radius = max(0.0, (part.epsilon - face.fixed_kl()) / face.mass)
-    x = part.x[k][face.tied]
-    cap = None if math.isinf(face.cap) else face.tied_cap()
-    inner = solve_ball((x - x.min())[None], face.tied_base()[None], cap, radius)
-    rounds.weights[r] = face.weights(inner.weights[0])
-    rounds.a[r] = inner.a[0]
-    rounds.kl[r] = kl_divergence(rounds.weights[r], face.base)
+    weights, a = extreme.weights[k], 0.0
+    if math.isinf(extreme.a[k]):
+        face = face_of(part.y[k], part.base_row(k), part.cap)
+        radius = max(0.0, (part.epsilon - face.fixed_kl()) / face.mass)
+        x = part.x[k][face.tied]
+        cap = None if math.isinf(face.cap) else face.tied_cap()
+        inner = solve_ball((x - x.min())[None], face.tied_base()[None], cap, radius)
+        weights, a = face.weights(inner.weights[0]), float(inner.a[0])
+    _put_face(rounds, part, k, r, weights, "boundary")
+    rounds.a[r], rounds.beta[r] = a, math.inf

@@ -7,91 +7,99 @@ With q ∝ f·exp(−ax − by), A(a,b) = log Z and V the covariance of (x, y) u
 
 import math
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from klball.robust.tilting import Moments, Tilting
+from klball.robust.tilting import Moments, Numbers, Tilting
 
 LONGEST_STEP = 3.0  # in log a
-THIN_ABOVE = 16_384  # samples from which a first guess on a part of them pays
-SETTLED = 3e-7  # a Newton step shorter than this leaves an error of about its square
+# samples from which a first guess on part of them pays, for small radii and for large ones, whose
+# start from KL ≈ a²·Var/2 is poor
+MANY, MANY_IF_LARGE, LARGE = 200_000, 16_384, 0.3
+THINNED = 8_192  # samples that give one good to a few per cent
+SETTLED = 1e-6  # a Newton step shorter than this leaves an error of about its square
 
 
-def radius_tilt(tilting: Tilting, epsilon: Tensor, pending: Tensor) -> Tensor:
+def radius_tilt(tilting: Tilting, epsilon: float, pending: Numbers) -> Numbers:
     """a with KL = ε for the `pending` rounds, whose ball must bind; b = 0. Shape [rounds].
 
     Newton on log KL in log a: exact in one step where KL ∝ a², and bracketed everywhere, because
     KL grows with a.
     """
-    n = tilting.x.shape[1]
-    if n > THIN_ABOVE and tilting.cap is None:
-        stride = min(16, n // (THIN_ABOVE // 2))
-        a = radius_tilt(tilting.thinned(stride), epsilon, pending)
-    else:
-        sd = tilting.moments(torch.zeros_like(epsilon)).var_x.sqrt()
-        a = torch.where(pending, (2 * epsilon).sqrt() / sd.clamp(min=1e-150), 1.0)
-    low, high = torch.zeros_like(a), torch.full_like(a, math.inf)
+    a = _first_guess(tilting, epsilon, pending)
+    low, high = np.zeros_like(a), np.full_like(a, math.inf)
     for _ in range(200):
         moments = tilting.moments(a)
         below = moments.kl < epsilon
-        low, high = torch.where(below, a, low), torch.where(below, high, a)
+        low, high = np.where(below, a, low), np.where(below, high, a)
         step = _log_step(moments, a, epsilon)
-        proposal = a * step.exp()
+        proposal = a * np.exp(step)
         inside = (proposal > low) & (proposal < high)
-        middle = (low * high).sqrt()
-        middle = torch.where(high.isinf(), a * math.exp(LONGEST_STEP), middle)
-        middle = torch.where(low == 0, a / math.exp(LONGEST_STEP), middle)
-        a = torch.where(pending, torch.where(inside, proposal, middle), a)
-        pending = pending & ~(inside & (step.abs() < SETTLED)) & (high - low > 1e-15 * low)
-        if not bool(pending.any()):
+        if not inside.all():
+            middle = np.sqrt(low * np.minimum(high, 1e300))
+            middle = np.where(np.isinf(high), a * math.exp(LONGEST_STEP), middle)
+            middle = np.where(low == 0, a / math.exp(LONGEST_STEP), middle)
+            proposal = np.where(inside, proposal, middle)
+        a = np.where(pending, proposal, a)
+        pending = pending & ~(inside & (np.abs(step) < SETTLED)) & (high - low > 1e-15 * low)
+        if not pending.any():
             break
     return a
 
 
-def _log_step(moments: Moments, a: Tensor, epsilon: Tensor) -> Tensor:
+def _first_guess(tilting: Tilting, epsilon: float, pending: Numbers) -> Numbers:
+    """From part of the samples where there are many, else from KL ≈ a²·Var/2."""
+    n = tilting.x.shape[1]
+    if n >= (MANY_IF_LARGE if epsilon > LARGE else MANY) and tilting.cap is None:
+        return radius_tilt(tilting.thinned(max(2, n // THINNED)), epsilon, pending)
+    sd = np.sqrt(tilting.moments(np.zeros(len(pending))).var_x)
+    return np.where(pending, math.sqrt(2 * epsilon) / np.maximum(sd, 1e-150), 1.0)
+
+
+def _log_step(moments: Moments, a: Numbers, epsilon: float) -> Numbers:
     slope = a**2 * moments.var_x
-    ratio = moments.kl * (epsilon / moments.kl).log() / slope
-    step = torch.where((moments.kl > 0) & (slope > 0), ratio, LONGEST_STEP)  # no slope: bisect
-    return step.nan_to_num(nan=0.0).clamp(-LONGEST_STEP, LONGEST_STEP)
+    usable = (moments.kl > 0) & (slope > 0)  # elsewhere a long step, which the bracket corrects
+    kl = np.where(usable, moments.kl, 1.0)
+    step = np.where(usable, kl * np.log(epsilon / kl) / np.where(usable, slope, 1.0), LONGEST_STEP)
+    return np.clip(step, -LONGEST_STEP, LONGEST_STEP)
 
 
 def joint_tilt(
-    tilting: Tilting, epsilon: Tensor, gamma: Tensor, a: Tensor, passes: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    tilting: Tilting, epsilon: float, gamma: Numbers, a: Numbers, passes: int
+) -> tuple[Numbers, Numbers, Numbers]:
     """(a, b, solved) with KL = ε and E[y] = γ, from the a of the radius alone; all [rounds].
 
     The root-finding direction δ solves V δ = (−(KL − ε + b·(E[y] − γ))/a, E[y] − γ). It descends the
     dual value D(a,b) = (ε + bγ + A)/a, since ∇D = −Vδ/a, so backtracking on D makes it safe.
     """
-    b = torch.zeros_like(a)
+    b = np.zeros_like(a)
     moments = tilting.moments(a, b)
     value = _dual_value(moments, a, b, epsilon, gamma)
     direction, slope = _direction(moments, a, b, epsilon, gamma)
-    length = torch.ones_like(a)
-    solved = torch.zeros_like(a, dtype=torch.bool)
+    length = np.ones_like(a)
+    solved = np.zeros_like(a, dtype=bool)
     for _ in range(passes):
-        new_a, new_b = a + length * direction[0], b + length * direction[1]
-        new_a, new_b = torch.where(solved, a, new_a), torch.where(solved, b, new_b)
+        new_a = np.where(solved, a, a + length * direction[0])
+        new_b = np.where(solved, b, b + length * direction[1])
         moments = tilting.moments(new_a, new_b)
         new_value = _dual_value(moments, new_a, new_b, epsilon, gamma)
-        error = _error(moments, epsilon, gamma) / new_a.clamp(max=1)  # the gap is error/a
-        descends = new_value <= value + 1e-4 * length * slope + 1e-13 * value.abs()
+        error = _error(moments, epsilon, gamma) / np.minimum(new_a, 1)  # the gap is error/a
+        descends = new_value <= value + 1e-4 * length * slope + 1e-13 * np.abs(value)
         taken = (descends | (error < 1e-6)) & ~solved
-        a, b = torch.where(taken, new_a, a), torch.where(taken, new_b, b)
-        value = torch.where(taken, new_value, value)
+        a, b = np.where(taken, new_a, a), np.where(taken, new_b, b)
+        value = np.where(taken, new_value, value)
         new_direction, new_slope = _direction(moments, a, b, epsilon, gamma)
-        direction = torch.where(taken, new_direction, direction)
-        slope = torch.where(taken, new_slope, slope)
-        length = torch.where(taken, 1.0, length / 4)
+        direction = np.where(taken, new_direction, direction)
+        slope = np.where(taken, new_slope, slope)
+        length = np.where(taken, 1.0, length / 4)
         finished = taken & (error < SETTLED)
-        a, b = torch.where(finished, a + direction[0], a), torch.where(finished, b + direction[1], b)
+        a, b = np.where(finished, a + direction[0], a), np.where(finished, b + direction[1], b)
         solved = solved | finished
-        if bool(solved.all()):
+        if solved.all():
             break
     return a, b, solved
 
 
-def nested_tilt(tilting: Tilting, epsilon: float, gamma: float, a: float) -> tuple[Tensor, Tensor]:
+def nested_tilt(tilting: Tilting, epsilon: float, gamma: float, a: float) -> tuple[Numbers, Numbers]:
     """(a, b) of one round by nested bracketing, slower than `joint_tilt` but never lost.
 
     On the curve b(a) where E[y] = γ, or b = 0 where that is slack, KL grows with a.
@@ -99,27 +107,27 @@ def nested_tilt(tilting: Tilting, epsilon: float, gamma: float, a: float) -> tup
     low, high, b = 0.0, math.inf, 0.0
     for _ in range(200):
         b, moments = _onto_curve(tilting, a, b, gamma)
-        kl, var_y = float(moments.kl), float(moments.var_y)
+        kl, var_y = float(moments.kl[0]), float(moments.var_y[0])
         low, high = (a, high) if kl < epsilon else (low, a)
-        explained = float(moments.cov_xy) ** 2 / var_y if b > 0 and var_y > 0 else 0.0
-        slope = a**2 * (float(moments.var_x) - explained)
+        explained = float(moments.cov_xy[0]) ** 2 / var_y if b > 0 and var_y > 0 else 0.0
+        slope = a**2 * (float(moments.var_x[0]) - explained)
         step = (epsilon - kl) / slope if slope > 0 else math.inf
         if abs(step) < 1e-14 or abs(kl - epsilon) < 1e-15 or high - low < 1e-15 * low:
             break
         a = _bracketed(a, step, low, high)
-    return tilting.x.new_tensor([a]), tilting.x.new_tensor([b])
+    return np.array([a]), np.array([b])
 
 
 def _onto_curve(tilting: Tilting, a: float, b: float, gamma: float) -> tuple[float, Moments]:
     """The b ≥ 0 with E[y] = γ at this a, and the moments there."""
-    at = tilting.x.new_tensor([a])
-    moments = tilting.moments(at, torch.zeros_like(at))
-    if float(moments.mean_y) <= gamma:
+    at = np.array([a])
+    moments = tilting.moments(at, np.zeros(1))
+    if float(moments.mean_y[0]) <= gamma:
         return 0.0, moments
     low, high, b = 0.0, math.inf, b or 1.0
     for _ in range(200):
-        moments = tilting.moments(at, tilting.x.new_tensor([b]))
-        excess, slope = float(moments.mean_y) - gamma, b * float(moments.var_y)
+        moments = tilting.moments(at, np.array([b]))
+        excess, slope = float(moments.mean_y[0]) - gamma, b * float(moments.var_y[0])
         low, high = (b, high) if excess > 0 else (low, b)
         step = excess / slope if slope > 0 else math.inf
         if abs(step) < 1e-14 or excess == 0 or high - low < 1e-15 * low:
@@ -139,36 +147,36 @@ def _bracketed(value: float, log_step: float, low: float, high: float) -> float:
     return math.sqrt(low * high) if low > 0 else high / math.exp(LONGEST_STEP)
 
 
-def _error(moments: Moments, epsilon: Tensor, gamma: Tensor) -> Tensor:
-    kl_error = (moments.kl - epsilon).abs() / epsilon.clamp(max=1)
-    return torch.maximum(kl_error, (moments.mean_y - gamma).abs())
+def _error(moments: Moments, epsilon: float, gamma: Numbers) -> Numbers:
+    kl_error = np.abs(moments.kl - epsilon) / min(epsilon, 1.0)
+    return np.maximum(kl_error, np.abs(moments.mean_y - gamma))
 
 
-def _dual_value(moments: Moments, a: Tensor, b: Tensor, epsilon: Tensor, gamma: Tensor) -> Tensor:
+def _dual_value(moments: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Numbers) -> Numbers:
     log_z = -(moments.kl + a * moments.mean_x + b * moments.mean_y)
     return (epsilon + b * gamma + log_z) / a
 
 
 def _direction(
-    moments: Moments, a: Tensor, b: Tensor, epsilon: Tensor, gamma: Tensor
-) -> tuple[Tensor, Tensor]:
+    moments: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Numbers
+) -> tuple[Numbers, Numbers]:
     """The step in (a, b), shape [2, rounds], kept inside a > 0, b ≥ 0, and the slope of D along it."""
     excess = moments.mean_y - gamma
-    right = torch.stack((-(moments.kl - epsilon + b * excess) / a, excess))
+    right = np.stack((-(moments.kl - epsilon + b * excess) / a, excess))
     ridge = 1e-14
     var_x, var_y = moments.var_x * (1 + ridge) + 1e-300, moments.var_y * (1 + ridge) + 1e-300
-    determinant = var_x * var_y - moments.cov_xy**2
-    step = torch.stack(
+    determinant = np.maximum(var_x * var_y - moments.cov_xy**2, ridge * var_x * var_y + 1e-300)
+    step = np.stack(
         (
             var_y * right[0] - moments.cov_xy * right[1],
             var_x * right[1] - moments.cov_xy * right[0],
         )
-    ) / determinant.clamp(min=ridge * var_x * var_y)
-    shrink = torch.maximum(-step[0] / (0.9 * a), step[0] / (math.exp(LONGEST_STEP) * a))
-    shrink = torch.maximum(shrink, -step[1] / (0.9 * b))
+    )
+    step = step / determinant
     stuck = (b == 0) & (step[1] <= 0)
-    shrink = torch.where(stuck, 1.0, shrink).nan_to_num(nan=1.0).clamp(min=1.0)
-    step = step / shrink
-    only_b = torch.stack((torch.zeros_like(a), excess / var_y))
-    step = torch.where(stuck, only_b, step)
+    shrink = np.maximum(-step[0] / (0.9 * a), step[0] / (math.exp(LONGEST_STEP) * a))
+    shrink = np.maximum(shrink, np.where(b > 0, -step[1] / np.where(b > 0, 0.9 * b, 1.0), 0.0))
+    step = step / np.maximum(np.where(stuck, 1.0, np.nan_to_num(shrink, nan=1.0)), 1.0)
+    only_b = np.stack((np.zeros_like(a), excess / var_y))
+    step = np.where(stuck, only_b, step)
     return step, -(right * step).sum(0) / a

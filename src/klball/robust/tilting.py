@@ -10,173 +10,200 @@ that leaves a pass, so data that is sharded or larger than memory needs only ano
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 15  # elements worked on at once: three float64 blocks stay in a core's cache
+BLOCK = 1 << 16  # elements worked on at once: a few float64 blocks stay in a core's cache
+
+Numbers = np.ndarray  # one number a round: [rounds]; small enough that NumPy's overhead matters least
 
 
 @dataclass(frozen=True)
 class Moments:
     """Statistics of q, each of shape [rounds]; covariances are those of the uncapped samples."""
 
-    mu: Tensor
-    kl: Tensor
-    mean_x: Tensor
-    mean_y: Tensor
-    var_x: Tensor
-    cov_xy: Tensor
-    var_y: Tensor
-    capped: Tensor  # share of the base mass that sits at the cap
+    kl: Numbers
+    mean_x: Numbers
+    mean_y: Numbers
+    var_x: Numbers
+    cov_xy: Numbers
+    var_y: Numbers
+
+
+@dataclass(frozen=True)
+class Tilted:
+    """q of shape [rounds, n], and μ, KL(q‖f) and E_q[x] computed from this very q."""
+
+    weights: Tensor
+    mu: Numbers
+    kl: Numbers
+    mean_x: Numbers
 
 
 class Tilting:
     """Data x ≥ 0 and y ≥ 0 of shape [rounds, n] with base weights f, ready to be tilted.
 
-    `y` may be None (then b must be 0), `base` None means 1/n, `cap` None means no cap.
+    `y` may be None (then b must be None), `base` None means 1/n, `cap` None means no cap.
     """
 
     def __init__(self, x: Tensor, y: Tensor | None, base: Tensor | None, cap: float | None):
         self.x, self.y, self.base, self.cap = x, y, base, cap
         self.num_passes = 0
+        self._space: Tensor | None = None
 
     def thinned(self, stride: int) -> "Tilting":
         """Every `stride`-th sample, for a first guess at a fraction of the cost."""
         x = self.x[:, ::stride].contiguous()
-        # the largest losses decide where the tilt ends up: keep the adversary's favourite sample
-        x[:, 0] = self.x.amin(dim=1)
+        x[:, 0] = 0.0  # keep the adversary's favourite, min x = 0, which decides large tilts
         base = None
         if self.base is not None:
             base = self.base[:, ::stride].contiguous()
             base = base / base.sum(dim=1, keepdim=True)
         return Tilting(x, None, base, None)
 
-    def moments(self, a: Tensor, b: Tensor | None = None) -> Moments:
+    def moments(self, a: Numbers, b: Numbers | None = None) -> Moments:
         """One pass at the tilts a, b of shape [rounds]."""
         self.num_passes += 1
         if self.cap is not None:
             return self._capped_moments(a, b)
         sums, shift = self._sums(a, b)
         z = sums[:, 0]
-        mean_x, xx = sums[:, 1] / z, sums[:, 2] / z
-        mean_y, xy, yy = sums[:, 3] / z, sums[:, 4] / z, sums[:, 5] / z
-        mu = -(z.log() + shift)
-        kl = mu - a * mean_x
+        mean_x, xx, mean_y, xy, yy = (sums[:, 1:] / z[:, None]).T
+        kl = -np.log(z) - shift - a * mean_x
         if b is not None:
             kl = kl - b * mean_y
         return Moments(
-            mu=mu,
-            kl=kl.clamp(min=0),
+            kl=np.maximum(kl, 0.0),
             mean_x=mean_x,
             mean_y=mean_y,
-            var_x=(xx - mean_x**2).clamp(min=0),
+            var_x=np.maximum(xx - mean_x**2, 0.0),
             cov_xy=xy - mean_x * mean_y,
-            var_y=(yy - mean_y**2).clamp(min=0),
-            capped=torch.zeros_like(z),
+            var_y=np.maximum(yy - mean_y**2, 0.0),
         )
 
-    def weights(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """q of shape [rounds, n], μ and KL(q‖f), the last two computed from this very q."""
+    def tilted(self, a: Numbers, b: Numbers | None, overwrite: bool = False) -> Tilted:
+        """The weights themselves; `overwrite` puts them where x was, to spare the memory."""
         self.num_passes += 1
-        exponents = self._exponents(a, b)
-        base = self.base if self.base is not None else 1 / self.x.shape[1]
         if self.cap is not None:
-            full_base = base if isinstance(base, Tensor) else torch.full_like(self.x, base)
-            mu, _ = fill(exponents, full_base, self.cap)
-            density = exponents.add_(mu[:, None]).exp_().clamp_(max=self.cap)
-            q = density * full_base
-            return q, mu, kl_divergence(q, full_base)
-        shift = exponents.amax(dim=1) if b is not None else torch.zeros_like(a)
-        q = exponents.sub_(shift[:, None]).exp_().mul_(base)
-        z = q.sum(dim=1)
-        q.div_(z[:, None])
-        mu = -(z.log() + shift)
-        kl = mu - a * _row_dots(q, self.x)
-        if b is not None and self.y is not None:
-            kl -= b * _row_dots(q, self.y)
-        return q, mu, kl.clamp(min=0) + 0.0  # turns −0 into 0
+            return self._capped(a, b)
+        out = self.x if overwrite else torch.empty_like(self.x)
+        shift = np.zeros_like(a)
+        if b is not None:
+            shift = self._exponents(a, b).amax(dim=1).numpy()
+        sums = np.zeros((len(a), 3))
+        for rows, columns, (t,) in self._blocks(1):
+            x, w = t.copy_(self.x[rows, columns]), out[rows, columns]
+            _exponents_into(w, x, self.y, rows, columns, a, b)
+            if b is not None:
+                w.sub_(torch.from_numpy(shift[rows])[:, None])
+            w.exp_()
+            if self.base is not None:
+                w.mul_(self.base[rows, columns])
+            sums[rows, 0] += _row_sums(w)
+            sums[rows, 1] += row_dots(w, x)
+            if b is not None and self.y is not None:
+                sums[rows, 2] += row_dots(w, self.y[rows, columns])
+        out.mul_(torch.from_numpy(1 / sums[:, :1]))
+        mean_x, mean_y = sums[:, 1] / sums[:, 0], sums[:, 2] / sums[:, 0]
+        z = sums[:, 0] / self.x.shape[1] if self.base is None else sums[:, 0]
+        mu = -np.log(z) - shift
+        kl = mu - a * mean_x - (0.0 if b is None else b * mean_y)
+        return Tilted(out, mu, np.maximum(kl, 0.0), mean_x)
 
-    def _exponents(self, a: Tensor, b: Tensor | None) -> Tensor:
-        exponents = self.x * -a[:, None]
+    def _exponents(self, a: Numbers, b: Numbers | None) -> Tensor:
+        exponents = self.x * torch.from_numpy(-a)[:, None]
         if b is not None and self.y is not None:
-            exponents.addcmul_(self.y, b[:, None], value=-1)
+            exponents.addcmul_(self.y, torch.from_numpy(b)[:, None], value=-1)
         return exponents
 
-    def _sums(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Σ f·e^(−ax−by−shift) · (1, x, x², y, xy, y²), and the shift that keeps it in range."""
+    def _blocks(self, buffers: int) -> Iterator[tuple[slice, slice, list[Tensor]]]:
+        """(rows, columns, buffers of that shape) over all of x."""
         rounds, n = self.x.shape
-        sums = self.x.new_zeros(rounds, 6)
-        shift = self.x.new_full((rounds,), -math.inf)
         columns = min(n, BLOCK)
-        rows = max(1, BLOCK // columns)
-        buffers = self.x.new_empty(2, rows * columns)
+        rows = max(1, min(rounds, BLOCK // columns))
+        if self._space is None:  # kept: fresh memory costs more than the arithmetic done in it
+            self._space = self.x.new_empty(2, rows * columns)
         for r in range(0, rounds, rows):
-            rs = slice(r, min(r + rows, rounds))
             for c in range(0, n, columns):
-                self._add_block(rs, slice(c, min(c + columns, n)), a, b, sums, shift, buffers)
-        return (sums / n if self.base is None else sums), shift
+                shape = (min(rows, rounds - r), min(columns, n - c))
+                size = shape[0] * shape[1]
+                views = [self._space[k, :size].view(shape) for k in range(buffers)]
+                yield slice(r, r + shape[0]), slice(c, c + shape[1]), views
 
-    def _add_block(
-        self,
-        rows: slice,
-        columns: slice,
-        a: Tensor,
-        b: Tensor | None,
-        sums: Tensor,
-        shift: Tensor,
-        buffers: Tensor,
-    ) -> None:
-        x = self.x[rows, columns]
-        w, t = (buffer[: x.numel()].view(x.shape) for buffer in buffers)
-        torch.mul(x, -a[rows, None], out=w)
-        if b is not None and self.y is not None:
-            w.addcmul_(self.y[rows, columns], b[rows, None], value=-1)
-            top = torch.maximum(shift[rows], w.amax(dim=1))
-            sums[rows] *= torch.exp(shift[rows] - top)[:, None]
-            w.sub_(top[:, None])
-            shift[rows] = top
-        else:
-            shift[rows] = 0.0  # min x = 0, so no exponent is positive and the largest is zero
-        w.exp_()
-        if self.base is not None:
-            w.mul_(self.base[rows, columns])
-        block = sums[rows]
-        block[:, 0] += w.sum(dim=1)
-        torch.mul(w, x, out=t)
-        block[:, 1] += t.sum(dim=1)
-        block[:, 2] += _row_dots(t, x)
-        if self.y is not None:
-            y = self.y[rows, columns]
-            block[:, 4] += _row_dots(t, y)
-            torch.mul(w, y, out=t)
-            block[:, 3] += t.sum(dim=1)
-            block[:, 5] += _row_dots(t, y)
+    def _sums(self, a: Numbers, b: Numbers | None) -> tuple[Numbers, Numbers]:
+        """Σ f·e^(−ax−by−shift) · (1, x, x², y, xy, y²), and the shift that keeps it in range."""
+        sums = np.zeros((len(a), 6))
+        # with b absent min x = 0 makes the largest exponent zero
+        shift = np.zeros_like(a) if b is None else np.full_like(a, -math.inf)
+        for rows, columns, (w, t) in self._blocks(2):
+            x = self.x[rows, columns]
+            _exponents_into(w, x, self.y, rows, columns, a, b)
+            if b is not None:
+                top = np.maximum(shift[rows], w.amax(dim=1).numpy())
+                sums[rows] *= np.exp(shift[rows] - top)[:, None]
+                w.sub_(torch.from_numpy(top)[:, None])
+                shift[rows] = top
+            w.exp_()
+            if self.base is not None:
+                w.mul_(self.base[rows, columns])
+            torch.mul(w, x, out=t)
+            sums[rows, 0] += _row_sums(w)
+            sums[rows, 1] += _row_sums(t)
+            sums[rows, 2] += row_dots(t, x)
+            if b is not None and self.y is not None:
+                y = self.y[rows, columns]
+                sums[rows, 4] += row_dots(t, y)
+                torch.mul(w, y, out=t)
+                sums[rows, 3] += _row_sums(t)
+                sums[rows, 5] += row_dots(t, y)
+        return (sums / self.x.shape[1] if self.base is None else sums), shift
 
-    def _capped_moments(self, a: Tensor, b: Tensor | None) -> Moments:
-        exponents = self._exponents(a, b)
-        base = self.base if self.base is not None else torch.full_like(self.x, 1 / self.x.shape[1])
+    def _full_base(self) -> Tensor:
+        return self.base if self.base is not None else torch.full_like(self.x, 1 / self.x.shape[1])
+
+    def _capped(self, a: Numbers, b: Numbers | None) -> Tilted:
         assert self.cap is not None
+        exponents, base = self._exponents(a, b), self._full_base()
+        mu, _ = fill(exponents, base, self.cap)
+        q = exponents.add_(mu[:, None]).exp_().clamp_(max=self.cap).mul_(base)
+        return Tilted(q, mu.numpy(), kl_divergence(q, base).numpy(), row_dots(q, self.x))
+
+    def _capped_moments(self, a: Numbers, b: Numbers | None) -> Moments:
+        assert self.cap is not None
+        exponents, base = self._exponents(a, b), self._full_base()
         mu, free = fill(exponents, base, self.cap)
-        log_density = (exponents + mu[:, None]).clamp(max=math.log(self.cap))
-        q = base * log_density.exp()
-        kl = kl_divergence(q, base)
+        q = base * (exponents + mu[:, None]).clamp(max=math.log(self.cap)).exp()
         q_free = q * free
         mass = q_free.sum(dim=1).clamp(min=torch.finfo(q.dtype).tiny)
         y = self.y if self.y is not None else torch.zeros_like(self.x)
         dx = self.x - ((q_free * self.x).sum(dim=1) / mass)[:, None]
         dy = y - ((q_free * y).sum(dim=1) / mass)[:, None]
         return Moments(
-            mu=mu,
-            kl=kl,
-            mean_x=(q * self.x).sum(dim=1),
-            mean_y=(q * y).sum(dim=1),
-            var_x=(q_free * dx * dx).sum(dim=1),
-            cov_xy=(q_free * dx * dy).sum(dim=1),
-            var_y=(q_free * dy * dy).sum(dim=1),
-            capped=(base * ~free).sum(dim=1),
+            kl=kl_divergence(q, base).numpy(),
+            mean_x=row_dots(q, self.x),
+            mean_y=row_dots(q, y),
+            var_x=(q_free * dx * dx).sum(dim=1).numpy(),
+            cov_xy=(q_free * dx * dy).sum(dim=1).numpy(),
+            var_y=(q_free * dy * dy).sum(dim=1).numpy(),
         )
+
+
+def _exponents_into(
+    w: Tensor, x: Tensor, y: Tensor | None, rows: slice, columns: slice, a: Numbers, b: Numbers | None
+) -> None:
+    """w = −ax − by for one block; a plain number is the faster factor where there is one row."""
+    if len(a) == 1:
+        torch.mul(x, -float(a[0]), out=w)
+        if b is not None and y is not None:
+            w.add_(y[rows, columns], alpha=-float(b[0]))
+        return
+    torch.mul(x, torch.from_numpy(-a[rows])[:, None], out=w)
+    if b is not None and y is not None:
+        w.addcmul_(y[rows, columns], torch.from_numpy(b[rows])[:, None], value=-1)
 
 
 def fill(exponents: Tensor, base: Tensor, cap: float) -> tuple[Tensor, Tensor]:
@@ -202,10 +229,20 @@ def fill(exponents: Tensor, base: Tensor, cap: float) -> tuple[Tensor, Tensor]:
         free &= ~above
 
 
-def _row_dots(left: Tensor, right: Tensor) -> Tensor:
+def row_dots(left: Tensor, right: Tensor) -> Numbers:
+    """Σ_i left·right of every row, [rounds]."""
     if left.shape[0] == 1:
-        return torch.dot(left[0], right[0])[None]
-    return torch.linalg.vecdot(left, right)
+        return np.array([float(torch.dot(left[0], right[0]))])
+    return torch.linalg.vecdot(left, right).numpy()
+
+
+def row_means(x: Tensor, base: Tensor | None) -> Numbers:
+    """E_f[x] of every row, [rounds]."""
+    return x.mean(dim=1).numpy() if base is None else row_dots(x, base)
+
+
+def _row_sums(values: Tensor) -> Numbers | float:
+    return float(values.sum()) if values.shape[0] == 1 else values.sum(dim=1).numpy()
 
 
 def kl_divergence(q: Tensor, base: Tensor) -> Tensor:

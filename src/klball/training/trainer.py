@@ -120,6 +120,8 @@ class RobustSFTTrainer(SFTTrainer):
             self._signature_columns = [*self._signature_columns, INDEX]
 
     def _empty_accountant(self) -> Accountant:
+        if "labels" not in self.train_dataset.column_names:
+            raise ValueError("the training data has no `labels`: leave out skip_prepare_dataset, or add them")
         labels = self.train_dataset["labels"]
         counts = torch.tensor([sum(x != IGNORED for x in row[1:]) for row in labels], dtype=torch.float64)
         if bool((counts == 0).any()):
