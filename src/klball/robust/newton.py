@@ -11,10 +11,8 @@ import numpy as np
 
 from klball.robust.tilting import Moments, Numbers, Tilting
 
-LONGEST_STEP = 3.0  # in log a
-# samples from which a first guess on part of them pays, for small radii and for large ones, whose
-# start from KL ≈ a²·Var/2 is poor
-MANY, MANY_IF_LARGE, LARGE = 200_000, 16_384, 0.3
+LONGEST_STEP = 1.5  # in log a
+MANY = 200_000  # samples from which a first guess on part of them pays
 THINNED = 8_192  # samples that give one good to a few per cent
 SETTLED = 1e-6  # a Newton step shorter than this leaves an error of about its square
 
@@ -47,12 +45,13 @@ def radius_tilt(tilting: Tilting, epsilon: float, pending: Numbers) -> Numbers:
 
 
 def _first_guess(tilting: Tilting, epsilon: float, pending: Numbers) -> Numbers:
-    """From part of the samples where there are many, else from KL ≈ a²·Var/2."""
+    """From part of the samples where there are many, else from their standard deviation."""
     n = tilting.x.shape[1]
-    if n >= (MANY_IF_LARGE if epsilon > LARGE else MANY) and tilting.cap is None:
-        return radius_tilt(tilting.thinned(max(2, n // THINNED)), epsilon, pending)
+    if n >= MANY and tilting.cap is None:
+        return radius_tilt(tilting.thinned(n // THINNED), epsilon, pending)
     sd = np.sqrt(tilting.moments(np.zeros(len(pending))).var_x)
-    return np.where(pending, math.sqrt(2 * epsilon) / np.maximum(sd, 1e-150), 1.0)
+    normal = math.sqrt(2 * epsilon)  # a·sd for normal scores; skewed losses need less at large radii
+    return np.where(pending, normal / (1 + normal / 2) / np.maximum(sd, 1e-150), 1.0)
 
 
 def _log_step(moments: Moments, a: Numbers, epsilon: float) -> Numbers:
