@@ -1,6 +1,10 @@
 """The dual: solve time in passes of `torch.exp` over the same data, and against cvxpy and SciPy."""
 
+import os
 import time
+
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for everyone
+
 from collections.abc import Callable
 from functools import partial
 

@@ -18,6 +18,8 @@ from klball.robust.faces import face_of, least_kl
 from klball.robust.multipliers import SLACK, Rounds, add_certainty, base_row, solve_ball
 from klball.robust.tilting import Numbers, row_dots
 
+SMALLEST_RANGE = 1e-290  # scores closer than this are equal: 1/range would overflow
+
 Array = Any  # anything array-like: torch, NumPy, Arrow, pandas, a list
 
 
@@ -37,7 +39,8 @@ class DualSolution:
     kl, certainty, worst_case: KL(Q‖F), E_Q[C] (None without C) and E_Q[g] at `weights`.
     dual_value: h at the multipliers. gap: worst_case − dual_value in units of max g − min g.
     ess: effective sample size 1/Σ(q²). mu: q_i = f_i·min(c, exp((mu − g_i − βC_i)/λ)) if λ is in (0, ∞).
-    gamma_min: the smallest E_Q[C] in the ball (None where it was not needed).
+    gamma_min: the smallest E_Q[C] in the ball where it had to be found (else NaN; None without gamma).
+    `solve_dual(certainty, epsilon=...).worst_case` is γ_min too.
     status: optimal | point_mass | vertex | boundary | capped | infeasible.
     """
 
@@ -213,8 +216,9 @@ def _standardised(scores: Tensor, base: Tensor | None) -> tuple[Tensor, Numbers,
     else:
         least = scores.masked_fill(base == 0, math.inf).amin(dim=1)
         most = scores.masked_fill(base == 0, -math.inf).amax(dim=1)
-    span = torch.where(most > least, most - least, 1.0)
-    standardised = scores.sub(least[:, None]).mul_((1 / span)[:, None])
+    differ = most - least > SMALLEST_RANGE
+    span = torch.where(differ, most - least, 1.0)
+    standardised = scores.sub(least[:, None]).mul_(torch.where(differ, 1 / span, 0.0)[:, None])
     if base is not None:
         standardised.masked_fill_(base == 0, 1.0)
     return standardised, least.numpy(), span.numpy()

@@ -15,7 +15,8 @@ from klball.robust.newton import joint_tilt, nested_tilt, radius_tilt
 from klball.robust.tilting import Numbers, Tilted, Tilting, kl_divergence, row_dots, row_means
 
 SLACK = 1e-12  # in units of the range of C: a constraint met this closely is met
-JOINT_PASSES = 60
+JOINT_PASSES = 40
+CLOSED = 1e-11  # the largest gap, in units of the range of g, that ends the joint iteration
 
 
 @dataclass
@@ -102,28 +103,28 @@ def add_certainty(
     gamma: Numbers,
     slack: Numbers,
 ) -> Numbers:
-    """Re-solve, in place, the rounds that violate E[y] ≤ γ; returns the least E[y] in the ball."""
+    """Re-solve, in place, the rounds that violate E[y] ≤ γ; returns the least E[y] in
+    the ball where it had to be known, else NaN."""
     least = np.full_like(gamma, math.nan)
     index = np.flatnonzero(row_dots(rounds.weights, y) > gamma + slack)
     if len(index) == 0:
         return least
-    part = _Part(x[index], y[index], None if base is None else base[index], cap, epsilon)
-    extreme = solve_ball(part.y, part.base, cap, epsilon)
-    least[index] = extreme.mean_x
-    excess = gamma - least
-    solved = _solve_jointly(rounds, part, gamma, index, excess[index] > slack[index])
+    part = _Part(x[index], y[index], None if base is None else base[index], base, cap, epsilon)
+    solved = _solve_jointly(rounds, part, gamma, index)
     for k in np.flatnonzero(~solved).tolist():
         r = int(index[k])
-        if excess[r] > slack[r]:
+        extreme = solve_ball(part.y[k : k + 1], part.base_of(k), cap, epsilon)
+        rounds.passes += extreme.passes
+        least[r] = extreme.mean_x[0]
+        if gamma[r] > least[r] + slack[r]:
             _put_vertex_or_nested(rounds, part, k, r, float(gamma[r]))
-        elif excess[r] >= -slack[r]:
+        elif gamma[r] >= least[r] - slack[r]:
             _put_boundary(rounds, part, k, r, extreme)
         else:
             for field in (rounds.a, rounds.b, rounds.beta, rounds.mu, rounds.kl, rounds.mean_x):
                 field[r] = math.nan
             rounds.weights[r] = math.nan
             rounds.status[r] = "infeasible"
-    rounds.passes += extreme.passes
     return least
 
 
@@ -134,39 +135,48 @@ class _Part:
     x: Tensor
     y: Tensor
     base: Tensor | None
+    whole_base: Tensor | None  # of all rounds
     cap: float | None
     epsilon: float
 
     def base_row(self, k: int) -> Tensor:
         return base_row(self.base, self.x, k)
 
+    def base_of(self, k: int) -> Tensor | None:
+        return None if self.base is None else self.base[k : k + 1]
 
-def _solve_jointly(rounds: Rounds, part: _Part, gamma: Numbers, index: Numbers, interior: Numbers) -> Numbers:
-    """KL = ε and E[y] = γ together, for the `interior` rounds; returns where it succeeded."""
-    solved = np.zeros_like(interior)
+
+def _solve_jointly(rounds: Rounds, part: _Part, gamma: Numbers, index: Numbers) -> Numbers:
+    """KL = ε and E[y] = γ together; returns for which rounds of the part it succeeded."""
+    solved = np.zeros(len(index), dtype=bool)
     start = rounds.a[index]
-    k = np.flatnonzero(interior & np.isfinite(start) & (start > 0))
+    k = np.flatnonzero(np.isfinite(start) & (start > 0))
     if len(k) == 0:
         return solved
-    base = None if part.base is None else part.base[k]
-    tilting = Tilting(part.x[k], part.y[k], base, part.cap)
-    a, b, converged = joint_tilt(tilting, part.epsilon, gamma[index[k]], start[k], JOINT_PASSES)
+    tilting = Tilting(part.x, part.y, part.base, part.cap)
+    tilting = tilting if len(k) == len(index) else tilting.rounds(k)
+    zero = np.zeros(len(k))
+    a, b, converged = joint_tilt(tilting, part.epsilon, gamma[index[k]], start[k], zero, JOINT_PASSES)
     tilted = tilting.tilted(a, b)
     rounds.passes += tilting.num_passes
-    for i in np.flatnonzero(converged).tolist():
-        _put_tilted(rounds, part, tilted, int(k[i]), int(index[k[i]]), i, a[i], b[i])
+    rows = index[k]
+    error = np.abs(tilted.kl - part.epsilon) + b * np.abs(row_dots(tilted.weights, part.y[k]) - gamma[rows])
+    # an infeasible problem can drive the iteration anywhere: only a closed gap counts
+    converged &= (a > 0) & (b >= 0) & (error <= CLOSED * a)
+    _put_tilted(rounds, part, tilted, rows[converged], np.flatnonzero(converged), a, b)
     solved[k[converged]] = True
     return solved
 
 
 def _put_tilted(
-    rounds: Rounds, part: _Part, tilted: Tilted, k: int, r: int, i: int, a: float, b: float
+    rounds: Rounds, part: _Part, tilted: Tilted, rows: Numbers, i: Numbers, a: Numbers, b: Numbers
 ) -> None:
-    """Row i of `tilted` is the answer of round r, row k of the part."""
-    rounds.a[r], rounds.b[r], rounds.beta[r] = a, b, b / a
-    rounds.weights[r], rounds.mu[r] = tilted.weights[i], tilted.mu[i]
-    rounds.kl[r], rounds.mean_x[r] = tilted.kl[i], tilted.mean_x[i]
-    rounds.status[r] = _tilt_status(tilted.weights[i], part.base, k, part.cap)
+    """Rows i of `tilted` are the answers of these rounds."""
+    rounds.a[rows], rounds.b[rows], rounds.beta[rows] = a[i], b[i], b[i] / a[i]
+    rounds.weights[rows], rounds.mu[rows] = tilted.weights[i], tilted.mu[i]
+    rounds.kl[rows], rounds.mean_x[rows] = tilted.kl[i], tilted.mean_x[i]
+    for r in rows.tolist():
+        rounds.status[r] = _tilt_status(rounds.weights[r], part.whole_base, r, part.cap)
 
 
 def _put_vertex_or_nested(rounds: Rounds, part: _Part, k: int, r: int, gamma: float) -> None:
@@ -176,10 +186,9 @@ def _put_vertex_or_nested(rounds: Rounds, part: _Part, k: int, r: int, gamma: fl
         _put_face(rounds, part, k, r, found.weights, "vertex")
         rounds.a[r], rounds.beta[r] = math.inf, found.beta
         return
-    base = None if part.base is None else part.base[k : k + 1]
-    tilting = Tilting(part.x[k : k + 1], part.y[k : k + 1], base, part.cap)
+    tilting = Tilting(part.x[k : k + 1], part.y[k : k + 1], part.base_of(k), part.cap)
     a, b = nested_tilt(tilting, part.epsilon, gamma, a=1.0)
-    _put_tilted(rounds, part, tilting.tilted(a, b), k, r, 0, float(a[0]), float(b[0]))
+    _put_tilted(rounds, part, tilting.tilted(a, b), np.array([r]), np.array([0]), a, b)
     rounds.passes += tilting.num_passes
 
 
@@ -192,8 +201,8 @@ def _put_face(rounds: Rounds, part: _Part, k: int, r: int, weights: Tensor, stat
 
 def _put_boundary(rounds: Rounds, part: _Part, k: int, r: int, extreme: Rounds) -> None:
     """γ = γ_min: the weights that attain it; where y has ties there, the worst x among them."""
-    weights, a = extreme.weights[k], 0.0
-    if math.isinf(extreme.a[k]):
+    weights, a = extreme.weights[0], 0.0
+    if math.isinf(extreme.a[0]):
         face = face_of(part.y[k], part.base_row(k), part.cap)
         radius = max(0.0, (part.epsilon - face.fixed_kl()) / face.mass)
         x = part.x[k][face.tied]

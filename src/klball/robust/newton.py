@@ -63,20 +63,19 @@ def _log_step(moments: Moments, a: Numbers, epsilon: float) -> Numbers:
 
 
 def joint_tilt(
-    tilting: Tilting, epsilon: float, gamma: Numbers, a: Numbers, passes: int
+    tilting: Tilting, epsilon: float, gamma: Numbers, a: Numbers, b: Numbers, passes: int
 ) -> tuple[Numbers, Numbers, Numbers]:
-    """(a, b, solved) with KL = ε and E[y] = γ, from the a of the radius alone; all [rounds].
+    """(a, b, solved) with KL = ε and E[y] = γ, from the a of the radius alone and b = 0; all [rounds].
 
     The root-finding direction δ solves V δ = (−(KL − ε + b·(E[y] − γ))/a, E[y] − γ). It descends the
     dual value D(a,b) = (ε + bγ + A)/a, since ∇D = −Vδ/a, so backtracking on D makes it safe.
     """
-    b = np.zeros_like(a)
     moments = tilting.moments(a, b)
     value = _dual_value(moments, a, b, epsilon, gamma)
     direction, slope = _direction(moments, a, b, epsilon, gamma)
     length = np.ones_like(a)
     solved = np.zeros_like(a, dtype=bool)
-    for _ in range(passes):
+    for used in range(passes):
         new_a = np.where(solved, a, a + length * direction[0])
         new_b = np.where(solved, b, b + length * direction[1])
         moments = tilting.moments(new_a, new_b)
@@ -94,6 +93,14 @@ def joint_tilt(
         a, b = np.where(finished, a + direction[0], a), np.where(finished, b + direction[1], b)
         solved = solved | finished
         if solved.all():
+            break
+        if solved.mean() > 0.5:  # stragglers need not drag the others along
+            rest = ~solved
+            part = tilting.rounds(rest)
+            a[rest], b[rest], solved[rest] = joint_tilt(
+                part, epsilon, gamma[rest], a[rest], b[rest], passes - used - 1
+            )
+            tilting.num_passes += part.num_passes
             break
     return a, b, solved
 

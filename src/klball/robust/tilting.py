@@ -65,6 +65,14 @@ class Tilting:
             base = base / base.sum(dim=1, keepdim=True)
         return Tilting(x, None, base, None)
 
+    def rounds(self, chosen: Numbers) -> "Tilting":
+        """The chosen rounds alone; `chosen` is a mask or indices."""
+        index = torch.from_numpy(chosen)
+        parts = (None if part is None else part[index] for part in (self.x, self.y, self.base))
+        x, y, base = parts
+        assert x is not None
+        return Tilting(x, y, base, self.cap)
+
     def moments(self, a: Numbers, b: Numbers | None = None) -> Moments:
         """One pass at the tilts a, b of shape [rounds]."""
         self.num_passes += 1
