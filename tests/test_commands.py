@@ -213,3 +213,11 @@ def test_reproduce_is_resumable_and_complete(tmp_path):
     rows = list(csv.DictReader((tmp_path / "out/summary.csv").open()))
     assert [row["arm"] for row in rows] == ["base", "SFT (ε = 0)", "ε = 0.05", "ε = 0.05, static"]
     assert len(list((tmp_path / "out/figures").glob("*.svg"))) == 3
+
+
+def test_a_local_file_is_split_without_overlap(data):
+    from klball.experiments.robustness import Options, _data
+
+    parts = _data(Options(dataset_name=str(data), test_rows=4, ood_rows=3))
+    train, test = ({row["question"] for row in parts[name]} for name in ("train", "test"))
+    assert len(test) == 4 and len(train) == 16 and not train & test and len(parts["ood"]) == 3

@@ -66,7 +66,7 @@ class RobustnessReport:
 
 
 def robustness_report(
-    tables: dict[str, dict[str, Dataset]], reference: str, seed: int = 0
+    tables: dict[str, dict[str, Dataset]], reference: str, resamples: int = RESAMPLES
 ) -> RobustnessReport:
     """Compare models on the same rows: tables[data][model] is a score table.
 
@@ -84,7 +84,7 @@ def robustness_report(
         if reference not in of_model:
             raise ValueError(f"the reference model {reference!r} has no scores on {data!r}")
         columns, rows[data] = _common_rows(data, of_model)
-        metrics += _metrics(data, columns, reference, np.random.default_rng(seed))
+        metrics += _metrics(data, columns, reference, resamples)
         for model, scores in columns.items():
             profile = robust_profile(scores["log_likelihood"], RADII)
             profiles += [
@@ -122,15 +122,14 @@ def _common_rows(data: str, of_model: dict[str, Dataset]) -> tuple[dict[str, Col
     return columns, count
 
 
-def _metrics(
-    data: str, columns: dict[str, Columns], reference: str, rng: np.random.Generator
-) -> list[Metric]:
+def _metrics(data: str, columns: dict[str, Columns], reference: str, resamples: int) -> list[Metric]:
+    rng = np.random.default_rng(0)
     n = len(columns[reference]["log_likelihood"])
     hard = hardest(columns[reference]["log_likelihood"])
     # multinomial counts: each row one bootstrap resample, shared by all models, so ratios are paired
-    counts = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)])
+    counts = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), size=resamples)])
     hard_counts = np.vstack(
-        [np.ones(len(hard)), rng.multinomial(len(hard), [1 / len(hard)] * len(hard), RESAMPLES)]
+        [np.ones(len(hard)), rng.multinomial(len(hard), [1 / len(hard)] * len(hard), resamples)]
     )
     values = {m: _statistics(c, counts, hard, hard_counts) for m, c in columns.items()}
     metrics = []

@@ -21,7 +21,7 @@ from trl import ModelConfig
 
 from klball.data.rows import load_rows
 from klball.evaluation.models import load_model
-from klball.evaluation.perplexity import robustness_report
+from klball.evaluation.perplexity import RESAMPLES, robustness_report
 from klball.evaluation.tables import score
 from klball.experiments.command import (
     console,
@@ -91,13 +91,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     options = _parse(list(arguments), prog)
     folder = Path(options.output_dir)
     began = time.monotonic()
-    data = {
-        "train": _rows(options.dataset_name, options.dataset_train_split, None, options.train_rows),
-        "test": _rows(
-            options.test_name or options.dataset_name, options.dataset_test_split, None, options.test_rows
-        ),
-        "ood": _rows(options.ood_name, options.ood_split, options.ood_config, options.ood_rows),
-    }
+    data = _data(options)
     write_run(folder, options, prog)
     kinds = ["live", "static"] if options.static else ["live"]
     arms = [Arm(e, kind) for e in options.epsilons for kind in (kinds if e > 0 else ["live"])]
@@ -130,8 +124,26 @@ def _parse(arguments: list[str], prog: str) -> Options:
     return options
 
 
-def _rows(name: str, split: str, config: str | None, count: int | None) -> Dataset:
-    rows = load_rows(name, split, config)
+def _data(options: Options) -> dict[str, Dataset]:
+    """Training, test and out-of-domain rows; a single local file is split, test rows first."""
+    train_split, test_split = options.dataset_train_split, options.dataset_test_split
+    train = load_rows(options.dataset_name, train_split)
+    if options.test_name is None and Path(options.dataset_name).is_file():
+        rows = train.shuffle(seed=0)
+        held_out = min(options.test_rows or len(rows), len(rows) // 4)
+        test, train = rows.select(range(held_out)), rows.select(range(held_out, len(rows)))
+    else:
+        test = load_rows(options.test_name or options.dataset_name, test_split)
+    ood = load_rows(options.ood_name, options.ood_split, options.ood_config)
+    return {
+        "train": _first(train, options.train_rows),
+        "test": _first(test, options.test_rows),
+        "ood": _first(ood, options.ood_rows),
+    }
+
+
+def _first(rows: Dataset, count: int | None) -> Dataset:
+    """The first rows after a shuffle with a fixed seed, or all of them."""
     return rows if count is None or count >= len(rows) else rows.shuffle(seed=0).select(range(count))
 
 
@@ -240,7 +252,7 @@ def _report(
     finals = finals_of(reports, arms, MEASURES, BASE)
     rows = summarise(finals, reports, arms, MEASURES, BASE)
     write_csv(folder / "finals.csv", finals)
-    write_csv(folder / "summary.csv", rows)
+    write_csv(folder / "summary.csv", [{k: v for k, v in row.items() if "text" not in k} for row in rows])
     points = [_curve_point(point, tables[0][BASE]) for point in curves]
     start = next(row for row in finals if row["arm"] == BASE)
     seeds = range(len(reports))
@@ -254,13 +266,13 @@ def _report(
     show_table(title, header, body)
 
 
-def _report_of(of_model: dict[str, Tables]) -> Any:
+def _report_of(of_model: dict[str, Tables], resamples: int = RESAMPLES) -> Any:
     by_data = {data: {model: tables[data] for model, tables in of_model.items()} for data in ("test", "ood")}
-    return robustness_report(by_data, BASE)
+    return robustness_report(by_data, BASE, resamples)
 
 
 def _curve_point(point: dict[str, Any], base: Tables) -> dict[str, Any]:
-    report = _report_of({BASE: base, "point": point["tables"]})
+    report = _report_of({BASE: base, "point": point["tables"]}, resamples=1)  # only values matter here
     values = {
         column: report.value(data, "point", metric).value for column, (data, metric, _) in MEASURES.items()
     }

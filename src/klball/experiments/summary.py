@@ -102,4 +102,4 @@ def _text(mean: float, sd: float, seeds: int, ratio: tuple[float, float, float] 
         return text
     percent = [f"{100 * (part - 1):+.1f}" for part in ratio]
     interval = f" [{percent[1]}, {percent[2]}]" if seeds > 1 else ""
-    return f"{text} ({percent[0]} %{interval})"
+    return f"{text}\n{percent[0]} %{interval}"
