@@ -15,14 +15,10 @@ from klball.evaluation.tables import score
 from klball.experiments.command import is_main, parse, progress_bar, show_table, write_csv, write_run
 from klball.report.figures import plot_profiles
 
-SHOWN = (
-    "perplexity_token",
-    "perplexity_sample",
-    "bits_per_byte",
-    "hardest_1pct",
-    "own_hardest_1pct",
-    "cvar_0.05",
-)
+SHOWN = {  # metric → column of the printed table
+    **{"perplexity_token": "ppl, token", "perplexity_sample": "ppl, sample", "bits_per_byte": "bits/byte"},
+    **{"hardest_1pct": "hardest 1%", "own_hardest_1pct": "own 1%", "cvar_0.05": "CVaR 5%"},
+}
 
 
 @dataclass
@@ -89,7 +85,7 @@ def write_report(report: RobustnessReport, folder: Path) -> None:
         for model in dict.fromkeys(m.model for m in report.metrics):
             metrics = [report.value(data, model, name) for name in SHOWN]
             body.append([model, *(f"{m.value:.4g} ±{(m.high - m.low) / 2:.2g}" for m in metrics)])
-        show_table(title, ("model", *(name.replace("_", " ") for name in SHOWN)), body)
+        show_table(title, ("model", *SHOWN.values()), body)
     write_csv(folder / "metrics.csv", report.records())
     write_csv(folder / "profiles.csv", [dataclasses.asdict(point) for point in report.profiles])
     plot_profiles(report.profiles, folder)
