@@ -321,6 +321,18 @@ def test_a_batch_equals_its_rounds_one_by_one():
             assert pair[0] == pytest.approx(pair[1], rel=1e-8, nan_ok=True), (r, name)
 
 
+def test_large_batches_are_solved_in_groups():
+    rng = np.random.default_rng(9)
+    g = rng.normal(size=(5, 30_000))
+    c = 14 - 0.7 * g + rng.normal(size=g.shape)
+    f = rng.random(g.shape)
+    together = solve_dual(g, c, epsilon=0.5, gamma=14.2, base_weights=f)
+    for r in range(5):
+        alone = solve_dual(g[r], c[r], epsilon=0.5, gamma=14.2, base_weights=f[r])
+        assert (together.lambda_[r], together.beta[r]) == pytest.approx((alone.lambda_, alone.beta))
+        assert together.weights[r] == pytest.approx(alone.weights)
+
+
 def test_output_type_follows_input_and_stays_float64():
     g = torch.randn(10, dtype=torch.float32)
     s = solve_dual(g, epsilon=0.1)

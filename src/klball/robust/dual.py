@@ -16,7 +16,7 @@ from torch import Tensor
 
 from klball.robust.faces import face_of, least_kl
 from klball.robust.multipliers import SLACK, Rounds, add_certainty, base_row, solve_ball
-from klball.robust.tilting import Numbers, row_dots
+from klball.robust.tilting import BLOCK, Numbers, row_dots
 
 SMALLEST_RANGE = 1e-290  # scores closer than this are equal: 1/range would overflow
 
@@ -142,8 +142,36 @@ class _Problem:
     gamma: float | None
     cap: float | None
 
+    def rounds(self, chosen: slice) -> "_Problem":
+        """The same problem for some of the rounds."""
+        g, c, base = (None if part is None else part[chosen] for part in (self.g, self.c, self.base))
+        assert g is not None
+        return replace(self, g=g, c=c, base=base)
+
 
 def _solve(problem: _Problem) -> DualSolution:
+    """In groups of rounds that stay in the cache from the first pass to the last."""
+    rounds, n = problem.g.shape
+    size = max(1, 2 * BLOCK // n)
+    if rounds <= size:
+        return _solve_together(problem)
+    starts = range(0, rounds, size)
+    parts = [_solve_together(problem.rounds(slice(start, start + size))) for start in starts]
+    return DualSolution(**{field.name: _joined(field.name, parts) for field in fields(DualSolution)})
+
+
+def _joined(name: str, parts: list[DualSolution]) -> Any:
+    values = [getattr(part, name) for part in parts]
+    if name == "status":
+        return [status for value in values for status in value]
+    if name == "num_passes":
+        return max(values)
+    if values[0] is None:
+        return None
+    return torch.cat(values) if isinstance(values[0], Tensor) else np.concatenate(values)
+
+
+def _solve_together(problem: _Problem) -> DualSolution:
     g, c, base, gamma = problem.g, problem.c, problem.base, problem.gamma
     x, g_min, g_range = _standardised(g, base)
     rounds = solve_ball(x, base, problem.cap, problem.epsilon, overwrite=gamma is None)
