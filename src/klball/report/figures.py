@@ -115,7 +115,8 @@ def _plot_by_radius(axis: Any, metric: str, finals: Sequence[dict[str, Any]]) ->
             axis.plot(
                 [r["epsilon"] for r in own], [r[metric] for r in own], "x", color="#777777", markersize=6
             )
-    axis.set_xticks(sorted({row["epsilon"] for row in finals if row["epsilon"] is not None}))
+    ticks = sorted({row["epsilon"] for row in finals if row["epsilon"] is not None})
+    axis.set_xticks(ticks, [f"{epsilon:g}" for epsilon in ticks], rotation=45)
     axis.set_xlabel("radius ε, nats")
     axis.set_ylabel("perplexity at the end")
     if len(kinds) > 1:
