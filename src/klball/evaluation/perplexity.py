@@ -1,7 +1,7 @@
 """Score tables → the robustness report: perplexity on everything, on the hardest 1 %, out of domain."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -190,8 +190,3 @@ def summary_of(scores: dict[str, Tensor]) -> dict[str, float]:
         "entropy": float(scores["entropy"].mean()),
         "certainty": float(scores["certainty"].mean()),
     }
-
-
-def models_of(metrics: Iterable[Metric]) -> list[str]:
-    """The models of a report in their order."""
-    return list(dict.fromkeys(metric.model for metric in metrics))

@@ -21,13 +21,12 @@ CLOSED = 1e-11  # the largest gap, in units of the range of g, that ends the joi
 
 @dataclass
 class Rounds:
-    """The answer for every round: tilts a = 1/λ and b = β/λ, β itself, weights and status.
+    """The answer for every round: tilt a = 1/λ, β, weights and status.
 
-    Below the cap log(q/f) = mu − ax − by, wherever 0 < a < ∞.
+    Below the cap log(q/f) = mu − a·(x + βy), wherever 0 < a < ∞.
     """
 
     a: Numbers
-    b: Numbers
     beta: Numbers
     weights: Tensor
     mu: Numbers
@@ -62,8 +61,7 @@ def solve_ball(
         kl[r], mean_x[r] = float(kl_divergence(weights[r], face.base)), least
         a[r] = math.inf
         status[r] = "point_mass" if cap is None else "capped"
-    zero = np.zeros_like(a)
-    return Rounds(a, zero, zero.copy(), weights, tilted.mu, kl, mean_x, status, tilting.num_passes)
+    return Rounds(a, np.zeros_like(a), weights, tilted.mu, kl, mean_x, status, tilting.num_passes)
 
 
 def _loose_faces(tilting: Tilting, epsilon: float) -> dict[int, tuple[Face, float]]:
@@ -121,7 +119,7 @@ def add_certainty(
         elif gamma[r] >= least[r] - slack[r]:
             _put_boundary(rounds, part, k, r, extreme)
         else:
-            for field in (rounds.a, rounds.b, rounds.beta, rounds.mu, rounds.kl, rounds.mean_x):
+            for field in (rounds.a, rounds.beta, rounds.mu, rounds.kl, rounds.mean_x):
                 field[r] = math.nan
             rounds.weights[r] = math.nan
             rounds.status[r] = "infeasible"
@@ -172,7 +170,7 @@ def _put_tilted(
     rounds: Rounds, part: _Part, tilted: Tilted, rows: Numbers, i: Numbers, a: Numbers, b: Numbers
 ) -> None:
     """Rows i of `tilted` are the answers of these rounds."""
-    rounds.a[rows], rounds.b[rows], rounds.beta[rows] = a[i], b[i], b[i] / a[i]
+    rounds.a[rows], rounds.beta[rows] = a[i], b[i] / a[i]
     rounds.weights[rows], rounds.mu[rows] = tilted.weights[i], tilted.mu[i]
     rounds.kl[rows], rounds.mean_x[rows] = tilted.kl[i], tilted.mean_x[i]
     for r in rows.tolist():
@@ -194,7 +192,7 @@ def _put_vertex_or_nested(rounds: Rounds, part: _Part, k: int, r: int, gamma: fl
 
 def _put_face(rounds: Rounds, part: _Part, k: int, r: int, weights: Tensor, status: str) -> None:
     rounds.weights[r], rounds.status[r] = weights, status
-    rounds.b[r] = rounds.mu[r] = math.nan
+    rounds.mu[r] = math.nan
     rounds.kl[r] = float(kl_divergence(weights, part.base_row(k)))
     rounds.mean_x[r] = float(weights @ part.x[k])
 
