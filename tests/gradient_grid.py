@@ -23,15 +23,22 @@ from klball.evaluation.models import load_model
 SETS = {"none": Empirical(), "ball": KLBall(0.5), "certainty": CertaintyKLBall(0.5, 3.2)}
 CASES = {
     f"{objective}-{name}-sample": dict(objective=objective, ambiguity=ambiguity)
-    for objective, (name, ambiguity) in itertools.product(("nll", "dft", "dft-sequence"), SETS.items())
+    for objective, (name, ambiguity) in itertools.product(
+        ("nll", "dft", "dft-sequence", "psft"), SETS.items()
+    )
 } | {
     f"nll-{name}-{normalization}": dict(objective="nll", ambiguity=SETS[name], normalization=normalization)
     for name, normalization in itertools.product(SETS, ("token", "sum"))
 }
+for name in SETS:  # three steps are one window: the second and third have old log-probabilities
+    CASES[f"psft-{name}-sample"]["psft_refresh"] = 3
 for name in SETS:  # gradients of sums are an order larger
     CASES[f"nll-{name}-sum"]["learning_rate"] = 0.003
 CASES["nll-ball-sample-lora"] = dict(objective="nll", ambiguity=KLBall(0.5), lora=True)
 CASES["dft-ball-sample-entropy"] = dict(objective="dft", ambiguity=KLBall(0.5), entropy_coef=0.1)
+CASES["psft-certainty-token-lora"] = dict(
+    objective="psft", ambiguity=SETS["certainty"], normalization="token", lora=True, psft_refresh=2
+)
 CASES["nll-certainty-sample-exact"] = dict(
     objective="nll", ambiguity=CertaintyKLBall(0.5, 3.2), certainty_gradient=True, gamma=3.2
 )
@@ -41,6 +48,7 @@ ARRANGEMENTS = {  # micro-batch, accumulation, more
     "8x1": (8, 1, {}),
     "4x2": (4, 2, {}),
     "1x8": (1, 8, {}),
+    "4x1": (4, 1, {}),
     "padded": (8, 1, {"pad_to_multiple_of": 64}),
     "checkpointed": (4, 2, {"gradient_checkpointing": True}),
     "two processes": (2, 2, {}),

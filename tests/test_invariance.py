@@ -12,7 +12,7 @@ import gradient_grid
 from gradient_grid import ARRANGEMENTS, CASES
 
 HERE = Path(__file__).parent
-SINGLE = [name for name in ARRANGEMENTS if name not in ("8x1", "two processes")]
+SINGLE = [name for name in ARRANGEMENTS if name not in ("8x1", "4x1", "two processes")]
 
 
 @cache

@@ -24,14 +24,16 @@ console = Console(stderr=False)
 LIBRARIES = ("klball", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 
 
-def parse(classes: Sequence[Any], arguments: Sequence[str], prog: str) -> tuple[Any, ...]:
+def parse(classes: Sequence[Any], arguments: Sequence[str], prog: str, **defaults: Any) -> tuple[Any, ...]:
     """The dataclasses filled from `--config FILE.yaml` and the command line, by TRL's own parser.
 
+    `defaults` replace those of the classes.
     Raises ValueError for an unreadable file or an unknown key in it.
     """
     parser = TrlParser(classes, prog=prog)
     if not torch.accelerator.is_available():
         parser.set_defaults_with_config(use_cpu=True, bf16=False)
+    parser.set_defaults_with_config(**defaults)
     arguments = list(arguments)
     if "--config" in arguments:
         position = arguments.index("--config") + 1

@@ -15,6 +15,7 @@ from klball.data.rows import load_chat_template, load_rows, to_trl_format, with_
 from klball.evaluation.models import TINY, load_model
 from klball.experiments.command import console, is_main, parse, show_table, versions, write_csv
 from klball.robust.ambiguity import Empirical
+from klball.robust.objectives import PROXIMAL
 from klball.training.checkpoints import check_same_run, newest_complete, write_json
 from klball.training.config import RobustSFTConfig
 from klball.training.trainer import RobustSFTTrainer
@@ -35,7 +36,10 @@ class Options(ScriptArguments):
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Train, or finish what an interrupted run of the same command began."""
-    options, config, model_options = parse([Options, RobustSFTConfig, ModelConfig], arguments, prog)
+    classes = [Options, RobustSFTConfig, ModelConfig]
+    options, config, model_options = parse(classes, arguments, prog)
+    if config.objective == PROXIMAL:  # TRL's default of .05 is for the others; what was asked for stays
+        _, _, model_options = parse(classes, arguments, prog, lora_dropout=0.0)
     model_options.model_name_or_path = model_options.model_name_or_path or TINY
     if options.dataset_streaming:
         raise ValueError("streaming data has no fixed set of samples to weigh: leave out --dataset_streaming")

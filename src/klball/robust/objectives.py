@@ -1,8 +1,9 @@
 """Token objectives: token log-probabilities → token losses, pure functions of shape (B, T) → (B, T).
 
-A position that is not an answer token has log-probability 0 and must get loss 0.
+What they give at a position that is not an answer token is not used.
 """
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -31,7 +32,18 @@ def dft_sequence(log_probs: Tensor) -> Tensor:
     return -log_probs.sum(-1, keepdim=True).exp().detach() * log_probs
 
 
+def psft(log_probs: Tensor, old_log_probs: Tensor, clip: float = 0.28) -> Tensor:
+    """Proximal fine-tuning: −min(r, clip(r, 1−c, 1+c)) with r = p_t/p_t^old; gradient −r·1[r ≤ 1+c]·∇log p.
+
+    Equivalent: `-(log_probs - old_log_probs).exp().clamp(max=1 + clip)`, but clipped before it is
+    exponentiated: ratios that overflow then have gradient 0, not NaN. The lower clip can never act.
+    Source: Zhu et al., arXiv 2508.17784.
+    """
+    return -(log_probs - old_log_probs).clamp(max=math.log1p(clip)).exp()
+
+
 OBJECTIVES: dict[str, Objective] = {"nll": nll, "dft": dft, "dft-sequence": dft_sequence}
+PROXIMAL = "psft"  # the one that also needs old log-probabilities
 
 
 def objective_named(name: str) -> Objective:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from trl import SFTConfig
 
 from klball.robust.ambiguity import AmbiguitySet, ambiguity_set
-from klball.robust.objectives import OBJECTIVES
+from klball.robust.objectives import OBJECTIVES, PROXIMAL
 
 REWEIGHT = ("live", "static")
 NORMALIZATION = ("sample", "token", "sum")
@@ -20,7 +20,9 @@ class RobustSFTConfig(SFTConfig):
     max_weight: largest q_i/f_i the adversary may use. reweight: "live" (weights follow the model) or
     "static" (fixed from the starting model). objective: token objective; None follows `loss_type`.
     entropy_coef: weight of an entropy bonus, L − coef·H. normalization: "sample" (f = 1/n), "token"
-    (f_i ∝ T_i) or "sum" (f = 1/n, scores summed over tokens). rescore_steps: optimizer steps between full
+    (f_i ∝ T_i) or "sum" (f = 1/n, scores summed over tokens). psft_clip, psft_refresh, psft_warmup_steps:
+    for objective="psft", the upper clip c of the ratio, the optimizer steps between refreshes of p^old, and
+    the steps of plain NLL before the first. rescore_steps: optimizer steps between full
     re-scorings (None: an epoch; 0: never). on_infeasible: "relax" gamma or "raise". certainty_gradient:
     add the −β Σ q ∇C of the envelope theorem.
     """
@@ -37,7 +39,15 @@ class RobustSFTConfig(SFTConfig):
         default="live", metadata={"help": "'live': weights follow the model; 'static': fixed from its start."}
     )
     objective: str | None = field(
-        default=None, metadata={"help": "Token objective: nll, dft or dft-sequence; default: loss_type."}
+        default=None,
+        metadata={"help": "nll, dft, dft-sequence or psft; default: loss_type."},
+    )
+    psft_clip: float = field(default=0.28, metadata={"help": "PSFT: tokens above the ratio 1 + c rest."})
+    psft_refresh: int = field(
+        default=8, metadata={"help": "PSFT: optimizer steps between refreshes of the old probabilities."}
+    )
+    psft_warmup_steps: int = field(
+        default=0, metadata={"help": "PSFT: optimizer steps of plain NLL before it begins."}
     )
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus, L - coef*H."})
     normalization: str = field(
@@ -64,11 +74,15 @@ class RobustSFTConfig(SFTConfig):
         _one_of("normalization", self.normalization, NORMALIZATION)
         _one_of("on_infeasible", self.on_infeasible, ON_INFEASIBLE)
         if self.objective is not None:
-            _one_of("objective", self.objective, tuple(OBJECTIVES))
+            _one_of("objective", self.objective, (*OBJECTIVES, PROXIMAL))
             if self.loss_type not in ("nll", self.objective):
                 raise ValueError(
                     f"objective={self.objective!r} contradicts loss_type={self.loss_type!r}: set one of them"
                 )
+        if not self.psft_clip > 0:
+            raise ValueError(f"psft_clip must be above 0, not {self.psft_clip}")
+        if self.psft_refresh < 1 or self.psft_warmup_steps < 0:
+            raise ValueError("psft_refresh must be at least 1, and psft_warmup_steps at least 0")
         if self.certainty_gradient and self.gamma is None:
             raise ValueError("certainty_gradient needs gamma: without it certainty plays no part")
         if self.certainty_gradient and self.reweight == "static":

@@ -4,6 +4,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from klball.robust.objectives import PROXIMAL
 from klball.training.config import RobustSFTConfig
 
 
@@ -21,6 +22,7 @@ def refuse_unsupported(
 
 def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: Any, ambiguity: Any) -> None:
     peft_config = kwargs.get("peft_config")
+    proximal = args.objective == PROXIMAL and not objective
     default = RobustSFTConfig.__dataclass_fields__["epsilon"].default
     problems = {
         "compute_loss_func bypasses the sample weights: pass objective= instead": kwargs.get(
@@ -33,6 +35,10 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         "prompt-learning PEFT methods are not supported: use LoRA": getattr(
             peft_config, "is_prompt_learning", False
         ),
+        "psft needs a model without randomness: set neftune_noise_alpha to None": proximal
+        and args.neftune_noise_alpha,
+        "psft needs lora_dropout=0: with dropout the ratio is not 1 before the model has moved": proximal
+        and getattr(peft_config, "lora_dropout", 0.0),
         "average_tokens_across_devices=False would make gradients depend on the number of processes": (
             not args.average_tokens_across_devices
         ),

@@ -21,16 +21,17 @@ from klball.evaluation.models import causal_lm
 from klball.evaluation.perplexity import summary_of
 from klball.evaluation.scoring import Scorer, batches_by_length, score_encoded
 from klball.robust.ambiguity import AmbiguitySet, Empirical
-from klball.robust.objectives import Objective, objective_named
+from klball.robust.objectives import OBJECTIVES, PROXIMAL, Objective, objective_named
 from klball.training.accountant import HISTORY_FILE, Accountant
+from klball.training.batches import INDEX, WithIndex
 from klball.training.checkpoints import newest_complete
 from klball.training.config import RobustSFTConfig
-from klball.training.forward import SampleForward
+from klball.training.forward import BatchScores, SampleForward
+from klball.training.proximal import ProximalWindow, without_dropout
 from klball.training.refusals import refuse_unsupported
 
 logger = logging.getLogger(__name__)
 
-INDEX = "sample_index"
 FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1", "mean_logits")
 
 
@@ -71,7 +72,9 @@ class RobustSFTTrainer(SFTTrainer):
         args = copy.copy(args)
         args.assistant_only_loss = _assistant_only(args, kwargs["train_dataset"])
         kwargs["train_dataset"] = with_sample_ids(kwargs["train_dataset"])
-        self.objective = objective or objective_named(args.objective or args.loss_type)
+        name = args.objective or args.loss_type
+        proximal = objective is None and name == PROXIMAL
+        self.objective = objective or objective_named("nll" if proximal else name)
         self.ambiguity = ambiguity or args.ambiguity()
         super().__init__(model, args, **kwargs)
         self.loss_is_scaled_for_ga = True  # normalised over the whole optimizer step, here
@@ -84,10 +87,14 @@ class RobustSFTTrainer(SFTTrainer):
         inner = causal_lm(self.model)
         if self._needs_certainty:
             add_fused_lm_head(inner, outputs=FUSED_OUTPUTS)
-        self.data_collator = _WithIndex(self.data_collator)
+        self.data_collator = WithIndex(self.data_collator)
         self._forward = SampleForward(
             inner, self._needs_certainty, args.certainty_gradient, self.train_dataset[0]["input_ids"]
         )
+        self._window = None
+        if proximal:
+            without_dropout(inner, self._forward, self.train_dataset[0]["input_ids"])
+            self._window = ProximalWindow(args.psft_clip, args.psft_refresh, args.psft_warmup_steps)
         self.accountant = self._empty_accountant()
         self._resume_folder: Path | None = None
         self._step_rows: list[Tensor] = []
@@ -170,6 +177,8 @@ class RobustSFTTrainer(SFTTrainer):
         """Fill the ledger: from the checkpoint that training resumes from, else by scoring all rows."""
         if self._resume_folder is not None:
             self.accountant.load(self._resume_folder)
+            if self._window is not None:
+                self._window.load(self._resume_folder)
         elif self.state.global_step == 0:
             self.accountant.history.clear()
             if not isinstance(self.ambiguity, Empirical):  # which needs no scores
@@ -191,6 +200,12 @@ class RobustSFTTrainer(SFTTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Fetch the whole step's batches, count its distinct samples over all ranks, freeze (λ, β)."""
+        if self._window is not None:
+            epoch_iterator = self._window.step_batches(
+                *(epoch_iterator, num_batches, self.state.global_step, self.state.max_steps)
+            )
+            with self.compute_loss_context_manager():
+                self._window.score_ahead(lambda batch: self._forward(self.model_wrapped, batch), INDEX)
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and INDEX in batches[0]:
             if self._rescore_is_due():
@@ -226,7 +241,7 @@ class RobustSFTTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         index = inputs.pop(INDEX)
         scores = self._forward(model, inputs)
-        losses = self.objective(scores.log_probs) - self.args.entropy_coef * scores.entropy
+        losses = self._token_losses(index, scores) - self.args.entropy_coef * scores.entropy
         losses = losses.masked_fill(~scores.mask, 0.0).sum(1)  # (B)
         scale = 1.0 if self.args.normalization == "sum" else 1 / scores.num_tokens
         g = scores.log_probs.detach().double().sum(1) * scale
@@ -246,6 +261,11 @@ class RobustSFTTrainer(SFTTrainer):
         # DDP averages gradients over ranks; the divisor already counts all of them
         return loss * self.accelerator.num_processes
 
+    def _token_losses(self, index: Tensor, scores: BatchScores) -> Tensor:
+        if self._window is not None:
+            return self._window.losses(index, scores)
+        return self.objective(scores.log_probs)
+
     def _refuse_nonfinite(self, index: Tensor, g: Tensor) -> None:
         if bool(g.isfinite().all()):
             return
@@ -262,6 +282,8 @@ class RobustSFTTrainer(SFTTrainer):
         certainty = torch.zeros_like(g) if c is None else c.detach()
         columns = [index, keep, g, certainty, density, scores.num_tokens]
         columns += [scores.log_probs.detach().sum(1), scores.entropy.detach().sum(1), scores.is_top1.sum(1)]
+        if self._window is not None:
+            columns += self._window.ratio_columns(index, scores)
         self._step_rows.append(torch.stack([column.double() for column in columns], dim=1))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -278,7 +300,7 @@ class RobustSFTTrainer(SFTTrainer):
             rows = self.accelerator.gather(self.accelerator.pad_across_processes(rows, dim=0, pad_index=0))
         rows = rows.cpu()
         self._total_train_tokens += int(rows[:, 5].sum())
-        index, _, g, c, density, tokens, log_prob, entropy, top1 = rows[rows[:, 1] > 0].unbind(1)
+        index, _, g, c, density, tokens, log_prob, entropy, top1, *ratios = rows[rows[:, 1] > 0].unbind(1)
         step = {
             **self.accountant.summary(),
             "mean_weight": float(density.mean()),
@@ -288,6 +310,10 @@ class RobustSFTTrainer(SFTTrainer):
             "entropy": float(entropy.sum() / tokens.sum()),
             "mean_token_accuracy": float(top1.sum() / tokens.sum()),
         }
+        if ratios:
+            step["ratio"], step["clip_fraction"] = (float(x.sum() / tokens.sum()) for x in ratios)
+        if self.objective is OBJECTIVES["dft-sequence"]:  # e^-100: beyond it the gradient is nothing
+            step["underflow_fraction"] = float((log_prob < -100).double().mean())
         self.accountant.history.append({"step": self.state.global_step + 1, **step})
         for name, value in step.items():
             self._metrics["train"][name].append(value)
@@ -334,23 +360,13 @@ class RobustSFTTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The ledger goes first: TRL writes trainer_state.json last, and only that completes a checkpoint."""
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
-            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             self.accountant.save(folder)
+        if self._window is not None:
+            self._window.save(folder, self.accelerator.process_index)
+            self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
-
-
-class _WithIndex:
-    """A collator that passes the sample index on beside what TRL's collator emits."""
-
-    def __init__(self, collator: Any):
-        self.collator = collator
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collator(examples)
-        if INDEX in examples[0]:
-            batch[INDEX] = torch.tensor([example[INDEX] for example in examples])
-        return batch
 
 
 class _BeginTraining(TrainerCallback):
