@@ -2,10 +2,10 @@
 
 import argparse
 import gc
-import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 from transformers import TrainerCallback
@@ -27,16 +27,13 @@ KINDS = {  # name → (settings of RobustSFTConfig, what the table says); stock 
 
 
 class Clock(TrainerCallback):
-    """Seconds of every optimizer step."""
+    """When every optimizer step ended: what is done before a step begins counts too."""
 
     def __init__(self):
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.began = time.perf_counter()
+        self.ends: list[float] = []
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seconds.append(time.perf_counter() - self.began)
+        self.ends.append(time.perf_counter())
 
 
 def settings(seed: int) -> dict:
@@ -76,7 +73,9 @@ def print_peak(kind: str) -> None:
     trainer, _ = build("stock" if kind == "nothing" else kind, 0)
     if kind != "nothing":
         trainer.train()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    # ru_maxrss would start from the parent's peak
+    status = Path("/proc/self/status").read_text()
+    print(int(status.split("VmHWM:")[1].split()[0]) / 2**20)
 
 
 def main() -> None:
@@ -93,7 +92,7 @@ def main() -> None:
             trainer, clock = build(kind, seed)
             trainer.train()
             # whole windows: PSFT scores seven steps' batches at the first of every eight
-            seconds[kind].append(float(np.sum(clock.seconds[-16:])))
+            seconds[kind].append(clock.ends[-1] - clock.ends[-17])
             if kind == "ball":
                 scoring.append(trainer.scoring_seconds["initial"] / (seconds["stock"][-1] / 16))
             del trainer

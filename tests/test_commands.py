@@ -216,8 +216,8 @@ def test_reproduce_is_resumable_and_complete(tmp_path):
 
 
 def test_a_local_file_is_split_without_overlap(data):
-    from klball.experiments.robustness import Options, _data
+    from klball.experiments.arms import Options, data_of
 
-    parts = _data(Options(dataset_name=str(data), test_rows=4, ood_rows=3))
+    parts = data_of(Options(dataset_name=str(data), test_rows=4, ood_rows=3))
     train, test = ({row["question"] for row in parts[name]} for name in ("train", "test"))
     assert len(test) == 4 and len(train) == 16 and not train & test and len(parts["ood"]) == 3

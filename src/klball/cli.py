@@ -8,8 +8,8 @@ from importlib import import_module
 
 COMMANDS = {  # name → (module with a class `Options` and a function `run`, what it does)
     "reproduce": (
-        "klball.experiments.robustness",
-        "the whole robustness experiment, from nothing to figures",
+        "klball.experiments.reproduce",
+        "whole experiments, from nothing to figures: robustness, objectives",
     ),
     "train": ("klball.experiments.train", "one robust fine-tuning run"),
     "score": ("klball.experiments.score", "model × data → score table"),

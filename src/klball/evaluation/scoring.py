@@ -17,7 +17,9 @@ from klball.robust.token_scores import LMHead, TokenScores, scores_from_logits, 
 logger = logging.getLogger(__name__)
 
 TOKENS_PER_BATCH = 8_192
+TOKENS_PER_DISTRIBUTION = 64
 PROBE_TOKENS = 64
+TOKENS = "token_log_probs"
 SCORE_COLUMNS = ("log_likelihood", "certainty", "entropy", "sum_log_prob", "num_tokens")
 
 Scores = dict[str, list[Any]]
@@ -44,7 +46,32 @@ class Scorer:
 
     @torch.no_grad()
     def score(self, rows: list[dict[str, Any]]) -> Scores:
-        """SCORE_COLUMNS for one batch of encoded rows; means are None for a row without answer tokens."""
+        """SCORE_COLUMNS for one batch of encoded rows; means are None for a row without answer tokens.
+
+        And `token_log_probs`, a list of nats for each row.
+        """
+        ids, mask, targets = self._collated(rows)
+        answered = targets != IGNORED
+        tokens = self._token_scores(ids, mask, targets, answered)
+        each = tokens.log_prob.float().cpu().split(answered.sum(1).tolist())
+        return {**_sample_scores(tokens, answered), TOKENS: [row.tolist() for row in each]}
+
+    @torch.no_grad()
+    def log_distributions(self, rows: list[dict[str, Any]]) -> Iterator[Tensor]:
+        """log K(·|x, y_<t) at the answer positions of a batch, row after row, in tiles (tokens, V)."""
+        ids, mask, targets = self._collated(rows)
+        answered = targets != IGNORED
+        if self.head is None:
+            with self.autocast():
+                states = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        else:
+            states = self._hidden(ids, mask)
+        for tile in states[:, :-1][answered].split(TOKENS_PER_DISTRIBUTION):
+            logits = tile if self.head is None else self.head.logits(tile)
+            yield logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+    def _collated(self, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
+        """input_ids (B, L), attention mask (B, L), targets (B, L−1), on the model's device."""
         length = max(len(row["input_ids"]) for row in rows)
         ids = torch.zeros(len(rows), length, dtype=torch.long)
         labels = torch.full((len(rows), length), IGNORED)
@@ -54,10 +81,7 @@ class Scorer:
             ids[i, :n] = torch.tensor(row["input_ids"])
             labels[i, :n] = torch.tensor(row["labels"])
             mask[i, :n] = 1
-        targets = labels[:, 1:].to(self.device)
-        answered = targets != IGNORED
-        tokens = self._token_scores(ids.to(self.device), mask.to(self.device), targets, answered)
-        return _sample_scores(tokens, answered)
+        return ids.to(self.device), mask.to(self.device), labels[:, 1:].to(self.device)
 
     def _token_scores(self, ids: Tensor, mask: Tensor, targets: Tensor, answered: Tensor) -> TokenScores:
         labels = targets[answered]
@@ -126,17 +150,19 @@ def batches_by_length(lengths: Sequence[int], tokens: int = TOKENS_PER_BATCH) ->
     return batches
 
 
+def rows_of(encoded: Dataset, batch: list[int]) -> list[dict[str, Any]]:
+    """Those rows of an encoded data set, as `Scorer` takes them."""
+    columns = encoded[batch]
+    pairs = zip(columns["input_ids"], columns["labels"], strict=True)
+    return [{"input_ids": ids, "labels": labels} for ids, labels in pairs]
+
+
 def score_encoded(
     scorer: Scorer, encoded: Dataset, batches: Iterable[list[int]]
 ) -> Iterator[tuple[list[int], Scores]]:
     """(row indices, scores) of every batch of an encoded data set."""
     for batch in batches:
-        columns = encoded[batch]
-        rows = [
-            {"input_ids": ids, "labels": labels}
-            for ids, labels in zip(columns["input_ids"], columns["labels"], strict=True)
-        ]
-        yield batch, scorer.score(rows)
+        yield batch, scorer.score(rows_of(encoded, batch))
 
 
 def longest_input(

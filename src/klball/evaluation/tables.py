@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from klball.evaluation.models import causal_lm
 from klball.evaluation.scoring import (
     SCORE_COLUMNS,
+    TOKENS,
     TOKENS_PER_BATCH,
     Scorer,
     batches_by_length,
@@ -39,6 +40,7 @@ SCHEMA = pa.schema(
         ("truncated", pa.bool_()),
     ]
 )
+TOKENS_FIELD = pa.field(TOKENS, pa.list_(pa.float32()))
 LIBRARIES = ("klball", "torch", "transformers", "tokenizers", "datasets", "peft")
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
@@ -53,11 +55,13 @@ def score(
     tokens_per_batch: int = TOKENS_PER_BATCH,
     output: str | Path | None = None,
     progress: Progress | None = None,
+    token_log_probs: bool = False,
 ) -> Dataset:
     """The score table of a model on a data set, in the data set's order.
 
     Columns: sample_id, log_likelihood g = (1/T) Σ log p_t, certainty C, entropy (nats, means over the T
-    answer tokens, null if T = 0), sum_log_prob (nats), num_tokens T, num_bytes, truncated.
+    answer tokens, null if T = 0), sum_log_prob (nats), num_tokens T, num_bytes, truncated; with
+    `token_log_probs` also that column, a list of nats.
     With `output`, a Parquet file is written part by part: killed and run again, it continues and the
     file is the same to the byte; processes started by `accelerate launch` divide the parts.
     Raises ValueError for unusable rows, non-finite logits, or an `output` made from something else.
@@ -67,6 +71,9 @@ def score(
     encoded = encode_for(model, tokenizer, dataset, max_length)
     scorer = Scorer(model, encoded[0]["input_ids"])
     about = provenance(scorer, tokenizer, encoded, max_length, tokens_per_batch)
+    columns = SCORE_COLUMNS
+    if token_log_probs:
+        columns, about = (*SCORE_COLUMNS, TOKENS), {**about, "columns": TOKENS}
     if output is not None and (finished := _finished(Path(output), about)) is not None:
         return Dataset(finished)
     batches = batches_by_length([len(ids) for ids in encoded["input_ids"]], tokens_per_batch)
@@ -79,7 +86,7 @@ def score(
     done = 0
     for index, part in enumerate(parts):
         if index % state.num_processes == state.process_index:
-            tables.append(_score_part(scorer, encoded, part, folder, index))
+            tables.append(_score_part(scorer, encoded, part, columns, folder, index))
         done += sum(map(len, part))
         if progress is not None:
             progress(done, len(encoded))
@@ -159,17 +166,23 @@ def _hash(text: str) -> str:
 
 
 def _score_part(
-    scorer: Scorer, encoded: Dataset, batches: list[list[int]], folder: Path | None, index: int
+    scorer: Scorer,
+    encoded: Dataset,
+    batches: list[list[int]],
+    names: Sequence[str],
+    folder: Path | None,
+    index: int,
 ) -> pa.Table:
     path = None if folder is None else folder / f"{index:06d}.parquet"
     if path is not None and path.exists():
         return pq.read_table(path)
-    columns: dict[str, list[Any]] = {"row": [], **{name: [] for name in SCORE_COLUMNS}}
+    columns: dict[str, list[Any]] = {"row": [], **{name: [] for name in names}}
     for rows, scores in score_encoded(scorer, encoded, batches):
         columns["row"] += rows
-        for name in SCORE_COLUMNS:
+        for name in names:
             columns[name] += scores[name]
-    schema = pa.schema([("row", pa.int64()), *(SCHEMA.field(name) for name in SCORE_COLUMNS)])
+    fields = {**{field.name: field for field in SCHEMA}, TOKENS: TOKENS_FIELD}
+    schema = pa.schema([("row", pa.int64()), *(fields[name] for name in names)])
     table = pa.table(columns, schema=schema)
     if path is not None:
         write_table(table, path)
@@ -178,11 +191,12 @@ def _score_part(
 
 def _in_order(tables: list[pa.Table], encoded: Dataset, about: dict[str, Any]) -> pa.Table:
     scores = pa.concat_tables(tables).sort_by("row")
-    columns = {name: scores[name] for name in SCORE_COLUMNS}
+    columns = {name: scores[name] for name in scores.column_names if name != "row"}
     for name in ("sample_id", "num_bytes", "truncated"):
         columns[name] = pa.array(encoded[name][:])
     metadata = {"klball": json.dumps(about, sort_keys=True)}
-    table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    schema = SCHEMA.append(TOKENS_FIELD) if TOKENS in columns else SCHEMA
+    table = pa.table([columns[name] for name in schema.names], schema=schema)
     return table.replace_schema_metadata(metadata)
 
 

@@ -2,34 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from klball.evaluation.perplexity import RobustnessReport
+from klball.experiments.arms import Arm
 
 Measures = dict[str, tuple[str, str, str]]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train: the radius, and whether weights follow the model ("live") or not ("static")."""
-
-    epsilon: float
-    kind: str
-
-    @property
-    def label(self) -> str:
-        """How tables and figures call it."""
-        name = "SFT (ε = 0)" if self.epsilon == 0 else f"ε = {self.epsilon:g}"
-        return f"{name}, static" if self.kind == "static" else name
-
-    @property
-    def folder(self) -> str:
-        """Where its run lies."""
-        return f"eps-{self.epsilon:g}" + ("-static" if self.kind == "static" else "")
 
 
 def finals_of(

@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 
 from klball.evaluation.perplexity import ProfilePoint
@@ -121,6 +122,53 @@ def _plot_by_radius(axis: Any, metric: str, finals: Sequence[dict[str, Any]]) ->
     axis.set_ylabel("perplexity at the end")
     if len(kinds) > 1:
         axis.legend()
+
+
+def plot_gain_against_forgetting(summary: Sequence[dict[str, Any]], path: Path) -> None:
+    """Every method a point: what it gained on the task and what it forgot, with its spread over seeds."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.5, 5))
+        points = [row for row in summary if row["forgetting"] > 0]  # the base is the origin
+        for row, style in zip(points, _styles(), strict=False):
+            robust = row["arm"].startswith("robust")
+            axis.errorbar(
+                *(row["forgetting"], row["gain"]),
+                xerr=row["forgetting_sd"],
+                yerr=row["gain_sd"],
+                label=row["arm"],
+                color=style["color"],
+                marker=style["marker"],
+                linestyle="none",
+                markersize=10,
+                markerfacecolor="none" if robust else style["color"],
+                capsize=3,
+            )
+        axis.axhline(0, color="#777777", linewidth=1)
+        axis.set_xlabel(r"forgetting: KL($\pi_0$‖$\pi$) on answers of the base, nats/token")
+        axis.set_ylabel("gain on the task, nats/token")
+        figure.legend(loc="outside right center")
+        save(figure, path)
+
+
+def plot_entropy(curves: dict[str, Sequence[Any]], path: Path, window: int = 10) -> None:
+    """Mean token entropy of the training batches over training; means of `window` steps, over seeds.
+
+    curves: per method one table (step, entropy) a seed.
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.5, 5))
+        for (name, tables), style in zip(curves.items(), _styles(), strict=False):
+            runs = np.array([table["entropy"].to_numpy() for table in tables])
+            steps = tables[0]["step"].to_numpy()
+            width = max(1, min(window, len(steps)))
+            kept = len(steps) // width * width
+            smooth = runs[:, :kept].reshape(len(runs), -1, width).mean(axis=(0, 2))
+            centres = steps[:kept].reshape(-1, width).mean(axis=1)
+            axis.plot(centres, smooth, label=name, markevery=4, **style)
+        axis.set_xlabel("optimizer step")
+        axis.set_ylabel("token entropy of training answers, nats")
+        figure.legend(loc="outside right center")
+        save(figure, path)
 
 
 def _styles() -> Any:

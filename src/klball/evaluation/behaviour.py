@@ -1,0 +1,85 @@
+"""What a fine-tuned model does when it writes itself: forgetting, entropy, diversity."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from klball.evaluation.forgetting import forgetting
+from klball.evaluation.generation import distinct_n, sample_answers, self_bleu
+from klball.evaluation.scoring import Scorer, batches_by_length, score_encoded
+from klball.evaluation.tables import Progress, write_table
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """forgetting: token mean of KL(π₀‖π) on answers of the base, nats. own_entropy: mean entropy of the
+    model's next-token distributions over the tokens of its own answers, nats. distinct_n: share of n-grams
+    of words that are distinct, over all its answers. self_bleu: 0 (all differ) to 100 (all the same).
+    """
+
+    forgetting: float
+    own_entropy: float
+    distinct_1: float
+    distinct_2: float
+    self_bleu: float
+
+
+def own_answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Dataset,
+    max_new_tokens: int,
+    samples: int,
+    *,
+    output: Path | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """`sample_answers`, kept in a Parquet file where `output` is given and read from there next time."""
+    if output is not None and output.exists():
+        return Dataset(pq.read_table(output))
+    answers = sample_answers(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, samples=samples, progress=progress
+    )
+    if output is not None:
+        write_table(answers.data.table, output)
+    return answers
+
+
+def behaviour_of(
+    base: Any,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Dataset,
+    base_answers: Dataset,
+    max_new_tokens: int,
+    samples: int,
+    progress: Progress | None = None,
+) -> Behaviour:
+    """Measure one model against the base, with the base's answers and its own to the same prompts."""
+    own = own_answers(model, tokenizer, prompts, max_new_tokens, samples, progress=progress)
+    groups: dict[str, list[str]] = {}
+    for row in own.to_list():
+        groups.setdefault(row["sample_id"], []).append(row["text"])
+    texts = [text for group in groups.values() for text in group]
+    return Behaviour(
+        forgetting=forgetting(base, model, base_answers),
+        own_entropy=token_entropy(model, own),
+        distinct_1=distinct_n(texts, 1),
+        distinct_2=distinct_n(texts, 2),
+        self_bleu=self_bleu(list(groups.values())),
+    )
+
+
+def token_entropy(model: Any, encoded: Dataset) -> float:
+    """Mean entropy of the next-token distribution over all answer tokens, nats."""
+    scorer = Scorer(model, encoded[0]["input_ids"])
+    batches = batches_by_length([len(ids) for ids in encoded["input_ids"]])
+    total, tokens = 0.0, 0
+    for _, scores in score_encoded(scorer, encoded, batches):
+        for entropy, count in zip(scores["entropy"], scores["num_tokens"], strict=True):
+            total, tokens = total + (entropy or 0.0) * count, tokens + count
+    return total / tokens
