@@ -16,7 +16,7 @@ from torch import Tensor
 
 from klball.robust.faces import face_of, least_kl
 from klball.robust.multipliers import SLACK, Rounds, add_certainty, base_row, solve_ball
-from klball.robust.tilting import BLOCK, Numbers, row_dots
+from klball.robust.tilting import BLOCK, Numbers, empty_like, row_dots
 
 SMALLEST_RANGE = 1e-290  # scores closer than this are equal: 1/range would overflow
 
@@ -240,13 +240,14 @@ def _least_mean(problem: _Problem, beta: float, r: int) -> Tensor:
 def _standardised(scores: Tensor, base: Tensor | None) -> tuple[Tensor, Numbers, Numbers]:
     """((s − min)/range, min, range) a row, over the samples with positive base weight."""
     if base is None:
-        least, most = scores.amin(dim=1), scores.amax(dim=1)
+        least, most = scores.aminmax(dim=1)
     else:
         least = scores.masked_fill(base == 0, math.inf).amin(dim=1)
         most = scores.masked_fill(base == 0, -math.inf).amax(dim=1)
     differ = most - least > SMALLEST_RANGE
     span = torch.where(differ, most - least, 1.0)
-    standardised = scores.sub(least[:, None]).mul_(torch.where(differ, 1 / span, 0.0)[:, None])
+    standardised = torch.sub(scores, least[:, None], out=empty_like(scores))
+    standardised.mul_(torch.where(differ, 1 / span, 0.0)[:, None])
     if base is not None:
         standardised.masked_fill_(base == 0, 1.0)
     return standardised, least.numpy(), span.numpy()
