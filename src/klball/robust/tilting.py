@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 16  # elements worked on at once: a few float64 blocks stay in a core's cache
+BLOCK = 1 << 15  # elements a thread works on at once: a few float64 blocks stay in a core's cache
 
 LOG2_E = 1 / math.log(2)  # e^t = 2^(t·log2 e), and exp2 needs a third of the time of torch.exp
 
@@ -140,8 +140,9 @@ class Tilting:
     def _blocks(self, buffers: int) -> Iterator[tuple[slice, slice, list[Tensor]]]:
         """(rows, columns, buffers of that shape) over all of x."""
         rounds, n = self.x.shape
-        columns = min(n, BLOCK)
-        rows = max(1, min(rounds, BLOCK // columns))
+        block = BLOCK * torch.get_num_threads()
+        columns = min(n, block)
+        rows = max(1, min(rounds, block // columns))
         if self._space is None:  # kept: fresh memory costs more than the arithmetic done in it
             self._space = self.x.new_empty(2, rows * columns)
         for r in range(0, rounds, rows):
@@ -253,9 +254,7 @@ def empty_like(x: Tensor) -> Tensor:
 
 def row_dots(left: Tensor, right: Tensor) -> Numbers:
     """Σ_i left·right of every row, [rounds]."""
-    if left.shape[0] == 1:
-        return np.array([float(torch.dot(left[0], right[0]))])
-    return torch.linalg.vecdot(left, right).numpy()
+    return np.vecdot(left.numpy(), right.numpy())  # BLAS, in half the time of torch's
 
 
 def row_means(x: Tensor, base: Tensor | None) -> Numbers:
