@@ -113,7 +113,7 @@ def solve_both(
     and the radius is solved exactly only in the rounds that this leaves.
     """
     part = _Part(x, y, base, cap, epsilon)
-    if epsilon == 0:
+    if epsilon == 0 or cap is not None:  # a cap often leaves the ball slack, and kinks the equations
         return _radius_first(part, gamma, slack, None)
     everyone = np.ones(len(gamma), dtype=bool)
     rough = Tilting(x, None, base, cap)
@@ -183,9 +183,7 @@ class _Part:
         return None if self.base is None else self.base[r : r + 1]
 
 
-def _solve_jointly(
-    part: _Part, gamma: Numbers, start: Numbers, passes: int
-) -> tuple[Rounds | None, Numbers]:
+def _solve_jointly(part: _Part, gamma: Numbers, start: Numbers, passes: int) -> tuple[Rounds | None, Numbers]:
     """KL = ε and E[y] = γ together, and for which rounds it succeeded; None if for none."""
     tilting = Tilting(part.x, part.y, part.base, part.cap)
     a, b, converged = joint_tilt(tilting, part.epsilon, gamma, start, np.zeros_like(start), passes)

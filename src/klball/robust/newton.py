@@ -35,7 +35,7 @@ def radius_tilt(
         proposal = a * np.exp(step)
         inside = (proposal > low) & (proposal < high)
         if not inside.all():
-            middle = np.sqrt(low * np.minimum(high, 1e300))
+            middle = np.sqrt(low) * np.sqrt(np.minimum(high, 1e300))
             middle = np.where(np.isinf(high), a * math.exp(LONGEST_STEP), middle)
             middle = np.where(low == 0, a / math.exp(LONGEST_STEP), middle)
             proposal = np.where(inside, proposal, middle)
@@ -167,6 +167,7 @@ def _dual_value(moments: Moments, a: Numbers, b: Numbers, epsilon: float, gamma:
     return (epsilon + b * gamma + log_z) / a
 
 
+@np.errstate(over="ignore")  # a step out of all proportion to a is shrunk to none
 def _direction(
     moments: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Numbers
 ) -> tuple[Numbers, Numbers]:
