@@ -150,7 +150,7 @@ class _Problem:
 
 
 def _solve(problem: _Problem) -> DualSolution:
-    """In groups of rounds that stay in the cache from the first pass to the last."""
+    """In groups of rounds that stay in the shared cache from the first pass to the last."""
     rounds, n = problem.g.shape
     size = max(1, 16 * BLOCK // n)
     if rounds <= size:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 16  # elements a thread works on at once: a few float64 blocks stay in a core's cache
+BLOCK = 1 << 16  # elements worked on at once: a few float64 blocks stay in a core's cache
 
 LOG2_E = 1 / math.log(2)  # e^t = 2^(t·log2 e), and exp2 needs a third of the time of torch.exp
 
@@ -140,9 +140,8 @@ class Tilting:
     def _blocks(self, buffers: int) -> Iterator[tuple[slice, slice, list[Tensor]]]:
         """(rows, columns, buffers of that shape) over all of x."""
         rounds, n = self.x.shape
-        block = BLOCK * torch.get_num_threads()
-        columns = min(n, block)
-        rows = max(1, min(rounds, block // columns))
+        columns = min(n, BLOCK)
+        rows = max(1, min(rounds, BLOCK // columns))
         if self._space is None:  # kept: fresh memory costs more than the arithmetic done in it
             self._space = self.x.new_empty(2, rows * columns)
         for r in range(0, rounds, rows):
