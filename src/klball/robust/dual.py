@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from klball.robust.faces import face_of, least_kl
-from klball.robust.multipliers import SLACK, Rounds, add_certainty, base_row, solve_ball
-from klball.robust.tilting import BLOCK, Numbers, row_dots
+from klball.robust.multipliers import SLACK, Rounds, base_row, solve_ball, solve_both
+from klball.robust.tilting import BLOCK, Numbers, empty_like, row_dots
 
 SMALLEST_RANGE = 1e-290  # scores closer than this are equal: 1/range would overflow
 
@@ -150,9 +150,9 @@ class _Problem:
 
 
 def _solve(problem: _Problem) -> DualSolution:
-    """In groups of rounds that stay in the cache from the first pass to the last."""
+    """In groups of rounds that stay in the shared cache from the first pass to the last."""
     rounds, n = problem.g.shape
-    size = max(1, 2 * BLOCK // n)
+    size = max(1, 16 * BLOCK // n)
     if rounds <= size:
         return _solve_together(problem)
     starts = range(0, rounds, size)
@@ -174,14 +174,15 @@ def _joined(name: str, parts: list[DualSolution]) -> Any:
 def _solve_together(problem: _Problem) -> DualSolution:
     g, c, base, gamma = problem.g, problem.c, problem.base, problem.gamma
     x, g_min, g_range = _standardised(g, base)
-    rounds = solve_ball(x, base, problem.cap, problem.epsilon, overwrite=gamma is None)
     c_min, c_range = np.zeros_like(g_min), np.ones_like(g_min)
     gamma_min = None
-    if c is not None and gamma is not None:
+    if c is None or gamma is None:
+        rounds = solve_ball(x, base, problem.cap, problem.epsilon, overwrite=True)
+    else:
         y, c_min, c_range = _standardised(c, base)
         target = (gamma - c_min) / c_range
         slack = SLACK + 4e-16 * c.abs().amax(dim=1).numpy() / c_range
-        least = add_certainty(rounds, x, y, base, problem.cap, problem.epsilon, target, slack)
+        rounds, least = solve_both(x, y, base, problem.cap, problem.epsilon, target, slack)
         gamma_min = c_min + c_range * least
     with np.errstate(divide="ignore", invalid="ignore"):
         lambda_ = g_range / rounds.a  # 0 at a = ∞, ∞ at a = 0
@@ -246,7 +247,8 @@ def _standardised(scores: Tensor, base: Tensor | None) -> tuple[Tensor, Numbers,
         most = scores.masked_fill(base == 0, -math.inf).amax(dim=1)
     differ = most - least > SMALLEST_RANGE
     span = torch.where(differ, most - least, 1.0)
-    standardised = scores.sub(least[:, None]).mul_(torch.where(differ, 1 / span, 0.0)[:, None])
+    standardised = torch.sub(scores, least[:, None], out=empty_like(scores))
+    standardised.mul_(torch.where(differ, 1 / span, 0.0)[:, None])
     if base is not None:
         standardised.masked_fill_(base == 0, 1.0)
     return standardised, least.numpy(), span.numpy()

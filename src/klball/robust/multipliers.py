@@ -16,6 +16,7 @@ from klball.robust.tilting import Numbers, Tilted, Tilting, kl_divergence, row_d
 
 SLACK = 1e-12  # in units of the range of C: a constraint met this closely is met
 JOINT_PASSES = 40
+ROUGH_PASSES, ROUGH_JOINT_PASSES = 2, 15  # to a start, and from it, before the exact radius is asked for
 CLOSED = 1e-11  # the largest gap, in units of the range of g, that ends the joint iteration
 
 
@@ -42,7 +43,12 @@ def base_row(base: Tensor | None, like: Tensor, row: int) -> Tensor:
 
 
 def solve_ball(
-    x: Tensor, base: Tensor | None, cap: float | None, epsilon: float, overwrite: bool = False
+    x: Tensor,
+    base: Tensor | None,
+    cap: float | None,
+    epsilon: float,
+    start: Numbers | None = None,
+    overwrite: bool = False,
 ) -> Rounds:
     """min E_q[x] over KL(q‖f) ≤ ε, q ≤ cap·f; `overwrite` lets the weights take the place of x."""
     tilting = Tilting(x, None, base, cap)
@@ -51,7 +57,7 @@ def solve_ball(
     pending = np.ones(x.shape[0], dtype=bool)
     pending[list(faces)] = False
     if epsilon > 0 and pending.any():
-        a = np.where(pending, radius_tilt(tilting, epsilon, pending), a)
+        a = np.where(pending, radius_tilt(tilting, epsilon, pending, start), a)
     tilted = tilting.tilted(a, None, overwrite)
     weights = tilted.weights
     kl, mean_x = tilted.kl + 0.0, tilted.mean_x  # + 0.0 turns −0 into 0
@@ -91,8 +97,7 @@ def _tilt_status(weights: Tensor, base: Tensor | None, row: int, cap: float | No
     return "capped" if bool(at_cap.any()) else "optimal"
 
 
-def add_certainty(
-    rounds: Rounds,
+def solve_both(
     x: Tensor,
     y: Tensor,
     base: Tensor | None,
@@ -100,112 +105,140 @@ def add_certainty(
     epsilon: float,
     gamma: Numbers,
     slack: Numbers,
-) -> Numbers:
-    """Re-solve, in place, the rounds that violate E[y] ≤ γ; returns the least E[y] in
-    the ball where it had to be known, else NaN."""
+) -> tuple[Rounds, Numbers]:
+    """min E_q[x] over KL(q‖f) ≤ ε, E_q[y] ≤ γ, q ≤ cap·f; and the least E[y] in the ball of the rounds
+    where it had to be known, else NaN.
+
+    A closed gap proves an answer with β > 0 however it was found: a rough radius starts the joint iteration,
+    and the radius is solved exactly only in the rounds that this leaves.
+    """
+    part = _Part(x, y, base, cap, epsilon)
+    if epsilon == 0 or cap is not None:  # a cap often leaves the ball slack, and kinks the equations
+        return _radius_first(part, gamma, slack, None)
+    everyone = np.ones(len(gamma), dtype=bool)
+    rough = Tilting(x, None, base, cap)
+    start = radius_tilt(rough, epsilon, everyone, passes=ROUGH_PASSES)
+    rounds, solved = _solve_jointly(part, gamma, start, ROUGH_JOINT_PASSES)
+    if rounds is None:
+        return _radius_first(part, gamma, slack, start)
+    rounds.passes += rough.num_passes
+    least, rest = np.full_like(gamma, math.nan), np.flatnonzero(~solved)
+    if len(rest):
+        others, least[rest] = _radius_first(part.rounds(rest), gamma[rest], slack[rest], start[rest])
+        _put(rounds, rest, others, np.arange(len(rest)))
+        rounds.passes += others.passes
+    return rounds, least
+
+
+def _radius_first(
+    part: "_Part", gamma: Numbers, slack: Numbers, start: Numbers | None
+) -> tuple[Rounds, Numbers]:
+    """The same by solving for the radius alone, then again the rounds that violate E[y] ≤ γ."""
+    rounds = solve_ball(part.x, part.base, part.cap, part.epsilon, start)
     least = np.full_like(gamma, math.nan)
-    index = np.flatnonzero(row_dots(rounds.weights, y) > gamma + slack)
-    if len(index) == 0:
-        return least
-    part = _Part(x[index], y[index], None if base is None else base[index], base, cap, epsilon)
-    solved = _solve_jointly(rounds, part, gamma, index)
-    for k in np.flatnonzero(~solved).tolist():
-        r = int(index[k])
-        extreme = solve_ball(part.y[k : k + 1], part.base_of(k), cap, epsilon)
+    violated = row_dots(rounds.weights, part.y) > gamma + slack
+    index = np.flatnonzero(violated & np.isfinite(rounds.a) & (rounds.a > 0))
+    if len(index):
+        joint, solved = _solve_jointly(part.rounds(index), gamma[index], rounds.a[index], JOINT_PASSES)
+        if joint is not None:
+            _put(rounds, index[solved], joint, np.flatnonzero(solved))
+            rounds.passes += joint.passes
+            violated[index[solved]] = False
+    for r in np.flatnonzero(violated).tolist():
+        extreme = solve_ball(part.y[r : r + 1], part.base_of(r), part.cap, part.epsilon)
         rounds.passes += extreme.passes
         least[r] = extreme.mean_x[0]
         if gamma[r] > least[r] + slack[r]:
-            _put_vertex_or_nested(rounds, part, k, r, float(gamma[r]))
+            _put_vertex_or_nested(rounds, part, r, float(gamma[r]))
         elif gamma[r] >= least[r] - slack[r]:
-            _put_boundary(rounds, part, k, r, extreme)
+            _put_boundary(rounds, part, r, extreme)
         else:
             for field in (rounds.a, rounds.beta, rounds.mu, rounds.kl, rounds.mean_x):
                 field[r] = math.nan
             rounds.weights[r] = math.nan
             rounds.status[r] = "infeasible"
-    return least
+    return rounds, least
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The rounds in which the certainty constraint binds."""
+    """Some of the rounds, and what holds for them all."""
 
     x: Tensor
     y: Tensor
     base: Tensor | None
-    whole_base: Tensor | None  # of all rounds
     cap: float | None
     epsilon: float
 
-    def base_row(self, k: int) -> Tensor:
-        return base_row(self.base, self.x, k)
+    def rounds(self, chosen: Numbers) -> "_Part":
+        if len(chosen) == len(self.x):
+            return self
+        base = None if self.base is None else self.base[chosen]
+        return _Part(self.x[chosen], self.y[chosen], base, self.cap, self.epsilon)
 
-    def base_of(self, k: int) -> Tensor | None:
-        return None if self.base is None else self.base[k : k + 1]
+    def base_row(self, r: int) -> Tensor:
+        return base_row(self.base, self.x, r)
+
+    def base_of(self, r: int) -> Tensor | None:
+        return None if self.base is None else self.base[r : r + 1]
 
 
-def _solve_jointly(rounds: Rounds, part: _Part, gamma: Numbers, index: Numbers) -> Numbers:
-    """KL = ε and E[y] = γ together; returns for which rounds of the part it succeeded."""
-    solved = np.zeros(len(index), dtype=bool)
-    start = rounds.a[index]
-    k = np.flatnonzero(np.isfinite(start) & (start > 0))
-    if len(k) == 0:
-        return solved
+def _solve_jointly(part: _Part, gamma: Numbers, start: Numbers, passes: int) -> tuple[Rounds | None, Numbers]:
+    """KL = ε and E[y] = γ together, and for which rounds it succeeded; None if for none."""
     tilting = Tilting(part.x, part.y, part.base, part.cap)
-    tilting = tilting if len(k) == len(index) else tilting.rounds(k)
-    zero = np.zeros(len(k))
-    a, b, converged = joint_tilt(tilting, part.epsilon, gamma[index[k]], start[k], zero, JOINT_PASSES)
+    a, b, converged = joint_tilt(tilting, part.epsilon, gamma, start, np.zeros_like(start), passes)
+    if not converged.any():
+        return None, converged
     tilted = tilting.tilted(a, b)
-    rounds.passes += tilting.num_passes
-    rows = index[k]
-    error = np.abs(tilted.kl - part.epsilon) + b * np.abs(row_dots(tilted.weights, part.y[k]) - gamma[rows])
+    error = np.abs(tilted.kl - part.epsilon) + b * np.abs(row_dots(tilted.weights, part.y) - gamma)
     # an infeasible problem can drive the iteration anywhere: only a closed gap counts
     converged &= (a > 0) & (b >= 0) & (error <= CLOSED * a)
-    _put_tilted(rounds, part, tilted, rows[converged], np.flatnonzero(converged), a, b)
-    solved[k[converged]] = True
-    return solved
+    return _as_rounds(part, tilted, a, b, tilting.num_passes), converged
 
 
-def _put_tilted(
-    rounds: Rounds, part: _Part, tilted: Tilted, rows: Numbers, i: Numbers, a: Numbers, b: Numbers
-) -> None:
-    """Rows i of `tilted` are the answers of these rounds."""
-    rounds.a[rows], rounds.beta[rows] = a[i], b[i] / a[i]
-    rounds.weights[rows], rounds.mu[rows] = tilted.weights[i], tilted.mu[i]
-    rounds.kl[rows], rounds.mean_x[rows] = tilted.kl[i], tilted.mean_x[i]
-    for r in rows.tolist():
-        rounds.status[r] = _tilt_status(rounds.weights[r], part.whole_base, r, part.cap)
+def _as_rounds(part: _Part, tilted: Tilted, a: Numbers, b: Numbers, passes: int) -> Rounds:
+    status = [_tilt_status(tilted.weights[r], part.base, r, part.cap) for r in range(len(a))]
+    return Rounds(a, b / a, tilted.weights, tilted.mu, tilted.kl, tilted.mean_x, status, passes)
 
 
-def _put_vertex_or_nested(rounds: Rounds, part: _Part, k: int, r: int, gamma: float) -> None:
+def _put(rounds: Rounds, rows: Numbers, answers: Rounds, chosen: Numbers) -> None:
+    """The chosen ones of `answers` are the answers of these rows."""
+    for name in ("a", "beta", "weights", "mu", "kl", "mean_x"):
+        getattr(rounds, name)[rows] = getattr(answers, name)[chosen]
+    for r, k in zip(rows.tolist(), chosen.tolist(), strict=True):
+        rounds.status[r] = answers.status[k]
+
+
+def _put_vertex_or_nested(rounds: Rounds, part: _Part, r: int, gamma: float) -> None:
     """Where the joint iteration gave up: the ball is slack (a vertex), or brackets must find it."""
-    found = vertex(part.x[k], part.y[k], part.base_row(k), part.cap, gamma)
+    found = vertex(part.x[r], part.y[r], part.base_row(r), part.cap, gamma)
     if found.kl <= part.epsilon + 1e-12:
-        _put_face(rounds, part, k, r, found.weights, "vertex")
+        _put_face(rounds, part, r, found.weights, "vertex")
         rounds.a[r], rounds.beta[r] = math.inf, found.beta
         return
-    tilting = Tilting(part.x[k : k + 1], part.y[k : k + 1], part.base_of(k), part.cap)
+    tilting = Tilting(part.x[r : r + 1], part.y[r : r + 1], part.base_of(r), part.cap)
     a, b = nested_tilt(tilting, part.epsilon, gamma, a=1.0)
-    _put_tilted(rounds, part, tilting.tilted(a, b), np.array([r]), np.array([0]), a, b)
+    nested = _as_rounds(part.rounds(np.array([r])), tilting.tilted(a, b), a, b, tilting.num_passes)
+    _put(rounds, np.array([r]), nested, np.array([0]))
     rounds.passes += tilting.num_passes
 
 
-def _put_face(rounds: Rounds, part: _Part, k: int, r: int, weights: Tensor, status: str) -> None:
+def _put_face(rounds: Rounds, part: _Part, r: int, weights: Tensor, status: str) -> None:
     rounds.weights[r], rounds.status[r] = weights, status
     rounds.mu[r] = math.nan
-    rounds.kl[r] = float(kl_divergence(weights, part.base_row(k)))
-    rounds.mean_x[r] = float(weights @ part.x[k])
+    rounds.kl[r] = float(kl_divergence(weights, part.base_row(r)))
+    rounds.mean_x[r] = float(weights @ part.x[r])
 
 
-def _put_boundary(rounds: Rounds, part: _Part, k: int, r: int, extreme: Rounds) -> None:
+def _put_boundary(rounds: Rounds, part: _Part, r: int, extreme: Rounds) -> None:
     """γ = γ_min: the weights that attain it; where y has ties there, the worst x among them."""
     weights, a = extreme.weights[0], 0.0
     if math.isinf(extreme.a[0]):
-        face = face_of(part.y[k], part.base_row(k), part.cap)
+        face = face_of(part.y[r], part.base_row(r), part.cap)
         radius = max(0.0, (part.epsilon - face.fixed_kl()) / face.mass)
-        x = part.x[k][face.tied]
+        x = part.x[r][face.tied]
         cap = None if math.isinf(face.cap) else face.tied_cap()
         inner = solve_ball((x - x.min())[None], face.tied_base()[None], cap, radius)
         weights, a = face.weights(inner.weights[0]), float(inner.a[0])
-    _put_face(rounds, part, k, r, weights, "boundary")
+    _put_face(rounds, part, r, weights, "boundary")
     rounds.a[r], rounds.beta[r] = a, math.inf

@@ -17,15 +17,17 @@ THINNED = 8_192  # samples that give one good to a few per cent
 SETTLED = 1e-6  # a Newton step shorter than this leaves an error of about its square
 
 
-def radius_tilt(tilting: Tilting, epsilon: float, pending: Numbers) -> Numbers:
+def radius_tilt(
+    tilting: Tilting, epsilon: float, pending: Numbers, start: Numbers | None = None, passes: int = 200
+) -> Numbers:
     """a with KL = ε for the `pending` rounds, whose ball must bind; b = 0. Shape [rounds].
 
     Newton on log KL in log a: exact in one step where KL ∝ a², and bracketed everywhere, because
     KL grows with a.
     """
-    a = _first_guess(tilting, epsilon, pending)
+    a = _first_guess(tilting, epsilon, pending) if start is None else start
     low, high = np.zeros_like(a), np.full_like(a, math.inf)
-    for _ in range(200):
+    for _ in range(passes):
         moments = tilting.moments(a)
         below = moments.kl < epsilon
         low, high = np.where(below, a, low), np.where(below, high, a)
@@ -33,7 +35,7 @@ def radius_tilt(tilting: Tilting, epsilon: float, pending: Numbers) -> Numbers:
         proposal = a * np.exp(step)
         inside = (proposal > low) & (proposal < high)
         if not inside.all():
-            middle = np.sqrt(low * np.minimum(high, 1e300))
+            middle = np.sqrt(low) * np.sqrt(np.minimum(high, 1e300))
             middle = np.where(np.isinf(high), a * math.exp(LONGEST_STEP), middle)
             middle = np.where(low == 0, a / math.exp(LONGEST_STEP), middle)
             proposal = np.where(inside, proposal, middle)
@@ -65,24 +67,28 @@ def _log_step(moments: Moments, a: Numbers, epsilon: float) -> Numbers:
 def joint_tilt(
     tilting: Tilting, epsilon: float, gamma: Numbers, a: Numbers, b: Numbers, passes: int
 ) -> tuple[Numbers, Numbers, Numbers]:
-    """(a, b, solved) with KL = ε and E[y] = γ, from the a of the radius alone and b = 0; all [rounds].
+    """(a, b, solved) with KL = ε and E[y] = γ, from about the a of the radius alone and b = 0; all [rounds].
 
     The root-finding direction δ solves V δ = (−(KL − ε + b·(E[y] − γ))/a, E[y] − γ). It descends the
-    dual value D(a,b) = (ε + bγ + A)/a, since ∇D = −Vδ/a, so backtracking on D makes it safe.
+    dual value D(a,b) = (ε + bγ + A)/a, since ∇D = −Vδ/a, so backtracking on D makes it safe. Rounds in
+    which no b > 0 is called for are left alone, unsolved.
     """
     moments = tilting.moments(a, b)
     value = _dual_value(moments, a, b, epsilon, gamma)
     direction, slope = _direction(moments, a, b, epsilon, gamma)
     length = np.ones_like(a)
     solved = np.zeros_like(a, dtype=bool)
+    idle = (b == 0) & ((moments.mean_y <= gamma) | (moments.kl < epsilon / 100))
     for used in range(passes):
-        new_a = np.where(solved, a, a + length * direction[0])
-        new_b = np.where(solved, b, b + length * direction[1])
+        if idle.all():
+            break
+        new_a = np.where(idle, a, a + length * direction[0])
+        new_b = np.where(idle, b, b + length * direction[1])
         moments = tilting.moments(new_a, new_b)
         new_value = _dual_value(moments, new_a, new_b, epsilon, gamma)
         error = _error(moments, epsilon, gamma) / np.minimum(new_a, 1)  # the gap is error/a
         descends = new_value <= value + 1e-4 * length * slope + 1e-13 * np.abs(value)
-        taken = (descends | (error < 1e-6)) & ~solved
+        taken = (descends | (error < 1e-6)) & ~idle
         a, b = np.where(taken, new_a, a), np.where(taken, new_b, b)
         value = np.where(taken, new_value, value)
         new_direction, new_slope = _direction(moments, a, b, epsilon, gamma)
@@ -91,11 +97,9 @@ def joint_tilt(
         length = np.where(taken, 1.0, length / 4)
         finished = taken & (error < SETTLED)
         a, b = np.where(finished, a + direction[0], a), np.where(finished, b + direction[1], b)
-        solved = solved | finished
-        if solved.all():
-            break
-        if solved.mean() > 0.5:  # stragglers need not drag the others along
-            rest = ~solved
+        solved, idle = solved | finished, idle | finished
+        if 0.5 < idle.mean() < 1:  # stragglers need not drag the others along
+            rest = ~idle
             part = tilting.rounds(rest)
             a[rest], b[rest], solved[rest] = joint_tilt(
                 part, epsilon, gamma[rest], a[rest], b[rest], passes - used - 1
@@ -163,6 +167,7 @@ def _dual_value(moments: Moments, a: Numbers, b: Numbers, epsilon: float, gamma:
     return (epsilon + b * gamma + log_z) / a
 
 
+@np.errstate(over="ignore")  # a step out of all proportion to a is shrunk to none
 def _direction(
     moments: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Numbers
 ) -> tuple[Numbers, Numbers]:

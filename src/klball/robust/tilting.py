@@ -19,6 +19,8 @@ from torch import Tensor
 
 BLOCK = 1 << 16  # elements worked on at once: a few float64 blocks stay in a core's cache
 
+LOG2_E = 1 / math.log(2)  # e^t = 2^(t·log2 e), and exp2 needs a third of the time of torch.exp
+
 Numbers = np.ndarray  # one number a round: [rounds]; small enough that NumPy's overhead matters least
 
 
@@ -81,7 +83,7 @@ class Tilting:
         sums, shift = self._sums(a, b)
         z = sums[:, 0]
         mean_x, xx, mean_y, xy, yy = (sums[:, 1:] / z[:, None]).T
-        kl = -np.log(z) - shift - a * mean_x
+        kl = -np.log(z) - shift / LOG2_E - a * mean_x
         if b is not None:
             kl = kl - b * mean_y
         return Moments(
@@ -98,17 +100,15 @@ class Tilting:
         self.num_passes += 1
         if self.cap is not None:
             return self._capped(a, b)
-        out = self.x if overwrite else torch.empty_like(self.x)
-        shift = np.zeros_like(a)
-        if b is not None:
-            shift = self._exponents(a, b).amax(dim=1).numpy()
+        out = self.x if overwrite else empty_like(self.x)
+        shift = self._largest_exponents(a, b)
         sums = np.zeros((len(a), 3))
         for rows, columns, (t,) in self._blocks(1):
             x, w = t.copy_(self.x[rows, columns]), out[rows, columns]
             _exponents_into(w, x, self.y, rows, columns, a, b)
             if b is not None:
                 w.sub_(torch.from_numpy(shift[rows])[:, None])
-            w.exp_()
+            w.exp2_()
             if self.base is not None:
                 w.mul_(self.base[rows, columns])
             sums[rows, 0] += _row_sums(w)
@@ -118,9 +118,18 @@ class Tilting:
         out.mul_(torch.from_numpy(1 / sums[:, :1]))
         mean_x, mean_y = sums[:, 1] / sums[:, 0], sums[:, 2] / sums[:, 0]
         z = sums[:, 0] / self.x.shape[1] if self.base is None else sums[:, 0]
-        mu = -np.log(z) - shift
+        mu = -np.log(z) - shift / LOG2_E
         kl = mu - a * mean_x - (0.0 if b is None else b * mean_y)
         return Tilted(out, mu, np.maximum(kl, 0.0), mean_x)
+
+    def _largest_exponents(self, a: Numbers, b: Numbers | None) -> Numbers:
+        """max −ax − by of every round, in units of log 2."""
+        top = np.zeros_like(a) if b is None else np.full_like(a, -math.inf)
+        if b is not None:  # else min x = 0 makes it zero
+            for rows, columns, (w,) in self._blocks(1):
+                _exponents_into(w, self.x[rows, columns], self.y, rows, columns, a, b)
+                top[rows] = np.maximum(top[rows], w.amax(dim=1).numpy())
+        return top
 
     def _exponents(self, a: Numbers, b: Numbers | None) -> Tensor:
         exponents = self.x * torch.from_numpy(-a)[:, None]
@@ -143,7 +152,7 @@ class Tilting:
                 yield slice(r, r + shape[0]), slice(c, c + shape[1]), views
 
     def _sums(self, a: Numbers, b: Numbers | None) -> tuple[Numbers, Numbers]:
-        """Σ f·e^(−ax−by−shift) · (1, x, x², y, xy, y²), and the shift that keeps it in range."""
+        """Σ f·w·(1, x, x², y, xy, y²) with w = e^(−ax−by)/2^shift, and the shift that keeps w in range."""
         sums = np.zeros((len(a), 6))
         # with b absent min x = 0 makes the largest exponent zero
         shift = np.zeros_like(a) if b is None else np.full_like(a, -math.inf)
@@ -152,10 +161,10 @@ class Tilting:
             _exponents_into(w, x, self.y, rows, columns, a, b)
             if b is not None:
                 top = np.maximum(shift[rows], w.amax(dim=1).numpy())
-                sums[rows] *= np.exp(shift[rows] - top)[:, None]
+                sums[rows] *= np.exp2(shift[rows] - top)[:, None]
                 w.sub_(torch.from_numpy(top)[:, None])
                 shift[rows] = top
-            w.exp_()
+            w.exp2_()
             if self.base is not None:
                 w.mul_(self.base[rows, columns])
             torch.mul(w, x, out=t)
@@ -203,15 +212,15 @@ class Tilting:
 def _exponents_into(
     w: Tensor, x: Tensor, y: Tensor | None, rows: slice, columns: slice, a: Numbers, b: Numbers | None
 ) -> None:
-    """w = −ax − by for one block; a plain number is the faster factor where there is one row."""
+    """w = (−ax − by)·log2 e for one block; a plain number is the faster factor where there is one row."""
     if len(a) == 1:
-        torch.mul(x, -float(a[0]), out=w)
+        torch.mul(x, -LOG2_E * float(a[0]), out=w)
         if b is not None and y is not None:
-            w.add_(y[rows, columns], alpha=-float(b[0]))
+            w.add_(y[rows, columns], alpha=-LOG2_E * float(b[0]))
         return
-    torch.mul(x, torch.from_numpy(-a[rows])[:, None], out=w)
+    torch.mul(x, torch.from_numpy(-LOG2_E * a[rows])[:, None], out=w)
     if b is not None and y is not None:
-        w.addcmul_(y[rows, columns], torch.from_numpy(b[rows])[:, None], value=-1)
+        w.addcmul_(y[rows, columns], torch.from_numpy(b[rows])[:, None], value=-LOG2_E)
 
 
 def fill(exponents: Tensor, base: Tensor, cap: float) -> tuple[Tensor, Tensor]:
@@ -237,11 +246,14 @@ def fill(exponents: Tensor, base: Tensor, cap: float) -> tuple[Tensor, Tensor]:
         free &= ~above
 
 
+def empty_like(x: Tensor) -> Tensor:
+    """Uninitialised memory; NumPy asks for huge pages, without which page faults outweigh the arithmetic."""
+    return torch.from_numpy(np.empty(x.shape))
+
+
 def row_dots(left: Tensor, right: Tensor) -> Numbers:
     """Σ_i left·right of every row, [rounds]."""
-    if left.shape[0] == 1:
-        return np.array([float(torch.dot(left[0], right[0]))])
-    return torch.linalg.vecdot(left, right).numpy()
+    return np.vecdot(left.numpy(), right.numpy())  # BLAS, in half the time of torch's
 
 
 def row_means(x: Tensor, base: Tensor | None) -> Numbers:
