@@ -227,3 +227,14 @@ def _encode_completion(row: dict[str, Any], tokenizer: Any) -> tuple[list[int], 
         ids = tokenizer(prompt + completion + ending)["input_ids"]
     start = common_prefix_length(prompt_ids, ids)
     return ids, [position >= start for position in range(len(ids))], answer
+
+
+def texts_of(row: dict[str, Any]) -> tuple[str, str]:
+    """Prompt and answer of a row in a TRL format, to be shown to people."""
+    if "messages" in row:
+        turns = [message["content"] for message in row["messages"]]
+        return " / ".join(turns[:-1]), turns[-1]
+    if "prompt" not in row:
+        return "", str(row.get("text", ""))
+    pair = (row["prompt"], row["completion"])
+    return tuple(part if isinstance(part, str) else part[-1]["content"] for part in pair)  # pyright: ignore[reportReturnType]

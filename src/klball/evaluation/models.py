@@ -3,6 +3,7 @@
 import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -48,6 +49,14 @@ def load_model(
             f"name that can be reached, or {TINY}"
         ) from error
     return model.eval(), tokenizer
+
+
+def load_on_device(name: str, dtype: str = "float32", revision: str | None = None) -> tuple[Any, Any]:
+    """`load_model`, on the accelerator where there is one."""
+    model, tokenizer = load_model(name, dtype, revision)
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    return model, tokenizer
 
 
 def _torch_dtype(name: str) -> torch.dtype:

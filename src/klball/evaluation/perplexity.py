@@ -190,3 +190,14 @@ def summary_of(scores: dict[str, Tensor]) -> dict[str, float]:
         "entropy": float(scores["entropy"].mean()),
         "certainty": float(scores["certainty"].mean()),
     }
+
+
+def token_nll(table: Dataset) -> float:
+    """−Σ log p / Σ T of a score table, nats per token."""
+    return -sum(x for x in table["sum_log_prob"] if x is not None) / sum(table["num_tokens"])
+
+
+def token_mean(table: Dataset, column: str) -> float:
+    """A column of means over tokens (entropy, certainty), averaged over all tokens of the table."""
+    pairs = zip(table[column], table["num_tokens"], strict=True)
+    return sum(x * n for x, n in pairs if n) / sum(table["num_tokens"])

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from trl import ModelConfig
 
 from klball.data.rows import load_rows
-from klball.evaluation.models import load_model
+from klball.evaluation.models import load_on_device
 from klball.evaluation.tables import score
 from klball.experiments.command import progress_bar, versions
 from klball.experiments.train import train
@@ -125,7 +125,7 @@ def score_model(
     model_name: str, label: str, data: dict[str, Dataset], folder: Path, options: Options
 ) -> Tables:
     """Score tables on the test and out-of-domain rows, from disk where they are finished."""
-    model, tokenizer = load_on_device(model_name, options)
+    model, tokenizer = load_on_device(model_name, options.dtype)
     tables = {}
     for name in ("test", "ood"):
         output = folder / "scores" / label / f"{name}.parquet"
@@ -212,11 +212,3 @@ class _Steps(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress(state.global_step, state.max_steps)
-
-
-def load_on_device(name: str, options: Options) -> tuple[Any, Any]:
-    """Model and tokenizer, on the accelerator where there is one."""
-    model, tokenizer = load_model(name, options.dtype)
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
-    return model, tokenizer

@@ -17,18 +17,9 @@ from datasets import Dataset
 
 from klball.data.rows import encode
 from klball.evaluation.behaviour import Behaviour, behaviour_of, own_answers
-from klball.evaluation.perplexity import robustness_report
-from klball.experiments.arms import (
-    BASE,
-    OWN,
-    Arm,
-    Options,
-    Tables,
-    data_of,
-    load_on_device,
-    run_arm,
-    score_model,
-)
+from klball.evaluation.models import load_on_device
+from klball.evaluation.perplexity import robustness_report, token_mean, token_nll
+from klball.experiments.arms import BASE, OWN, Arm, Options, Tables, data_of, run_arm, score_model
 from klball.experiments.command import is_main, progress_bar, show_table, write_csv, write_text
 from klball.report.figures import plot_entropy, plot_gain_against_forgetting
 from klball.training.accountant import HISTORY_FILE
@@ -84,7 +75,7 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     options = dataclasses.replace(options, points=1)  # only the end is measured
     data = data_of(options)
     base = score_model(options.model_name_or_path, BASE, data, folder, options)
-    model, tokenizer = load_on_device(options.model_name_or_path, options)
+    model, tokenizer = load_on_device(options.model_name_or_path, options.dtype)
     prompts = encode(data["test"].select(range(min(options.own_prompts, len(data["test"])))), tokenizer)
     with progress_bar("base: answering") as progress:
         written = own_answers(
@@ -124,11 +115,11 @@ class _Reference:
         return Outcome(
             arm=label,
             seed=seed,
-            task_nll=_token_nll(tables["test"]),
-            gain=_token_nll(self.tables["test"]) - _token_nll(tables["test"]),
+            task_nll=token_nll(tables["test"]),
+            gain=token_nll(self.tables["test"]) - token_nll(tables["test"]),
             hardest_1pct=report.value("test", label, "hardest_1pct").value,
-            other_nll=_token_nll(tables["ood"]),
-            entropy=_token_mean(tables["test"], "entropy"),
+            other_nll=token_nll(tables["ood"]),
+            entropy=token_mean(tables["test"], "entropy"),
             forgetting=behaviour.forgetting,
             own_entropy=behaviour.own_entropy,
             distinct_2=behaviour.distinct_2,
@@ -139,7 +130,7 @@ class _Reference:
         asked = {"model": path, **{name: getattr(self.options, name) for name in OWN}}
         if output.exists() and (known := json.loads(output.read_text()))["asked"] == asked:
             return Behaviour(**known["behaviour"])
-        model, tokenizer = load_on_device(path, self.options)
+        model, tokenizer = load_on_device(path, self.options.dtype)
         with progress_bar(f"{label}: answering") as progress:
             behaviour = behaviour_of(
                 *(self.model, model, tokenizer, self.prompts, self.written),
@@ -148,15 +139,6 @@ class _Reference:
             )
         write_text(output, json.dumps({"asked": asked, "behaviour": asdict(behaviour)}, indent=2) + "\n")
         return behaviour
-
-
-def _token_nll(table: Dataset) -> float:
-    return -sum(x for x in table["sum_log_prob"] if x is not None) / sum(table["num_tokens"])
-
-
-def _token_mean(table: Dataset, column: str) -> float:
-    pairs = zip(table[column], table["num_tokens"], strict=True)
-    return sum(x * n for x, n in pairs if n) / sum(table["num_tokens"])
 
 
 def _report(outcomes: Sequence[Outcome], arms: Sequence[Arm], folder: Path) -> None:

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from klball.data.rows import load_chat_template, load_rows
-from klball.evaluation.models import TINY, load_model
+from klball.evaluation.models import TINY, load_on_device
 from klball.evaluation.tables import score
 from klball.experiments.command import is_main, parse, progress_bar, show_table, write_run
 
@@ -39,9 +38,7 @@ class Options:
 def main(arguments: Sequence[str], prog: str) -> None:
     """Score, print a summary, write `scores.parquet` and `run.json`."""
     (options,) = parse([Options], arguments, prog)
-    model, tokenizer = load_model(options.model_name_or_path, options.dtype, options.model_revision)
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    model, tokenizer = load_on_device(options.model_name_or_path, options.dtype, options.model_revision)
     load_chat_template(tokenizer, options.chat_template_path)
     dataset = load_rows(options.dataset_name, options.dataset_split, options.dataset_config)
     if options.max_rows is not None:

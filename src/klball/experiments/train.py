@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
-from klball.data.rows import load_chat_template, load_rows, to_trl_format, with_sample_ids
+from klball.data.rows import load_chat_template, load_rows, texts_of, to_trl_format, with_sample_ids
 from klball.evaluation.models import TINY, load_model
 from klball.experiments.command import console, is_main, parse, show_table, versions, write_csv
 from klball.robust.ambiguity import Empirical
@@ -134,7 +134,7 @@ def _report_top_weighted(trainer: RobustSFTTrainer, rows: Dataset, folder: Path)
     ids = trainer.train_dataset["sample_id"]
     top = []
     for index in torch.argsort(-solution.weights, stable=True)[:TOP].tolist():
-        prompt, answer = _texts(text_of[ids[index]])
+        prompt, answer = texts_of(text_of[ids[index]])
         weight, score = float(solution.weights[index]) * n, float(g[index])
         top.append(
             {
@@ -150,13 +150,3 @@ def _report_top_weighted(trainer: RobustSFTTrainer, rows: Dataset, folder: Path)
         header = ("n·q", "log-likelihood", "prompt", "answer")
         body = [(t["n_q"], t["log_likelihood"], t["prompt"][:70], t["answer"][:90]) for t in top[:8]]
         show_table(f"top-weighted samples (all {len(top)} in {folder / DONE_FILE})", header, body)
-
-
-def _texts(row: dict[str, Any]) -> tuple[str, str]:
-    if "messages" in row:
-        turns = [message["content"] for message in row["messages"]]
-        return " / ".join(turns[:-1]), turns[-1]
-    if "prompt" not in row:
-        return "", str(row.get("text", ""))
-    pair = (row["prompt"], row["completion"])
-    return tuple(part if isinstance(part, str) else part[-1]["content"] for part in pair)  # pyright: ignore[reportReturnType]

@@ -124,6 +124,21 @@ def _plot_by_radius(axis: Any, metric: str, finals: Sequence[dict[str, Any]]) ->
         axis.legend()
 
 
+def plot_rewards(token_log_probs: Sequence[Sequence[float]], path: Path) -> None:
+    """Histograms of the log implicit reward, per token and per sample."""
+    with plt.rc_context(STYLE):
+        figure, (tokens, samples) = plt.subplots(1, 2, figsize=(10, 4))
+        tokens.hist(-np.concatenate([np.asarray(row) for row in token_log_probs]), bins=60, color=COLOURS[1])
+        samples.hist([-float(np.sum(row)) for row in token_log_probs], bins=60, color=COLOURS[1])
+        tokens.set_yscale("log")
+        tokens.set_xlabel("log 1/$p_t$ of a token, nats")
+        tokens.set_ylabel("tokens")
+        samples.set_xlabel("log 1/K(y|x) of a sample, nats")
+        samples.set_ylabel("samples")
+        figure.suptitle("Implicit reward of SFT, in logarithms")
+        save(figure, path)
+
+
 def plot_gain_against_forgetting(summary: Sequence[dict[str, Any]], path: Path) -> None:
     """Every method a point: what it gained on the task and what it forgot, with its spread over seeds."""
     with plt.rc_context(STYLE):

@@ -1,0 +1,237 @@
+"""`klball scan`: what SFT would do to a model, and, given fine-tuned models, what it did."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from scipy import stats
+
+from klball.data.rows import encode, load_rows, texts_of, to_trl_format, with_sample_ids
+from klball.evaluation.behaviour import behaviour_of, own_answers
+from klball.evaluation.gradient_norms import head_gradient_norms
+from klball.evaluation.implicit_rewards import gradient_shares, gradient_weights, implicit_rewards
+from klball.evaluation.models import TINY, load_on_device
+from klball.evaluation.perplexity import RADII, ProfilePoint, token_mean, token_nll
+from klball.evaluation.scoring import TOKENS
+from klball.evaluation.tables import score
+from klball.experiments.command import is_main, parse, progress_bar, show_table, write_csv, write_run
+from klball.report.figures import plot_gain_against_forgetting, plot_profiles, plot_rewards
+from klball.robust.dual import robust_profile, solve_dual
+
+DOMINATING = 20
+
+
+@dataclass
+class Options:
+    """The model and the training set; optionally what fine-tuning made of the model."""
+
+    model_name_or_path: str = field(default=TINY, metadata={"help": "The model that SFT would start from."})
+    dataset_name: str = field(
+        default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split that SFT would train on."})
+    dataset_test_split: str = field(
+        default="test", metadata={"help": "Split for --models: held-out rows of the task."}
+    )
+    max_rows: int = field(default=2_000, metadata={"help": "Rows of each split, the first after a shuffle."})
+    epsilons: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.5], metadata={"help": "Radii, nats."})
+    gradient_rows: int = field(default=64, metadata={"help": "Rows whose gradient norms are computed."})
+    models: list[str] = field(default_factory=list, metadata={"help": "Fine-tuned models or adapters."})
+    ood_names: list[str] = field(
+        default_factory=lambda: ["word-problems"], metadata={"help": "Other domains, for --models."}
+    )
+    own_prompts: int = field(default=64, metadata={"help": "Test prompts that the models answer themselves."})
+    own_samples: int = field(default=4, metadata={"help": "Answers to each of them, at least 2."})
+    own_tokens: int = field(default=64, metadata={"help": "Their longest answer, tokens."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Cut longer rows; default: the model's limit."}
+    )
+    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto."})
+    output_dir: str = field(default="outputs/scan", metadata={"help": "Folder for tables and figures."})
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    """Measure, print, and write CSV tables and figures; score tables on disk are used again."""
+    (options,) = parse([Options], arguments, prog)
+    if options.max_rows < 1 or options.gradient_rows < 1 or options.own_prompts < 1:
+        raise ValueError("--max_rows, --gradient_rows and --own_prompts must be at least 1")
+    if options.models and options.own_samples < 2:
+        raise ValueError("--own_samples must be at least 2: self-BLEU compares answers to one prompt")
+    folder = Path(options.output_dir)
+    model, tokenizer = load_on_device(options.model_name_or_path, options.dtype)
+    rows = with_sample_ids(
+        to_trl_format(_rows(options, options.dataset_train_split), bool(tokenizer.chat_template))
+    )
+    table = _scored(model, tokenizer, rows, "base", "train", options)
+    if is_main():
+        write_run(folder, options, prog)
+        _show_rewards(table, options, folder)
+        _show_gradient_norms(model, tokenizer, rows, options, folder)
+        _show_dominating(table, rows, options, folder)
+        _show_profile(table, folder)
+    if options.models:
+        _show_models(model, tokenizer, options, folder)
+    if is_main():
+        show_table("written", ("folder", "what"), [(str(folder), "tables as CSV, figures as SVG and PNG")])
+
+
+def _rows(options: Options, split: str, name: str | None = None) -> Dataset:
+    rows = load_rows(
+        name or options.dataset_name, split, options.dataset_config if name is None else None
+    ).shuffle(seed=0)
+    return rows.select(range(min(options.max_rows, len(rows))))
+
+
+def _scored(model: Any, tokenizer: Any, rows: Dataset, label: str, data: str, options: Options) -> Dataset:
+    """A score table with token log-probabilities, without the rows that have no answer token."""
+    output = Path(options.output_dir) / "scores" / label / f"{data}.parquet"
+    with progress_bar(f"{label}: scoring {data}") as progress:
+        table = score(
+            *(model, tokenizer, rows),
+            max_length=options.max_length,
+            output=output,
+            progress=progress,
+            token_log_probs=True,
+        )
+    return table.filter(lambda count: count > 0, input_columns="num_tokens")
+
+
+def _show_rewards(table: Dataset, options: Options, folder: Path) -> None:
+    log_probs = table[TOKENS][:]
+    rewards = implicit_rewards(log_probs)
+    flat = [
+        {
+            "unit": r.unit,
+            **{f"q{100 * q:g}": v for q, v in r.quantiles.items()},
+            "top_1pct_share": r.top_share,
+        }
+        for r in rewards
+    ]
+    write_csv(folder / "implicit_rewards.csv", flat)
+    header = ("per", *(f"{100 * q:g} %" for q in rewards[0].quantiles), "held by top 1 %")
+    body = [(r.unit, *r.quantiles.values(), f"{r.top_share:.1%}") for r in rewards]
+    show_table(f"log implicit reward log 1/K, nats: quantiles over {len(table)} samples", header, body)
+    shares = gradient_shares(log_probs, options.epsilons)
+    write_csv(folder / "gradient_shares.csv", [asdict(share) for share in shares])
+    header = ("objective", "ε", "top 1 % of tokens", "top 1 % of samples", "effective sample size")
+    body = [(s.objective, s.epsilon, f"{s.tokens:.1%}", f"{s.samples:.1%}", round(s.ess, 1)) for s in shares]
+    show_table("share of the gradient weight (psft at ratio 1: as nll)", header, body)
+    plot_rewards(log_probs, folder / "figures" / "implicit-rewards")
+
+
+def _show_gradient_norms(model: Any, tokenizer: Any, rows: Dataset, options: Options, folder: Path) -> None:
+    encoded = encode(rows.select(range(min(options.gradient_rows, len(rows)))), tokenizer, options.max_length)
+    encoded = encoded.filter(lambda labels: any(x >= 0 for x in labels[1:]), input_columns="labels")
+    with progress_bar("gradient norms") as progress:
+        norms = head_gradient_norms(model, encoded, progress)
+    records = [
+        {"sample_id": i, **{name: values[k] for name, values in norms.items()}}
+        for k, i in enumerate(encoded["sample_id"])
+    ]
+    write_csv(folder / "gradient_norms.csv", records)
+    body = []
+    for name, values in norms.items():
+        correlation: Any = stats.spearmanr(norms["nll"], values)
+        body.append((name, *map(float, np.quantile(values, (0.05, 0.5, 0.95, 1))), float(correlation[0])))
+    header = ("objective", "5 %", "median", "95 %", "largest", "rank correlation with nll")
+    show_table(f"gradient norms of {len(encoded)} samples in the LM head, exact", header, body)
+
+
+def _show_dominating(table: Dataset, rows: Dataset, options: Options, folder: Path) -> None:
+    """The samples with the most gradient weight under plain SFT, and what the adversary makes of them."""
+    log_probs = table[TOKENS][:]
+    g = np.array(table["log_likelihood"])
+    _, plain = gradient_weights(log_probs, "nll", np.ones(len(g)))
+    solutions = {e: solve_dual(g, epsilon=e).weights.numpy() * len(g) for e in options.epsilons if e > 0}
+    robust = plain * (solutions[max(solutions)] if solutions else 1.0)
+    row_of = {row["sample_id"]: row for row in rows.to_list()}
+    records = []
+    for i in np.argsort(-robust, kind="stable")[:DOMINATING].tolist():
+        prompt, answer = texts_of(row_of[table["sample_id"][i]])
+        weights = {f"n_q_{e:g}": float(q[i]) for e, q in solutions.items()}
+        records.append(
+            {
+                "sample_id": table["sample_id"][i],
+                "log_likelihood": float(g[i]),
+                "log_implicit_reward": -float(table["sum_log_prob"][i]),
+                "gradient_share": float(robust[i] / robust.sum()),
+                **weights,
+                "prompt": prompt,
+                "answer": answer,
+            }
+        )
+    write_csv(folder / "dominating.csv", records)
+    header = ("share", "log-likelihood", "log reward", "prompt", "answer")
+    body = [
+        (
+            f"{r['gradient_share']:.2%}",
+            *(r["log_likelihood"], r["log_implicit_reward"], r["prompt"][:60], r["answer"][:80]),
+        )
+        for r in records[:8]
+    ]
+    radius = max(options.epsilons)
+    show_table(f"samples with the most gradient weight, nll at ε = {radius:g}", header, body)
+
+
+def _show_profile(table: Dataset, folder: Path) -> None:
+    profile = robust_profile(np.array(table["log_likelihood"]), RADII)
+    columns = (profile.epsilon, profile.robust_loss, profile.lambda_, profile.ess)
+    points = [ProfilePoint("train", "base", *values) for values in zip(*columns, strict=True)]
+    write_csv(folder / "profile.csv", [asdict(point) for point in points])
+    header = ("ε", "worst-case loss, nats/token", "λ", "effective sample size")
+    show_table("robust profile", header, [(p.epsilon, p.robust_loss, p.lambda_, p.ess) for p in points])
+    plot_profiles(points, folder / "figures")
+
+
+def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> None:
+    """Forgetting, entropy and diversity of every fine-tuned model against its gain on the task."""
+    task = _rows(options, options.dataset_test_split)
+    others = {name: _rows(options, "test", name) for name in options.ood_names}
+    prompts = encode(task.select(range(min(options.own_prompts, len(task)))), tokenizer, options.max_length)
+    with progress_bar("base: answering") as progress:
+        written = own_answers(
+            *(base, tokenizer, prompts, options.own_tokens, options.own_samples),
+            output=folder / "base-answers.parquet",
+            progress=progress,
+        )
+    reference = {name: _scored(base, tokenizer, r, "base", name, options) for name, r in others.items()}
+    before = _scored(base, tokenizer, task, "base", "test", options)
+    records = []
+    for label, path in (("base", options.model_name_or_path), *((_label(m), m) for m in options.models)):
+        model, own_tokenizer = load_on_device(path, options.dtype)
+        after = _scored(model, own_tokenizer, task, label, "test", options)
+        with progress_bar(f"{label}: answering") as progress:
+            behaviour = behaviour_of(
+                *(base, model, own_tokenizer, prompts, written, options.own_tokens, options.own_samples),
+                progress=progress,
+            )
+        record = {
+            "arm": label,
+            "gain": token_nll(before) - token_nll(after),
+            **asdict(behaviour),
+            "entropy": token_mean(after, "entropy"),
+        }
+        for name, rows in others.items():
+            table = _scored(model, own_tokenizer, rows, label, name, options)
+            record[f"nll_change_{name}"] = token_nll(table) - token_nll(reference[name])
+        records.append(record)
+    if not is_main():
+        return
+    write_csv(folder / "models.csv", records)
+    header = tuple(name.replace("_", " ") for name in records[0])
+    show_table(
+        "gain on the task, forgetting, entropy, diversity (nats/token)",
+        header,
+        [tuple(r.values()) for r in records],
+    )
+    points = [{**r, "gain_sd": 0.0, "forgetting_sd": 0.0} for r in records]
+    plot_gain_against_forgetting(points, folder / "figures" / "gain-against-forgetting")
+
+
+def _label(path: str) -> str:
+    """The last two parts of a path tell runs apart: seed-0/sft, checkpoint-160."""
+    return "-".join(Path(path).parts[-2:])
