@@ -14,6 +14,7 @@ COMMANDS = {  # name → (module with a class `Options` and a function `run`, wh
     "train": ("klball.experiments.train", "one robust fine-tuning run"),
     "score": ("klball.experiments.score", "model × data → score table"),
     "solve": ("klball.experiments.solve", "score table → λ, β, effective sample size, top-weighted samples"),
+    "paraphrase": ("klball.experiments.paraphrase", "data → rounds of rephrased prompts"),
     "evaluate": ("klball.experiments.evaluate", "the robustness report of one or more models"),
 }
 

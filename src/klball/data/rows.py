@@ -139,7 +139,7 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     the completion, every assistant turn of `messages`, or all of `text`. Rows longer than
     `max_length` lose their end and are marked. Raises ValueError for chats without a template.
     """
-    dataset = with_sample_ids(to_trl_format(dataset, conversational=bool(tokenizer.chat_template)))
+    dataset = to_trl_format(with_sample_ids(dataset), conversational=bool(tokenizer.chat_template))
     first = dataset[0]
     if _is_chat(first) and not tokenizer.chat_template:
         raise ValueError(
