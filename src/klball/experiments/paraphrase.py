@@ -85,10 +85,10 @@ def main(arguments: Sequence[str], prog: str) -> None:
     if options.max_rows is not None:
         dataset = dataset.select(range(min(options.max_rows, len(dataset))))
     samples, layout = samples_of(dataset)
-    write_run(Path(options.output_dir), options, prog)
     make = {"templates": _by_templates, "model": _by_model, "openai-batch": _by_batches}[options.maker]
     made = make(options, samples, layout)
     if made is None:
+        write_run(Path(options.output_dir), options, prog)
         return
     maker, replies = made
     if similarity is not None:
@@ -102,6 +102,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
             similarity=similarity,
             progress=progress,
         )
+    write_run(output.parent, options, prog)
     _report(rounds, options)
 
 

@@ -30,8 +30,8 @@ STYLES = tuple(f"Put it {voice}, {shape}." for shape, voice in product(SHAPES, V
 
 INSTRUCTION = (
     "Rewrite the prompt below in other words. Keep its meaning, its language, every number as digits, "
-    "every name, and everything between backticks exactly as it is. {style} Do not answer the prompt. Reply with the "
-    "rewritten prompt alone.\n\nPrompt:\n{prompt}"
+    "every name, and everything between backticks exactly as it is. {style} Do not answer the prompt. "
+    "Reply with the rewritten prompt alone.\n\nPrompt:\n{prompt}"
 )
 THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 LABEL = re.compile(r"^(?:rewritten|rephrased|reworded) prompt:\s*", re.IGNORECASE)

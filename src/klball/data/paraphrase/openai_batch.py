@@ -145,7 +145,7 @@ class BatchFolder:
     def _check_server(self, shard: Shard, client: Any) -> None:
         if shard.server != str(client.base_url):
             raise ValueError(
-                f"{shard.path} was submitted to {shard.server}, not to {client.base_url}; give that --base_url"
+                f"{shard.path} was submitted to {shard.server}, not to {client.base_url}: give that base_url"
             )
 
 
