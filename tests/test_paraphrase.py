@@ -141,8 +141,8 @@ CHAT = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user"
 CHAT["messages"] += [{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Name 2 birds"}]
 CHAT["messages"] += [{"role": "assistant", "content": "Owl, wren."}, {"role": "user", "content": "Thanks"}]
 TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}"
-    "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}\n{% endfor %}"
+    "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 ROWS = {
@@ -479,9 +479,10 @@ def test_local_model_resumes_as_if_never_interrupted(template, tokenizer, tmp_pa
     whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
     local_model.answer_locally(model, tokenizer, lines, whole, batch_size=3)
     content = whole.read_bytes()
-    broken.write_bytes(content[: len(content) // 2])
-    local_model.answer_locally(model, tokenizer, lines, broken, batch_size=2)
-    assert broken.read_bytes() == content
+    for batch_size, kept in ((3, len(content) // 2), (3, len(content)), (2, len(content) - 9), (3, 0)):
+        broken.write_bytes(content[:kept])
+        local_model.answer_locally(model, tokenizer, lines, broken, batch_size=batch_size)
+        assert broken.read_bytes() == content
     replies = batch_files.read_results([whole]).replies
     assert len(replies) == 8
     assert replies[lines[2]["custom_id"]] == Reply("", quality.CUT_OFF)

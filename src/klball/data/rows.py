@@ -96,8 +96,8 @@ def to_trl_format(dataset: Dataset, conversational: bool) -> Dataset:
     answer = next((c for c in ("output", "response", "answer") if c in columns), None)
     if question is None or answer is None:
         raise ValueError(
-            f"columns {sorted(columns)} are of no known format: give messages, prompt and completion, "
-            "instruction (and input) and output or response, question and answer, or text"
+            f"columns {sorted(columns - {'sample_id'})} are of no known format: give messages, prompt and "
+            "completion, instruction (and input) and output or response, question and answer, or text"
         )
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:

@@ -143,7 +143,8 @@ def _by_model(options: Options, samples: Sequence[Sample], layout: str) -> Made:
     from klball.evaluation.models import load_model
 
     asking = _asking(options)
-    folder = BatchFolder(Path(options.output_dir) / "model", _about(options, samples, layout))
+    about = {**_about(options, samples, layout), "dtype": options.dtype}
+    folder = BatchFolder(Path(options.output_dir) / "model", about)
     model: Any
     model, tokenizer = load_model(asking.model, options.dtype)
     if torch.accelerator.is_available():
@@ -224,12 +225,12 @@ def _existing(path: str) -> Path:
 
 
 def _show(folder: BatchFolder) -> None:
-    header = ("requests in", "number", "batch", "status", "completed", "failed", "problem")
-    rows = [
-        (s.path, s.requests, s.batch_id or "", s.status, s.completed, s.failed, s.problem)
-        for s in folder.shards
-    ]
+    header = ("file", "requests", "status", "answered", "failed", "batch")
+    rows = [(s.path, s.requests, s.status, s.completed, s.failed, s.batch_id or "") for s in folder.shards]
     show_table(f"Batches in {folder.folder}", header, rows)
+    for shard in folder.shards:
+        if shard.problem:
+            print(f"{shard.path}: {shard.problem}")
 
 
 def _report(rounds: Rounds, options: Options) -> None:

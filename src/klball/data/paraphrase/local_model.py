@@ -39,37 +39,38 @@ def answer_locally(
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Append a Batch result line for every request that `output` does not answer yet.
+    """Write a Batch result line for every request to `output`, in order, continuing where it ends.
 
-    Each request is sampled with its own seed, so that an interrupted run continues as if it had not been.
+    Each request is sampled with its own seed and beside the same others, so that a run continues as if it
+    had not been interrupted; with another batch size, rounding in low precision can change a draw.
     Without a chat template the first line of the continuation is the reply.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    done = _answered(output)
-    open_ = [request for request in requests if request["custom_id"] not in done]
+    done = _finished(output, len(requests), batch_size)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     with output.open("a", encoding="utf-8") as file:
-        for start in range(0, len(open_), batch_size):
-            batch = open_[start : start + batch_size]
+        for start in range(done, len(requests), batch_size):
+            batch = requests[start : start + batch_size]
             for request, (text, finish) in zip(batch, _generate(model, tokenizer, batch), strict=True):
                 file.write(json.dumps(_result(request, text, finish), ensure_ascii=False) + "\n")
             file.flush()
             if progress is not None:
-                progress(len(requests) - len(open_) + start + len(batch), len(requests))
+                progress(start + len(batch), len(requests))
 
 
-def _answered(output: Path) -> set[str]:
-    """The ids in the log, after removing a line that a kill left half-written."""
+def _finished(output: Path, requests: int, batch_size: int) -> int:
+    """How many requests are answered, after removing what a kill left of an unfinished batch."""
     if not output.exists():
-        return set()
-    content = output.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with output.open("rb+") as file:
-            file.truncate(len(whole))
-    return {json.loads(line)["custom_id"] for line in whole.splitlines()}
+        return 0
+    lines = output.read_bytes().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"\n")]
+    if len(whole) < requests:
+        whole = whole[: len(whole) // batch_size * batch_size]
+    with output.open("rb+") as file:
+        file.truncate(sum(map(len, whole)))
+    return len(whole)
 
 
 @torch.no_grad()

@@ -60,6 +60,8 @@ class BatchFolder:
                     "choose another output"
                 )
             self.shards = [Shard(**shard) for shard in state["shards"]]
+        else:
+            self._save()
 
     @property
     def _state(self) -> Path:
