@@ -1,7 +1,7 @@
 """`klball paraphrase`: a data set → rounds of the same samples, prompts reworded, answers unchanged."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def _by_model(options: Options, samples: Sequence[Sample], layout: str) -> Made:
     model, tokenizer = load_model(asking.model, options.dtype)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    lines = list(requests(samples, range(1, options.rounds + 1), asking))
+    lines = list(_requests(options, samples, "Preparing"))
     with progress_bar("Rephrasing", "prompts") as progress:
         output = folder.folder / "results" / "model.jsonl"
         answer_locally(model, tokenizer, lines, output, options.batch_size, progress)
@@ -160,8 +160,7 @@ def _by_batches(options: Options, samples: Sequence[Sample], layout: str) -> Mad
     folder = BatchFolder(Path(options.output_dir) / "batch", _about(options, samples, layout))
 
     def write_missing() -> int:
-        lines = requests(samples, range(1, options.rounds + 1), _asking(options))
-        return folder.write_missing(lines, options.requests_per_file)
+        return folder.write_missing(_requests(options, samples, "Writing"), options.requests_per_file)
 
     if options.step == "requests":
         print(f"{write_missing()} requests written; the files lie in {folder.folder}")
@@ -190,6 +189,16 @@ def _asking(options: Options) -> Asking:
     return Asking(options.model_name_or_path, options.temperature, options.max_new_tokens)
 
 
+def _requests(options: Options, samples: Sequence[Sample], title: str) -> Iterator[dict[str, Any]]:
+    """All requests, with a progress bar: there may be hundreds of thousands."""
+    with progress_bar(title, "requests") as progress:
+        lines = requests(samples, range(1, options.rounds + 1), _asking(options))
+        for done, line in enumerate(lines, start=1):
+            if done % 1_000 == 0:
+                progress(done, options.rounds * len(samples))
+            yield line
+
+
 def _about(options: Options, samples: Sequence[Sample], layout: str) -> dict[str, Any]:
     about = provenance(samples, layout, options.rounds, {"maker": options.maker, **_asking(options).about()})
     return {key: value for key, value in about.items() if key != "libraries"}
@@ -203,8 +212,7 @@ def _from_results(options: Options, samples: Sequence[Sample], results: Results)
 
 
 def _require_replies(options: Options, samples: Sequence[Sample], results: Results) -> None:
-    lines = requests(samples, range(1, options.rounds + 1), _asking(options))
-    ids = {line["custom_id"] for line in lines}
+    ids = {line["custom_id"] for line in _requests(options, samples, "Joining")}
     missing = len(ids - set(results.replies))
     strangers = len({*results.replies, *results.errors} - ids)
     if strangers:
