@@ -15,6 +15,7 @@ COMMANDS = {  # name → (module with a class `Options` and a function `run`, wh
     "score": ("klball.experiments.score", "model × data → score table"),
     "solve": ("klball.experiments.solve", "score table → λ, β, effective sample size, top-weighted samples"),
     "scan": ("klball.experiments.scan", "implicit rewards, gradient shares, forgetting, entropy, diversity"),
+    "paraphrase": ("klball.experiments.paraphrase", "data → rounds of rephrased prompts"),
     "evaluate": ("klball.experiments.evaluate", "the robustness report of one or more models"),
 }
 

@@ -96,8 +96,8 @@ def to_trl_format(dataset: Dataset, conversational: bool) -> Dataset:
     answer = next((c for c in ("output", "response", "answer") if c in columns), None)
     if question is None or answer is None:
         raise ValueError(
-            f"columns {sorted(columns)} are of no known format: give messages, prompt and completion, "
-            "instruction (and input) and output or response, question and answer, or text"
+            f"columns {sorted(columns - {'sample_id'})} are of no known format: give messages, prompt and "
+            "completion, instruction (and input) and output or response, question and answer, or text"
         )
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
     the completion, every assistant turn of `messages`, or all of `text`. Rows longer than
     `max_length` lose their end and are marked. Raises ValueError for chats without a template.
     """
-    dataset = with_sample_ids(to_trl_format(dataset, conversational=bool(tokenizer.chat_template)))
+    dataset = to_trl_format(with_sample_ids(dataset), conversational=bool(tokenizer.chat_template))
     first = dataset[0]
     if _is_chat(first) and not tokenizer.chat_template:
         raise ValueError(

@@ -11,7 +11,7 @@ from klball.robust.dual import solve_dual
 from klball.robust.objectives import OBJECTIVES
 
 TOP = 0.01
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def gradient_shares(
         lengths = [len(row) for row in token_log_probs]
         for epsilon in epsilons:
             solution = solve_dual(g, epsilon=epsilon)
-            q = solution.weights.numpy() * len(g)
+            q = solution.weights * len(g)
             tokens, samples = plain_tokens * np.repeat(q, lengths), plain_samples * q
             shares.append(
                 GradientShare(objective, epsilon, top_share(tokens), top_share(samples), float(solution.ess))

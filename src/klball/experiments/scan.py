@@ -146,7 +146,7 @@ def _show_dominating(table: Dataset, rows: Dataset, options: Options, folder: Pa
     log_probs = table[TOKENS][:]
     g = np.array(table["log_likelihood"])
     _, plain = gradient_weights(log_probs, "nll", np.ones(len(g)))
-    solutions = {e: solve_dual(g, epsilon=e).weights.numpy() * len(g) for e in options.epsilons if e > 0}
+    solutions = {e: solve_dual(g, epsilon=e).weights * len(g) for e in options.epsilons if e > 0}
     robust = plain * (solutions[max(solutions)] if solutions else 1.0)
     row_of = {row["sample_id"]: row for row in rows.to_list()}
     records = []

@@ -83,7 +83,7 @@ def train(
     model, tokenizer = _load(config, model_options)
     template = config.chat_template_path
     load_chat_template(tokenizer, template)
-    rows = with_sample_ids(to_trl_format(dataset, conversational=bool(tokenizer.chat_template)))
+    rows = to_trl_format(with_sample_ids(dataset), conversational=bool(tokenizer.chat_template))
     trainer = RobustSFTTrainer(
         model,
         dataclasses.replace(config, chat_template_path=None),

@@ -1,0 +1,196 @@
+"""Batches on a server that speaks OpenAI's files and batches protocol: submit, look, collect, in any rhythm.
+
+A folder holds the request files, the results and `state.json`, which is written after every step that
+the server has taken. Whoever is interrupted runs the same step again; nothing is submitted twice.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from klball.data.paraphrase.batch_files import (
+    ENDPOINT,
+    MOST_REQUESTS,
+    Results,
+    read_results,
+    request_ids,
+    write_shards,
+)
+from klball.data.paraphrase.rounds import whole_file
+
+ENDED = ("completed", "failed", "expired", "cancelled")
+ATTEMPTS = 3  # at creating a batch, with a look at the server's list in between
+
+
+@dataclass
+class Shard:
+    """A request file and what became of it; `done` once its results, if any, lie in the folder."""
+
+    path: str
+    requests: int
+    file_id: str | None = None
+    batch_id: str | None = None
+    server: str | None = None
+    status: str = "not submitted"
+    completed: int = 0
+    failed: int = 0
+    problem: str = ""
+    done: bool = False
+
+
+class BatchFolder:
+    """The requests and results of one configuration, `about`; ValueError if the folder has another's."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]):
+        self.folder, self.about = folder, about
+        self.shards: list[Shard] = []
+        if self._state.exists():
+            state = json.loads(self._state.read_text(encoding="utf-8"))
+            if state["about"] != about:
+                changed = sorted(
+                    k for k in {*about, *state["about"]} if state["about"].get(k) != about.get(k)
+                )
+                raise ValueError(
+                    f"{folder} holds requests of another configuration (different: {', '.join(changed)}); "
+                    "choose another output"
+                )
+            self.shards = [Shard(**shard) for shard in state["shards"]]
+        else:
+            self._save()
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / "state.json"
+
+    def _save(self) -> None:
+        content = {"about": self.about, "shards": [asdict(shard) for shard in self.shards]}
+        with whole_file(self._state) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def results(self) -> Results:
+        """All results in the folder."""
+        return read_results(sorted((self.folder / "results").glob("*.jsonl")))
+
+    def write_missing(self, lines: Iterable[dict[str, Any]], most_requests: int = MOST_REQUESTS) -> int:
+        """Write files for requests neither answered nor in a file still open; returns how many."""
+        covered = set(self.results().replies)
+        for shard in self.shards:
+            if not shard.done:
+                covered.update(request_ids(self.folder / shard.path))
+        missing = (line for line in lines if line["custom_id"] not in covered)
+        written = write_shards(missing, self.folder, len(self.shards) + 1, most_requests)
+        self.shards += [Shard(path.name, count) for path, count in written]
+        self._save()
+        return sum(count for _, count in written)
+
+    def submit(self, client: Any) -> int:
+        """Upload and start every request file that has no batch yet; returns how many were started."""
+        started = 0
+        for shard in (s for s in self.shards if s.batch_id is None and not s.done):
+            file_id, resumed = shard.file_id, shard.file_id is not None
+            if file_id is None:
+                with (self.folder / shard.path).open("rb") as file:
+                    file_id = shard.file_id = client.files.create(file=file, purpose="batch").id
+                shard.server = str(client.base_url)
+                self._save()
+            self._check_server(shard, client)
+            shard.batch_id = _create_once(client, file_id, resumed)
+            shard.status = "submitted"
+            self._save()
+            started += 1
+        return started
+
+    def refresh(self, client: Any, download: bool) -> None:
+        """Ask how the batches are doing; with `download`, fetch the files of those that ended."""
+        for shard in (s for s in self.shards if s.batch_id is not None and not s.done):
+            self._check_server(shard, client)
+            batch = client.batches.retrieve(shard.batch_id)
+            shard.status = batch.status
+            if batch.request_counts is not None:
+                shard.completed, shard.failed = batch.request_counts.completed, batch.request_counts.failed
+            if batch.errors is not None and batch.errors.data:
+                shard.problem = str(batch.errors.data[0].message)
+            if download and batch.status in ENDED:
+                for kind, file_id in (("output", batch.output_file_id), ("errors", batch.error_file_id)):
+                    if file_id:
+                        self._download(client, file_id, f"{shard.batch_id}-{kind}.jsonl")
+                shard.done = True
+            self._save()
+
+    def add_results(self, paths: Iterable[Path]) -> None:
+        """Take over local result files, such as those of `vllm run-batch`; their request files are done."""
+        for path in paths:
+            read_results([path])  # raises for anything else, before it is copied
+            content = path.read_bytes()
+            name = f"local-{hashlib.sha256(content).hexdigest()[:16]}.jsonl"
+            with whole_file(self.folder / "results" / name) as temporary:
+                temporary.write_bytes(content)
+        results = self.results()
+        known = {*results.replies, *results.errors}
+        for shard in (s for s in self.shards if s.batch_id is None):
+            if known.intersection(request_ids(self.folder / shard.path)):
+                shard.status, shard.done = "local results", True
+        self._save()
+
+    def _download(self, client: Any, file_id: str, name: str) -> None:
+        with (
+            whole_file(self.folder / "results" / name) as temporary,
+            client.files.with_streaming_response.content(file_id) as response,
+        ):
+            response.stream_to_file(temporary)
+
+    def _check_server(self, shard: Shard, client: Any) -> None:
+        if shard.server != str(client.base_url):
+            raise ValueError(
+                f"{shard.path} was submitted to {shard.server}, not to {client.base_url}: give that base_url"
+            )
+
+
+def connect(base_url: str | None) -> Any:
+    """The official client. Raises ValueError if the package or the key is missing."""
+    try:
+        import openai
+    except ImportError as error:
+        raise ValueError("the maker openai-batch needs an extra: pip install 'klball[openai]'") from error
+    try:
+        return openai.OpenAI(base_url=base_url)
+    except openai.OpenAIError as error:
+        raise ValueError(
+            "set OPENAI_API_KEY (to any word for a server of your own that asks for none)"
+        ) from error
+
+
+@contextmanager
+def server_errors() -> Iterator[None]:
+    """Turns what the client raises into a ValueError of one line."""
+    import openai
+
+    try:
+        yield
+    except openai.OpenAIError as error:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise ValueError(f"the batch server: {error}{cause}; run the same step again to continue") from error
+
+
+def _create_once(client: Any, file_id: str, resumed: bool) -> str:
+    """The batch of an uploaded file. Creating is not idempotent: after a doubt the server's list decides."""
+    import openai
+
+    patient, hasty = client, client.with_options(max_retries=0)
+    for attempt in range(ATTEMPTS):
+        if resumed or attempt:
+            found = next((b.id for b in patient.batches.list(limit=100) if b.input_file_id == file_id), None)
+            if found is not None:
+                return found
+        try:
+            return hasty.batches.create(input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h").id
+        except (openai.APIConnectionError, openai.InternalServerError):
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(0.5 * 2**attempt)
+    raise AssertionError

@@ -1,0 +1,217 @@
+"""The rounds file: one row per round and sample, written round by round, resumable, with its provenance."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from klball.data.paraphrase.quality import REASONS, QualityControl, Reply, Similarity, Verdict
+from klball.data.paraphrase.samples import Sample, rows_of
+
+SCHEMA = pa.schema(
+    [
+        ("round", pa.int64()),
+        ("sample_id", pa.string()),
+        ("original", pa.string()),
+        ("candidate", pa.string()),
+        ("prompt", pa.string()),
+        ("accepted", pa.bool_()),
+        ("reason", pa.string()),
+        ("similarity", pa.float64()),
+        ("maker", pa.string()),
+        ("answer", pa.string()),
+        ("conversation", pa.string()),
+    ]
+)
+
+Replies = Callable[[int], Sequence[Reply]]  # round → a reply per sample, in the samples' order
+Progress = Callable[[int, int], None]  # rounds done, rounds in all
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """A rounds file: the same samples in every round, each with the prompt to use and its answer."""
+
+    path: Path
+    about: dict[str, Any]  # the provenance
+
+    @cached_property
+    def rounds(self) -> list[int]:
+        """The numbers of the rounds, ascending; the original data is none of them."""
+        return sorted(set(self._columns["round"].to_pylist()))
+
+    @cached_property
+    def sample_ids(self) -> list[str]:
+        """The samples' ids, in the order of every round."""
+        return self.table(self.rounds[0])["sample_id"].to_pylist()
+
+    def table(self, round_: int) -> pa.Table:
+        """All columns of one round. Raises ValueError if there is no such round."""
+        if round_ not in self.rounds:
+            raise ValueError(
+                f"{self.path} has no round {round_}; there are {self.rounds[0]} to {self.rounds[-1]}"
+            )
+        return pq.read_table(self.path, filters=[("round", "==", round_)])
+
+    def dataset(self, round_: int) -> Dataset:
+        """One round as rows that `klball.score` reads, in the layout of the original data, with `id`.
+
+        Columns `question, answer`, `prompt, completion` or `messages` (or conversational `prompt`,
+        `completion`); a rejected paraphrase is its original.
+        """
+        table = self.table(round_)
+        ids, prompts, answers = (table[name].to_pylist() for name in ("sample_id", "prompt", "answer"))
+        conversations = [None if c is None else json.loads(c) for c in table["conversation"].to_pylist()]
+        return rows_of(self.about["layout"], ids, prompts, answers, conversations)
+
+    def acceptance(self) -> list[dict[str, Any]]:
+        """Per round: rows, accepted, their share, and how many were rejected for each of `REASONS`."""
+        counts = Counter(zip(*(self._columns[name].to_pylist() for name in ("round", "reason")), strict=True))
+        rows = sum(count for (round_, _), count in counts.items() if round_ == self.rounds[0])
+        return [
+            {
+                "round": round_,
+                "rows": rows,
+                "accepted": counts[round_, ""],
+                "share": counts[round_, ""] / rows,
+                **{reason: counts[round_, reason] for reason in REASONS},
+            }
+            for round_ in self.rounds
+        ]
+
+    @cached_property
+    def _columns(self) -> pa.Table:
+        return pq.read_table(self.path, columns=["round", "sample_id", "accepted", "reason"])
+
+    def check(self) -> None:
+        """Raise ValueError unless every round holds the same samples in the same order."""
+        ids = self._columns["sample_id"].to_pylist()
+        size = len(ids) // max(len(self.rounds), 1)
+        numbers = [round_ for round_ in self.rounds for _ in range(size)]
+        if not ids or self._columns["round"].to_pylist() != numbers or ids != ids[:size] * len(self.rounds):
+            raise ValueError(f"{self.path} does not hold the same samples in every round")
+
+
+def read_rounds(path: str | Path) -> Rounds:
+    """The rounds of a file that `write_rounds` made. Raises ValueError if it is not one, or not whole."""
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
+    missing = [name for name in SCHEMA.names if name not in schema.names]
+    metadata = (schema.metadata or {}).get(b"klball")
+    if missing or metadata is None:
+        raise ValueError(f"{path} is not a rounds file: it lacks {', '.join(missing) or 'its provenance'}")
+    rounds = Rounds(Path(path), json.loads(metadata))
+    rounds.check()
+    return rounds
+
+
+def write_rounds(
+    path: str | Path,
+    samples: Sequence[Sample],
+    layout: str,
+    replies: Replies,
+    *,
+    rounds: int,
+    maker: dict[str, Any],
+    similarity: Similarity | None = None,
+    progress: Progress | None = None,
+) -> Rounds:
+    """Judge the replies of rounds 1 to `rounds` and write what to use; a rejected one is its original.
+
+    `maker` names the maker (key `maker`) and all that its replies depend on. Killed and run again, it
+    continues after the last finished round. Raises ValueError if `path` was made from something else.
+    """
+    path = Path(path)
+    about = provenance(samples, layout, rounds, maker)
+    if (finished := _finished(path, about)) is not None:
+        return finished
+    folder = path.with_name(f"{path.name}.parts-{digest(about)}")
+    control = QualityControl(samples, similarity)
+    for round_ in range(1, rounds + 1):
+        part = folder / f"{round_:06d}.parquet"
+        if part.exists():
+            control.remember(pq.read_table(part, columns=["candidate"])["candidate"].to_pylist())
+        else:
+            table = _table(round_, samples, control.judge(replies(round_)), maker["maker"])
+            with whole_file(part) as temporary:
+                pq.write_table(table, temporary, compression="zstd")
+        if progress is not None:
+            progress(round_, rounds)
+    schema = SCHEMA.with_metadata({"klball": json.dumps(about, sort_keys=True)})
+    with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for round_ in range(1, rounds + 1):  # a row group a round: one round can be read alone
+            writer.write_table(pq.read_table(folder / f"{round_:06d}.parquet").cast(schema))
+    shutil.rmtree(folder)
+    return read_rounds(path)
+
+
+def provenance(samples: Sequence[Sample], layout: str, rounds: int, maker: dict[str, Any]) -> dict[str, Any]:
+    """What a rounds file depends on; two files with the same provenance are the same file."""
+    contents = [(s.sample_id, s.prompt, s.answer, s.conversation) for s in samples]
+    return {
+        **maker,
+        "rounds": rounds,
+        "rows": len(samples),
+        "layout": layout,
+        "data": digest(contents),
+        "libraries": {name: version(name) for name in ("klball", "datasets", "pyarrow")},
+    }
+
+
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits of a JSON value's contents."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, which becomes `path` at the end, or is removed on an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _table(round_: int, samples: Sequence[Sample], verdicts: Sequence[Verdict], maker: str) -> pa.Table:
+    rows = []
+    for sample, verdict in zip(samples, verdicts, strict=True):
+        accepted = not verdict.reason
+        assert verdict.reason in ("", *REASONS)
+        conversation = None if sample.conversation is None else json.dumps(sample.conversation, default=str)
+        prompt = verdict.candidate if accepted else sample.prompt
+        texts = {"original": sample.prompt, "candidate": verdict.candidate, "prompt": prompt}
+        texts |= {"answer": sample.answer, "conversation": conversation}
+        judged = {"accepted": accepted, "reason": verdict.reason, "similarity": verdict.similarity}
+        rows.append({"round": round_, "sample_id": sample.sample_id, "maker": maker, **texts, **judged})
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _finished(path: Path, about: dict[str, Any]) -> Rounds | None:
+    if not path.exists():
+        return None
+    finished = read_rounds(path)
+    if finished.about == about:
+        return finished
+    changed = sorted(key for key in {*about, *finished.about} if finished.about.get(key) != about.get(key))
+    raise ValueError(
+        f"{path} was made from something else (different: {', '.join(changed)}); "
+        "remove it or choose another output"
+    )

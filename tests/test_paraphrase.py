@@ -1,0 +1,279 @@
+"""Rounds: templates, quality control, rows of every layout, the file, the command."""
+
+import json
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+from klball.data.builtin import BUILTIN, load_builtin
+from klball.data.paraphrase import quality
+from klball.data.paraphrase.quality import QualityControl, Reply, Similarity, problem_of
+from klball.data.paraphrase.rounds import read_rounds, write_rounds
+from klball.data.paraphrase.samples import Sample, samples_of
+from klball.data.paraphrase.templates import QUESTIONS, kind_of, reword, templates
+from klball.data.rows import encode
+from klball.experiments.paraphrase import main
+
+ROUNDS = 99
+
+
+# --- templates ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_templates_of_the_embedded_data(name):
+    """All prompts are recognised; 99 rewordings keep numbers and code, and never meet one another."""
+    rows = load_builtin(name, "test")
+    kinds = {kind_of(row["question"]) for row in rows}
+    assert "other" not in kinds and len(kinds) == (4 if name == "stdlib-docs" else 6)
+    for row in random.Random(0).sample(rows, 30):
+        made = [reword(row["question"], round_) for round_ in range(1, ROUNDS + 1)]
+        assert len({quality.fold(text) for text in [*made, row["question"]]}) == ROUNDS + 1
+        assert {problem_of(row["question"], text) for text in made} == {""}
+    for round_ in (1, 50, 99):
+        assert len({reword(row["question"], round_) for row in rows}) == len(rows)
+
+
+def test_templates_are_sentences():
+    for kind in QUESTIONS:
+        for text in templates(kind):
+            assert text[0].isupper() or text[0] == "{", text
+            assert text.endswith((".", "?")) and "  " not in text and ".." not in text and "?." not in text
+            assert text.endswith("?") == text.split(". ")[-1].startswith(("Can", "Could", "How", "What")), (
+                text
+            )
+
+
+def test_other_prompts_stay_word_for_word():
+    prompt = "  Use {braces} and `f(x)`, 3 times.\nQ: why?\nA: "
+    made = [reword(prompt, round_) for round_ in range(1, ROUNDS + 1)]
+    assert len(set(made)) == ROUNDS
+    assert all(text.endswith("\n\n" + prompt.lstrip()) and text.startswith("  ") for text in made)
+    with pytest.raises(ValueError, match="rounds 1 to"):
+        reword("Hello", 10_000)
+
+
+def test_templates_are_the_same_in_another_process():
+    code = (
+        "from klball.data.paraphrase.templates import *; print([templates(k) for k in [*QUESTIONS, 'other']])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([templates(kind) for kind in [*QUESTIONS, "other"]])
+
+
+# --- quality ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("original", "candidate", "reason"),
+    [
+        ("Ann has 3 cats.", "There are 3 cats with Ann.", ""),
+        ("Ann has three cats.", "There are 3 cats with Ann.", ""),
+        ("Ann has 1,200 cats.", "There are 1200 cats with Ann.", ""),
+        ("It costs 2.50.", "The price is 2.5.", ""),
+        ("Ann has 3 cats.", "Ann has some cats.", quality.NUMBERS),
+        ("Ann has 3 cats.", "Ann has 4 cats, I think.", quality.NUMBERS),
+        ("3 bags of 3", "3 bags", quality.NUMBERS),
+        ("It is -3 degrees.", "The temperature is 3 degrees.", quality.NUMBERS),
+        ("From 5-3 take 2", "Take 2 from 5-3", ""),
+        ("What is `a1`?", "Explain `a1`.", ""),
+        ("What is `a1`?", "Explain a1.", quality.CODE),
+        ("Run ```x = 1\ny```", "Please run ```x = 1\nz```", quality.CODE),
+        ("What is `a`?", "Explain `A`.", quality.CODE),
+        ("Why?", "  ", quality.EMPTY),
+        ("Why?", "I'm sorry, but I can't help with that.", quality.REFUSED),
+        ("Why?", "As an AI, I do not rewrite.", quality.REFUSED),
+        ("I'm sorry, what was that?", "I am sorry, could you repeat that?", ""),
+        ("What is it?", "  what IS it", quality.UNCHANGED),
+    ],
+)
+def test_problem_of(original, candidate, reason):
+    assert problem_of(original, candidate) == reason
+
+
+def samples(*prompts):
+    return [Sample(str(i), prompt, f"answer {i}") for i, prompt in enumerate(prompts)]
+
+
+def judge(control, *texts):
+    return [verdict.reason for verdict in control.judge([Reply(text) for text in texts])]
+
+
+def test_duplicates_within_and_across_rounds():
+    control = QualityControl(samples("one thing", "another thing", "One  thing", "last"))
+    assert judge(control, "a", "b", "A.", "c") == ["", "", "", ""]  # equal prompts may share a wording
+    assert judge(control, "d", "D", "e", "c?") == [quality.SHARED, quality.SHARED, "", quality.REPEATED]
+    assert judge(control, "b", "d", "g", "h") == ["", quality.REPEATED, "", ""]
+    assert [v.reason for v in control.judge([Reply(None)] * 4)] == [quality.NO_REPLY] * 4
+
+
+def test_similarity_is_a_cosine_and_only_asked_where_needed():
+    vectors = {"x": [1, 0], "y": [1, 1], "near x": [3, 1], "far": [-1, 2], "z": [0, 0]}
+    seen = []
+
+    def embed(texts):
+        seen.extend(texts)
+        return [vectors[text] for text in texts]
+
+    control = QualityControl(samples("x", "y", "x"), Similarity(embed, 0.8))
+    verdicts = control.judge([Reply("near x"), Reply("far"), Reply("")])
+    assert [v.reason for v in verdicts] == ["", quality.DISSIMILAR, quality.EMPTY]
+    expected = [np.dot(*p) / np.sqrt(np.dot(p[0], p[0]) * np.dot(p[1], p[1])) for p in [([1, 0], [3, 1])]]
+    assert verdicts[0].similarity == pytest.approx(expected[0]) and verdicts[2].similarity is None
+    assert sorted(seen) == ["far", "near x", "x", "y"]
+    with pytest.raises(ValueError, match="not finite"):
+        control.judge([Reply("z"), Reply("far"), Reply("")])
+
+
+# --- rows and the rounds file -------------------------------------------------------------------
+
+CHAT = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]}
+CHAT["messages"] += [{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Name 2 birds"}]
+CHAT["messages"] += [{"role": "assistant", "content": "Owl, wren."}, {"role": "user", "content": "Thanks"}]
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+ROWS = {
+    "question": [{"question": f"What is {i}?", "answer": f"the value {i}"} for i in range(3)],
+    "id": [{"id": 7, "question": "Why?", "answer": "so"}, {"id": 8, "question": "How?", "answer": "thus"}],
+    "instruction": [{"instruction": "Sum", "input": "1 and 2", "output": "3", "extra": 5}],
+    "plain": [{"prompt": "Q: 1?\nA: ", "completion": "one"}],
+    "chat": [{"prompt": [{"role": "user", "content": "Hey"}], "completion": [dict(CHAT["messages"][2])]}],
+    "messages": [CHAT],
+}
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("name", ROWS)
+def test_rounds_join_what_score_reads(name, chat, tokenizer, tmp_path, monkeypatch):
+    """Same ids and answers as the original data under either kind of tokenizer; only the prompt differs."""
+    if name in ("chat", "messages") and not chat:
+        pytest.skip("conversations need a template")
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE if chat else None)
+    dataset = Dataset.from_list(ROWS[name])
+    read, layout = samples_of(dataset)
+    path = tmp_path / "rounds.parquet"
+    replies = {1: [Reply(f"Said anew: {s.prompt}") for s in read], 2: [Reply(None) for _ in read]}
+    rounds = write_rounds(path, read, layout, replies.get, rounds=2, maker={"maker": "test"})
+    originals, anew, fallen = (encode(d, tokenizer) for d in (dataset, rounds.dataset(1), rounds.dataset(2)))
+    assert originals["sample_id"] == anew["sample_id"] == rounds.sample_ids
+    assert originals["input_ids"] == fallen["input_ids"] and originals["labels"] == fallen["labels"]
+
+    def answers(encoded):
+        return [[token for token in labels if token >= 0] for labels in encoded["labels"]]
+
+    assert answers(originals) == answers(anew) and originals["input_ids"] != anew["input_ids"]
+    texts = [tokenizer.decode(ids) for ids in anew["input_ids"]]
+    assert all(text.count("Said anew: ") == 1 for text in texts)
+
+
+def test_ids_do_not_depend_on_the_tokenizer(tokenizer, monkeypatch):
+    dataset = Dataset.from_list(ROWS["question"])
+    ids = []
+    for template in (None, TEMPLATE):
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+        ids.append(encode(dataset, tokenizer)["sample_id"][:])
+    assert ids[0] == ids[1]
+
+
+def test_the_last_user_turn_before_the_final_answer_is_reworded():
+    read, layout = samples_of(Dataset.from_list([CHAT]))
+    assert (read[0].prompt, read[0].answer, layout) == ("Name 2 birds", "Owl, wren.", "conversation")
+
+
+def test_rounds_resume_and_refuse(tmp_path):
+    """A kill in round 3 costs round 3 alone; earlier wordings are still known; other settings are refused."""
+    read = samples("one", "two things")
+    asked = []
+
+    def replies(round_):
+        asked.append(round_)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return [Reply("first" if round_ in (1, 3) else "second"), Reply("two things, " + "again " * round_)]
+
+    path, settings = tmp_path / "rounds.parquet", {"rounds": 4, "maker": {"maker": "test"}}
+    with pytest.raises(KeyboardInterrupt):
+        write_rounds(path, read, "question-answer", replies, **settings)
+    assert not path.exists()
+    rounds = write_rounds(path, read, "question-answer", replies, **settings)
+    assert asked == [1, 2, 3, 3, 4] and rounds.rounds == [1, 2, 3, 4]
+    assert rounds.table(3)["reason"].to_pylist() == [quality.REPEATED, ""]
+    assert rounds.table(3)["prompt"].to_pylist()[0] == "one"
+    assert rounds.table(3)["candidate"].to_pylist()[0] == "first"
+    assert [row["accepted"] for row in rounds.acceptance()] == [2, 2, 1, 1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rounds.parquet"]
+    write_rounds(path, read, "question-answer", replies, **settings)
+    assert len(asked) == 5
+    with pytest.raises(ValueError, match="different: rounds"):
+        write_rounds(path, read, "question-answer", replies, rounds=2, maker={"maker": "test"})
+    with pytest.raises(ValueError, match="no round 5"):
+        rounds.dataset(5)
+    table = pq.read_table(path)
+    pq.write_table(table.slice(1), path)
+    with pytest.raises(ValueError, match="same samples"):
+        read_rounds(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "x"}], "no prompt"),
+        ([{"question": "x", "answer": ""}], "no row has an answer"),
+        ([{"messages": [{"role": "user", "content": "x"}]}], "no row has"),
+        ([{"question": "x"}], "no known format"),
+    ],
+)
+def test_rows_that_cannot_be_rephrased(rows, message):
+    with pytest.raises(ValueError, match=message):
+        samples_of(Dataset.from_list(rows))
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"question": f"What about the number {i}?", "answer": f"It is {i}."} for i in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def accepted(folder):
+    return [row["accepted"] for row in read_rounds(folder / "rounds.parquet").acceptance()]
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--maker", "oracle"], "no maker 'oracle'"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--rounds", "500"], "the templates make 180 different rounds"),
+        (["--maker", "model"], "needs --model_name_or_path"),
+        (["--maker", "openai-batch", "--model_name_or_path", "m"], "needs --step"),
+        (["--similarity_model", "x"], "pip install 'klball\\[similarity\\]'"),
+        (["--max_rows", "0"], "--max_rows"),
+        (["--requests_per_file", "50001"], "at most"),
+    ],
+)
+def test_bad_arguments(arguments, message, data, tmp_path):
+    fixed = ["--dataset_name", str(data), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=message):
+        main([*fixed, *arguments], prog="klball paraphrase")
+    assert not (tmp_path / "out").exists()
+
+
+def test_template_rounds_accept_everything(tmp_path):
+    arguments = ["--dataset_name", "word-problems", "--max_rows", "40", "--rounds", "99"]
+    main([*arguments, "--output_dir", str(tmp_path)], prog="klball paraphrase")
+    assert accepted(tmp_path) == [40] * 99
+    about = read_rounds(tmp_path / "rounds.parquet").about
+    assert about["maker"] == "templates" and about["rows"] == 40 and "klball" in about["libraries"]

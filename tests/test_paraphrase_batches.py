@@ -1,0 +1,287 @@
+"""The makers that ask a model: Batch files, the batch protocol with its mishaps, a local model."""
+
+import csv
+import json
+import sys
+from collections import Counter
+
+import pytest
+import torch
+
+from batch_server import BatchServer, Fate, jsonl, result
+from conftest import small_qwen
+from klball.data.paraphrase import batch_files, local_model, quality
+from klball.data.paraphrase.quality import Reply
+from klball.data.paraphrase.rounds import read_rounds
+from klball.data.paraphrase.samples import Sample
+from klball.experiments.paraphrase import main
+
+ROUNDS = 99
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def samples(*prompts):
+    return [Sample(str(i), prompt, f"answer {i}") for i, prompt in enumerate(prompts)]
+
+
+# --- batch files --------------------------------------------------------------------------------
+
+ASKING = batch_files.Asking("m", None, 50)
+
+
+def test_shards_keep_both_limits(tmp_path):
+    lines = list(batch_files.requests(samples(*(f"Prompt {'é' * i}" for i in range(10))), [1, 2], ASKING))
+    sizes = [len(json.dumps(line, ensure_ascii=False).encode()) + 1 for line in lines]
+    shards = batch_files.write_shards(lines, tmp_path, most_requests=6, most_bytes=sum(sizes[:5]))
+    read = [json.loads(line) for path, _ in shards for line in path.read_text("utf-8").splitlines()]
+    assert read == lines
+    assert all(n <= 6 and path.stat().st_size <= sum(sizes[:5]) for path, n in shards)
+    assert shards[0][1] == 5
+    ids = [line["custom_id"] for line in lines]
+    assert len(set(ids)) == 20 and max(map(len, ids)) <= 64
+    assert {line["url"] for line in lines} == {"/v1/chat/completions"}
+    with pytest.raises(ValueError, match="a file may hold"):
+        batch_files.write_shards(lines, tmp_path, most_bytes=10)
+    assert len(set(batch_files.STYLES)) == ROUNDS
+
+
+def test_results_of_every_kind(tmp_path):
+    """OpenAI's and vLLM's lines; the first answer counts; a later error does not undo it."""
+    line = [{"custom_id": name} for name in "abcdefg"]
+    cut = result(line[2], content="unfini")
+    cut["response"]["body"]["choices"][0]["finish_reason"] = "length"
+    refused = result(line[3], content="")
+    refused["response"]["body"]["choices"][0]["message"] = {"content": None, "refusal": "No."}
+    vllm = {"id": "v", "custom_id": "e", "response": {"status_code": 400, "request_id": "r", "body": None}}
+    rows = [
+        *(result(line[0], content='<think>hm "x"</think>\n"Say it."'), result(line[0], content="Later")),
+        *(result(line[1], 500), result(line[1], content="Second try"), cut, refused),
+        {**vllm, "error": {"error": {"message": "too long"}}},
+        {
+            "id": "x",
+            "custom_id": "f",
+            "response": None,
+            "error": {"code": "batch_expired", "message": "expired"},
+        },
+        result(line[6], content="Rewritten prompt: “Go” or “stop”"),
+    ]
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(jsonl(rows))
+    results = batch_files.read_results([path])
+    assert results.replies == {
+        **{"a": Reply("Say it."), "b": Reply("Second try"), "c": Reply("unfini", quality.CUT_OFF)},
+        **{"d": Reply("No.", quality.REFUSED), "g": Reply("“Go” or “stop”")},
+    }
+    assert results.errors == {"e": "too long", "f": "expired"}
+    path.write_text(json.dumps(result(line[1], content="x")) + "\n{}\n")
+    with pytest.raises(ValueError, match=r"r\.jsonl:2 is not a line"):
+        batch_files.read_results([path])
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"question": f"What about the number {i}?", "answer": f"It is {i}."} for i in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def command(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+
+    def step(*arguments, server=None, rounds=2):
+        fixed = ["--dataset_name", data, "--rounds", rounds, "--output_dir", tmp_path / "out"]
+        fixed += ["--maker", "openai-batch", "--model_name_or_path", "m", "--requests_per_file", 9]
+        if server is not None:
+            fixed += ["--base_url", server.url]
+        main([str(a) for a in [*fixed, "--step", *arguments]], prog="klball paraphrase")
+
+    step.folder = tmp_path / "out"
+    return step
+
+
+def accepted(folder):
+    return [row["accepted"] for row in read_rounds(folder / "rounds.parquet").acceptance()]
+
+
+def check_joined(folder):
+    """Every accepted prompt is the wording of its own sample, whatever the order of the results."""
+    rounds = read_rounds(folder / "rounds.parquet")
+    for round_ in rounds.rounds:
+        for row in rounds.table(round_).to_pylist():
+            assert row["prompt"].endswith(row["original"]) and row["prompt"] != row["original"]
+    everything = [row["prompt"] for r in rounds.rounds for row in rounds.table(r).to_pylist()]
+    assert len(set(everything)) == len(everything)
+
+
+def test_batches_from_submit_to_collect(command):
+    with BatchServer(fates=[Fate(polls=2)]) as server:
+        command("submit", server=server)
+        command("status", server=server)
+        with pytest.raises(ValueError, match="9 of 24 requests have no reply yet"):
+            command("collect", server=server)
+        command("collect", server=server)
+    assert accepted(command.folder) == [12, 12] and set(server.asked.values()) == {1}
+    check_joined(command.folder)
+    with (command.folder / "acceptance.csv").open() as file:
+        assert [row["accepted"] for row in csv.DictReader(file)] == ["12", "12"]
+    command("collect", server=server)  # finished: the server, gone by now, is not asked
+
+
+def test_only_what_is_missing_is_asked_again(command):
+    fates = [Fate(failed=2), Fate("expired", expired=4), Fate("failed"), Fate(failed=1)]
+    with BatchServer(fates=fates) as server:
+        command("submit", server=server)
+        with pytest.raises(ValueError, match="12 of 24 requests"):
+            command("collect", server=server)
+        command("submit", server=server)
+        with pytest.raises(ValueError, match="1 of 24 requests"):
+            command("collect", server=server)
+        command("submit", server=server)
+        command("collect", server=server)
+    assert sorted(Counter(server.asked.values()).items()) == [(1, 12), (2, 11), (3, 1)]
+    assert accepted(command.folder) == [12, 12]
+    check_joined(command.folder)
+
+
+def test_missing_replies_may_fall_back(command):
+    with BatchServer(fates=[Fate(failed=2)]) as server:
+        command("submit", server=server)
+        command("collect", "--allow_missing", "true", server=server)
+    rounds = read_rounds(command.folder / "rounds.parquet")
+    assert accepted(command.folder) == [10, 12]
+    fallen = [row for row in rounds.table(1).to_pylist() if not row["accepted"]]
+    assert [(row["reason"], row["prompt"]) for row in fallen] == [
+        (quality.NO_REPLY, r["original"]) for r in fallen
+    ]
+
+
+def test_errors_of_the_server_cost_no_second_batch(command):
+    """A refused call is repeated; one that was carried out but answered 500 is found in the list."""
+    with BatchServer(lost_answers=1) as server:
+        server.http_500.update(
+            {"POST /v1/files": 1, "GET /v1/files/file-0/content": 1, "GET /v1/batches/batch_0": 1}
+        )
+        command("submit", server=server)
+        command("collect", server=server)
+    assert set(server.asked.values()) == {1} and accepted(command.folder) == [12, 12]
+
+
+def test_interrupted_submission_submits_nothing_twice(command, monkeypatch):
+    """Killed after any of the writes of the state: the same step again brings each request once."""
+    from klball.data.paraphrase.openai_batch import BatchFolder
+
+    real, kills = BatchFolder._save, iter(range(1, 100))
+
+    class Killed(BaseException):
+        pass
+
+    with BatchServer() as server:
+        while True:
+            left = [next(kills)]
+
+            def save(self, left=left):
+                left[0] -= 1
+                if left[0] == 0:  # what the server did is lost to us
+                    raise Killed
+                real(self)
+
+            monkeypatch.setattr(BatchFolder, "_save", save)
+            try:
+                command("submit", server=server)
+                break
+            except Killed:
+                continue
+        monkeypatch.setattr(BatchFolder, "_save", real)
+        command("collect", server=server)
+    assert set(server.asked.values()) == {1} and len(server.asked) == 24
+    check_joined(command.folder)
+
+
+def test_local_results_need_no_server(command, monkeypatch, tmp_path):
+    """Request files as `vllm run-batch` takes them; its results, errors mixed in, from a file."""
+    monkeypatch.delenv("OPENAI_API_KEY")
+    command("requests")
+    folder = command.folder / "batch"
+
+    def run_batch(shard, name, failed=0):
+        lines = [json.loads(line) for line in (folder / shard).read_text().splitlines()]
+        rows = [result(line, 500 if i < failed else 200) for i, line in enumerate(lines)]
+        (tmp_path / name).write_bytes(jsonl([*rows, result({"custom_id": "stranger"}, content="x")]))
+        return tmp_path / name
+
+    names = sorted(path.name for path in folder.glob("requests-*.jsonl"))
+    assert names == ["requests-0001.jsonl", "requests-0002.jsonl", "requests-0003.jsonl"]
+    with pytest.raises(ValueError, match="17 of 24"):
+        command("collect", "--results", run_batch(names[0], "one.jsonl", failed=2))
+    command("requests")
+    assert len((folder / "requests-0004.jsonl").read_text().splitlines()) == 2
+    outputs = [run_batch(name, "same.jsonl") for name in ("requests-0004.jsonl",)]
+    with pytest.raises(ValueError, match="15 of 24"):
+        command("collect", "--results", *outputs)
+    command("collect", "--results", *(run_batch(n, f"o-{n}") for n in names[1:]))
+    assert accepted(command.folder) == [12, 12]
+    check_joined(command.folder)
+
+
+def test_another_configuration_or_server_is_refused(command):
+    with BatchServer() as server, BatchServer() as other:
+        command("submit", server=server)
+        with pytest.raises(ValueError, match="another configuration \\(different: rounds\\)"):
+            command("submit", server=server, rounds=3)
+        with pytest.raises(ValueError, match="was submitted to"):
+            command("collect", server=other)
+
+
+def test_unreachable_server_is_one_line(command):
+    with pytest.raises(ValueError, match=r"the batch server: Connection error"), BatchServer() as server:
+        server.url = "http://127.0.0.1:9/v1"
+        command("submit", server=server)
+
+
+# --- a local model ------------------------------------------------------------------------------
+
+
+def test_seeded_sampling_draws_from_the_softmax():
+    scores = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
+    n, temperature = 4_000, 0.7
+    sampling = local_model.SeededSampling(range(n), temperature)
+    drawn = sampling(torch.zeros(n, 1), scores.expand(n, -1)).argmax(1).bincount(minlength=4) / n
+    expected = torch.softmax(scores[0] / temperature, 0)
+    assert (drawn - expected).abs().max() < 4 * (expected * (1 - expected) / n).sqrt().max()
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_local_model_resumes_as_if_never_interrupted(template, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    model = small_qwen(len(tokenizer), max_position_embeddings=128)
+    prompts = ["Say it", "What is `x`?", "long " * 200, "Count to 3"]
+    lines = list(batch_files.requests(samples(*prompts), [1, 2], batch_files.Asking("m", 0.9, 6)))
+    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+    local_model.answer_locally(model, tokenizer, lines, whole, batch_size=3)
+    content = whole.read_bytes()
+    broken.write_bytes(b"".join(content.splitlines(keepends=True)[:5]))
+    assert local_model._finished(broken, len(lines), 3) == 3  # low precision: the same rows beside each other
+    for batch_size, kept in ((3, len(content) // 2), (3, len(content)), (2, len(content) - 9), (3, 0)):
+        broken.write_bytes(content[:kept])
+        local_model.answer_locally(model, tokenizer, lines, broken, batch_size=batch_size)
+        assert broken.read_bytes() == content
+    replies = batch_files.read_results([whole]).replies
+    assert len(replies) == 8
+    assert replies[lines[2]["custom_id"]] == Reply("", quality.CUT_OFF)
+    assert replies[lines[0]["custom_id"]] != replies[lines[4]["custom_id"]]
+
+
+def test_missing_extra_and_key_are_one_line(command, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(ValueError, match="set OPENAI_API_KEY"):
+        command("submit")
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ValueError, match="pip install 'klball\\[openai\\]'"):
+        command("submit")
