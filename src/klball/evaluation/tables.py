@@ -211,8 +211,9 @@ def _finished(output: Path, about: dict[str, Any]) -> pa.Table | None:
     if not output.exists():
         return None
     table, recorded = read_scores(output)
-    if recorded != json.loads(json.dumps(about)):
-        changed = sorted(k for k in about if recorded.get(k) != json.loads(json.dumps(about[k])))
+    wanted = json.loads(json.dumps(about))
+    if recorded != wanted:
+        changed = sorted(k for k in {*wanted, *recorded} if recorded.get(k) != wanted.get(k))
         raise ValueError(
             f"{output} was made from something else (different: {', '.join(changed)}); "
             "remove it or choose another output"

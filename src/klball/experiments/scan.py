@@ -63,9 +63,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
         raise ValueError("--own_samples must be at least 2: self-BLEU compares answers to one prompt")
     folder = Path(options.output_dir)
     model, tokenizer = load_on_device(options.model_name_or_path, options.dtype)
-    rows = with_sample_ids(
-        to_trl_format(_rows(options, options.dataset_train_split), bool(tokenizer.chat_template))
-    )
+    rows = with_sample_ids(_rows(options, options.dataset_train_split))
+    rows = to_trl_format(rows, conversational=bool(tokenizer.chat_template))
     table = _scored(model, tokenizer, rows, "base", "train", options)
     if is_main():
         write_run(folder, options, prog)
@@ -222,12 +221,9 @@ def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> N
     if not is_main():
         return
     write_csv(folder / "models.csv", records)
-    header = tuple(name.replace("_", " ") for name in records[0])
-    show_table(
-        "gain on the task, forgetting, entropy, diversity (nats/token)",
-        header,
-        [tuple(r.values()) for r in records],
-    )
+    title = "gain on the task, forgetting, entropy, diversity (nats/token)"
+    body = [(name.replace("_", " "), *(r[name] for r in records)) for name in records[0] if name != "arm"]
+    show_table(title, ("", *(r["arm"] for r in records)), body)
     points = [{**r, "gain_sd": 0.0, "forgetting_sd": 0.0} for r in records]
     plot_gain_against_forgetting(points, folder / "figures" / "gain-against-forgetting")
 
