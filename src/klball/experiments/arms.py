@@ -22,7 +22,7 @@ from klball.experiments.train import train
 from klball.training.config import RobustSFTConfig
 
 BASE = "base"
-OWN = ("own_prompts", "own_samples", "own_tokens")  # concern what comes after training
+OWN = ("own_name", "own_prompts", "own_samples", "own_tokens")  # concern what comes after training
 
 
 @dataclass
@@ -65,8 +65,11 @@ class Options:
     lora_alpha: int = field(default=32, metadata={"help": "LoRA alpha."})
     max_length: int = field(default=1_024, metadata={"help": "Longest row, tokens."})
     dtype: str = field(default="float32", metadata={"help": "dtype of the weights."})
+    own_name: str | None = field(
+        default=None, metadata={"help": "objectives: data with prompts to answer; default: the test rows."}
+    )
     own_prompts: int = field(
-        default=96, metadata={"help": "objectives: test prompts that the models answer themselves."}
+        default=96, metadata={"help": "objectives: prompts that the models answer themselves."}
     )
     own_samples: int = field(default=4, metadata={"help": "objectives: answers to each of them."})
     own_tokens: int = field(default=64, metadata={"help": "objectives: their longest answer, tokens."})

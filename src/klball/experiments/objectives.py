@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from klball.data.rows import encode
+from klball.data.rows import encode, load_rows
 from klball.evaluation.behaviour import Behaviour, behaviour_of, own_answers
 from klball.evaluation.models import load_on_device
 from klball.evaluation.perplexity import robustness_report, token_mean, token_nll
@@ -76,7 +76,8 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     data = data_of(options)
     base = score_model(options.model_name_or_path, BASE, data, folder, options)
     model, tokenizer = load_on_device(options.model_name_or_path, options.dtype)
-    prompts = encode(data["test"].select(range(min(options.own_prompts, len(data["test"])))), tokenizer)
+    asked = data["test"] if options.own_name is None else load_rows(options.own_name, "test")
+    prompts = encode(asked.select(range(min(options.own_prompts, len(asked)))), tokenizer)
     with progress_bar("base: answering") as progress:
         written = own_answers(
             *(model, tokenizer, prompts, options.own_tokens, options.own_samples),

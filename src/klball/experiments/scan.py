@@ -44,7 +44,10 @@ class Options:
     ood_names: list[str] = field(
         default_factory=lambda: ["word-problems"], metadata={"help": "Other domains, for --models."}
     )
-    own_prompts: int = field(default=64, metadata={"help": "Test prompts that the models answer themselves."})
+    own_name: str | None = field(
+        default=None, metadata={"help": "Data with prompts for the models to answer; default: the test rows."}
+    )
+    own_prompts: int = field(default=64, metadata={"help": "Prompts that the models answer themselves."})
     own_samples: int = field(default=4, metadata={"help": "Answers to each of them, at least 2."})
     own_tokens: int = field(default=64, metadata={"help": "Their longest answer, tokens."})
     max_length: int | None = field(
@@ -134,8 +137,9 @@ def _show_gradient_norms(model: Any, tokenizer: Any, rows: Dataset, options: Opt
     write_csv(folder / "gradient_norms.csv", records)
     body = []
     for name, values in norms.items():
-        correlation: Any = stats.spearmanr(norms["nll"], values)
-        body.append((name, *map(float, np.quantile(values, (0.05, 0.5, 0.95, 1))), float(correlation[0])))
+        ranks = stats.rankdata(norms["nll"]), stats.rankdata(values)
+        correlation = float(np.corrcoef(*ranks)[0, 1]) if np.ptp(ranks[1]) > 0 else "all equal"
+        body.append((name, *map(float, np.quantile(values, (0.05, 0.5, 0.95, 1))), correlation))
     header = ("objective", "5 %", "median", "95 %", "largest", "rank correlation with nll")
     show_table(f"gradient norms of {len(encoded)} samples in the LM head, exact", header, body)
 
@@ -190,7 +194,8 @@ def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> N
     """Forgetting, entropy and diversity of every fine-tuned model against its gain on the task."""
     task = _rows(options, options.dataset_test_split)
     others = {name: _rows(options, "test", name) for name in options.ood_names}
-    prompts = encode(task.select(range(min(options.own_prompts, len(task)))), tokenizer, options.max_length)
+    asked = task if options.own_name is None else _rows(options, "test", options.own_name)
+    prompts = encode(asked.select(range(min(options.own_prompts, len(asked)))), tokenizer, options.max_length)
     with progress_bar("base: answering") as progress:
         written = own_answers(
             *(base, tokenizer, prompts, options.own_tokens, options.own_samples),

@@ -143,7 +143,7 @@ def plot_gain_against_forgetting(summary: Sequence[dict[str, Any]], path: Path) 
     """Every method a point: what it gained on the task and what it forgot, with its spread over seeds."""
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7.5, 5))
-        points = [row for row in summary if row["forgetting"] > 0]  # the base is the origin
+        points = [row for row in summary if row["arm"] != "base"]  # which is the origin
         for row, style in zip(points, _styles(), strict=False):
             robust = row["arm"].startswith("robust")
             axis.errorbar(
