@@ -1,6 +1,6 @@
 """How large a difference over rounds is, and how many rounds would settle an undecided one."""
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -29,16 +29,16 @@ class Effect:
     quantity: str
     rounds: int
     mean: float
-    mean_low: float
-    mean_high: float
-    cohen_dz: float
-    cohen_dz_low: float
-    cohen_dz_high: float
     hodges_lehmann: float
-    hodges_lehmann_low: float
-    hodges_lehmann_high: float
-    rounds_needed: float
-    degenerate: str
+    mean_low: float = math.nan
+    mean_high: float = math.nan
+    hodges_lehmann_low: float = math.nan
+    hodges_lehmann_high: float = math.nan
+    cohen_dz: float = math.nan
+    cohen_dz_low: float = math.nan
+    cohen_dz_high: float = math.nan
+    rounds_needed: float = math.nan
+    degenerate: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Spread:
     model: str
     quantity: str
     rounds: int
-    mean: float
-    median: float
-    sd: float
-    low: float
-    high: float
-    worst_round: str
+    mean: float = math.nan
+    median: float = math.nan
+    sd: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    worst_round: str = ""
 
 
 def effect_sizes(solutions: RoundSolutions) -> list[Effect]:
@@ -73,13 +73,19 @@ def spreads(solutions: RoundSolutions) -> list[Spread]:
 def _spread(solutions: RoundSolutions, quantity: str, model: int) -> Spread:
     usable = np.flatnonzero(solutions.usable()[model])
     values = values_of(solutions, quantity)[model, usable]
-    name = solutions.models[model]
     if len(values) == 0:
-        return Spread(name, quantity, 0, *[np.nan] * 5, worst_round="")
-    worst = solutions.rounds[usable[solutions.worst_case[model, usable].argmin()]]
-    sd = values.std(ddof=1) if len(values) > 1 else np.nan
-    numbers = (values.mean(), np.median(values), sd, values.min(), values.max())
-    return Spread(name, quantity, len(values), *map(float, numbers), worst_round=worst)
+        return Spread(solutions.models[model], quantity, 0)
+    return Spread(
+        model=solutions.models[model],
+        quantity=quantity,
+        rounds=len(values),
+        mean=float(values.mean()),
+        median=float(np.median(values)),
+        sd=float(values.std(ddof=1)) if len(values) > 1 else math.nan,
+        low=float(values.min()),
+        high=float(values.max()),
+        worst_round=solutions.rounds[usable[solutions.worst_case[model, usable].argmin()]],
+    )
 
 
 def _effect(solutions: RoundSolutions, quantity: str, a: int, b: int) -> Effect:
@@ -88,15 +94,26 @@ def _effect(solutions: RoundSolutions, quantity: str, a: int, b: int) -> Effect:
     d, n = x - y, len(x)
     who = (solutions.models[a], solutions.models[b], quantity, n)
     if reason := why_degenerate(x, y, paired=True):
-        mean, median = (float(d.mean()), float(np.median(d))) if n else (np.nan, np.nan)
-        nothing = np.nan
-        return Effect(*who, mean, *[nothing] * 5, median, *[nothing] * 3, reason)
-    mean, error = d.mean(), d.std(ddof=1) / np.sqrt(n)
-    t = stats.t.ppf(1 - LEVEL / 2, n - 1)
-    dz = mean / d.std(ddof=1)
-    dz_error = np.sqrt(1 / n + dz**2 / (2 * n))
-    numbers = (mean, mean - t * error, mean + t * error, dz, dz - t * dz_error, dz + t * dz_error)
-    return Effect(*who, *map(float, (*numbers, *hodges_lehmann(d), rounds_needed(dz))), "")
+        mean, median = (float(d.mean()), float(np.median(d))) if n else (math.nan, math.nan)
+        return Effect(*who, mean=mean, hodges_lehmann=median, degenerate=reason)
+    mean, sd = float(d.mean()), float(d.std(ddof=1))
+    t = float(stats.t.ppf(1 - LEVEL / 2, n - 1))
+    dz, half = mean / sd, t * sd / math.sqrt(n)
+    dz_half = t * math.sqrt(1 / n + dz**2 / (2 * n))
+    median, median_low, median_high = hodges_lehmann(d)
+    return Effect(
+        *who,
+        mean=mean,
+        mean_low=mean - half,
+        mean_high=mean + half,
+        hodges_lehmann=median,
+        hodges_lehmann_low=median_low,
+        hodges_lehmann_high=median_high,
+        cohen_dz=dz,
+        cohen_dz_low=dz - dz_half,
+        cohen_dz_high=dz + dz_half,
+        rounds_needed=rounds_needed(dz),
+    )
 
 
 def hodges_lehmann(d: np.ndarray) -> tuple[float, float, float]:
@@ -117,5 +134,3 @@ def rounds_needed(cohen_dz: float) -> float:
         return 3.0
     size = TTestPower().solve_power(effect_size=abs(cohen_dz), alpha=LEVEL, power=POWER)
     return float(np.ceil(np.max(size)))
-
-

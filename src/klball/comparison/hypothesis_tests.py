@@ -6,6 +6,7 @@ Every p-value here treats rounds as the sample and is conditional on the data se
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -100,20 +101,24 @@ def why_degenerate(x: np.ndarray, y: np.ndarray, *, paired: bool) -> str:
     if not np.any(spread <= CONSTANT * scale):
         return ""
     if np.any(scale == 0):
-        return "zero in every round" if columns == 1 else "λ or β is zero in every round: test the other alone"
+        return (
+            "zero in every round" if columns == 1 else "λ or β is zero in every round: test the other alone"
+        )
     return "the differences are constant over rounds" if paired else "both samples are constant over rounds"
 
 
 def _singular(deviations: np.ndarray) -> str:
     correlation = np.corrcoef(deviations, rowvar=False)
-    return "" if np.linalg.eigvalsh(correlation)[0] > COLLINEAR else "singular covariance: λ and β are collinear"
+    return (
+        "" if np.linalg.eigvalsh(correlation)[0] > COLLINEAR else "singular covariance: λ and β are collinear"
+    )
 
 
 def welch_t(x: np.ndarray, y: np.ndarray) -> PValue:
     """The source's test: two-sample t with unequal variances, unpaired. Ignores that rounds match."""
     if reason := why_degenerate(x, y, paired=False):
         return degenerate(reason)
-    result = stats.ttest_ind(x, y, equal_var=False)
+    result: Any = stats.ttest_ind(x, y, equal_var=False)
     return PValue(float(result.statistic), p_of_f(result.statistic**2, 1, float(result.df)))
 
 
@@ -121,7 +126,7 @@ def paired_t(x: np.ndarray, y: np.ndarray) -> PValue:
     """t = mean(d)/(sd(d)/√n) of the differences d = x − y of matched rounds."""
     if reason := why_degenerate(x, y, paired=True):
         return degenerate(reason)
-    result = stats.ttest_rel(x, y)
+    result: Any = stats.ttest_rel(x, y)
     return PValue(float(result.statistic), p_of_f(result.statistic**2, 1, len(x) - 1))
 
 
@@ -129,7 +134,7 @@ def mann_whitney(x: np.ndarray, y: np.ndarray) -> PValue:
     """Unpaired rank test of P(x > y) = ½; statistic U."""
     if reason := why_degenerate(x, y, paired=False):
         return degenerate(reason)
-    result = stats.mannwhitneyu(x, y)
+    result: Any = stats.mannwhitneyu(x, y)
     n = len(x)
     z = (result.statistic - n * n / 2) / np.sqrt(n * n * (2 * n + 1) / 12)
     return PValue(float(result.statistic), _minus_log10(result.pvalue, z))
@@ -139,7 +144,7 @@ def wilcoxon(x: np.ndarray, y: np.ndarray) -> PValue:
     """Signed-rank test of differences symmetric around 0; statistic min(W⁺, W⁻), zeros dropped."""
     if reason := why_degenerate(x, y, paired=True):
         return degenerate(reason)
-    result = stats.wilcoxon(x, y)
+    result: Any = stats.wilcoxon(x, y)
     n = int((x != y).sum())
     z = (result.statistic - n * (n + 1) / 4) / np.sqrt(n * (n + 1) * (2 * n + 1) / 24)
     return PValue(float(result.statistic), _minus_log10(result.pvalue, z))
@@ -177,7 +182,7 @@ def hotelling(x: np.ndarray, y: np.ndarray) -> PValue:
         return degenerate(reason)
     if reason := _singular(np.concatenate([x - x.mean(axis=0), y - y.mean(axis=0)])):
         return degenerate(reason)
-    result = test_mvmean_2indep(x, y)
+    result: Any = test_mvmean_2indep(x, y)
     return PValue(float(result.statistic), p_of_f(result.statistic, *result.df))
 
 
@@ -187,7 +192,7 @@ def paired_hotelling(x: np.ndarray, y: np.ndarray) -> PValue:
         return degenerate(reason)
     if reason := _singular(x - y):
         return degenerate(reason)
-    result = test_mvmean(x - y)
+    result: Any = test_mvmean(x - y)
     return PValue(float(result.statistic), p_of_f(result.statistic, *result.df))
 
 

@@ -4,6 +4,7 @@ Rounds are held fixed here, and the same items are drawn for every model and rou
 differences are paired. One round is enough.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -20,6 +21,7 @@ LEVEL = 0.05
 RESAMPLES = 1_000
 MOST_LOST = 0.01  # share of infeasible resamples beyond which quantiles mean little
 ELEMENTS = 2_000_000  # scores solved at once
+NO_SPREAD = "no spread over items: the same value whatever items are drawn (β where the cap is slack)"
 
 Progress = Callable[[int, int], None]
 
@@ -30,7 +32,7 @@ class ItemInference:
 
     value with standard error and 95 % interval over items; −log10 p of a difference of 0, plain and
     adjusted over pairs (NaN for one model). ess: the smallest of the rounds and models involved.
-    `degenerate`: why there is no standard error (NaN then).
+    lost: bootstrap resamples without a solution. `degenerate`: why there is no interval (NaN then).
     """
 
     model_a: str
@@ -40,14 +42,14 @@ class ItemInference:
     rounds: int
     ess: float
     value: float
-    se: float
-    low: float
-    high: float
-    minus_log10_p: float
-    minus_log10_holm: float
-    minus_log10_bh: float
-    lost: int
-    degenerate: str
+    se: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    minus_log10_p: float = math.nan
+    minus_log10_holm: float = math.nan
+    minus_log10_bh: float = math.nan
+    lost: int = 0
+    degenerate: str = ""
 
 
 def influence(scores: RoundScores, solutions: RoundSolutions) -> dict[str, np.ndarray]:
@@ -71,7 +73,9 @@ def influence(scores: RoundScores, solutions: RoundSolutions) -> dict[str, np.nd
     r = q * solutions.n
     log_r = exponent - exponent[..., :1] + np.log(r[..., :1])
     dg, dc = g - (q * g).sum(axis=2, keepdims=True), c - (q * c).sum(axis=2, keepdims=True)
-    vgg, vgc, vcc = ((q * left * right).sum(axis=2, keepdims=True) for left, right in ((dg, dg), (dg, dc), (dc, dc)))
+    vgg, vgc, vcc = (
+        (q * left * right).sum(axis=2, keepdims=True) for left, right in ((dg, dg), (dg, dc), (dc, dc))
+    )
     a, b = 1 / lam, beta / lam
     of_kl = r * (log_r - solutions.epsilon - 1) + 1
     bound = beta > 0
@@ -101,7 +105,13 @@ def delta_inference(scores: RoundScores, solutions: RoundSolutions) -> list[Item
             for m in range(len(solutions.models))
         ]
         pairs = [
-            _delta(solutions, quantity, (a, b), values[a] - values[b], of_item[quantity][a] - of_item[quantity][b])
+            _delta(
+                solutions,
+                quantity,
+                (a, b),
+                values[a] - values[b],
+                of_item[quantity][a] - of_item[quantity][b],
+            )
             for a, b in combinations(range(len(solutions.models)), 2)
         ]
         results += singles + _corrected(pairs)
@@ -112,34 +122,41 @@ def _delta(
     solutions: RoundSolutions, quantity: str, who: tuple[int, ...], values: np.ndarray, effect: np.ndarray
 ) -> ItemInference:
     rounds = solutions.usable()[list(who)].all(axis=0)
-    values, effect = values[rounds], effect[rounds]
-    ess = solutions.least_ess(*who)
-    mean = float(values.mean()) if len(values) else np.nan
-    se = np.sqrt((effect.mean(axis=0) ** 2).sum() / (solutions.n * (solutions.n - 1))) if len(values) else np.nan
-    reason = _why_no_error(values, effect, float(se), ess)
-    if reason:
-        numbers = (mean, *[np.nan] * 4)
-    else:
-        half = stats.t.ppf(1 - LEVEL / 2, ess - 1) * se
-        p = p_of_f((mean / se) ** 2, 1, ess - 1) if len(who) == 2 else np.nan
-        numbers = (mean, float(se), mean - half, mean + half, p)
-    names = [*(solutions.models[m] for m in who), ""][:2]
-    return ItemInference(
-        *names, quantity, "delta", len(values), ess, *map(float, numbers), np.nan, np.nan, 0, reason
-    )
-
-
-def _why_no_error(values: np.ndarray, effect: np.ndarray, se: float, ess: float) -> str:
-    if len(values) == 0:
-        return "no usable round"
+    plain = _plain(solutions, quantity, "delta", who, values[rounds])
+    if plain.degenerate:
+        return plain
+    effect = effect[rounds]
     unbound = int(np.isnan(effect).any(axis=1).sum())
     if unbound:
-        return f"λ = 0 in {unbound} of {len(values)} rounds: the ball does not bind"
-    if ess <= 2:
-        return f"ESS = {ess:.2g}"
+        return replace(plain, degenerate=f"λ = 0 in {unbound} of {len(effect)} rounds: the ball is slack")
+    if plain.ess <= 2:
+        return replace(plain, degenerate=f"ESS = {plain.ess:.2g}")
+    se = math.sqrt((effect.mean(axis=0) ** 2).sum() / (solutions.n * (solutions.n - 1)))
     if se == 0:
-        return "the cap on certainty is slack in every round" if np.all(values == 0) else "no spread over items"
-    return ""
+        return replace(plain, degenerate=NO_SPREAD)
+    half = float(stats.t.ppf(1 - LEVEL / 2, plain.ess - 1)) * se
+    p = p_of_f((plain.value / se) ** 2, 1, plain.ess - 1) if len(who) == 2 else math.nan
+    low, high = plain.value - half, plain.value + half
+    return replace(plain, se=se, low=low, high=high, minus_log10_p=p)
+
+
+def _plain(
+    solutions: RoundSolutions, quantity: str, method: str, who: tuple[int, ...], values: np.ndarray
+) -> ItemInference:
+    """The mean over rounds with no interval yet."""
+    names = [*(solutions.models[m] for m in who), ""]
+    mean = float(values.mean()) if len(values) else math.nan
+    reason = "" if len(values) else "no usable round"
+    return ItemInference(
+        model_a=names[0],
+        model_b=names[1],
+        quantity=quantity,
+        method=method,
+        rounds=len(values),
+        ess=solutions.least_ess(*who),
+        value=mean,
+        degenerate=reason,
+    )
 
 
 def _corrected(pairs: list[ItemInference]) -> list[ItemInference]:
@@ -167,26 +184,24 @@ class Bootstrap:
 
     def _percentile(self, quantity: str, who: tuple[int, ...]) -> ItemInference:
         rounds = self.solutions.usable()[list(who)].all(axis=0)
-        signs = (1.0, -1.0)
-        values = sum(s * getattr(self.solutions, quantity)[m, rounds] for s, m in zip(signs, who, strict=False))
-        draws = sum(s * self.draws[quantity][:, m, rounds] for s, m in zip(signs, who, strict=False))
-        names = [*(self.solutions.models[m] for m in who), ""][:2]
-        value = float(np.mean(values)) if rounds.any() else np.nan
-        means = np.mean(draws, axis=1) if rounds.any() else np.full(len(draws), np.nan)
+        values, draws = getattr(self.solutions, quantity)[:, rounds], self.draws[quantity][:, :, rounds]
+        first, *other = who
+        value, draw = values[first], draws[:, first]
+        if other:
+            value, draw = value - values[other[0]], draw - draws[:, other[0]]
+        plain = _plain(self.solutions, quantity, "bootstrap", who, value)
+        if plain.degenerate:
+            return plain
+        means = draw.mean(axis=1)
         kept = means[np.isfinite(means)]
         lost = len(means) - len(kept)
-        numbers, reason = (np.nan, np.nan, np.nan), ""
-        if not rounds.any():
-            reason = "no usable round"
-        elif lost > MOST_LOST * len(means):
+        if lost > MOST_LOST * len(means):
             reason = f"{lost} of {len(means)} resamples are infeasible"
-        elif np.ptp(kept) == 0:
-            reason = "the cap on certainty is slack in every resample" if value == 0 else "no spread over items"
-        else:
-            numbers = (kept.std(ddof=1), *np.quantile(kept, (LEVEL / 2, 1 - LEVEL / 2)))
-        ess = self.solutions.least_ess(*who)
-        head = (*names, quantity, "bootstrap", int(rounds.sum()), ess, value)
-        return ItemInference(*head, *map(float, numbers), np.nan, np.nan, np.nan, lost, reason)
+            return replace(plain, lost=lost, degenerate=reason)
+        if np.ptp(kept) == 0:
+            return replace(plain, lost=lost, degenerate=NO_SPREAD)
+        low, high = np.quantile(kept, (LEVEL / 2, 1 - LEVEL / 2))
+        return replace(plain, se=float(kept.std(ddof=1)), low=float(low), high=float(high), lost=lost)
 
 
 def bootstrap(

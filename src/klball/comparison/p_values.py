@@ -1,12 +1,13 @@
 """P-values that neither underflow nor turn into NaN, and their correction for many pairs, in logarithms."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-FDistribution = stats.make_distribution(stats.f)
+FDistribution: Any = stats.make_distribution(stats.f)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _hochberg_sorted(descending: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(scaled[::-1])[::-1]
 
 
-def _adjusted(minus_log10_p: Sequence[float], rule) -> np.ndarray:
+def _adjusted(minus_log10_p: Sequence[float], rule: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     values = np.array(minus_log10_p, dtype=float)
     tested = np.flatnonzero(~np.isnan(values))
     order = tested[np.argsort(-values[tested], kind="stable")]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
@@ -63,7 +63,7 @@ def round_scores(tables: Mapping[tuple[str, str], Dataset]) -> RoundScores:
     counts = {"missing": len(anywhere) - len(ids), **counts}
     if not kept.any():
         raise ValueError(f"no row can be scored by every model in every round: left out {counts}")
-    stacked = {c: np.array([[parts[m, r][c][kept] for r in rounds] for m in models]) for c in COLUMNS}
+    stacked: Any = {c: np.array([[parts[m, r][c][kept] for r in rounds] for m in models]) for c in COLUMNS}
     kept_ids = [i for i, keep in zip(ids, kept, strict=True) if keep]
     return RoundScores(models, rounds, kept_ids, **stacked, left_out=counts)
 
