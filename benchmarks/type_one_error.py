@@ -158,22 +158,23 @@ def measure(scale: float) -> list[dict]:
 
 
 def show(records: list[dict]) -> None:
-    shown = sorted(records, key=lambda r: (r["null"], r["test"], r["quantity"], r["shape"], r["ess"]))
-    header = (
-        "null",
-        "test",
-        "quantity",
-        "shape",
-        "capped",
-        "epsilon",
-        "n",
-        "rounds",
-        "ess",
-        "error",
-        "coverage",
-    )
-    header = (*header, "replications", "degenerate")
-    show_table("type I error at level .05", header, [[r[name] for name in header] for r in shown])
+    """A row for every setting and test: error at level .05, and coverage of one model's 95 % interval."""
+    keys = ("null", "test", "shape", "capped", "epsilon", "n", "rounds", "ess")
+    settings_of = defaultdict(dict)
+    for r in records:
+        settings_of[tuple(r[k] for k in keys)][r["quantity"]] = r
+    rows = [(*key, *cells(found)) for key, found in sorted(settings_of.items())]
+    numbers = ("error L", "λ", "β", "(λ, β)", "coverage L", "λ", "β", "runs")
+    show_table(f"type I error at level {LEVEL} and coverage", (*keys, *numbers), rows)
+
+
+def cells(found: dict[str, dict]) -> list[str]:
+    def column(name: str, quantities: tuple[str, ...]) -> list[str]:
+        values = [found[q][name] if q in found else None for q in quantities]
+        return ["" if v is None else f"{v:.3f}" for v in values]
+
+    runs = str(min(r["replications"] for r in found.values()))
+    return [*column("error", (*QUANTITIES, "lambda_beta")), *column("coverage", QUANTITIES), runs]
 
 
 if __name__ == "__main__":

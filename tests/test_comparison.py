@@ -124,8 +124,10 @@ def test_proposed_gamma_is_feasible_for_all():
     gamma = propose_gamma(high, 3.0)
     least = [[solve_dual(c, epsilon=3.0).worst_case for c in model] for model in high.certainty]
     m, r = np.unravel_index(np.argmax(least), (3, 4))
-    assert gamma == pytest.approx((least[m][r] + high.certainty[m, r].mean()) / 2) and m == 1
-    assert solve_rounds(high, epsilon=3.0, gamma="auto").usable().all()
+    free = solve_dual(high.log_likelihood[m, r], epsilon=3.0).weights @ high.certainty[m, r]
+    assert gamma == pytest.approx((least[m][r] + free) / 2) and m == 1
+    s = solve_rounds(high, epsilon=3.0, gamma="auto")
+    assert s.usable().all() and s.beta[m, r] > 0 and s.gamma == gamma
 
 
 def test_infeasible_rounds_stay_visible_and_leave_their_pairs_only():
@@ -233,9 +235,9 @@ def test_rank_and_permutation_tests_by_enumeration():
 
 
 def test_underflowing_rank_tests_have_a_number():
-    x = np.random.default_rng(0).normal(size=3_000)
+    x, y = np.random.default_rng(0).normal(size=(2, 3_000))
     for test in (ht.wilcoxon, ht.mann_whitney):
-        assert 320 < test(x + 100, x).minus_log10_p < 1_500
+        assert 320 < test(x + 100, y).minus_log10_p < 1_500
 
 
 def test_p_values_of_clearly_different_models_are_not_zero():
@@ -338,7 +340,7 @@ def test_influence_is_the_derivative_of_the_solution(gamma):
 @pytest.mark.parametrize("gamma", [None, "auto"])
 def test_delta_errors_against_monte_carlo(gamma):
     rng = np.random.default_rng(0)
-    n, draws = 800, 300
+    n, draws = 800, 200
     item = rng.normal(size=(draws, 1, n))
     g = -2 + 0.5 * (item + 0.5 * rng.normal(size=(draws, 2, n)))
     c = 12 - 0.7 * g + 0.5 * rng.normal(size=g.shape)
@@ -432,12 +434,15 @@ def test_support_needs_a_passed_setting_no_easier_and_no_failure_no_harder(tmp_p
         dict(null="items", ess=500.0, error=0.05),
         dict(null="items", ess=100.0, error=0.20),
         dict(null="rounds", ess=0.0, rounds=10, error=0.07),
+        dict(null="items", quantity="uneven", ess=100.0, error=0.05),
+        dict(null="items", quantity="uneven", ess=500.0, error=0.08),
     )
     monkeypatch.setattr(calibration, "measured_settings", lambda: rows)
     assert supports("items", "t", "q", 600.0, 0.6) and supports("items", "t", "q", 500.0, 0.5)
     assert not supports("items", "t", "q", 90.0, 0.09)  # a failure at most as hard
     assert not supports("items", "t", "q", 400.0, 0.4)  # nothing as hard has passed
     assert not supports("items", "t", "q", 5000.0, 0.05)  # many samples, but a sliver of the data
+    assert not supports("items", "t", "uneven", 200.0, 0.2) and supports("items", "t", "uneven", 600.0, 0.6)
     assert supports("rounds", "t", "q", 10) and not supports("rounds", "t", "q", 9)
     assert not supports("items", "other", "q", 1e9, 1.0)
 

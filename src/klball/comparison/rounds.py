@@ -176,14 +176,16 @@ def solve_rounds(scores: RoundScores, *, epsilon: float, gamma: Gamma = None) ->
 
 
 def propose_gamma(scores: RoundScores, epsilon: float) -> float:
-    """A γ feasible for every model and round: half way from γ_min to the mean of C.
+    """A γ feasible for every model and round: half way from γ_min to E_Q[C] of the worst case without γ.
 
-    Both are those of the (model, round) with the largest γ_min = min {E_Q[C] : KL(Q‖F) ≤ ε}. Models
-    whose certainty runs lower have a slack cap and β = 0: C is not comparable across vocabularies.
+    Both are those of the (model, round) with the largest γ_min = min {E_Q[C] : KL(Q‖F) ≤ ε}, where the
+    cap then binds. Models whose certainty runs lower can have a slack cap and β = 0: C is not comparable
+    across vocabularies.
     """
     least = _least_certainty(scores, epsilon)
     hardest = np.unravel_index(least.argmax(), least.shape)
-    return float(least[hardest] + scores.certainty[hardest].mean()) / 2
+    free = solve_dual(scores.log_likelihood[hardest], scores.certainty[hardest], epsilon=epsilon)
+    return float(least[hardest] + free.certainty) / 2
 
 
 def largest_epsilon_with_ess(
