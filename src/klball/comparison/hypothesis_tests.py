@@ -152,7 +152,7 @@ def wilcoxon(x: np.ndarray, y: np.ndarray) -> PValue:
 
 def _minus_log10(p: float, z: float) -> float:
     """Of a rank test: where its p underflows, from the normal limit that SciPy uses there too."""
-    return -float(np.log10(p)) if p > 0 else p_of_z(z)
+    return 0.0 - float(np.log10(p)) if p > 0 else p_of_z(z)
 
 
 def sign_flip(x: np.ndarray, y: np.ndarray) -> PValue:
@@ -170,7 +170,7 @@ def sign_flip(x: np.ndarray, y: np.ndarray) -> PValue:
         vectorized=True,
         rng=np.random.default_rng(0),
     )
-    return PValue(float(result.statistic), -float(np.log10(result.pvalue)))
+    return PValue(float(result.statistic), 0.0 - float(np.log10(result.pvalue)))
 
 
 def hotelling(x: np.ndarray, y: np.ndarray) -> PValue:
