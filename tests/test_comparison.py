@@ -16,7 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from klball import solve_dual
 from klball.comparison import calibration
 from klball.comparison import hypothesis_tests as ht
-from klball.comparison.calibration import measured_settings, supports
+from klball.comparison.calibration import measured_settings, supports_over_items, supports_over_rounds, tail
 from klball.comparison.effects import effect_sizes, hodges_lehmann, rounds_needed, spreads
 from klball.comparison.items import bootstrap, delta_inference, influence
 from klball.comparison.p_values import benjamini_hochberg, holm, p_of_f, p_of_z
@@ -431,29 +431,40 @@ def settings(path, *rows):
 def test_support_needs_a_passed_setting_no_easier_and_no_failure_no_harder(tmp_path, monkeypatch):
     rows = settings(
         tmp_path / "c.json",
-        dict(null="items", ess=500.0, error=0.05),
-        dict(null="items", ess=100.0, error=0.20),
+        dict(null="items", ess=500.0, epsilon=0.3, error=0.07),  # tail 1.16
+        dict(null="items", ess=100.0, epsilon=1.0, error=0.20),  # tail 1.15
+        dict(null="items", quantity="uneven", ess=100.0, epsilon=1.0, error=0.05),
+        dict(null="items", quantity="uneven", ess=600.0, epsilon=0.3, error=0.08),  # tail .85
         dict(null="rounds", ess=0.0, rounds=10, error=0.07),
-        dict(null="items", quantity="uneven", ess=100.0, error=0.05),
-        dict(null="items", quantity="uneven", ess=500.0, error=0.08),
     )
     monkeypatch.setattr(calibration, "measured_settings", lambda: rows)
-    assert supports("items", "t", "q", 600.0, 0.6) and supports("items", "t", "q", 500.0, 0.5)
-    assert not supports("items", "t", "q", 90.0, 0.09)  # a failure at most as hard
-    assert not supports("items", "t", "q", 400.0, 0.4)  # nothing as hard has passed
-    assert not supports("items", "t", "q", 5000.0, 0.05)  # many samples, but a sliver of the data
-    assert not supports("items", "t", "uneven", 200.0, 0.2) and supports("items", "t", "uneven", 600.0, 0.6)
-    assert supports("rounds", "t", "q", 10) and not supports("rounds", "t", "q", 9)
-    assert not supports("items", "other", "q", 1e9, 1.0)
+
+    def over_items(ess, n, epsilon, quantity="q", test="t"):
+        return supports_over_items(test, quantity, ess=ess, n=n, epsilon=epsilon)
+
+    assert over_items(500, 1_000, 0.3) and over_items(600, 1_000, 0.3)
+    assert not over_items(90, 120, 0.14)  # nothing with so few has passed
+    assert not over_items(5_000, 50_000, 0.3)  # many samples, but a heavier tail than any that passed
+    assert over_items(300, 1_000, 0.6, "uneven") is False  # an easier setting has failed
+    assert over_items(700, 1_000, 0.3, "uneven") is True
+    assert supports_over_rounds("t", "q", 10) and not supports_over_rounds("t", "q", 9)
+    assert not over_items(1e6, 1_000_000, 0.3, test="other")
+
+
+def test_tail_is_one_for_normal_scores():
+    g = stats.norm.ppf((np.arange(200_000) + 0.5) / 200_000)
+    assert tail(solve_dual(g, epsilon=0.3).ess, len(g), 0.3) == pytest.approx(1, abs=0.01)
 
 
 def test_stored_calibration_lets_no_test_over_rounds_speak_about_items():
-    rounds_on_items = [s for s in measured_settings() if s.null == "items" and s.test == "paired_t"]
-    assert min(s.error for s in rounds_on_items) > 0.3
-    assert not supports("items", "paired_t", "worst_case", 1e9, 1.0)
-    assert not supports("items", "delta", "worst_case", 6.0, 0.02)
-    assert supports("items", "delta", "worst_case", 900.0, 0.9)
-    assert supports("rounds", "paired_t", "worst_case", 99)
+    on_items = [s for s in measured_settings() if s.null == "items" and s.test == "paired_t"]
+    assert min(s.error for s in on_items) > 0.07 and min(s.error for s in on_items if s.rounds == 99) > 0.4
+    assert not supports_over_items("paired_t", "worst_case", ess=999, n=1_000, epsilon=0.01)
+    assert not supports_over_items("delta", "worst_case", ess=6, n=300, epsilon=3.0)
+    assert not supports_over_items("delta", "worst_case", ess=2.2, n=20, epsilon=3.0)
+    assert supports_over_items("delta", "worst_case", ess=900, n=1_000, epsilon=0.05)
+    assert not supports_over_items("delta", "worst_case", ess=130, n=1_000, epsilon=0.5)
+    assert supports_over_rounds("paired_t", "worst_case", 99)
 
 
 def verdict_of(scores, epsilon, gamma=None):
@@ -476,7 +487,7 @@ def test_verdicts_say_what_holds_and_conditional_on_what():
     )
     lone = verdict_of(simulated(rounds=1, n=100, shift=0.5), 3.0)
     assert lone.claim == "descriptive" and "Descriptive: ESS = " in lone.sentence
-    same = simulated(rounds=20, n=400, seed=5)
+    same = simulated(rounds=20, n=400, seed=6)
     undecided = verdict_of(same, 0.05)
     assert undecided.claim == "undecided" and "rounds would settle it" in undecided.sentence
 

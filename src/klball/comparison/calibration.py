@@ -1,6 +1,7 @@
 """Which tests may support a claim: looked up in measured type I errors, never assumed."""
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 CALIBRATION = Path(__file__).with_name("calibration.json")
 LEVEL = 0.05
 MOST_ERROR = 0.07
+LEAST_ESS = 30.0  # below it every shape fails at some setting; a pass there is a wide interval, not accuracy
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,13 @@ class Measured:
     degenerate: int
 
     def ease(self) -> tuple[float, ...]:
-        """What makes the test hold better: rounds for claims over rounds, ESS and ESS/n over items."""
-        return (self.rounds,) if self.null == "rounds" else (self.ess, self.ess / self.n)
+        """What makes the test hold better: more rounds; over items more ESS and lighter tails."""
+        return (self.rounds,) if self.null == "rounds" else (self.ess, -tail(self.ess, self.n, self.epsilon))
+
+
+def tail(ess: float, n: int, epsilon: float) -> float:
+    """−log(ESS/n)/(2ε): 1 for normal scores, whose tilt has ESS/n = e^−2ε; more for skewed losses."""
+    return -math.log(ess / n) / (2 * epsilon)
 
 
 @cache
@@ -44,12 +51,18 @@ def measured_settings(path: Path = CALIBRATION) -> tuple[Measured, ...]:
     return tuple(Measured(**record) for record in json.loads(path.read_text(encoding="utf-8")))
 
 
-def supports(null: str, test: str, quantity: str, *ease: float) -> bool:
-    """Whether a test may support a claim: its measured type I error is at most .07 where it matters.
+def supports_over_rounds(test: str, quantity: str, rounds: int) -> bool:
+    """Whether a test may support a claim over rephrasings, on these items."""
+    return _supports("rounds", test, quantity, (rounds,))
 
-    Some setting at least as hard as this comparison must have passed, and none at most as hard may have
-    failed. `ease` is the number of rounds (null="rounds"), or ESS and ESS/n (null="items").
-    """
+
+def supports_over_items(test: str, quantity: str, *, ess: float, n: int, epsilon: float) -> bool:
+    """Whether a test may support a claim over items, in these rounds."""
+    return ess >= LEAST_ESS and _supports("items", test, quantity, (ess, -tail(ess, n, epsilon)))
+
+
+def _supports(null: str, test: str, quantity: str, ease: tuple[float, ...]) -> bool:
+    """Some setting at least as hard as `ease` has an error of at most .07, and none at most as hard more."""
     settings = [s for s in measured_settings() if (s.null, s.test, s.quantity) == (null, test, quantity)]
     passed = any(s.error <= MOST_ERROR and _at_most(s.ease(), ease) for s in settings)
     failed = any(s.error > MOST_ERROR and _at_most(ease, s.ease()) for s in settings)

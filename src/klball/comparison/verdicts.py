@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from klball.comparison.calibration import LEVEL, supports
+from klball.comparison.calibration import LEVEL, supports_over_items, supports_over_rounds
 from klball.comparison.effects import Effect
 from klball.comparison.hypothesis_tests import PairTest
 from klball.comparison.items import ItemInference
@@ -74,21 +74,23 @@ def _claim(
             "descriptive",
             f"Descriptive: {why}, so the rest is a selection; raise γ or lower ε. {difference}.",
         )
-    over_items = not item.degenerate and supports("items", "delta", LEAD, item.ess, item.ess / solutions.n)
-    over_rounds = not test.degenerate and supports("rounds", "paired_t", LEAD, test.rounds)
+    over_items = not item.degenerate and supports_over_items(
+        "delta", LEAD, ess=item.ess, n=solutions.n, epsilon=solutions.epsilon
+    )
+    over_rounds = not test.degenerate and supports_over_rounds("paired_t", LEAD, test.rounds)
     if over_items and _significant(item):
         interval = _interval(item, item.low, item.high)
         scope = f"for items like these {solutions.n}, {_rounds(effect.rounds)}"
         return "items", f"{difference} {scope} (over items: {interval}, Holm {_p(item)}; {ess})."
     beyond = (
-        f"over items undecided: {_interval(item, item.low, item.high)}"
+        f"undecided over items ({_interval(item, item.low, item.high)})"
         if over_items
         else f"descriptive: {ess}"
     )
     if over_rounds and _significant(test):
         interval = _interval(effect, effect.mean_low, effect.mean_high)
         scope = f"on these {solutions.n} items only, over rephrasings like these {effect.rounds}"
-        return "rounds", f"{difference} {scope} ({interval}, Holm {_p(test)}); beyond these items, {beyond}."
+        return "rounds", f"{difference} {scope} ({interval}, Holm {_p(test)}); beyond these items {beyond}."
     if not over_rounds and not over_items:
         return (
             "descriptive",
