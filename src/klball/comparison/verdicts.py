@@ -82,11 +82,7 @@ def _claim(
         interval = _interval(item, item.low, item.high)
         scope = f"for items like these {solutions.n}, {_rounds(effect.rounds)}"
         return "items", f"{difference} {scope} (over items: {interval}, Holm {_p(item)}; {ess})."
-    beyond = (
-        f"undecided over items ({_interval(item, item.low, item.high)})"
-        if over_items
-        else f"descriptive: {ess}"
-    )
+    beyond = f"undecided ({_interval(item, item.low, item.high)})" if over_items else f"descriptive: {ess}"
     if over_rounds and _significant(test):
         interval = _interval(effect, effect.mean_low, effect.mean_high)
         scope = f"on these {solutions.n} items only, over rephrasings like these {effect.rounds}"
@@ -96,7 +92,10 @@ def _claim(
             "descriptive",
             f"Descriptive: {ess}, {effect.rounds} usable rounds. {difference}, without a test that holds.",
         )
-    return "undecided", f"Undecided: {difference}{_more_rounds(effect, over_rounds)}; {beyond}."
+    return (
+        "undecided",
+        f"Undecided: {difference}{_more_rounds(effect, over_rounds)}; beyond these items {beyond}.",
+    )
 
 
 def _comparison(effect: Effect, solutions: RoundSolutions) -> str:
