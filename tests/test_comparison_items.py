@@ -190,7 +190,7 @@ def test_verdicts_say_what_holds_and_conditional_on_what():
     assert "source's reading (not a claim" in far.source_reading and "more uneven" in far.source_reading
     single = verdict_of(simulated(rounds=1, n=400, shift=0.3), 0.05)
     assert single.claim == "items" and "in this one round" in single.sentence
-    small = verdict_of(simulated(rounds=20, n=100, shift=50.0), 3.0)  # p over items is tiny, and void
+    small = verdict_of(simulated(rounds=20, n=100, shift=50.0), 1.0)  # p over items is tiny, and void
     assert (
         small.claim == "rounds" and "on these 100 items only" in small.sentence and "ESS = " in small.sentence
     )
