@@ -1,0 +1,159 @@
+"""One sentence per pair of models: what can be claimed, and conditional on what."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from klball.comparison.calibration import LEVEL, supports_over_items, supports_over_rounds
+from klball.comparison.effects import Effect
+from klball.comparison.hypothesis_tests import PairTest
+from klball.comparison.items import ItemInference
+from klball.comparison.rounds import MOST_UNUSABLE, RoundSolutions
+
+LEAD = "worst_case"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the worst-case log-likelihood allows to say of two models.
+
+    claim: "items" (over items, averaged over these rounds), "rounds" (over rephrasings, on these items
+    only), "undecided", or "descriptive" (no test here has a measured type I error of at most .07).
+    source_reading: the source's interpretation of λ and β, which klball shows and does not endorse.
+    """
+
+    model_a: str
+    model_b: str
+    claim: Literal["items", "rounds", "undecided", "descriptive"]
+    sentence: str
+    source_reading: str
+
+
+def verdicts(
+    solutions: RoundSolutions,
+    tests: Sequence[PairTest],
+    effects: Sequence[Effect],
+    items: Sequence[ItemInference],
+) -> list[Verdict]:
+    """A verdict for every pair, from `pairwise_tests`, `effect_sizes` and `delta_inference`.
+
+    Claims use Holm's correction over all pairs at level .05. A pair that lost more than 5 % of its
+    rounds is descriptive. Raises ValueError if `tests` and the others are of different pairs.
+    """
+    by_pair = {(t.model_a, t.model_b): t for t in tests if (t.test, t.quantity) == ("paired_t", LEAD)}
+    of_effect = {(e.model_a, e.model_b, e.quantity): e for e in effects}
+    of_items = {(i.model_a, i.model_b): i for i in items if i.quantity == LEAD and i.method == "delta"}
+    try:
+        return [
+            _verdict(
+                solutions, test, of_effect[*pair, LEAD], of_items[pair], _source_reading(of_effect, pair)
+            )
+            for pair, test in by_pair.items()
+        ]
+    except KeyError as error:
+        raise ValueError(f"no result for the pair {error}: pass the results of the same solutions") from None
+
+
+def _verdict(
+    solutions: RoundSolutions, test: PairTest, effect: Effect, item: ItemInference, reading: str
+) -> Verdict:
+    claim, sentence = _claim(solutions, test, effect, item)
+    return Verdict(test.model_a, test.model_b, claim, sentence, reading)
+
+
+def _claim(
+    solutions: RoundSolutions, test: PairTest, effect: Effect, item: ItemInference
+) -> tuple[Literal["items", "rounds", "undecided", "descriptive"], str]:
+    lost = len(solutions.rounds) - effect.rounds
+    difference = _comparison(effect, solutions)
+    ess = f"ESS = {item.ess:.0f} of {solutions.n}"
+    if lost > MOST_UNUSABLE * len(solutions.rounds):
+        why = f"{lost} of {len(solutions.rounds)} rounds are infeasible or at γ_min for one of the models"
+        return (
+            "descriptive",
+            f"Descriptive: {why}, so the rest is a selection; raise γ or lower ε. {difference}.",
+        )
+    over_items = not item.degenerate and supports_over_items(
+        "delta", LEAD, ess=item.ess, n=solutions.n, epsilon=solutions.epsilon
+    )
+    over_rounds = not test.degenerate and supports_over_rounds("paired_t", LEAD, test.rounds)
+    if over_items and _significant(item):
+        interval = _interval(item, item.low, item.high)
+        scope = f"for items like these {solutions.n}, {_rounds(effect.rounds)}"
+        return "items", f"{difference} {scope} (over items: {interval}, Holm {_p(item)}; {ess})."
+    beyond = f"undecided ({_interval(item, item.low, item.high)})" if over_items else f"descriptive: {ess}"
+    if over_rounds and _significant(test):
+        interval = _interval(effect, effect.mean_low, effect.mean_high)
+        scope = f"on these {solutions.n} items only, over rephrasings like these {effect.rounds}"
+        return "rounds", f"{difference} {scope} ({interval}, Holm {_p(test)}); beyond these items {beyond}."
+    if not over_rounds and not over_items:
+        return (
+            "descriptive",
+            f"Descriptive: {ess}, {effect.rounds} usable rounds. {difference}, without a test that holds.",
+        )
+    return (
+        "undecided",
+        f"Undecided: {difference}{_more_rounds(effect, over_rounds)}; beyond these items {beyond}.",
+    )
+
+
+def _comparison(effect: Effect, solutions: RoundSolutions) -> str:
+    """Which of the two has the higher worst case, and by how much."""
+    size = f"{abs(effect.mean):.3g} nats per {solutions.unit}"
+    a, b = effect.model_a, effect.model_b
+    if math.isnan(effect.mean):
+        return f"{a} and {b} have no usable round in common at ε = {solutions.epsilon:g}"
+    if effect.mean == 0:
+        return f"{a} and {b} have the same worst-case log-likelihood at ε = {solutions.epsilon:g}"
+    higher, lower = (a, b) if effect.mean > 0 else (b, a)
+    who = f"{higher} has a higher worst-case log-likelihood than {lower}"
+    return f"{who} at ε = {solutions.epsilon:g}, by {size}"
+
+
+def _more_rounds(effect: Effect, over_rounds: bool) -> str:
+    """How much more data a paired t would need on these items, where one may be used at all."""
+    if not over_rounds or effect.degenerate:
+        return ""
+    interval = _interval(effect, effect.mean_low, effect.mean_high)
+    if math.isinf(effect.rounds_needed):
+        return f" over {effect.rounds} rounds ({interval})"
+    return (
+        f" over {effect.rounds} rounds ({interval}); were that the true difference on these items, "
+        f"{effect.rounds_needed:.0f} rounds would settle it with power .8"
+    )
+
+
+def _rounds(count: int) -> str:
+    return "in this one round" if count == 1 else f"averaged over these {count} rounds"
+
+
+def _significant(result: PairTest | ItemInference) -> bool:
+    return result.minus_log10_holm >= -math.log10(LEVEL)
+
+
+def _interval(of: Effect | ItemInference, low: float, high: float) -> str:
+    return f"95 % interval of {of.model_a} − {of.model_b} {low:.3g} to {high:.3g}"
+
+
+def _p(result: PairTest | ItemInference) -> str:
+    exponent = result.minus_log10_holm
+    return f"p = {10**-exponent:.2g}" if exponent < 4 else f"p = 10^−{exponent:.1f}"
+
+
+def _source_reading(effects: dict[tuple[str, str, str], Effect], pair: tuple[str, str]) -> str:
+    """What the slides would conclude from the means of λ and β."""
+    lambda_, beta = effects[*pair, "lambda_"], effects[*pair, "beta"]
+    if math.isnan(lambda_.mean):
+        return "The source's reading needs (λ, β), and no round has them for both models."
+    higher = pair[0] if lambda_.mean >= 0 else pair[1]
+    first = f'a larger λ, here {higher}\'s by {abs(lambda_.mean):.3g}, means "more reliable on rare prompts"'
+    if beta.mean == 0:
+        second = "β does not tell them apart"
+    else:
+        lower = pair[1] if beta.mean > 0 else pair[0]
+        second = f'a smaller β, here {lower}\'s by {abs(beta.mean):.3g}, means "more consistent"'
+    return (
+        f"The source's reading (not a claim of this comparison): {first}; {second}. "
+        "Yet λ = dL/dε, so at one ε a larger λ means a more uneven model."
+    )
