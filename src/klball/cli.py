@@ -16,6 +16,7 @@ COMMANDS = {  # name → (module with a class `Options` and a function `run`, wh
     "solve": ("klball.experiments.solve", "score table → λ, β, effective sample size, top-weighted samples"),
     "scan": ("klball.experiments.scan", "implicit rewards, gradient shares, forgetting, entropy, diversity"),
     "paraphrase": ("klball.experiments.paraphrase", "data → rounds of rephrased prompts"),
+    "compare": ("klball.experiments.compare", "models × rounds → worst cases, (λ, β), tests, verdicts"),
     "evaluate": ("klball.experiments.evaluate", "the robustness report of one or more models"),
 }
 

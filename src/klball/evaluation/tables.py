@@ -56,6 +56,7 @@ def score(
     output: str | Path | None = None,
     progress: Progress | None = None,
     token_log_probs: bool = False,
+    alone: bool = False,
 ) -> Dataset:
     """The score table of a model on a data set, in the data set's order.
 
@@ -63,7 +64,8 @@ def score(
     answer tokens, null if T = 0), sum_log_prob (nats), num_tokens T, num_bytes, truncated; with
     `token_log_probs` also that column, a list of nats.
     With `output`, a Parquet file is written part by part: killed and run again, it continues and the
-    file is the same to the byte; processes started by `accelerate launch` divide the parts.
+    file is the same to the byte; processes started by `accelerate launch` divide the parts, unless this
+    one works `alone` on its own table.
     Raises ValueError for unusable rows, non-finite logits, or an `output` made from something else.
     """
     was_training = model.training
@@ -80,12 +82,13 @@ def score(
     parts = [batches[i : i + BATCHES_PER_PART] for i in range(0, len(batches), BATCHES_PER_PART)]
     folder = None if output is None else _parts_folder(Path(output), about)
     state = PartialState(cpu=not torch.accelerator.is_available())
-    if folder is None and state.num_processes > 1:
+    processes, process = (1, 0) if alone else (state.num_processes, state.process_index)
+    if folder is None and processes > 1:
         raise ValueError("scoring with several processes needs an `output` file that they share")
     tables = []
     done = 0
     for index, part in enumerate(parts):
-        if index % state.num_processes == state.process_index:
+        if index % processes == process:
             tables.append(_score_part(scorer, encoded, part, columns, folder, index))
         done += sum(map(len, part))
         if progress is not None:
@@ -93,12 +96,14 @@ def score(
     model.train(was_training)
     if folder is None or output is None:
         return Dataset(_in_order(tables, encoded, about))
-    state.wait_for_everyone()
-    if state.is_main_process:
+    if processes > 1:
+        state.wait_for_everyone()
+    if process == 0:
         tables = [pq.read_table(folder / f"{index:06d}.parquet") for index in range(len(parts))]
         write_table(_in_order(tables, encoded, about), Path(output))
-        shutil.rmtree(folder)
-    state.wait_for_everyone()
+        shutil.rmtree(folder, ignore_errors=True)
+    if processes > 1:
+        state.wait_for_everyone()
     return read_scores(output)[0]
 
 

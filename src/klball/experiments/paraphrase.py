@@ -130,9 +130,14 @@ Made = tuple[dict[str, Any], Callable[[int], Sequence[Reply]]]  # provenance of 
 
 
 def _by_templates(options: Options, samples: Sequence[Sample], layout: str) -> Made:
+    return template_replies(samples, options.rounds)
+
+
+def template_replies(samples: Sequence[Sample], rounds: int) -> Made:
+    """The provenance and the replies of the offline maker. Raises ValueError for too many rounds."""
     most = most_rounds(sample.prompt.strip() for sample in samples)
-    if options.rounds > most:
-        raise ValueError(f"the templates make {most} different rounds of these prompts, not {options.rounds}")
+    if rounds > most:
+        raise ValueError(f"the templates make {most} different rounds of these prompts, not {rounds}")
     wording = digest([templates(kind) for kind in (*QUESTIONS, "other")])
     maker = {"maker": "templates", "wording": wording}
     return maker, lambda round_: [Reply(reword(sample.prompt, round_)) for sample in samples]

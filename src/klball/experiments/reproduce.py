@@ -5,19 +5,21 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from datasets import Dataset
+
 from klball.experiments import objectives, robustness
-from klball.experiments.arms import Options
+from klball.experiments.arms import Arm, Options, data_of
 from klball.experiments.command import console, parse, write_run
 
 EXPERIMENTS = {"robustness": robustness.run, "objectives": objectives.run}
+FOLDERS = {"robustness": "outputs/reproduce", "objectives": "outputs/objectives"}
 PRESETS = ("tiny", "paper")
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Run what is not there yet, then print the table and write the figures; seed after seed."""
     options = _parse(list(arguments), prog)
-    names = {"robustness": "outputs/reproduce", "objectives": "outputs/objectives"}
-    folder = Path(options.output_dir or names[options.experiment])
+    folder = Path(options.output_dir or FOLDERS[options.experiment])
     write_run(folder, options, prog)
     began = time.monotonic()
     for seed in EXPERIMENTS[options.experiment](options, folder):
@@ -43,3 +45,9 @@ def _parse(arguments: list[str], prog: str) -> Options:
     if any(e < 0 for e in options.epsilons):
         raise ValueError(f"--epsilons must be 0 or more, not {min(options.epsilons)}")
     return options
+
+
+def tiny_experiment(epsilons: Sequence[float]) -> tuple[Options, Path, dict[str, Dataset], list[Arm]]:
+    """The embedded robustness experiment, in its own folder, for commands that need its models."""
+    options = _parse(["--preset", "tiny", "--epsilons", *map(str, epsilons)], "klball reproduce")
+    return options, Path(FOLDERS["robustness"]), data_of(options), robustness.arms_of(options)

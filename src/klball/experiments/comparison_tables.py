@@ -1,0 +1,225 @@
+"""All that a comparison computes from its scores, and its tables on screen and on disk."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from klball.comparison.effects import Effect, Spread, effect_sizes, spreads
+from klball.comparison.hypothesis_tests import PAIR, PairTest, p_matrix, pairwise_tests
+from klball.comparison.items import ItemInference, bootstrap, delta_inference
+from klball.comparison.rounds import (
+    Gamma,
+    RoundScores,
+    RoundSolutions,
+    largest_epsilon_with_ess,
+    solve_rounds,
+)
+from klball.comparison.verdicts import Verdict, verdicts
+from klball.data.paraphrase.rounds import Rounds
+from klball.evaluation.perplexity import RADII
+from klball.evaluation.tables import Progress
+from klball.experiments.command import console, show_table, write_csv, write_text
+from klball.robust.dual import robust_profile
+
+SOURCE_TESTS = (("welch_t", "lambda_"), ("welch_t", "beta"), ("hotelling", PAIR))
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything at one (ε, γ). items: the delta method; resampled: the bootstrap, if it was asked for."""
+
+    solutions: RoundSolutions
+    tests: list[PairTest]
+    effects: list[Effect]
+    spreads: list[Spread]
+    items: list[ItemInference]
+    resampled: list[ItemInference]
+    verdicts: list[Verdict]
+
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+        gamma = "" if self.solutions.gamma is None else f", γ = {self.solutions.gamma:.4g}"
+        return f"ε = {self.solutions.epsilon:g}{gamma}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`asked`: at the (ε, γ) asked for; `wide`: at the largest ε with ESS ≥ 100, without γ, if there is one.
+
+    profiles: rows model, ε, worst-case loss, λ, ESS, means over rounds. about: the models' provenance.
+    """
+
+    scores: RoundScores
+    asked: Analysis
+    wide: Analysis | None
+    profiles: list[dict[str, Any]]
+    about: dict[str, Any]
+
+    def analyses(self) -> list[Analysis]:
+        """The one with the larger effective sample size first: its claims hold the most."""
+        return [a for a in (self.wide, self.asked) if a is not None]
+
+
+def compare_scores(
+    scores: RoundScores,
+    epsilon: float,
+    gamma: Gamma,
+    resamples: int,
+    about: dict[str, Any],
+    progress: Progress | None = None,
+) -> Comparison:
+    """Solve and test at (ε, γ), and at the largest radius whose ESS is at least 100.
+
+    Raises ValueError where no round of some pair can be solved.
+    """
+    asked = _analysed(scores, epsilon, gamma, resamples, progress)
+    wide = largest_epsilon_with_ess(scores)
+    same = wide == epsilon and asked.solutions.gamma is None
+    analysis = None if wide is None or same else _analysed(scores, wide, None, resamples, progress)
+    return Comparison(scores, asked, analysis, _profiles(scores), about)
+
+
+def _analysed(
+    scores: RoundScores, epsilon: float, gamma: Gamma, resamples: int, progress: Progress | None
+) -> Analysis:
+    solutions = solve_rounds(scores, epsilon=epsilon, gamma=gamma)
+    tests, effects = pairwise_tests(solutions), effect_sizes(solutions)
+    items = delta_inference(scores, solutions)
+    resampled = []
+    if resamples:
+        resampled = bootstrap(scores, solutions, resamples=resamples, progress=progress).inference()
+    said = verdicts(solutions, tests, effects, items)
+    return Analysis(solutions, tests, effects, spreads(solutions), items, resampled, said)
+
+
+def _profiles(scores: RoundScores) -> list[dict[str, Any]]:
+    rows = []
+    for m, model in enumerate(scores.models):
+        rounds = [robust_profile(g, RADII) for g in scores.log_likelihood[m]]
+        for k, epsilon in enumerate(RADII):
+            values = [(p.robust_loss[k], p.lambda_[k], p.ess[k]) for p in rounds]
+            loss, lambda_, ess = np.mean(values, axis=0).tolist()
+            rows.append(
+                {"model": model, "epsilon": epsilon, "robust_loss": loss, "lambda": lambda_, "ess": ess}
+            )
+    return rows
+
+
+def round_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """One row per model and round with every number of the solve."""
+    s = analysis.solutions
+    columns = (
+        "worst_case",
+        "worst_case_per_byte",
+        "mean_log_likelihood",
+        "mean_certainty",
+        "lambda_",
+        "beta",
+    )
+    columns = (*columns, "kl", "ess", "gap", "gamma_margin")
+    rows = []
+    for m, model in enumerate(s.models):
+        for r, round_ in enumerate(s.rounds):
+            numbers = {name: float(getattr(s, name)[m, r]) for name in columns}
+            rows.append({"model": model, "round": round_, **numbers, "status": str(s.status[m, r])})
+    return rows
+
+
+def source_summary(analysis: Analysis) -> list[dict[str, Any]]:
+    """The source's summary: averages over the usable rounds, per model."""
+    s = analysis.solutions
+    usable = s.usable()
+    rows = []
+    for m, model in enumerate(s.models):
+        row: dict[str, Any] = {"model": model, "rounds": int(usable[m].sum())}
+        for name in ("mean_log_likelihood", "mean_certainty", "lambda_", "beta", "worst_case"):
+            values = getattr(s, name)[m][usable[m]]
+            row[name] = float(values.mean()) if len(values) else float("nan")
+        rows.append(row)
+    return rows
+
+
+def write(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
+    """CSV tables; those of one (ε, γ) in the folder `asked` or `wide`."""
+    write_csv(folder / "acceptance.csv", rounds.acceptance())
+    write_csv(
+        folder / "left_out.csv", [{"n": len(comparison.scores.sample_ids), **comparison.scores.left_out}]
+    )
+    write_csv(folder / "profiles.csv", comparison.profiles)
+    for analysis in comparison.analyses():
+        own = folder / ("asked" if analysis is comparison.asked else "wide")
+        write_csv(own / "rounds.csv", round_rows(analysis))
+        write_csv(own / "summary.csv", source_summary(analysis))
+        items = [asdict(i) for i in (*analysis.items, *analysis.resampled)]
+        for name, rows in (
+            ("verdicts", [asdict(v) for v in analysis.verdicts]),
+            ("effects", [asdict(e) for e in analysis.effects]),
+            ("tests", [{**asdict(t), "p": t.p} for t in analysis.tests]),
+            ("spreads", [asdict(s) for s in analysis.spreads]),
+            ("items", items),
+        ):
+            write_csv(own / f"{name}.csv", rows)
+        for test, quantity in SOURCE_TESTS:
+            matrix = p_matrix(analysis.tests, test, quantity, analysis.solutions.models)
+            write_csv(own / f"p-{test}-{quantity}.csv", matrix_rows(analysis.solutions.models, matrix))
+    sentences = [f"{a.name}: {v.sentence}" for a in comparison.analyses() for v in a.verdicts]
+    write_text(folder / "verdicts.txt", "\n".join(sentences) + "\n")
+
+
+def matrix_rows(models: Sequence[str], matrix: np.ndarray) -> list[dict[str, Any]]:
+    """−log10 p as rows; NaN (the diagonal, or degenerate) as "—"."""
+    cells = [["—" if np.isnan(x) else float(x) for x in row] for row in matrix]
+    return [{"model": a, **dict(zip(models, row, strict=True))} for a, row in zip(models, cells, strict=True)]
+
+
+def show(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
+    """What can be relied on first, then the verdicts, then the source's tables."""
+    scores = comparison.scores
+    lost = ", ".join(f"{count} {reason}" for reason, count in scores.left_out.items() if count) or "none"
+    shares = [row["share"] for row in rounds.acceptance()]
+    console.print(
+        f"n = {len(scores.sample_ids)} samples × {len(scores.rounds)} rounds × {len(scores.models)} models; "
+        f"rows left out for all: {lost}; rephrasings accepted: {min(shares):.0%} or more in every round"
+    )
+    for analysis in comparison.analyses():
+        _show_ground(analysis)
+    for analysis in comparison.analyses():
+        console.print(f"\n[bold]Verdicts at {analysis.name}[/bold]")
+        for verdict in analysis.verdicts:
+            console.print(f"• {verdict.sentence}", highlight=False)
+    _show_source(comparison.asked)
+    console.print(f"everything is in {folder}")
+
+
+def _show_ground(analysis: Analysis) -> None:
+    s = analysis.solutions
+    body = []
+    for m, model in enumerate(s.models):
+        statuses, counts = np.unique(s.status[m].astype(str), return_counts=True)
+        body.append(
+            (
+                model,
+                float(np.nanmean(s.worst_case[m])),
+                float(np.nanmin(s.ess[m])),
+                "no γ" if s.gamma is None else float(s.gamma_margin[m].min()),
+                ", ".join(f"{count} {status}" for status, count in zip(statuses, counts, strict=True)),
+            )
+        )
+    header = ("model", f"worst case, nats/{s.unit}", "least ESS", "least γ − γ_min", "rounds")
+    show_table(f"{analysis.name}, n = {s.n}", header, body)
+
+
+def _show_source(analysis: Analysis) -> None:
+    header = ("model", "rounds", "log-likelihood", "self-certainty", "λ", "β", "worst case")
+    body = [tuple(row.values()) for row in source_summary(analysis)]
+    show_table(f"the source's summary at {analysis.name}: means over rounds", header, body)
+    models = analysis.solutions.models
+    for test, quantity in SOURCE_TESTS:
+        rows = matrix_rows(models, p_matrix(analysis.tests, test, quantity, models))
+        name = f"{test.replace('_', ' ')} on {quantity.strip('_')}"
+        title = f"the source's {name}, −log10 p (unpaired: shown, not endorsed)"
+        show_table(title, ("", *models), [tuple(row.values()) for row in rows])
