@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from klball.evaluation.perplexity import ProfilePoint
 
 # Okabe–Ito, ordered by lightness so that neighbours differ in grey too
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
-MARKERS = "osD^vPX"
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 3)))
+MARKERS = "osD^vPX*"
 STYLE: Any = {
     "font.size": 12,
     "axes.spines.top": False,
@@ -140,29 +140,42 @@ def plot_rewards(token_log_probs: Sequence[Sequence[float]], path: Path) -> None
 
 
 def plot_gain_against_forgetting(summary: Sequence[dict[str, Any]], path: Path) -> None:
-    """Every method a point: what it gained on the task and what it forgot, with its spread over seeds."""
+    """Every method a point: what it gained on the task and what it forgot, with its spread over seeds.
+
+    Left all of them, right only those that gained: a method that lost much hides the others.
+    """
+    points = [row for row in summary if row["arm"] != "base"]  # which is the origin
+    gained = [row for row in points if row["gain"] > 0]
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7.5, 5))
-        points = [row for row in summary if row["arm"] != "base"]  # which is the origin
-        for row, style in zip(points, _styles(), strict=False):
-            robust = row["arm"].startswith("robust")
-            axis.errorbar(
-                *(row["forgetting"], row["gain"]),
-                xerr=row["forgetting_sd"],
-                yerr=row["gain_sd"],
-                label=row["arm"],
-                color=style["color"],
-                marker=style["marker"],
-                linestyle="none",
-                markersize=10,
-                markerfacecolor="none" if robust else style["color"],
-                capsize=3,
-            )
-        axis.axhline(0, color="#777777", linewidth=1)
-        axis.set_xlabel(r"forgetting: KL($\pi_0$‖$\pi$) on answers of the base, nats/token")
-        axis.set_ylabel("gain on the task, nats/token")
-        figure.legend(loc="outside right center")
+        figure, axes = plt.subplots(1, 2, figsize=(12, 4.6))
+        for axis, shown in zip(axes, (points, gained), strict=True):
+            for row, style in zip(points, _styles(), strict=False):
+                if row in shown:
+                    _plot_method(axis, row, style)
+            axis.axhline(0, color="#777777", linewidth=1)
+            axis.set_xlabel("forgetting, nats/token")
+        axes[1].set_ylim(bottom=None if not gained else min(0.9 * r["gain"] for r in gained))
+        axes[0].set_ylabel("gain on the task, nats/token")
+        axes[1].set_title("those that gained")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center")
         save(figure, path)
+
+
+def _plot_method(axis: Any, row: dict[str, Any], style: dict[str, Any]) -> None:
+    """A point with its standard deviations; robust methods are open."""
+    axis.errorbar(
+        *(row["forgetting"], row["gain"]),
+        xerr=row["forgetting_sd"],
+        yerr=row["gain_sd"],
+        label=row["arm"],
+        color=style["color"],
+        marker=style["marker"],
+        linestyle="none",
+        markersize=10,
+        markerfacecolor="none" if row["arm"].startswith("robust") else style["color"],
+        capsize=3,
+    )
 
 
 def plot_entropy(curves: dict[str, Sequence[Any]], path: Path, window: int = 10) -> None:
