@@ -296,6 +296,9 @@ def test_bad_rows_are_refused(tokenizer, tmp_path):
         encode(Dataset.from_list([FORMATS[-1]]), bare)
     with pytest.raises(ValueError, match="no data file"):
         load_rows(str(tmp_path / "none.jsonl"))
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ValueError, match="is empty"):
+        load_rows(str(tmp_path / "empty.jsonl"))
     (tmp_path / "broken.jsonl").write_text('{"a": ')
     with pytest.raises(ValueError, match="could not read"):
         load_rows(str(tmp_path / "broken.jsonl"))

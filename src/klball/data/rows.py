@@ -33,18 +33,23 @@ def load_rows(name: str, split: str = "train", config: str | None = None) -> Dat
     if path.suffix in FILE_TYPES:
         if not path.is_file():
             raise ValueError(f"no data file {name}")
+        if path.stat().st_size == 0:
+            raise ValueError(f"{name} is empty")
         try:
             return _as_dataset(load_dataset(FILE_TYPES[path.suffix], data_files=name, split="train"))
         except Exception as error:  # datasets raises many kinds for a malformed file
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise ValueError(f"could not read {name}: {reason}") from error
+            raise ValueError(f"could not read {name}: {_first_line(error.__cause__ or error)}") from error
     try:
         return _as_dataset(load_dataset(name, config, split=split))
     except Exception as error:  # the Hub client raises a dozen kinds when offline
         raise ValueError(
-            f"could not load data set {name!r} (split {split!r}): {str(error).splitlines()[0]}; "
+            f"could not load data set {name!r} (split {split!r}): {_first_line(error)}; "
             f"give a local file, a Hub name that can be reached, or one of {', '.join(BUILTIN)}"
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _as_dataset(dataset: Any) -> Dataset:

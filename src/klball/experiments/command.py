@@ -81,7 +81,8 @@ def show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]])
     """Print a table; numbers to the right, everything else to the left."""
     if not is_main():
         return
-    table = Table(title=title, title_justify="left", header_style="bold cyan")
+    width = min(len(title), console.width)
+    table = Table(title=title, title_justify="left", header_style="bold cyan", min_width=width)
     rows = [[_cell(value) for value in row] for row in rows]
     for column, name in enumerate(header):
         numeric = all(_is_number(row[column]) for row in rows)

@@ -125,7 +125,8 @@ def round_rows(analysis: Analysis) -> list[dict[str, Any]]:
     for m, model in enumerate(s.models):
         for r, round_ in enumerate(s.rounds):
             numbers = {name: float(getattr(s, name)[m, r]) for name in columns}
-            rows.append({"model": model, "round": round_, **numbers, "status": str(s.status[m, r])})
+            at = {"epsilon": s.epsilon, "gamma": "" if s.gamma is None else s.gamma}
+            rows.append({"model": model, "round": round_, **at, **numbers, "status": str(s.status[m, r])})
     return rows
 
 

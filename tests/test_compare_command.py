@@ -1,0 +1,134 @@
+"""`klball compare` as a user runs it: numbers against cvxpy and SciPy, shared folders, kills, bad input."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gradient_grid import rows
+from klball.cli import main
+from klball.evaluation.models import load_model
+from klball.evaluation.tables import read_scores
+from test_dual import conic_optimum
+
+ROUNDS = 5
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Two models that differ a little, 22 rows, and the arguments that compare them."""
+    folder = tmp_path_factory.mktemp("compare")
+    rows().to_json(folder / "data.jsonl")
+    model, tokenizer = load_model("klball/tiny")
+    for parameter in model.model.layers[-1].parameters():
+        parameter.data.mul_(1.05)
+    model.save_pretrained(folder / "other")
+    tokenizer.save_pretrained(folder / "other")
+    command = ["compare", "--models", "tiny=klball/tiny", f"other model={folder / 'other'}"]
+    command += ["--dataset_name", str(folder / "data.jsonl"), "--rounds", str(ROUNDS), "--resamples", "20"]
+    return folder, [*command, "--epsilon", "0.2"]
+
+
+@pytest.fixture(scope="module")
+def whole(base):
+    folder, command = base
+    main([*command, "--output_dir", str(folder / "whole")])
+    return folder / "whole"
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.csv"))}
+
+
+def test_numbers_are_those_of_cvxpy_and_scipy(whole):
+    recorded = read_csv(whole / "asked" / "rounds.csv")
+    assert len(recorded) == 2 * ROUNDS
+    own = next(row for row in recorded if (row["model"], row["round"]) == ("tiny", "2"))
+    table, _ = read_scores(whole / "scores" / "tiny" / "round-0002.parquet")
+    g, c = np.array(table["log_likelihood"]), np.array(table["certainty"])
+    even, gamma = np.full(len(g), 1 / len(g)), float(own["gamma"])
+    optimum = conic_optimum(g, c, even, 0.2, gamma, None)
+    assert float(own["worst_case"]) == pytest.approx(optimum.value, abs=1e-6)
+    _, ball, cap = optimum.constraints
+    assert float(own["lambda_"]) == pytest.approx(float(ball.dual_value), rel=1e-3)
+    assert float(own["beta"]) == pytest.approx(float(cap.dual_value), rel=1e-3, abs=1e-5)
+    least = conic_optimum(c, c, even, 0.2, None, None).value
+    assert float(own["gamma_margin"]) == pytest.approx(gamma - least, abs=1e-6)
+    values = {
+        model: np.array([float(r["worst_case"]) for r in recorded if r["model"] == model])
+        for model in ("tiny", "other model")
+    }
+    tests = {(t["test"], t["quantity"]): t for t in read_csv(whole / "asked" / "tests.csv")}
+    expected = stats.ttest_rel(values["tiny"], values["other model"])
+    assert float(tests["paired_t", "worst_case"]["p"]) == pytest.approx(expected.pvalue, rel=1e-6)
+    (profile,) = [
+        row for row in read_csv(whole / "profiles.csv") if (row["model"], row["epsilon"]) == ("tiny", "0.0")
+    ]
+    means = [float(r["mean_log_likelihood"]) for r in recorded if r["model"] == "tiny"]
+    assert float(profile["robust_loss"]) == pytest.approx(-np.mean(means))
+
+
+def test_jobs_divide_the_units_and_a_killed_one_continues(base, whole, capsys):
+    folder, command = base
+    shared = folder / "shared"
+    command = [*command, "--output_dir", str(shared), "--num_jobs", "2"]
+    main([*command, "--job_index", "0"])
+    assert "5 of 10 tables" in capsys.readouterr().out
+    done = {path: path.stat().st_mtime_ns for path in shared.rglob("round-*.parquet")}
+    assert len(done) == 5
+    victim = sorted(done)[0]  # as if killed before this unit was whole
+    victim.unlink()
+    main([*command, "--job_index", "1"])
+    assert "1 of 10" in capsys.readouterr().out and not (shared / "verdicts.txt").exists()
+    main([*command, "--job_index", "0"])
+    kept = {path: path.stat().st_mtime_ns for path in done if path != victim}
+    assert all(done[path] == time for path, time in kept.items())
+    assert tables(shared) == tables(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_divide_the_units(base, whole):
+    folder, command = base
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
+    command = [*launch, "klball", *command, "--output_dir", str(folder / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert tables(folder / "two") == tables(whole)
+
+
+def test_a_table_of_another_model_is_refused(base, whole, capsys):
+    folder, command = base
+    swapped = [argument.replace("tiny=klball/tiny", f"tiny={folder / 'other'}") for argument in command]
+    with pytest.raises(SystemExit) as caught:
+        main([*swapped, "--output_dir", str(whole)])
+    assert caught.value.code == 2 and "made from something else" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "one=klball/tiny"], "at least two"),
+        (["--models", "a=klball/tiny", "a=klball/tiny"], "same name"),
+        (["--models", "a b=klball/tiny", "a_b=klball/tiny"], "file name"),
+        (["--rounds", "2"], "at least 3"),
+        (["--gamma", "much"], "gamma"),
+        (["--epsilon", "0"], "epsilon"),
+        (["--num_jobs", "2", "--job_index", "2"], "job_index"),
+        (["--rounds_path", "nowhere.parquet"], "nowhere.parquet"),
+    ],
+)
+def test_bad_input_is_one_line(base, arguments, message, tmp_path, capsys):
+    _, command = base
+    with pytest.raises(SystemExit) as caught:
+        main([*command, *arguments, "--output_dir", str(tmp_path)])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert caught.value.code == 2 and message in error
