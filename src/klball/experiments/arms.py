@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import ModelConfig
 
-from klball.data.rows import load_rows
+from klball.data.rows import load_chat_template, load_rows
 from klball.evaluation.models import load_on_device
 from klball.evaluation.tables import score
 from klball.experiments.command import progress_bar, versions
@@ -65,6 +65,7 @@ class Options:
     lora_alpha: int = field(default=32, metadata={"help": "LoRA alpha."})
     max_length: int = field(default=1_024, metadata={"help": "Longest row, tokens."})
     dtype: str = field(default="float32", metadata={"help": "dtype of the weights."})
+    chat_template_path: str | None = field(default=None, metadata={"help": "A .jinja file or a tokenizer."})
     own_name: str | None = field(
         default=None, metadata={"help": "objectives: data with prompts to answer; default: the test rows."}
     )
@@ -128,7 +129,7 @@ def score_model(
     model_name: str, label: str, data: dict[str, Dataset], folder: Path, options: Options
 ) -> Tables:
     """Score tables on the test and out-of-domain rows, from disk where they are finished."""
-    model, tokenizer = load_on_device(model_name, options.dtype)
+    model, tokenizer = load(model_name, options)
     tables = {}
     for name in ("test", "ood"):
         output = folder / "scores" / label / f"{name}.parquet"
@@ -140,6 +141,13 @@ def score_model(
                 progress=progress,
             )
     return tables
+
+
+def load(name: str, options: Options) -> tuple[Any, Any]:
+    """Model and tokenizer as the experiment uses them."""
+    model, tokenizer = load_on_device(name, options.dtype)
+    load_chat_template(tokenizer, options.chat_template_path)
+    return model, tokenizer
 
 
 def run_arm(
@@ -192,6 +200,7 @@ def _config(arm: Arm, seed: int, run: Path, steps: int, options: Options) -> Rob
         lr_scheduler_type="cosine",
         warmup_steps=options.warmup_ratio,
         max_length=options.max_length,
+        chat_template_path=options.chat_template_path,
         train_sampling_strategy="group_by_length",
         save_strategy="steps",
         save_steps=max(1, steps // options.points),

@@ -17,9 +17,8 @@ from datasets import Dataset
 
 from klball.data.rows import encode, load_rows
 from klball.evaluation.behaviour import Behaviour, behaviour_of, own_answers
-from klball.evaluation.models import load_on_device
 from klball.evaluation.perplexity import robustness_report, token_mean, token_nll
-from klball.experiments.arms import BASE, OWN, Arm, Options, Tables, data_of, run_arm, score_model
+from klball.experiments.arms import BASE, OWN, Arm, Options, Tables, data_of, load, run_arm, score_model
 from klball.experiments.command import is_main, progress_bar, show_table, write_csv, write_text
 from klball.report.figures import plot_entropy, plot_gain_against_forgetting
 from klball.training.accountant import HISTORY_FILE
@@ -75,7 +74,7 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     options = dataclasses.replace(options, points=1)  # only the end is measured
     data = data_of(options)
     base = score_model(options.model_name_or_path, BASE, data, folder, options)
-    model, tokenizer = load_on_device(options.model_name_or_path, options.dtype)
+    model, tokenizer = load(options.model_name_or_path, options)
     asked = data["test"] if options.own_name is None else load_rows(options.own_name, "test")
     prompts = encode(asked.select(range(min(options.own_prompts, len(asked)))), tokenizer)
     with progress_bar("base: answering") as progress:
@@ -131,7 +130,7 @@ class _Reference:
         asked = {"model": path, **{name: getattr(self.options, name) for name in OWN}}
         if output.exists() and (known := json.loads(output.read_text()))["asked"] == asked:
             return Behaviour(**known["behaviour"])
-        model, tokenizer = load_on_device(path, self.options.dtype)
+        model, tokenizer = load(path, self.options)
         with progress_bar(f"{label}: answering") as progress:
             behaviour = behaviour_of(
                 *(self.model, model, tokenizer, self.prompts, self.written),
