@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import ModelConfig
@@ -147,7 +148,8 @@ def run_arm(
 ) -> tuple[Tables, list[dict[str, Any]]]:
     """Train one arm, score its checkpoints; returns the final tables and the curve's points."""
     run = folder / f"seed-{seed}" / arm.folder
-    per_step = options.per_device_train_batch_size * options.gradient_accumulation_steps
+    processes = PartialState(cpu=not torch.accelerator.is_available()).num_processes
+    per_step = options.per_device_train_batch_size * options.gradient_accumulation_steps * processes
     steps = max(1, round(options.num_train_epochs * -(-len(data["train"]) // per_step)))
     config = _config(arm, seed, run, steps, options)
     model_options = ModelConfig(
