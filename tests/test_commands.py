@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -249,6 +250,15 @@ def test_head_to_head_killed_and_run_again_is_the_uninterrupted_one(tmp_path):
     finals = [(tmp_path / folder / "finals.csv").read_bytes() for folder in ("killed", "whole")]
     assert finals[0] == finals[1] and finals[0].count(b"\n") == 10
     assert len(list((tmp_path / "whole/figures").glob("*.svg"))) == 2
+
+
+@pytest.mark.parametrize(("processes", "steps"), [(1, 8), (4, 2), (64, 2)])
+def test_steps_of_an_arm_do_not_multiply_with_the_processes(processes, steps, monkeypatch):
+    from klball.experiments import arms
+
+    monkeypatch.setattr(arms, "PartialState", lambda cpu: SimpleNamespace(num_processes=processes))
+    options = arms.Options(per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=2)
+    assert arms.num_steps(30, options) == steps
 
 
 def test_a_local_file_is_split_without_overlap(data):

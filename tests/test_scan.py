@@ -143,10 +143,13 @@ def test_text_of_an_answer_ends_where_the_answer_does(tokenizer):
     """An end token that is no special token must not be repeated as padding."""
     model = small_qwen(len(tokenizer))
     end = tokenizer(" the")["input_ids"][0]
+    encoded = encode(rows(), tokenizer)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = None
     with torch.no_grad():  # ends about every other answer early
         model.lm_head.weight[end] *= 4
     model.generation_config.eos_token_id = [end]
-    answers = sample_answers(model, tokenizer, encode(rows(), tokenizer), max_new_tokens=16)
+    answers = sample_answers(model, tokenizer, encoded, max_new_tokens=16)
     lengths = set()
     for row in answers:
         ids = [label for label in row["labels"] if label != -100]
