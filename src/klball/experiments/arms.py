@@ -150,6 +150,13 @@ def load(name: str, options: Options) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def score_files(folder: Path) -> dict[str, Path]:
+    """The score tables of an experiment, by model and data set."""
+    scores = folder / "scores"
+    paths = sorted(path for path in scores.rglob("*.parquet") if path.is_file())
+    return {path.relative_to(scores).with_suffix("").as_posix(): path for path in paths}
+
+
 def run_arm(
     arm: Arm, seed: int, data: dict[str, Dataset], folder: Path, options: Options
 ) -> tuple[Tables, list[dict[str, Any]]]:

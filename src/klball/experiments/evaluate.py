@@ -13,6 +13,7 @@ from klball.evaluation.models import TINY, load_model
 from klball.evaluation.perplexity import RobustnessReport, robustness_report
 from klball.evaluation.tables import score
 from klball.experiments.command import is_main, parse, progress_bar, show_table, write_csv, write_run
+from klball.experiments.pages.evaluation import write_evaluation_page
 from klball.report.figures import plot_profiles
 
 SHOWN = {  # metric → column of the printed table
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         raise ValueError(f"--reference {reference!r} is not among the models {', '.join(models)}")
     rows = {label: _rows(name, options) for label, name in datasets.items()}
     tables: dict[str, dict[str, Dataset]] = {data: {} for data in datasets}
+    files: dict[str, Path] = {}
     for label, name in models.items():
         model, tokenizer = load_model(name, options.dtype)
         if torch.accelerator.is_available():
@@ -70,9 +72,12 @@ def main(arguments: Sequence[str], prog: str) -> None:
                     output=output,
                     progress=progress,
                 )
+            files[f"{label} on {data}"] = output
     if is_main():
         write_run(folder, options, prog)
-        write_report(robustness_report(tables, reference), folder)
+        report = robustness_report(tables, reference)
+        write_report(report, folder)
+        write_evaluation_page(report, tables, rows, files, folder)
 
 
 def write_report(report: RobustnessReport, folder: Path) -> None:

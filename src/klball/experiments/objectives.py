@@ -18,9 +18,21 @@ from datasets import Dataset
 from klball.data.rows import encode, load_rows
 from klball.evaluation.behaviour import Behaviour, behaviour_of, own_answers
 from klball.evaluation.perplexity import robustness_report, token_mean, token_nll
-from klball.experiments.arms import BASE, OWN, Arm, Options, Tables, data_of, load, run_arm, score_model
+from klball.experiments.arms import (
+    BASE,
+    OWN,
+    Arm,
+    Options,
+    Tables,
+    data_of,
+    load,
+    run_arm,
+    score_files,
+    score_model,
+)
 from klball.experiments.command import is_main, progress_bar, show_table, write_csv, write_text
-from klball.report.figures import plot_entropy, plot_gain_against_forgetting
+from klball.experiments.pages.reproduction import write_objectives_page
+from klball.report.figures import plot_entropy, plot_gain_against_forgetting, smoothed_entropy
 from klball.training.accountant import HISTORY_FILE
 
 LOWER = 4  # the control's learning rate is this many times lower
@@ -162,6 +174,8 @@ def _report(outcomes: Sequence[Outcome], arms: Sequence[Arm], folder: Path) -> N
         for arm in arms
     }
     plot_entropy(curves, folder / "figures" / "entropy")
+    entropy = {name: smoothed_entropy(tables) for name, tables in curves.items()}
+    write_objectives_page(summary, entropy, seeds, score_files(folder), folder)
 
 
 def summarise(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -186,17 +186,21 @@ def plot_entropy(curves: dict[str, Sequence[Any]], path: Path, window: int = 10)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7.5, 5))
         for (name, tables), style in zip(curves.items(), _styles(), strict=False):
-            runs = np.array([table["entropy"].to_numpy() for table in tables])
-            steps = tables[0]["step"].to_numpy()
-            width = max(1, min(window, len(steps)))
-            kept = len(steps) // width * width
-            smooth = runs[:, :kept].reshape(len(runs), -1, width).mean(axis=(0, 2))
-            centres = steps[:kept].reshape(-1, width).mean(axis=1)
-            axis.plot(centres, smooth, label=name, markevery=4, **style)
+            axis.plot(*smoothed_entropy(tables, window), label=name, markevery=4, **style)
         axis.set_xlabel("optimizer step")
         axis.set_ylabel("token entropy of training answers, nats")
         figure.legend(loc="outside right center")
         save(figure, path)
+
+
+def smoothed_entropy(tables: Sequence[Any], window: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of windows of steps and the mean entropy in each, over the tables of all seeds."""
+    runs = np.array([table["entropy"].to_numpy() for table in tables])
+    steps = tables[0]["step"].to_numpy()
+    width = max(1, min(window, len(steps)))
+    kept = len(steps) // width * width
+    smooth = runs[:, :kept].reshape(len(runs), -1, width).mean(axis=(0, 2))
+    return steps[:kept].reshape(-1, width).mean(axis=1), smooth
 
 
 def _styles() -> Any:
