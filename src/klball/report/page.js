@@ -14,6 +14,7 @@ function drawPlots(width) {
     const figure = JSON.parse(text);
     const box = document.getElementById(source.dataset.plot);
     const narrow = box.clientWidth < 560;
+    if (narrow) wrapTitles(figure.layout);
     if (width) Object.assign(figure.layout, { width, autosize: false });
     Plotly.react(box, figure.data, figure.layout, {
       responsive: true,
@@ -22,6 +23,12 @@ function drawPlots(width) {
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
       toImageButtonOptions: { format: "svg" },
     });
+  }
+}
+
+function wrapTitles(layout) {
+  for (const axis of [layout.xaxis, layout.yaxis]) {
+    if (axis.title.text) axis.title.text = axis.title.text.replace(/(.{1,34})(\s|$)/g, "$1<br>").slice(0, -4);
   }
 }
 
