@@ -26,8 +26,8 @@ from klball.experiments.arms import (
     Tables,
     data_of,
     load,
+    provenance_of,
     run_arm,
-    score_files,
     score_model,
 )
 from klball.experiments.command import is_main, progress_bar, show_table, write_csv, write_text
@@ -175,7 +175,7 @@ def _report(outcomes: Sequence[Outcome], arms: Sequence[Arm], folder: Path) -> N
     }
     plot_entropy(curves, folder / "figures" / "entropy")
     entropy = {name: smoothed_entropy(tables) for name, tables in curves.items()}
-    write_objectives_page(summary, entropy, seeds, score_files(folder), folder)
+    write_objectives_page(summary, entropy, seeds, provenance_of(folder), folder)
 
 
 def summarise(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

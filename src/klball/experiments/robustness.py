@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from klball.evaluation.perplexity import RESAMPLES, robustness_report
-from klball.experiments.arms import BASE, Arm, Options, Tables, data_of, run_arm, score_files, score_model
+from klball.experiments.arms import BASE, Arm, Options, Tables, data_of, provenance_of, run_arm, score_model
 from klball.experiments.command import is_main, show_table, write_csv
 from klball.experiments.evaluate import write_report
 from klball.experiments.pages.reproduction import write_robustness_page
@@ -83,7 +83,7 @@ def _report(
     write_robustness_page(
         *(rows, finals, points, {column: title for column, (_, _, title) in MEASURES.items()}),
         *(reports[0], _by_data(tables[0]), data),
-        *(score_files(folder), folder),
+        *(provenance_of(folder), folder),
     )
 
 

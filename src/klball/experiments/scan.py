@@ -17,7 +17,7 @@ from klball.evaluation.models import TINY, load_on_device
 from klball.evaluation.perplexity import RADII, ProfilePoint, token_mean, token_nll
 from klball.evaluation.scoring import TOKENS
 from klball.evaluation.tables import score
-from klball.experiments.arms import score_files
+from klball.experiments.arms import provenance_of
 from klball.experiments.command import is_main, parse, progress_bar, show_table, write_csv, write_run
 from klball.experiments.pages.scan import ScanResults, write_scan_page
 from klball.report.figures import plot_gain_against_forgetting, plot_profiles, plot_rewards
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         found = _show_training_set(model, tokenizer, table, rows, options, folder)
     compared = _show_models(model, tokenizer, options, folder) if options.models else []
     if found is not None:
-        write_scan_page(replace(found, models=compared), score_files(folder), folder)
+        write_scan_page(replace(found, models=compared), provenance_of(folder), folder)
         what = "tables as CSV, figures as SVG and PNG, report.html"
         show_table("written", ("folder", "what"), [(str(folder), what)])
 

@@ -38,7 +38,7 @@ def lines(series: Mapping[str, Series], x_title: str, y_title: str, hover: str =
     return figure
 
 
-def profiles(series: Mapping[str, Series], y_title: str = "worst-case loss L_ε, nats/token") -> go.Figure:
+def profiles(series: Mapping[str, Series], y_title: str) -> go.Figure:
     """Robust profiles ε ↦ L_ε on a logarithmic axis of ε, with ε = 0 to its left."""
     radii = sorted({e for x, _ in series.values() for e in x})
     positive = [e for e in radii if e > 0]

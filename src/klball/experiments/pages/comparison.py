@@ -1,4 +1,4 @@
-"""The report of `klball compare`: verdicts, effects, robust profiles, then the source's tables and reading."""
+"""The report of `klball compare`: verdicts, effects, robust profiles, the source's tables and reading."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,11 +46,9 @@ READING = (
 )
 
 
-def write_comparison_report(
-    comparison: Comparison, rounds: Rounds, score_files: Mapping[str, Path], folder: Path
-) -> None:
+def write_comparison_report(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
     """report.html; for papers the scatter and heat maps as SVG and PNG, and the tables as LaTeX."""
-    write_page(comparison_page(comparison, rounds, score_files, folder), folder / REPORT_FILE)
+    write_page(comparison_page(comparison, rounds, folder), folder / REPORT_FILE)
     asked, models = comparison.asked, comparison.asked.solutions.models
     if _has_cap(asked):
         pairs = {model: pair[:2] for model, pair in _pairs(asked).items()}
@@ -73,14 +71,12 @@ def write_comparison_report(
         write_text(folder / "latex" / f"effects-{own}.tex", text)
 
 
-def comparison_page(
-    comparison: Comparison, rounds: Rounds, score_files: Mapping[str, Path], folder: Path
-) -> Page:
-    """The page; `folder` holds run.json, and score_files name the score tables whose provenance is shown."""
+def comparison_page(comparison: Comparison, rounds: Rounds, folder: Path) -> Page:
+    """The page; `folder` holds run.json."""
     scores = comparison.scores
     return Page(
         title="Which model is more reliable?",
-        subtitle=f"{', '.join(scores.models)}: {len(scores.rounds)} rounds of {len(scores.sample_ids)} samples",
+        subtitle=f"{len(scores.models)} models, {len(scores.rounds)} rounds of {len(scores.sample_ids)} samples",
         verdict=[f"At {a.name}: {v.sentence}" for a in comparison.analyses() for v in a.verdicts],
         sections=[
             *(_effects_section(analysis) for analysis in comparison.analyses()),
@@ -89,12 +85,12 @@ def comparison_page(
             _tests_section(comparison),
             samples_section(
                 _samples(comparison, rounds),
-                f"Log-likelihoods and weights at {comparison.asked.name}, means over rounds; a weight n·q of 1 is "
-                "an even share. Prompts are the original ones.",
+                f"Log-likelihoods and weights at {comparison.asked.name}, means over rounds; a weight n·q "
+                "of 1 is an even share. Prompts are the original ones.",
                 group="model",
             ),
             _quality_section(comparison, rounds),
-            provenance_section(folder, score_files),
+            provenance_section(folder, {"rounds": rounds.about, **comparison.about}),
         ],
     )
 

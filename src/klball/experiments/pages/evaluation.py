@@ -40,7 +40,7 @@ def write_evaluation_page(
     report: RobustnessReport,
     tables: Tables,
     rows: Mapping[str, Dataset],
-    score_files: Mapping[str, Path],
+    about: Mapping[str, Any],
     folder: Path,
 ) -> None:
     """report.html of models on data sets; `rows` are the data sets themselves, for the texts."""
@@ -53,7 +53,7 @@ def write_evaluation_page(
             *evaluation_sections(report, models),
             weighed_samples(tables, rows),
             quality_section(report),
-            provenance_section(folder, score_files),
+            provenance_section(folder, about),
         ],
     )
     write_page(page, folder / REPORT_FILE)

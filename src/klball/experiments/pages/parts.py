@@ -11,7 +11,6 @@ from datasets import Dataset
 
 from klball.data.rows import texts_of, to_trl_format, with_sample_ids
 from klball.evaluation.perplexity import ProfilePoint
-from klball.evaluation.tables import read_provenance
 from klball.experiments.command import versions
 from klball.report.interactive import Series, profiles
 from klball.report.page import Cell, Plot, Record, Section, Table
@@ -38,10 +37,10 @@ def sample_rows(
 ) -> list[dict[str, Any]]:
     """The samples with the lowest g and with the largest weights, each once, with `labels` in front.
 
-    weights: q, which sums to 1; shown as n·q, which is 1 for an even-handed adversary.
+    weights: q, which sums to 1, or NaN for none; shown as n·q, where 1 is an even share.
     """
     hard = np.argsort(g, kind="stable")[:SHOWN].tolist()
-    heavy = np.argsort(-weights, kind="stable")[:SHOWN].tolist()
+    heavy = [] if np.isnan(weights).any() else np.argsort(-weights, kind="stable")[:SHOWN].tolist()
     rows = []
     for i in dict.fromkeys([*heavy, *hard]):
         why = [name for name, places in (("hardest", hard), ("top-weighted", heavy)) if i in places]
@@ -65,17 +64,16 @@ def samples_section(rows: Sequence[dict[str, Any]], intro: str, group: str) -> S
     return Section("Samples", [table], intro)
 
 
-def provenance_section(folder: Path, score_files: Mapping[str, Path]) -> Section:
-    """Options of the run, library versions, and what every score table was made from."""
+def provenance_section(folder: Path, tables: Mapping[str, Any]) -> Section:
+    """Options of the run, library versions, and what every score table says it was made from."""
     run = folder / "run.json"
     records = [Record("Command and options", json.loads(run.read_text()))] if run.exists() else []
     records.append(Record("Library versions", versions()))
-    of_table = {name: read_provenance(path) for name, path in score_files.items() if path.exists()}
-    records.append(Record("Score tables: model, weights, tokenizer, data, length", of_table))
+    records.append(Record("Score tables: model, weights, tokenizer, data, length", tables))
     return Section("Provenance", records, "What the numbers depend on, in full.")
 
 
-def profile_plot(points: Sequence[ProfilePoint], data: str) -> Plot:
+def profile_plot(points: Sequence[ProfilePoint], data: str, unit: str = "token") -> Plot:
     """The robust profiles of all models on one data set."""
     series: dict[str, Series] = {}
     for model in dict.fromkeys(point.model for point in points if point.data == data):
@@ -86,8 +84,8 @@ def profile_plot(points: Sequence[ProfilePoint], data: str) -> Plot:
     )
     return Plot(
         f"Robust profile on {data}",
-        profiles(series),
-        f"Line chart of the worst-case loss in nats per token against the radius. {ends}.",
+        profiles(series, f"worst-case loss L_ε, nats/{unit}"),
+        f"Line chart of the worst-case loss in nats per {unit} against the radius. {ends}.",
         "The loss when an adversary may re-weight the samples within radius ε. Flatter is more even.",
     )
 

@@ -29,7 +29,7 @@ def write_robustness_page(
     report: RobustnessReport,
     tables: Tables,
     rows: Mapping[str, Dataset],
-    score_files: Mapping[str, Path],
+    about: Mapping[str, Any],
     folder: Path,
 ) -> None:
     """report.html of the robustness experiment; `report` and `tables` are those of the first seed."""
@@ -46,7 +46,7 @@ def write_robustness_page(
             *evaluation_sections(report, models, "seed 0"),
             weighed_samples(tables, rows),
             quality_section(report),
-            provenance_section(folder, score_files),
+            provenance_section(folder, about),
         ],
     )
     write_page(page, folder / REPORT_FILE)
@@ -111,7 +111,7 @@ def _curve(curves: Rows, column: str, title: str) -> Plot:
 
 
 def write_objectives_page(
-    summary: Rows, entropy: Mapping[str, Series], seeds: int, score_files: Mapping[str, Path], folder: Path
+    summary: Rows, entropy: Mapping[str, Series], seeds: int, about: Mapping[str, Any], folder: Path
 ) -> None:
     """report.html of the head-to-head; summary: rows arm, each measure and its _sd."""
     columns = {name: name.replace("_", " ") for name in summary[0] if not name.endswith("_sd")}
@@ -154,7 +154,7 @@ def write_objectives_page(
                     )
                 ],
             ),
-            provenance_section(folder, score_files),
+            provenance_section(folder, about),
         ],
     )
     write_page(page, folder / REPORT_FILE)

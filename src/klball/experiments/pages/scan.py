@@ -30,7 +30,7 @@ class ScanResults:
     counts: Mapping[str, int]
 
 
-def write_scan_page(results: ScanResults, score_files: Mapping[str, Path], folder: Path) -> None:
+def write_scan_page(results: ScanResults, about: Mapping[str, Any], folder: Path) -> None:
     """report.html of a scan."""
     sections = [_gradient_section(results), _profile_section(results)]
     if results.models:
@@ -45,7 +45,7 @@ def write_scan_page(results: ScanResults, score_files: Mapping[str, Path], folde
             *sections,
             samples_section(results.dominating, note, group=""),
             Section("Data quality", [quality]),
-            provenance_section(folder, score_files),
+            provenance_section(folder, about),
         ],
     )
     write_page(page, folder / REPORT_FILE)
