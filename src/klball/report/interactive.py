@@ -19,7 +19,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross
 AXIS = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": INK, "automargin": True, "ticks": "outside"}
 NO_RADIUS = "0"  # the label of ε = 0, which a logarithmic axis cannot hold
 
-Series = tuple[Sequence[float], Sequence[float]]  # x, y
+Series = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]  # x, y
 
 
 def lines(series: Mapping[str, Series], x_title: str, y_title: str, hover: str = "") -> go.Figure:
@@ -153,6 +153,7 @@ def heat_map(matrix: np.ndarray, names: Sequence[str], title: str) -> go.Figure:
         texttemplate="%{text}",
         colorscale="Cividis",
         zmin=0,
+        zmax=float(np.nanmax(matrix, initial=1.0)),
         colorbar={"title": {"text": title}, "thickness": 12},
         xgap=2,
         ygap=2,

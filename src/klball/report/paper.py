@@ -10,6 +10,7 @@ import numpy as np
 
 from klball.report.ellipse import covariance_ellipse
 from klball.report.figures import STYLE, line_styles, save
+from klball.report.page import Cell
 
 ESCAPES = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
@@ -61,7 +62,7 @@ def latex_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], c
     """
     if not rows:
         raise ValueError(f"no rows for the table {caption!r}")
-    numeric = {key: all(isinstance(row[key], int | float) for row in rows) for key in columns}
+    numeric = {key: any(isinstance(row[key], int | float | Cell) for row in rows) for key in columns}
     alignment = "".join("r" if numeric[key] else "l" for key in columns)
     lines = [" & ".join(_latex(row[key]) for key in columns) + r" \\" for row in rows]
     return "\n".join(
@@ -76,6 +77,8 @@ def latex_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], c
 
 
 def _latex(value: Any) -> str:
+    if isinstance(value, int):
+        return f"${value}$"
     if isinstance(value, float):
         if math.isnan(value):
             return "--"

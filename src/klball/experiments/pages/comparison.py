@@ -74,10 +74,11 @@ def write_comparison_report(comparison: Comparison, rounds: Rounds, folder: Path
 def comparison_page(comparison: Comparison, rounds: Rounds, folder: Path) -> Page:
     """The page; `folder` holds run.json."""
     scores = comparison.scores
+    n = len(scores.sample_ids)
     return Page(
         title="Which model is more reliable?",
-        subtitle=f"{len(scores.models)} models, {len(scores.rounds)} rounds of {len(scores.sample_ids)} samples",
-        verdict=[f"At {a.name}: {v.sentence}" for a in comparison.analyses() for v in a.verdicts],
+        subtitle=f"{len(scores.models)} models, {len(scores.rounds)} rounds of {n} samples",
+        verdict=[_said(a, v.sentence) for a in comparison.analyses() for v in a.verdicts],
         sections=[
             *(_effects_section(analysis) for analysis in comparison.analyses()),
             _profiles_section(comparison),
@@ -93,6 +94,12 @@ def comparison_page(comparison: Comparison, rounds: Rounds, folder: Path) -> Pag
             provenance_section(folder, {"rounds": rounds.about, **comparison.about}),
         ],
     )
+
+
+def _said(analysis: Analysis, sentence: str) -> str:
+    """The sentence names ε; γ goes before it."""
+    gamma = analysis.solutions.gamma
+    return sentence if gamma is None else f"With certainty capped at γ = {gamma:.4g}: {sentence}"
 
 
 EFFECTS = {
@@ -206,7 +213,7 @@ def _source_section(analysis: Analysis) -> Section:
     readings = [
         {"pair": f"{v.model_a} and {v.model_b}", "reading": v.source_reading} for v in analysis.verdicts
     ]
-    parts.append(Table("The source's reading, not ours", readings, long=("reading",)))
+    parts.append(Table("The source's reading, not ours", readings))
     if _has_cap(analysis):
         pairs = _pairs(analysis)
         said = "; ".join(
