@@ -1,6 +1,6 @@
 """Plotly figures for the HTML report: colour-blind-safe, told apart by marker and dash as well.
 
-Black and the grid's grey stand for the page's own colours of text and lines, light or dark (page.js).
+Black, the grid's grey and the darkest blue stand for the page's own colours, light or dark (page.js).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ INK, GRID = "#000000", "#dddddd"
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot", "8px 2px 2px 2px")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
 AXIS = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": INK, "automargin": True, "ticks": "outside"}
-NO_RADIUS = "0"  # the label of ε = 0, which a logarithmic axis cannot hold
+TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 
 Series = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]  # x, y
 
@@ -48,8 +48,9 @@ def profiles(series: Mapping[str, Series], y_title: str) -> go.Figure:
     for name, (x, _) in series.items():
         hover = {"customdata": list(x), "hovertemplate": "ε = %{customdata:.3g}<br>%{y:.4g}"}
         figure.update_traces(hover, selector={"name": _plain(name)})
-    labels = [f"{e:g}" if e > 0 else NO_RADIUS for e in radii]
-    figure.update_xaxes(type="log", tickvals=[max(e, least) for e in radii], ticktext=labels)
+    ticks = [t for t in TICKS if positive and positive[0] <= t <= positive[-1]]
+    labels = {**({least: "0"} if 0 in radii else {}), **{t: f"{t:g}" for t in ticks}}
+    figure.update_xaxes(type="log", tickvals=list(labels), ticktext=list(labels.values()))
     return figure
 
 
@@ -107,6 +108,7 @@ def gain_against_forgetting(summary: Sequence[Mapping[str, Any]]) -> go.Figure:
             hovertemplate="forgetting %{x:.4g}<br>gain %{y:.4g}",
         )
     figure.add_hline(y=0, line={"color": INK, "width": 1, "dash": "dot"})
+    figure.update_xaxes(rangemode="tozero")
     return figure
 
 
@@ -144,7 +146,7 @@ def multipliers(pairs: Mapping[str, tuple[np.ndarray, np.ndarray, Sequence[str]]
 def heat_map(matrix: np.ndarray, names: Sequence[str], title: str) -> go.Figure:
     """A symmetric matrix [models, models] with its numbers in the cells; a dash where there is none."""
     figure = _figure("", "")
-    shown = [["–" if np.isnan(value) else f"{value:.3g}" for value in row] for row in matrix]
+    shown = [["" if np.isnan(value) else f"{value:.3g}" for value in row] for row in matrix]
     figure.add_heatmap(
         z=matrix,
         x=[_plain(name) for name in names],
@@ -159,6 +161,16 @@ def heat_map(matrix: np.ndarray, names: Sequence[str], title: str) -> go.Figure:
         ygap=2,
         hovertemplate=f"%{{x}} and %{{y}}<br>{title} = %{{z:.4g}}",
         hoverongaps=False,
+    )
+    empty = [(_plain(names[x]), _plain(names[y])) for y, x in np.argwhere(np.isnan(matrix))]
+    figure.add_scatter(
+        x=[x for x, _ in empty],
+        y=[y for _, y in empty],
+        text="–",
+        mode="text",
+        textfont={"color": INK},
+        hoverinfo="skip",
+        showlegend=False,
     )
     figure.update_xaxes(showgrid=False, ticks="")
     figure.update_yaxes(showgrid=False, ticks="", autorange="reversed")

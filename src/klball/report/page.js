@@ -1,7 +1,7 @@
 "use strict";
 
-// Figures name their colours of text and grid by these two; the page replaces them by its own.
-const STAND_INS = { "#000000": "--ink", "#dddddd": "--grid" };
+// Figures name these colours; the page replaces them by its own, which differ in dark mode.
+const STAND_INS = { "#000000": "--ink", "#dddddd": "--grid", "#0072B2": "--blue" };
 const PRINT_WIDTH = 680;
 
 function drawPlots(width) {

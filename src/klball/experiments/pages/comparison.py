@@ -85,6 +85,7 @@ def comparison_page(comparison: Comparison, rounds: Rounds, folder: Path) -> Pag
             _source_section(comparison.asked),
             _tests_section(comparison),
             samples_section(
+                "Hardest and top-weighted samples",
                 _samples(comparison, rounds),
                 f"Log-likelihoods and weights at {comparison.asked.name}, means over rounds; a weight n·q "
                 "of 1 is an even share. Prompts are the original ones.",

@@ -1,5 +1,6 @@
 """The report of `klball evaluate`: models side by side on every data set."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from klball.evaluation.perplexity import RobustnessReport
+from klball.evaluation.perplexity import HARDEST, RobustnessReport
 from klball.experiments.pages.parts import (
     REPORT_FILE,
     change,
@@ -24,6 +25,7 @@ from klball.report.interactive import intervals
 from klball.report.page import Page, Part, Plot, Section, Table, write_page
 from klball.robust.dual import solve_dual
 
+FEW = 20  # rows; a bootstrap of fewer says little
 WEIGHED_AT = 0.5  # the radius of the weights in the sample table
 COMPARED = {
     "perplexity_sample": "perplexity, mean over samples",
@@ -98,6 +100,7 @@ def weighed_samples(tables: Tables, rows: Mapping[str, Dataset]) -> Section:
             own += sample_rows(ids, g, weights, model=f"{model} on {data}")
         shown += with_texts(own, rows[data])
     return samples_section(
+        "Hardest and top-weighted samples",
         shown,
         f"Weights are those of the worst case at ε = {WEIGHED_AT:g}; 1 is an even share. Without a bound on "
         "certainty they rise as the log-likelihood falls. Look here for mislabelled answers.",
@@ -114,21 +117,28 @@ def _common(of_model: Mapping[str, Dataset]) -> np.ndarray:
 def _verdict(report: RobustnessReport, models: list[str]) -> list[str]:
     sentences = []
     for data in report.rows:
+        few = _few_rows(report, data)
         for model in models:
             hard, whole = (report.value(data, model, name) for name in ("hardest_1pct", "perplexity_sample"))
             if model == report.reference:
                 if len(models) == 1:
                     sentences.append(
                         f"On {data}, {model} has perplexity {whole.value:.4g} on the whole set and "
-                        f"{hard.value:.4g} on its hardest 1 %."
+                        f"{hard.value:.4g} on its hardest 1 %{few}."
                     )
                 continue
             parts = [says(m.ratio, m.ratio_low, m.ratio_high) for m in (hard, whole)]
             sentences.append(
                 f"On {data}, against {report.reference}, the perplexity of {model} is {parts[0]} on the "
-                f"hardest 1 % and {parts[1]} on the whole set."
+                f"hardest 1 %{few} and {parts[1]} on the whole set."
             )
     return sentences
+
+
+def _few_rows(report: RobustnessReport, data: str) -> str:
+    """A warning where the hardest 1 % are too few for their interval to mean much."""
+    rows = max(1, math.ceil(HARDEST * report.rows[data]["kept"]))
+    return f" (descriptive: only {rows} rows)" if rows < FEW else ""
 
 
 def _effects_table(report: RobustnessReport, data: str, others: list[str]) -> Table:

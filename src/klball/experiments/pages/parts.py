@@ -49,11 +49,11 @@ def sample_rows(
     return rows
 
 
-def samples_section(rows: Sequence[dict[str, Any]], intro: str, group: str) -> Section:
+def samples_section(title: str, rows: Sequence[dict[str, Any]], intro: str, group: str = "") -> Section:
     """A searchable table of samples with their texts, to be narrowed to one value of `group`."""
     headings = {"log_likelihood": "log-likelihood", "n_q": "weight n·q", "sample_id": "sample"}
     table = Table(
-        "Hardest and top-weighted samples",
+        title,
         rows,
         {key: headings.get(key, key.replace("_", " ")) for key in (rows[0] if rows else {})},
         "A row stays if it holds every word typed. Escape clears the box. Open a text to read it whole.",

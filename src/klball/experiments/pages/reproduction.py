@@ -123,7 +123,10 @@ def write_objectives_page(
     page = Page(
         title="Token objectives: what each gains and forgets",
         subtitle=f"{len(summary) - 1} methods at equal budget, {seeds} seed(s)",
-        verdict=gain_verdict(summary),
+        verdict=[
+            *gain_verdict(summary),
+            f"These are means over {seeds} seeds." if seeds > 1 else "One seed: chance is not ruled out.",
+        ],
         sections=[
             Section(
                 "Gain against forgetting",
@@ -174,6 +177,5 @@ def gain_verdict(summary: Rows) -> list[str]:
         f"{best['arm']} gains most on the task: {best['gain']:.3g} nats per token, forgetting "
         f"{best['forgetting']:.3g} (KL from the base on its own answers).",
         f"{mild['arm']} forgets least: {mild['forgetting']:.3g} nats per token, gaining {mild['gain']:.3g}.",
-        f"No other method both gains more and forgets less than {', '.join(free)} (means; the table "
-        "has their spread over seeds).",
+        f"No other method both gains more and forgets less than {', '.join(free)}.",
     ]

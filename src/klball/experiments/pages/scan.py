@@ -43,7 +43,7 @@ def write_scan_page(results: ScanResults, about: Mapping[str, Any], folder: Path
         verdict=_verdict(results),
         sections=[
             *sections,
-            samples_section(results.dominating, note, group=""),
+            samples_section("Samples with the most gradient weight", results.dominating, note),
             Section("Data quality", [quality]),
             provenance_section(folder, about),
         ],
