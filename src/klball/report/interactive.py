@@ -162,7 +162,7 @@ def heat_map(matrix: np.ndarray, names: Sequence[str], title: str) -> go.Figure:
         hovertemplate=f"%{{x}} and %{{y}}<br>{title} = %{{z:.4g}}",
         hoverongaps=False,
     )
-    empty = [(_plain(names[x]), _plain(names[y])) for y, x in np.argwhere(np.isnan(matrix))]
+    empty = [(_plain(names[x]), _plain(names[y])) for y, x in np.argwhere(np.isnan(matrix)).tolist()]
     figure.add_scatter(
         x=[x for x, _ in empty],
         y=[y for _, y in empty],
