@@ -107,7 +107,7 @@ def run(options: Options, folder: Path) -> Iterator[int]:
             path = folder / f"seed-{seed}" / arm.folder / f"checkpoint-{points[-1]['step']}"
             own = folder / "own" / f"seed-{seed}" / arm.folder
             outcomes.append(reference.outcome(arm.label, seed, tables, str(path), own))
-        _report(outcomes, arms, folder)
+        _report(outcomes, arms, base, data, folder)
         yield seed
 
 
@@ -153,7 +153,9 @@ class _Reference:
         return behaviour
 
 
-def _report(outcomes: Sequence[Outcome], arms: Sequence[Arm], folder: Path) -> None:
+def _report(
+    outcomes: Sequence[Outcome], arms: Sequence[Arm], base: Tables, data: dict[str, Dataset], folder: Path
+) -> None:
     if not is_main():
         return
     write_csv(folder / "finals.csv", [asdict(outcome) for outcome in outcomes])
@@ -175,7 +177,8 @@ def _report(outcomes: Sequence[Outcome], arms: Sequence[Arm], folder: Path) -> N
     }
     plot_entropy(curves, folder / "figures" / "entropy")
     entropy = {name: smoothed_entropy(tables) for name, tables in curves.items()}
-    write_objectives_page(summary, entropy, seeds, provenance_of(folder), folder)
+    of_base = {name: {BASE: table} for name, table in base.items()}
+    write_objectives_page(summary, entropy, seeds, of_base, data, provenance_of(folder), folder)
 
 
 def summarise(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

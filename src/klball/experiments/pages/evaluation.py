@@ -54,7 +54,7 @@ def write_evaluation_page(
         sections=[
             *evaluation_sections(report, models),
             weighed_samples(tables, rows),
-            quality_section(report),
+            quality_section(report.rows),
             provenance_section(folder, about),
         ],
     )
@@ -76,11 +76,11 @@ def evaluation_sections(report: RobustnessReport, models: list[str], note: str =
     return sections
 
 
-def quality_section(report: RobustnessReport) -> Section:
+def quality_section(rows: Mapping[str, Mapping[str, int]]) -> Section:
     """Rows kept and lost on every data set."""
     table = Table(
         "Rows kept and left out",
-        [{"data": data, **counts} for data, counts in report.rows.items()],
+        [{"data": data, **counts} for data, counts in rows.items()],
         {"data": "data set", "kept": "kept", "truncated": "truncated", "unscored": "without an answer token"},
         "A row that one model had to cut or could not score is left out for all models.",
     )

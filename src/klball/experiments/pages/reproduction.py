@@ -6,7 +6,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from klball.evaluation.perplexity import RobustnessReport
+from klball.evaluation.perplexity import RobustnessReport, robustness_report
+from klball.experiments.arms import BASE
 from klball.experiments.pages.evaluation import (
     Tables,
     evaluation_sections,
@@ -45,7 +46,7 @@ def write_robustness_page(
             Section("Over training", [_curve(curves, column, title) for column, title in measures.items()]),
             *evaluation_sections(report, models, "seed 0"),
             weighed_samples(tables, rows),
-            quality_section(report),
+            quality_section(report.rows),
             provenance_section(folder, about),
         ],
     )
@@ -111,11 +112,18 @@ def _curve(curves: Rows, column: str, title: str) -> Plot:
 
 
 def write_objectives_page(
-    summary: Rows, entropy: Mapping[str, Series], seeds: int, about: Mapping[str, Any], folder: Path
+    summary: Rows,
+    entropy: Mapping[str, Series],
+    seeds: int,
+    base: Tables,
+    rows: Mapping[str, Dataset],
+    about: Mapping[str, Any],
+    folder: Path,
 ) -> None:
-    """report.html of the head-to-head; summary: rows arm, each measure and its _sd."""
+    """report.html of the head-to-head; summary: rows arm, each measure and its _sd; base: its tables."""
+    counts = robustness_report({data: dict(of_model) for data, of_model in base.items()}, BASE, 1).rows
     columns = {name: name.replace("_", " ") for name in summary[0] if not name.endswith("_sd")}
-    rows = [
+    values = [
         {"arm": r["arm"], **{c: number_sd(r[c], r[f"{c}_sd"]) for c in columns if c != "arm"}}
         for r in summary
     ]
@@ -140,7 +148,7 @@ def write_objectives_page(
                     ),
                     Table(
                         "All measures",
-                        rows,
+                        values,
                         columns,
                         "Mean ± sd over seeds; nats per token, but for the hardest 1 % (perplexity), "
                         "distinct 2 and self bleu.",
@@ -157,6 +165,8 @@ def write_objectives_page(
                     )
                 ],
             ),
+            weighed_samples(base, rows),
+            quality_section(counts),
             provenance_section(folder, about),
         ],
     )
