@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,6 +180,22 @@ def test_score_solve_and_evaluate(data, tmp_path, capsys):
         (["reproduce", "--preset", "huge"], "--preset must be one of tiny, paper"),
         (["reproduce", "--epsilons", "-1"], "--epsilons must be 0 or more"),
         (
+            ["reproduce", "--experiment", "objectives", "--own_samples", "1", "--output_dir", "OUT"],
+            "at least 2",
+        ),
+        (["reproduce", "--preset=paper", "--output_dir", "OUT"], "could not load data set 'HuggingFaceH4/"),
+        (
+            ["reproduce", "--preset=paper", "--experiment=objectives", "--output_dir", "OUT"],
+            "could not load data set 'AI-MO/",
+        ),
+        (
+            ["reproduce", "--preset", "paper", "--ood_name", "objectives", "--output_dir", "OUT"],
+            "could not load data set 'HuggingFaceH4/",
+        ),
+        (["scan", "--own_tokens", "0"], "--own_tokens must be at least 1"),
+        (["scan", "--models", "a/b/c", "d/b/c"], "would be called 'b-c'"),
+        (["scan", "--ood_names", "test"], "would be called 'test'"),
+        (
             ["reproduce", "--preset", "paper", "--output_dir", "OUT"],
             "could not load data set 'HuggingFaceH4/",
         ),
@@ -213,6 +230,35 @@ def test_reproduce_is_resumable_and_complete(tmp_path):
     rows = list(csv.DictReader((tmp_path / "out/summary.csv").open()))
     assert [row["arm"] for row in rows] == ["base", "SFT (ε = 0)", "ε = 0.05", "ε = 0.05, static"]
     assert len(list((tmp_path / "out/figures").glob("*.svg"))) == 3
+
+
+@pytest.mark.slow
+def test_head_to_head_killed_and_run_again_is_the_uninterrupted_one(tmp_path):
+    small = ["reproduce", "--experiment", "objectives", "--train_rows", "48", "--test_rows", "40"]
+    small += ["--ood_rows", "10", "--own_prompts", "4", "--own_samples", "2", "--own_tokens", "8"]
+    killed = [*small, "--output_dir", str(tmp_path / "killed")]
+    process = subprocess.Popen([sys.executable, "-m", "klball", *killed], stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed/seed-0/psft/run.json").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed/finals.csv").exists()
+    for folder in ("killed", "whole"):
+        done = run(*small, "--output_dir", tmp_path / folder)
+        assert done.returncode == 0, done.stderr
+    finals = [(tmp_path / folder / "finals.csv").read_bytes() for folder in ("killed", "whole")]
+    assert finals[0] == finals[1] and finals[0].count(b"\n") == 10
+    assert len(list((tmp_path / "whole/figures").glob("*.svg"))) == 2
+
+
+@pytest.mark.parametrize(("processes", "steps"), [(1, 8), (4, 2), (64, 2)])
+def test_steps_of_an_arm_do_not_multiply_with_the_processes(processes, steps, monkeypatch):
+    from klball.experiments import arms
+
+    monkeypatch.setattr(arms, "PartialState", lambda cpu: SimpleNamespace(num_processes=processes))
+    options = arms.Options(per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=2)
+    assert arms.num_steps(30, options) == steps
 
 
 def test_a_local_file_is_split_without_overlap(data):

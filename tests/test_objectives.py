@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from conftest import small_qwen
 from gradient_grid import rows, trainer_for
@@ -121,6 +122,43 @@ def test_resumed_within_a_window_ends_with_the_same_weights(stop, tokenizer, tmp
     for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert whole.accountant.history == again.accountant.history
+
+
+class StopsAt(TrainerCallback):
+    """Ends the first epoch, or the training, after a step."""
+
+    def __init__(self, step, what):
+        self.step, self.what = step, what
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            setattr(control, self.what, True)
+
+
+@pytest.mark.parametrize("what", ["should_epoch_stop", "should_training_stop"])
+def test_a_window_ends_where_a_callback_ends_the_epoch(what, tokenizer, tmp_path):
+    """Batches fetched for the rest of the window must not be trained on in the next epoch."""
+    case = dict(objective="psft", ambiguity=Empirical(), psft_refresh=8)
+    trainer, _ = trainer_for(case, "4x1", str(tmp_path), num_train_epochs=2)
+    seen = []
+    trainer._window.losses = lambda index, scores, own=trainer._window.losses: (
+        seen.append(index.tolist()) or own(index, scores)
+    )
+    trainer.add_callback(StopsAt(2, what))
+    trainer.train()
+    if what == "should_training_stop":
+        trainer.train()
+    assert seen[2] == seen[0] == [0, 1, 2, 3]  # the epoch begins anew
+
+
+def test_a_window_of_other_rows_is_refused_in_one_line(tokenizer, tmp_path):
+    case = dict(objective="psft", ambiguity=Empirical(), psft_refresh=3)
+    more = dict(save_strategy="steps", save_steps=1)
+    trainer, _ = trainer_for(case, "4x1", str(tmp_path / "a"), **more)
+    trainer.train()
+    other, _ = trainer_for(case, "4x1", str(tmp_path / "b"), **{**more, "train_sampling_strategy": "random"})
+    with pytest.raises(ValueError, match="no log p\\^old"):
+        other.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
 
 
 def test_psft_sets_dropout_to_zero(tokenizer, tmp_path):

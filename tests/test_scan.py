@@ -7,14 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from conftest import small_qwen
-from gradient_grid import rows
+from gradient_grid import NUM_ROWS, rows
 from klball.cli import main
 from klball.data.rows import encode
-from klball.evaluation.behaviour import token_entropy
+from klball.evaluation.behaviour import own_answers, token_entropy
 from klball.evaluation.forgetting import forgetting
-from klball.evaluation.generation import distinct_n, sample_answers, self_bleu
+from klball.evaluation.generation import distinct_n, encoded_prompts, sample_answers, self_bleu
 from klball.evaluation.gradient_norms import head_gradient_norms
 from klball.evaluation.implicit_rewards import (
     gradient_shares,
@@ -25,6 +26,7 @@ from klball.evaluation.implicit_rewards import (
 from klball.evaluation.scoring import TOKENS
 from klball.evaluation.tables import score
 from klball.experiments.objectives import Outcome, summarise
+from klball.report.figures import _styles
 from klball.robust.objectives import OBJECTIVES
 
 RNG = np.random.default_rng(5)
@@ -102,6 +104,10 @@ def test_forgetting_is_the_token_mean_divergence(tokenizer):
     assert forgetting(base, copy.deepcopy(base), encoded) == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match="vocabulary"):
         forgetting(base, small_qwen(len(tokenizer) + 8), encoded)
+    with torch.no_grad():
+        other.model.norm.weight.fill_(math.inf)
+    with pytest.raises(ValueError, match="not finite"):
+        forgetting(base, other, encoded)
 
 
 def test_own_answers_follow_the_model(tokenizer):
@@ -120,6 +126,73 @@ def test_own_answers_follow_the_model(tokenizer):
     assert again["input_ids"][:] == answers["input_ids"][:]
     end = tokenizer.eos_token_id
     assert all(end not in row[start:-1] and len(row) - start <= 3 for row in answers["input_ids"])
+
+
+def test_the_models_own_generation_settings_do_not_cut_anything_off(tokenizer):
+    """Settings that `generate` would take over where ours are silent."""
+    model, odd = small_qwen(len(tokenizer)), small_qwen(len(tokenizer))
+    own = odd.generation_config
+    own.min_p, own.min_new_tokens, own.no_repeat_ngram_size, own.typical_p = 0.5, 8, 1, 0.2
+    encoded = encode(rows(), tokenizer)
+    plain, same = (sample_answers(m, tokenizer, encoded, max_new_tokens=8) for m in (model, odd))
+    assert plain["input_ids"][:] == same["input_ids"][:]
+    assert odd.generation_config is own
+
+
+def test_text_of_an_answer_ends_where_the_answer_does(tokenizer):
+    """An end token that is no special token must not be repeated as padding."""
+    model = small_qwen(len(tokenizer))
+    end = tokenizer(" the")["input_ids"][0]
+    encoded = encode(rows(), tokenizer)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = None
+    with torch.no_grad():  # ends about every other answer early
+        model.lm_head.weight[end] *= 4
+    model.generation_config.eos_token_id = [end]
+    answers = sample_answers(model, tokenizer, encoded, max_new_tokens=16)
+    lengths = set()
+    for row in answers:
+        ids = [label for label in row["labels"] if label != -100]
+        lengths.add(len(ids))
+        assert row["text"] == tokenizer.decode(ids, skip_special_tokens=True)
+    assert len(lengths) > 1
+
+
+def test_prompts_without_room_or_answer_are_left_out_aloud(tokenizer, caplog):
+    model = small_qwen(len(tokenizer), max_position_embeddings=20)
+    encoded = encode(rows(), tokenizer)
+    starts = [next(i for i, x in enumerate(labels) if x != -100) for labels in encoded["labels"]]
+    room = 20 - sorted(starts)[10]
+    kept = encoded_prompts(model, tokenizer, rows(), room)
+    assert kept["sample_id"] == [
+        i for i, s in zip(encoded["sample_id"], starts, strict=True) if s + room <= 20
+    ]
+    assert f"{NUM_ROWS - len(kept)} of {NUM_ROWS} prompts are left out" in caplog.text
+    with pytest.raises(ValueError, match="no prompt leaves room"):
+        encoded_prompts(model, tokenizer, rows(), 20)
+    silent = Dataset.from_list([{"messages": [{"role": "user", "content": "x"}]}])
+    with pytest.raises(ValueError, match="no prompt leaves room"):
+        encoded_prompts(small_qwen(len(tokenizer)), tokenizer, silent, 4)
+
+
+@pytest.mark.parametrize("change", ["model", "prompts", "max_new_tokens", "samples"])
+def test_kept_answers_are_read_again_only_if_nothing_changed(change, tokenizer, tmp_path):
+    prompts = encode(rows().select(range(3)), tokenizer)
+    asked = dict(model=small_qwen(len(tokenizer)), prompts=prompts, max_new_tokens=4, samples=2)
+    other = dict(
+        model=small_qwen(len(tokenizer), seed=1),
+        prompts=encode(rows().select(range(3, 6)), tokenizer),
+        max_new_tokens=5,
+        samples=3,
+    )
+    kept = dict(tokenizer=tokenizer, output=tmp_path / "answers.parquet")
+    first = own_answers(**asked, **kept)
+    written = kept["output"].stat().st_mtime_ns
+    assert own_answers(**asked, **kept).to_list() == first.to_list()
+    assert kept["output"].stat().st_mtime_ns == written
+    changed = {**asked, change: other[change]}
+    assert own_answers(**changed, **kept).to_list() == own_answers(**changed, tokenizer=tokenizer).to_list()
+    assert kept["output"].stat().st_mtime_ns > written
 
 
 def test_left_padding_does_not_change_what_follows_a_prompt(tokenizer):
@@ -154,6 +227,7 @@ def test_diversity():
     same, different = "one two three four five", "six seven eight nine ten"
     assert self_bleu([[same, same, same]]) == pytest.approx(100)
     assert self_bleu([[same, different]]) < 5
+    assert self_bleu([["", " "]]) == 100 and self_bleu([["", same]]) == 0
     with pytest.raises(ValueError, match="two samples"):
         self_bleu([["a"], ["b"]])
 
@@ -191,6 +265,39 @@ def test_scan_command(tmp_path, capsys):
     assert base["self_bleu"] == same["self_bleu"]
     main(command)
     assert {path.name: path.read_bytes() for path in (tmp_path / "scan").glob("*.csv")} == tables
+    assert not list(tmp_path.glob("*.parquet"))  # nothing beside the user's data
+    assert float(same[f"nll_change_{tmp_path.name}-data.jsonl"]) == 0
     with pytest.raises(SystemExit) as caught:
         main([*command, "--own_samples", "1"])
     assert caught.value.code == 2 and "own_samples" in capsys.readouterr().err
+
+
+def test_scan_against_another_model_with_rows_too_long_to_answer(tokenizer, tmp_path, capsys):
+    """Local files everywhere, a second model of other weights, and rows cut until no answer is left."""
+    long = [
+        {"prompt": "read " * 40 * (i % 3) + str(i) + "\n", "completion": f"the value {i}"} for i in range(12)
+    ]
+    Dataset.from_list(long).to_json(tmp_path / "data.jsonl")
+    for seed in (0, 1):
+        model = small_qwen(len(tokenizer), seed=seed, max_position_embeddings=64)
+        model.save_pretrained(tmp_path / f"model-{seed}")
+        tokenizer.save_pretrained(tmp_path / f"model-{seed}")
+    command = ["scan", "--dataset_name", str(tmp_path / "data.jsonl"), "--gradient_rows", "12"]
+    command += ["--ood_names", str(tmp_path / "data.jsonl"), "--own_prompts", "6", "--own_samples", "2"]
+    command += ["--test_name", str(tmp_path / "data.jsonl"), "--own_tokens", "4"]
+    command += ["--model_name_or_path", str(tmp_path / "model-0"), "--output_dir", str(tmp_path / "scan")]
+    main([*command, "--models", str(tmp_path / "model-1")])
+    with (tmp_path / "scan" / "models.csv").open() as file:
+        _, other = csv.DictReader(file)
+    assert float(other["forgetting"]) > 0.1
+    with (tmp_path / "scan" / "gradient_norms.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 8
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([*command[:-1], str(tmp_path / "cut"), "--max_length", "1"])
+    assert caught.value.code == 2 and "no row has an answer token" in capsys.readouterr().err
+
+
+def test_eight_lines_of_a_figure_differ():
+    styles = [str(style) for style, _ in zip(_styles(), range(16), strict=False)]
+    assert len(set(styles)) == 16

@@ -1,5 +1,6 @@
 """Token scores, score tables and row formats against eager references."""
 
+import copy
 import json
 import math
 import shutil
@@ -122,6 +123,23 @@ def eager_table(model, encoded):
         certainty = z.logsumexp(-1) - z.mean(-1) - math.log(z.shape[-1])
         rows.append((float(log_p.mean()), float(certainty.mean()), float(log_p.sum()), len(log_p)))
     return rows
+
+
+def test_head_is_used_under_autocast_too(tokenizer):
+    """float32 weights with bf16 autocast, TRL's default: the logits agree to what bf16 can hold."""
+    model, probe = load_model("klball/tiny")[0], tokenizer("Return the name of the file.")["input_ids"]
+    assert Scorer(model, probe, lambda: torch.autocast("cpu", torch.bfloat16)).head is not None
+    model.lm_head.register_forward_hook(lambda module, args, output: output.flip(-1))
+    assert Scorer(model, probe, lambda: torch.autocast("cpu", torch.bfloat16)).head is None
+
+
+def test_text_rows_without_an_end_token(tokenizer):
+    row = Dataset.from_list([{"text": "read the file"}])
+    ids = encode(row, tokenizer)[0]["input_ids"]
+    assert ids[-1] == tokenizer.eos_token_id
+    endless = copy.deepcopy(tokenizer)
+    endless.eos_token = None
+    assert encode(row, endless)[0]["input_ids"] == ids[:-1]
 
 
 def test_table_equals_eager_row_by_row(model, tokenizer, dataset):

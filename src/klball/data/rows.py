@@ -186,7 +186,8 @@ def _encode_row(
         ids, is_answer, answer = _encode_completion(row, tokenizer)
     else:
         ids = tokenizer(row["text"])["input_ids"]
-        ids = ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
+        if tokenizer.eos_token_id not in (None, *ids[-1:]):
+            ids = [*ids, tokenizer.eos_token_id]
         is_answer, answer = [True] * len(ids), row["text"]
     truncated = max_length is not None and len(ids) > max_length
     if truncated:

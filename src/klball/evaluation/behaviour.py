@@ -1,5 +1,7 @@
 """What a fine-tuned model does when it writes itself: forgetting, entropy, diversity."""
 
+import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,17 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from klball.evaluation.forgetting import forgetting
-from klball.evaluation.generation import distinct_n, sample_answers, self_bleu
+from klball.evaluation.generation import (
+    PROMPTS_PER_BATCH,
+    distinct_n,
+    end_tokens,
+    sample_answers,
+    self_bleu,
+)
 from klball.evaluation.scoring import Scorer, batches_by_length, score_encoded
-from klball.evaluation.tables import Progress, write_table
+from klball.evaluation.tables import Progress, provenance, write_table
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,14 +48,28 @@ def own_answers(
     output: Path | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """`sample_answers`, kept in a Parquet file where `output` is given and read from there next time."""
-    if output is not None and output.exists():
-        return Dataset(pq.read_table(output))
+    """`sample_answers`, kept in a Parquet file where `output` is given.
+
+    It is read from there next time if model, prompts and lengths are the same, and written anew if not.
+    """
+    about: dict[str, Any] = {}
+    if output is not None:
+        scorer = Scorer(model, prompts[0]["input_ids"])
+        about = {
+            **provenance(scorer, tokenizer, prompts, None, PROMPTS_PER_BATCH),
+            **{"max_new_tokens": max_new_tokens, "samples": samples, "ends": end_tokens(model, tokenizer)},
+        }
+        if output.exists():
+            table = pq.read_table(output)
+            if json.loads((table.schema.metadata or {}).get(b"klball", b"{}")) == about:
+                return Dataset(table)
+            logger.warning("%s was made from something else: answering again", output)
     answers = sample_answers(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, samples=samples, progress=progress
     )
     if output is not None:
-        write_table(answers.data.table, output)
+        metadata = {"klball": json.dumps(about, sort_keys=True)}
+        write_table(answers.data.table.replace_schema_metadata(metadata), output)
     return answers
 
 

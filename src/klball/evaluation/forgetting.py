@@ -1,5 +1,7 @@
 """How far a fine-tuned model has moved from the one it started from, where nothing asked it to."""
 
+import math
+
 import torch
 from datasets import Dataset
 
@@ -14,7 +16,8 @@ def forgetting(
     """Token mean of KL(π₀(·|x, y_<t) ‖ π(·|x, y_<t)) over answers y sampled from π₀, nats.
 
     Exact over the vocabulary at each position; the forward divergence of sequences per token.
-    samples: encoded rows of `sample_answers(base, …)`. Raises ValueError for different vocabularies.
+    samples: encoded rows of `sample_answers(base, …)`. Raises ValueError for different vocabularies and
+    for a divergence that is not finite.
     """
     scorers = [Scorer(m.eval(), samples[0]["input_ids"]) for m in (base, model)]
     sizes = [scorer.num_logits() for scorer in scorers]
@@ -31,4 +34,6 @@ def forgetting(
         done += len(batch)
         if progress is not None:
             progress(done, len(samples))
+    if not math.isfinite(total):
+        raise ValueError("forgetting is not finite: a model gives −inf or NaN logits")
     return total / tokens

@@ -1,7 +1,9 @@
 """Answers that a model writes itself, and how diverse they are."""
 
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,11 +11,41 @@ from datasets import Dataset
 from sacrebleu.metrics.bleu import BLEU
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from klball.data.rows import IGNORED
+from klball.data.rows import IGNORED, encode
 from klball.evaluation.models import causal_lm
+from klball.evaluation.scoring import longest_input
 from klball.evaluation.tables import Progress
 
+logger = logging.getLogger(__name__)
+
 PROMPTS_PER_BATCH = 64
+
+
+def encoded_prompts(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, max_new_tokens: int
+) -> Dataset:
+    """Encoded rows whose prompt leaves the model room for an answer; the others are counted aloud.
+
+    Prompts are never cut. Raises ValueError if none is left.
+    """
+    if max_new_tokens < 1 or len(rows) < 1:
+        raise ValueError("answers need at least one prompt and one new token")
+    encoded = encode(rows, tokenizer)
+    limit = longest_input(model, tokenizer, None)
+
+    def fits(labels: list[int]) -> bool:
+        start = next((i for i, label in enumerate(labels) if label != IGNORED), None)
+        return start is not None and (limit is None or max(start, 1) + max_new_tokens <= limit)
+
+    kept = encoded.filter(fits, input_columns="labels")
+    if len(kept) < len(encoded):
+        logger.warning(
+            "%d of %d prompts are left out: no answer follows, or %d new tokens would pass the limit of %s",
+            *(len(encoded) - len(kept), len(encoded), max_new_tokens, limit),
+        )
+    if not len(kept):
+        raise ValueError(f"no prompt leaves room for {max_new_tokens} new tokens within {limit}")
+    return kept
 
 
 @torch.no_grad()
@@ -33,7 +65,7 @@ def sample_answers(
     them (the end token included where the model wrote it), text.
     """
     model.eval()
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     settings = GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -54,7 +86,8 @@ def sample_answers(
             answers = _generate(model, [prompts[i] for i in batch for _ in range(samples)], settings)
             for k, answer in enumerate(answers):
                 i = batch[k // samples]
-                ids, text = _until_end(answer, ends), tokenizer.decode(answer, skip_special_tokens=True)
+                ids = _until_end(answer, ends)
+                text = tokenizer.decode(ids, skip_special_tokens=True)
                 rows.setdefault(i, []).append(
                     {
                         "sample_id": encoded["sample_id"][i],
@@ -68,7 +101,8 @@ def sample_answers(
     return Dataset.from_list([row for i in range(len(prompts)) for row in rows[i]])
 
 
-def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends an answer. Raises ValueError if there is none."""
     configured = causal_lm(model).generation_config
     own = configured.eos_token_id if configured is not None else None
     ends = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
@@ -89,8 +123,19 @@ def _generate(model: Any, prompts: list[list[int]], settings: GenerationConfig) 
     pad = int(settings.pad_token_id)  # pyright: ignore[reportArgumentType]
     ids = torch.tensor([[pad] * (length - len(p)) + p for p in prompts], device=device)  # left-padded
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
-    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    with _no_own_settings(causal_lm(model)):
+        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
     return output[:, length:].tolist()
+
+
+@contextmanager
+def _no_own_settings(model: Any) -> Iterator[None]:
+    """`generate` takes what a configuration leaves open (min_p, bad words, …) from the model's own."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
@@ -110,9 +155,8 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 def self_bleu(groups: Sequence[Sequence[str]]) -> float:
     """Mean sentence BLEU of every sample against the others of its prompt, 0 to 100; low is diverse."""
-    bleu = BLEU(effective_order=True)
     scores = [
-        bleu.sentence_score(text, [*group[:i], *group[i + 1 :]]).score
+        _bleu(text, [*group[:i], *group[i + 1 :]])
         for group in groups
         if len(group) > 1
         for i, text in enumerate(group)
@@ -120,3 +164,9 @@ def self_bleu(groups: Sequence[Sequence[str]]) -> float:
     if not scores:
         raise ValueError("self-BLEU needs at least two samples of a prompt")
     return sum(scores) / len(scores)
+
+
+def _bleu(text: str, others: Sequence[str]) -> float:
+    if not text.strip():  # sacreBLEU gives 0 here, which would call a model that falls silent diverse
+        return 100.0 if any(not other.strip() for other in others) else 0.0
+    return BLEU(effective_order=True).sentence_score(text, others).score

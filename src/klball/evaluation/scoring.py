@@ -107,11 +107,14 @@ class Scorer:
         mask = torch.ones_like(ids)
         was_training = self.model.training
         self.model.eval()
-        own = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
+        with self.autocast():
+            own = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
+            lower = torch.is_autocast_enabled(self.device.type)
         ours = head.logits(self._hidden(ids, mask)[0]).float()
         self.model.train(was_training)
-        tolerance = 1e-4 if head.weight.dtype in (torch.float32, torch.float64) else 3e-2
-        if torch.allclose(own, ours, rtol=tolerance, atol=tolerance * float(own.abs().max())):
+        lower = lower or head.weight.dtype not in (torch.float32, torch.float64)
+        tolerance = 3e-2 if lower else 1e-4
+        if torch.allclose(own, ours, rtol=tolerance, atol=tolerance * float(own.abs().max().nan_to_num())):
             return head
         logger.warning("the LM head does not explain the logits: scoring through full logits")
         return None

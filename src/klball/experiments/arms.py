@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import ModelConfig
@@ -162,9 +163,7 @@ def run_arm(
 ) -> tuple[Tables, list[dict[str, Any]]]:
     """Train one arm, score its checkpoints; returns the final tables and the curve's points."""
     run = folder / f"seed-{seed}" / arm.folder
-    per_step = options.per_device_train_batch_size * options.gradient_accumulation_steps
-    steps = max(1, round(options.num_train_epochs * -(-len(data["train"]) // per_step)))
-    config = _config(arm, seed, run, steps, options)
+    config = _config(arm, seed, run, num_steps(len(data["train"]), options), options)
     model_options = ModelConfig(
         model_name_or_path=options.model_name_or_path,
         dtype=options.dtype,
@@ -193,6 +192,13 @@ def run_arm(
         step = int(path.name.rpartition("-")[2])
         curve.append({"arm": arm.label, "seed": seed, "step": step, "tables": tables})
     return tables, curve
+
+
+def num_steps(rows: int, options: Options) -> int:
+    """Optimizer steps of the asked epochs; a step holds the batches of all processes."""
+    processes = PartialState(cpu=not torch.accelerator.is_available()).num_processes
+    per_step = options.per_device_train_batch_size * options.gradient_accumulation_steps * processes
+    return max(1, round(options.num_train_epochs * -(-rows // per_step)))
 
 
 def _config(arm: Arm, seed: int, run: Path, steps: int, options: Options) -> RobustSFTConfig:

@@ -5,6 +5,7 @@ with a KL ball around the data.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,8 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from klball.data.rows import encode, load_rows
+from klball.data.rows import load_rows
 from klball.evaluation.behaviour import Behaviour, behaviour_of, own_answers
+from klball.evaluation.generation import encoded_prompts
 from klball.evaluation.perplexity import robustness_report, token_mean, token_nll
 from klball.experiments.arms import (
     BASE,
@@ -83,12 +85,15 @@ def arms_of(options: Options) -> list[Arm]:
 
 def run(options: Options, folder: Path) -> Iterator[int]:
     """Train and measure what is not there yet; report after every seed, and yield it."""
+    if options.own_prompts < 1 or options.own_tokens < 1 or options.own_samples < 2:
+        raise ValueError("--own_prompts and --own_tokens must be at least 1, --own_samples at least 2")
     options = dataclasses.replace(options, points=1)  # only the end is measured
     data = data_of(options)
     base = score_model(options.model_name_or_path, BASE, data, folder, options)
     model, tokenizer = load(options.model_name_or_path, options)
     asked = data["test"] if options.own_name is None else load_rows(options.own_name, "test")
-    prompts = encode(asked.select(range(min(options.own_prompts, len(asked)))), tokenizer)
+    asked = asked.select(range(min(options.own_prompts, len(asked))))
+    prompts = encoded_prompts(model, tokenizer, asked, options.own_tokens)
     with progress_bar("base: answering") as progress:
         written = own_answers(
             *(model, tokenizer, prompts, options.own_tokens, options.own_samples),
@@ -122,7 +127,7 @@ class _Reference:
     options: Options
 
     def outcome(self, label: str, seed: int, tables: Tables, path: str, output: Path) -> Outcome:
-        behaviour = self._behaviour(label, path, output.with_suffix(".json"))
+        behaviour = self._behaviour(label, path, output.with_name(f"{output.name}.json"))
         report = robustness_report({"test": {BASE: self.tables["test"], label: tables["test"]}}, BASE, 1)
         return Outcome(
             arm=label,
@@ -139,7 +144,9 @@ class _Reference:
         )
 
     def _behaviour(self, label: str, path: str, output: Path) -> Behaviour:
-        asked = {"model": path, **{name: getattr(self.options, name) for name in OWN}}
+        written = hashlib.sha256(json.dumps(self.written["input_ids"][:]).encode()).hexdigest()[:16]
+        own = {name: getattr(self.options, name) for name in OWN}
+        asked = {"model": path, "base_answers": written, **own}
         if output.exists() and (known := json.loads(output.read_text()))["asked"] == asked:
             return Behaviour(**known["behaviour"])
         model, tokenizer = load(path, self.options)

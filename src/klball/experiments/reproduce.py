@@ -29,15 +29,15 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 def _parse(arguments: list[str], prog: str) -> Options:
     """The preset's recipe first, then what the command line says."""
-    preset = arguments[arguments.index("--preset") + 1] if "--preset" in arguments[:-1] else "tiny"
-    if preset not in PRESETS:
-        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, not {preset!r}")
+    (options,) = parse([Options], arguments, prog)
+    if options.preset not in PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, not {options.preset!r}")
     if "--config" not in arguments:
-        recipe = f"{preset}.yaml"
-        if preset == "paper" and "objectives" in arguments:
+        recipe = f"{options.preset}.yaml"
+        if (options.preset, options.experiment) == ("paper", "objectives"):
             recipe = "objectives-paper.yaml"
         arguments = ["--config", str(files("klball") / "recipes" / recipe), *arguments]
-    (options,) = parse([Options], arguments, prog)
+        (options,) = parse([Options], arguments, prog)
     if options.experiment not in EXPERIMENTS:
         raise ValueError(f"--experiment must be one of {', '.join(EXPERIMENTS)}, not {options.experiment!r}")
     if options.seeds < 1 or options.points < 1 or not options.epsilons:

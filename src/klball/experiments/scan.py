@@ -1,5 +1,6 @@
 """`klball scan`: what SFT would do to a model, and, given fine-tuned models, what it did."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -9,19 +10,22 @@ import numpy as np
 from datasets import Dataset
 from scipy import stats
 
-from klball.data.rows import encode, load_rows, texts_of, to_trl_format, with_sample_ids
+from klball.data.rows import load_rows, texts_of, to_trl_format, with_sample_ids
 from klball.evaluation.behaviour import behaviour_of, own_answers
+from klball.evaluation.generation import encoded_prompts
 from klball.evaluation.gradient_norms import head_gradient_norms
 from klball.evaluation.implicit_rewards import gradient_shares, gradient_weights, implicit_rewards
 from klball.evaluation.models import TINY, load_on_device
 from klball.evaluation.perplexity import RADII, ProfilePoint, token_mean, token_nll
-from klball.evaluation.scoring import TOKENS
+from klball.evaluation.scoring import TOKENS, encode_for
 from klball.evaluation.tables import score
 from klball.experiments.arms import provenance_of
 from klball.experiments.command import is_main, parse, progress_bar, show_table, write_csv, write_run
 from klball.experiments.pages.scan import ScanResults, write_scan_page
 from klball.report.figures import plot_gain_against_forgetting, plot_profiles, plot_rewards
 from klball.robust.dual import robust_profile, solve_dual
+
+logger = logging.getLogger(__name__)
 
 DOMINATING = 20
 
@@ -40,6 +44,9 @@ class Options:
     dataset_train_split: str = field(default="train", metadata={"help": "Split that SFT would train on."})
     dataset_test_split: str = field(
         default="test", metadata={"help": "Split for --models: held-out rows of the task."}
+    )
+    test_name: str | None = field(
+        default=None, metadata={"help": "Held-out data for --models, if not a split of the above."}
     )
     max_rows: int = field(default=2_000, metadata={"help": "Rows of each split, the first after a shuffle."})
     epsilons: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.5], metadata={"help": "Radii, nats."})
@@ -64,10 +71,11 @@ class Options:
 def main(arguments: Sequence[str], prog: str) -> None:
     """Measure, print, and write CSV tables and figures; score tables on disk are used again."""
     (options,) = parse([Options], arguments, prog)
-    if options.max_rows < 1 or options.gradient_rows < 1 or options.own_prompts < 1:
-        raise ValueError("--max_rows, --gradient_rows and --own_prompts must be at least 1")
+    if min(options.max_rows, options.gradient_rows, options.own_prompts, options.own_tokens) < 1:
+        raise ValueError("--max_rows, --gradient_rows, --own_prompts and --own_tokens must be at least 1")
     if options.models and options.own_samples < 2:
         raise ValueError("--own_samples must be at least 2: self-BLEU compares answers to one prompt")
+    _refuse_equal_labels(options)
     folder = Path(options.output_dir)
     model, tokenizer = load_on_device(options.model_name_or_path, options.dtype)
     rows = with_sample_ids(_rows(options, options.dataset_train_split))
@@ -88,7 +96,7 @@ def _show_training_set(
     model: Any, tokenizer: Any, table: Dataset, rows: Dataset, options: Options, folder: Path
 ) -> ScanResults:
     rewards, shares = _show_rewards(table, options, folder)
-    _show_gradient_norms(model, tokenizer, rows, options, folder)
+    _show_gradient_norms(model, tokenizer, _answered(rows, table), options, folder)
     return ScanResults(
         rewards,
         shares,
@@ -117,7 +125,18 @@ def _scored(model: Any, tokenizer: Any, rows: Dataset, label: str, data: str, op
             progress=progress,
             token_log_probs=True,
         )
-    return table.filter(lambda count: count > 0, input_columns="num_tokens")
+    answered = table.filter(lambda count: count > 0, input_columns="num_tokens")
+    if not len(answered):
+        raise ValueError(f"{data}: no row has an answer token (max_length {options.max_length})")
+    if len(answered) < len(table):
+        logger.warning("%s: %d of %d rows have no answer token", data, len(table) - len(answered), len(table))
+    return answered
+
+
+def _answered(rows: Dataset, table: Dataset) -> Dataset:
+    """The rows that are in a table of `_scored`."""
+    known = set(table["sample_id"])
+    return rows.filter(lambda i: i in known, input_columns="sample_id")
 
 
 def _show_rewards(table: Dataset, options: Options, folder: Path) -> tuple[Rows, Rows]:
@@ -146,8 +165,8 @@ def _show_rewards(table: Dataset, options: Options, folder: Path) -> tuple[Rows,
 
 
 def _show_gradient_norms(model: Any, tokenizer: Any, rows: Dataset, options: Options, folder: Path) -> None:
-    encoded = encode(rows.select(range(min(options.gradient_rows, len(rows)))), tokenizer, options.max_length)
-    encoded = encoded.filter(lambda labels: any(x >= 0 for x in labels[1:]), input_columns="labels")
+    rows = rows.select(range(min(options.gradient_rows, len(rows))))
+    encoded = encode_for(model, tokenizer, rows, options.max_length)
     with progress_bar("gradient norms") as progress:
         norms = head_gradient_norms(model, encoded, progress)
     records = [
@@ -214,10 +233,13 @@ def _show_profile(table: Dataset, folder: Path) -> list[ProfilePoint]:
 
 def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> Rows:
     """Forgetting, entropy and diversity of every fine-tuned model against its gain on the task."""
-    task = _rows(options, options.dataset_test_split)
-    others = {name: _rows(options, "test", name) for name in options.ood_names}
+    if options.test_name is None and Path(options.dataset_name).is_file():
+        logger.warning("the gain is measured on the training rows: give held-out ones with --test_name")
+    task = _rows(options, options.dataset_test_split, options.test_name)
+    others = {_label(name): _rows(options, "test", name) for name in options.ood_names}
     asked = task if options.own_name is None else _rows(options, "test", options.own_name)
-    prompts = encode(asked.select(range(min(options.own_prompts, len(asked)))), tokenizer, options.max_length)
+    asked = asked.select(range(min(options.own_prompts, len(asked))))
+    prompts = encoded_prompts(base, tokenizer, asked, options.own_tokens)
     with progress_bar("base: answering") as progress:
         written = own_answers(
             *(base, tokenizer, prompts, options.own_tokens, options.own_samples),
@@ -258,4 +280,12 @@ def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> R
 
 def _label(path: str) -> str:
     """The last two parts of a path tell runs apart: seed-0/sft, checkpoint-160."""
-    return "-".join(Path(path).parts[-2:])
+    return "-".join([part for part in Path(path).parts if part not in ("/", "..")][-2:])
+
+
+def _refuse_equal_labels(options: Options) -> None:
+    for names, taken in ((options.models, ["base"]), (options.ood_names, ["train", "test"])):
+        labels = [*taken, *map(_label, names)]
+        repeated = next((label for label in labels if labels.count(label) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"two of {', '.join([*taken, *names])} would be called {repeated!r}: rename one")

@@ -17,7 +17,7 @@ from klball.evaluation.perplexity import ProfilePoint
 
 # Okabe–Ito, ordered by lightness so that neighbours differ in grey too
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 3)))
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))  # one fewer than colours
 MARKERS = "osD^vPX*"
 STYLE: Any = {
     "font.size": 12,

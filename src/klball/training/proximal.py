@@ -30,6 +30,11 @@ class ProximalWindow:
         self.old: dict[int, Tensor] = {}  # sample index → log p^old of its answer tokens
         self._ahead: list[dict[str, Any]] = []  # fetched, not yet trained on
 
+    def close(self) -> None:
+        """Forget the window, also where a callback ended an epoch or a training in its middle."""
+        self._ahead, self.steps_left = [], 0
+        self.old.clear()
+
     def step_batches(
         self, batches: Iterator[Any], num_batches: int, step: int, max_steps: int
     ) -> Iterator[Any]:
@@ -71,6 +76,11 @@ class ProximalWindow:
     def _old(self, index: Tensor, scores: BatchScores) -> Tensor:
         if self.opening:
             return scores.log_probs.detach()
+        if missing := [sample for sample in index.tolist() if sample not in self.old]:
+            raise ValueError(
+                f"row {missing[0]} has no log p^old in the window of the checkpoint: its data, their order, "
+                "the batch or the number of processes changed; resume from a window's end or start again"
+            )
         old = torch.cat([self.old[sample] for sample in index.tolist()])
         return torch.zeros_like(scores.log_probs).masked_scatter(
             scores.mask, old.to(scores.log_probs.device, scores.log_probs.dtype)
@@ -93,6 +103,7 @@ class ProximalWindow:
         paths = sorted(folder.glob(WINDOW_FILE.format("*")))
         if not paths:
             raise ValueError(f"{folder} has no PSFT window: it was not written by a PSFT run")
+        self.close()
         for path in paths:
             tensors: dict[str, Any] = load_file(path)
             rows = tensors["log_probs"].split(tensors["num_tokens"].tolist())

@@ -374,14 +374,19 @@ class _BeginTraining(TrainerCallback):
 
     def __init__(self, trainer: RobustSFTTrainer):
         self.trainer = trainer
+        self.within_epoch = False
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+        epoch = state.epoch or 0.0
+        self.within_epoch = abs(epoch - round(epoch)) > 1e-9  # resumed in its middle
         self.trainer.begin_training()
 
-    def on_epoch_begin(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
-        epoch = state.epoch or 0.0
-        if abs(epoch - round(epoch)) < 1e-9:  # not when an epoch is resumed in its middle
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        if not self.within_epoch:
             self.trainer.accountant.visited.zero_()
+            if self.trainer._window is not None:
+                self.trainer._window.close()
+        self.within_epoch = False
 
 
 def _assistant_only(args: RobustSFTConfig, dataset: Dataset) -> bool:
