@@ -26,7 +26,7 @@ from klball.evaluation.implicit_rewards import (
 from klball.evaluation.scoring import TOKENS
 from klball.evaluation.tables import score
 from klball.experiments.objectives import Outcome, summarise
-from klball.report.figures import _styles
+from klball.report.figures import line_styles
 from klball.robust.objectives import OBJECTIVES
 
 RNG = np.random.default_rng(5)
@@ -299,5 +299,5 @@ def test_scan_against_another_model_with_rows_too_long_to_answer(tokenizer, tmp_
 
 
 def test_eight_lines_of_a_figure_differ():
-    styles = [str(style) for style, _ in zip(_styles(), range(16), strict=False)]
+    styles = [str(style) for style, _ in zip(line_styles(), range(16), strict=False)]
     assert len(set(styles)) == 16

@@ -120,6 +120,12 @@ def read_scores(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
     return Dataset(table), json.loads(metadata) if metadata else {}
 
 
+def read_provenance(path: str | Path) -> dict[str, Any]:
+    """What a score table says it was made from; empty if it says nothing."""
+    metadata = (pq.read_schema(path).metadata or {}).get(b"klball")
+    return json.loads(metadata) if metadata else {}
+
+
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a Parquet file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from trl import ModelConfig
 
 from klball.data.rows import load_chat_template, load_rows
 from klball.evaluation.models import load_on_device
-from klball.evaluation.tables import score
+from klball.evaluation.tables import read_provenance, score
 from klball.experiments.command import progress_bar, versions
 from klball.experiments.train import train
 from klball.training.config import RobustSFTConfig
@@ -149,6 +149,13 @@ def load(name: str, options: Options) -> tuple[Any, Any]:
     model, tokenizer = load_on_device(name, options.dtype)
     load_chat_template(tokenizer, options.chat_template_path)
     return model, tokenizer
+
+
+def provenance_of(folder: Path) -> dict[str, Any]:
+    """What every score table of an experiment says it was made from, by its path."""
+    scores = folder / "scores"
+    paths = sorted(path for path in scores.rglob("*.parquet") if path.is_file())
+    return {path.relative_to(scores).with_suffix("").as_posix(): read_provenance(path) for path in paths}
 
 
 def run_arm(

@@ -22,6 +22,7 @@ from klball.evaluation.tables import read_scores, score
 from klball.experiments.arms import run_arm
 from klball.experiments.command import console, is_main, parse, progress_bar, write_run
 from klball.experiments.comparison_tables import Comparison, compare_scores, show, write
+from klball.experiments.pages.comparison import write_comparison_report
 from klball.experiments.paraphrase import template_replies
 from klball.experiments.reproduce import tiny_experiment
 
@@ -90,6 +91,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     tables = {(name, str(r)): read_scores(path) for (name, r), path in units.items()}
     comparison = _compared(tables, gamma, options)
     write(comparison, rounds, folder)
+    write_comparison_report(comparison, rounds, folder)
     show(comparison, rounds, folder)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -11,8 +12,9 @@ from datasets import Dataset
 from klball.data.rows import load_chat_template, load_rows
 from klball.evaluation.models import TINY, load_model
 from klball.evaluation.perplexity import RobustnessReport, robustness_report
-from klball.evaluation.tables import score
+from klball.evaluation.tables import read_provenance, score
 from klball.experiments.command import is_main, parse, progress_bar, show_table, write_csv, write_run
+from klball.experiments.pages.evaluation import write_evaluation_page
 from klball.report.figures import plot_profiles
 
 SHOWN = {  # metric → column of the printed table
@@ -56,6 +58,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         raise ValueError(f"--reference {reference!r} is not among the models {', '.join(models)}")
     rows = {label: _rows(name, options) for label, name in datasets.items()}
     tables: dict[str, dict[str, Dataset]] = {data: {} for data in datasets}
+    about: dict[str, Any] = {}
     for label, name in models.items():
         model, tokenizer = load_model(name, options.dtype)
         if torch.accelerator.is_available():
@@ -70,9 +73,12 @@ def main(arguments: Sequence[str], prog: str) -> None:
                     output=output,
                     progress=progress,
                 )
+            about[f"{label} on {data}"] = read_provenance(output)
     if is_main():
         write_run(folder, options, prog)
-        write_report(robustness_report(tables, reference), folder)
+        report = robustness_report(tables, reference)
+        write_report(report, folder)
+        write_evaluation_page(report, tables, rows, about, folder)
 
 
 def write_report(report: RobustnessReport, folder: Path) -> None:

@@ -20,9 +20,21 @@ from klball.data.rows import load_rows
 from klball.evaluation.behaviour import Behaviour, behaviour_of, own_answers
 from klball.evaluation.generation import encoded_prompts
 from klball.evaluation.perplexity import robustness_report, token_mean, token_nll
-from klball.experiments.arms import BASE, OWN, Arm, Options, Tables, data_of, load, run_arm, score_model
+from klball.experiments.arms import (
+    BASE,
+    OWN,
+    Arm,
+    Options,
+    Tables,
+    data_of,
+    load,
+    provenance_of,
+    run_arm,
+    score_model,
+)
 from klball.experiments.command import is_main, progress_bar, show_table, write_csv, write_text
-from klball.report.figures import plot_entropy, plot_gain_against_forgetting
+from klball.experiments.pages.reproduction import write_objectives_page
+from klball.report.figures import plot_entropy, plot_gain_against_forgetting, smoothed_entropy
 from klball.training.accountant import HISTORY_FILE
 
 LOWER = 4  # the control's learning rate is this many times lower
@@ -100,7 +112,7 @@ def run(options: Options, folder: Path) -> Iterator[int]:
             path = folder / f"seed-{seed}" / arm.folder / f"checkpoint-{points[-1]['step']}"
             own = folder / "own" / f"seed-{seed}" / arm.folder
             outcomes.append(reference.outcome(arm.label, seed, tables, str(path), own))
-        _report(outcomes, arms, folder)
+        _report(outcomes, arms, base, data, folder)
         yield seed
 
 
@@ -148,7 +160,9 @@ class _Reference:
         return behaviour
 
 
-def _report(outcomes: Sequence[Outcome], arms: Sequence[Arm], folder: Path) -> None:
+def _report(
+    outcomes: Sequence[Outcome], arms: Sequence[Arm], base: Tables, data: dict[str, Dataset], folder: Path
+) -> None:
     if not is_main():
         return
     write_csv(folder / "finals.csv", [asdict(outcome) for outcome in outcomes])
@@ -169,6 +183,9 @@ def _report(outcomes: Sequence[Outcome], arms: Sequence[Arm], folder: Path) -> N
         for arm in arms
     }
     plot_entropy(curves, folder / "figures" / "entropy")
+    entropy = {name: smoothed_entropy(tables) for name, tables in curves.items()}
+    of_base = {name: {BASE: table} for name, table in base.items()}
+    write_objectives_page(summary, entropy, seeds, of_base, data, provenance_of(folder), folder)
 
 
 def summarise(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

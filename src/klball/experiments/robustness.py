@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from klball.evaluation.perplexity import RESAMPLES, robustness_report
-from klball.experiments.arms import BASE, Arm, Options, Tables, data_of, run_arm, score_model
+from klball.experiments.arms import BASE, Arm, Options, Tables, data_of, provenance_of, run_arm, score_model
 from klball.experiments.command import is_main, show_table, write_csv
 from klball.experiments.evaluate import write_report
+from klball.experiments.pages.reproduction import write_robustness_page
 from klball.experiments.summary import finals_of, summarise
 from klball.report.figures import plot_experiment
 
@@ -34,7 +37,7 @@ def run(options: Options, folder: Path) -> Iterator[int]:
             tables[seed][arm.label], points = run_arm(arm, seed, data, folder, options)
             curves += points
         reached = {s: t for s, t in tables.items() if s <= seed}
-        _report(reached, curves, arms, folder)
+        _report(reached, curves, arms, data, folder)
         yield seed
 
 
@@ -52,7 +55,11 @@ def arms_of(options: Options) -> list[Arm]:
 
 
 def _report(
-    tables: dict[int, dict[str, Tables]], curves: list[dict[str, Any]], arms: list[Arm], folder: Path
+    tables: dict[int, dict[str, Tables]],
+    curves: list[dict[str, Any]],
+    arms: list[Arm],
+    data: dict[str, Dataset],
+    folder: Path,
 ) -> None:
     if not is_main():
         return
@@ -73,11 +80,19 @@ def _report(
     body = [(row["arm"], *(row[f"{column}_text"] for column in MEASURES)) for row in rows]
     title = f"Perplexity, {len(reports)} seed(s): mean ± sd over seeds (change against ε = 0 [95 % interval])"
     show_table(title, header, body)
+    write_robustness_page(
+        *(rows, finals, points, {column: title for column, (_, _, title) in MEASURES.items()}),
+        *(reports[0], _by_data(tables[0]), data),
+        *(provenance_of(folder), folder),
+    )
+
+
+def _by_data(of_model: dict[str, Tables]) -> dict[str, dict[str, Dataset]]:
+    return {data: {model: tables[data] for model, tables in of_model.items()} for data in ("test", "ood")}
 
 
 def _report_of(of_model: dict[str, Tables], resamples: int = RESAMPLES) -> Any:
-    by_data = {data: {model: tables[data] for model, tables in of_model.items()} for data in ("test", "ood")}
-    return robustness_report(by_data, BASE, resamples)
+    return robustness_report(_by_data(of_model), BASE, resamples)
 
 
 def _curve_point(point: dict[str, Any], base: Tables) -> dict[str, Any]:

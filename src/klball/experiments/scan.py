@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,17 @@ from klball.evaluation.models import TINY, load_on_device
 from klball.evaluation.perplexity import RADII, ProfilePoint, token_mean, token_nll
 from klball.evaluation.scoring import TOKENS, encode_for
 from klball.evaluation.tables import score
+from klball.experiments.arms import provenance_of
 from klball.experiments.command import is_main, parse, progress_bar, show_table, write_csv, write_run
+from klball.experiments.pages.scan import ScanResults, write_scan_page
 from klball.report.figures import plot_gain_against_forgetting, plot_profiles, plot_rewards
 from klball.robust.dual import robust_profile, solve_dual
 
 logger = logging.getLogger(__name__)
 
 DOMINATING = 20
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass
@@ -77,16 +81,30 @@ def main(arguments: Sequence[str], prog: str) -> None:
     rows = with_sample_ids(_rows(options, options.dataset_train_split))
     rows = to_trl_format(rows, conversational=bool(tokenizer.chat_template))
     table = _scored(model, tokenizer, rows, "base", "train", options)
+    found = None
     if is_main():
         write_run(folder, options, prog)
-        _show_rewards(table, options, folder)
-        _show_gradient_norms(model, tokenizer, _answered(rows, table), options, folder)
-        _show_dominating(table, rows, options, folder)
-        _show_profile(table, folder)
-    if options.models:
-        _show_models(model, tokenizer, options, folder)
-    if is_main():
-        show_table("written", ("folder", "what"), [(str(folder), "tables as CSV, figures as SVG and PNG")])
+        found = _show_training_set(model, tokenizer, table, rows, options, folder)
+    compared = _show_models(model, tokenizer, options, folder) if options.models else []
+    if found is not None:
+        write_scan_page(replace(found, models=compared), provenance_of(folder), folder)
+        what = "tables as CSV, figures as SVG and PNG, report.html"
+        show_table("written", ("folder", "what"), [(str(folder), what)])
+
+
+def _show_training_set(
+    model: Any, tokenizer: Any, table: Dataset, rows: Dataset, options: Options, folder: Path
+) -> ScanResults:
+    rewards, shares = _show_rewards(table, options, folder)
+    _show_gradient_norms(model, tokenizer, _answered(rows, table), options, folder)
+    return ScanResults(
+        rewards,
+        shares,
+        dominating=_show_dominating(table, rows, options, folder),
+        profile=_show_profile(table, folder),
+        models=[],
+        counts={"kept": len(table), "skipped": len(rows) - len(table), "truncated": sum(table["truncated"])},
+    )
 
 
 def _rows(options: Options, split: str, name: str | None = None) -> Dataset:
@@ -121,7 +139,7 @@ def _answered(rows: Dataset, table: Dataset) -> Dataset:
     return rows.filter(lambda i: i in known, input_columns="sample_id")
 
 
-def _show_rewards(table: Dataset, options: Options, folder: Path) -> None:
+def _show_rewards(table: Dataset, options: Options, folder: Path) -> tuple[Rows, Rows]:
     log_probs = table[TOKENS][:]
     rewards = implicit_rewards(log_probs)
     flat = [
@@ -137,11 +155,13 @@ def _show_rewards(table: Dataset, options: Options, folder: Path) -> None:
     body = [(r.unit, *r.quantiles.values(), f"{r.top_share:.1%}") for r in rewards]
     show_table(f"log implicit reward log 1/K, nats: quantiles over {len(table)} samples", header, body)
     shares = gradient_shares(log_probs, options.epsilons)
-    write_csv(folder / "gradient_shares.csv", [asdict(share) for share in shares])
+    share_rows = [asdict(share) for share in shares]
+    write_csv(folder / "gradient_shares.csv", share_rows)
     header = ("objective", "ε", "top 1 % of tokens", "top 1 % of samples", "effective sample size")
     body = [(s.objective, s.epsilon, f"{s.tokens:.1%}", f"{s.samples:.1%}", round(s.ess, 1)) for s in shares]
     show_table("share of the gradient weight (psft at ratio 1: as nll)", header, body)
     plot_rewards(log_probs, folder / "figures" / "implicit-rewards")
+    return flat, share_rows
 
 
 def _show_gradient_norms(model: Any, tokenizer: Any, rows: Dataset, options: Options, folder: Path) -> None:
@@ -163,7 +183,7 @@ def _show_gradient_norms(model: Any, tokenizer: Any, rows: Dataset, options: Opt
     show_table(f"gradient norms of {len(encoded)} samples in the LM head, exact", header, body)
 
 
-def _show_dominating(table: Dataset, rows: Dataset, options: Options, folder: Path) -> None:
+def _show_dominating(table: Dataset, rows: Dataset, options: Options, folder: Path) -> Rows:
     """The samples with the most gradient weight under plain SFT, and what the adversary makes of them."""
     log_probs = table[TOKENS][:]
     g = np.array(table["log_likelihood"])
@@ -197,9 +217,10 @@ def _show_dominating(table: Dataset, rows: Dataset, options: Options, folder: Pa
     ]
     radius = max(options.epsilons)
     show_table(f"samples with the most gradient weight, nll at ε = {radius:g}", header, body)
+    return records
 
 
-def _show_profile(table: Dataset, folder: Path) -> None:
+def _show_profile(table: Dataset, folder: Path) -> list[ProfilePoint]:
     profile = robust_profile(np.array(table["log_likelihood"]), RADII)
     columns = (profile.epsilon, profile.robust_loss, profile.lambda_, profile.ess)
     points = [ProfilePoint("train", "base", *values) for values in zip(*columns, strict=True)]
@@ -207,9 +228,10 @@ def _show_profile(table: Dataset, folder: Path) -> None:
     header = ("ε", "worst-case loss, nats/token", "λ", "effective sample size")
     show_table("robust profile", header, [(p.epsilon, p.robust_loss, p.lambda_, p.ess) for p in points])
     plot_profiles(points, folder / "figures")
+    return points
 
 
-def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> None:
+def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> Rows:
     """Forgetting, entropy and diversity of every fine-tuned model against its gain on the task."""
     if options.test_name is None and Path(options.dataset_name).is_file():
         logger.warning("the gain is measured on the training rows: give held-out ones with --test_name")
@@ -246,13 +268,14 @@ def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> N
             record[f"nll_change_{name}"] = token_nll(table) - token_nll(reference[name])
         records.append(record)
     if not is_main():
-        return
+        return records
     write_csv(folder / "models.csv", records)
     title = "gain on the task, forgetting, entropy, diversity (nats/token)"
     body = [(name.replace("_", " "), *(r[name] for r in records)) for name in records[0] if name != "arm"]
     show_table(title, ("", *(r["arm"] for r in records)), body)
     points = [{**r, "gain_sd": 0.0, "forgetting_sd": 0.0} for r in records]
     plot_gain_against_forgetting(points, folder / "figures" / "gain-against-forgetting")
+    return records
 
 
 def _label(path: str) -> str:

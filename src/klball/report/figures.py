@@ -49,7 +49,7 @@ def plot_profiles(points: Sequence[ProfilePoint], folder: Path) -> None:
     for data in dict.fromkeys(point.data for point in points):
         with plt.rc_context(STYLE):
             figure, (loss, ess) = plt.subplots(1, 2, figsize=(10, 4))
-            styles = _styles()
+            styles = line_styles()
             for model in dict.fromkeys(point.model for point in points if point.data == data):
                 own = [p for p in points if (p.data, p.model) == (data, model)]
                 radii = [p.epsilon for p in own]
@@ -83,7 +83,7 @@ def plot_experiment(
     """
     with plt.rc_context(STYLE):
         figure, (over, by) = plt.subplots(1, 2, figsize=(10, 4))
-        styles = _styles()
+        styles = line_styles()
         for arm in dict.fromkeys(row["arm"] for row in curves):
             own = [row for row in curves if row["arm"] == arm]
             style = next(styles)
@@ -149,7 +149,7 @@ def plot_gain_against_forgetting(summary: Sequence[dict[str, Any]], path: Path) 
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(12, 4.6))
         for axis, shown in zip(axes, (points, gained), strict=True):
-            for row, style in zip(points, _styles(), strict=False):
+            for row, style in zip(points, line_styles(), strict=False):
                 if row in shown:
                     _plot_method(axis, row, style)
             axis.axhline(0, color="#777777", linewidth=1)
@@ -185,21 +185,26 @@ def plot_entropy(curves: dict[str, Sequence[Any]], path: Path, window: int = 10)
     """
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7.5, 5))
-        for (name, tables), style in zip(curves.items(), _styles(), strict=False):
-            runs = np.array([table["entropy"].to_numpy() for table in tables])
-            steps = tables[0]["step"].to_numpy()
-            width = max(1, min(window, len(steps)))
-            kept = len(steps) // width * width
-            smooth = runs[:, :kept].reshape(len(runs), -1, width).mean(axis=(0, 2))
-            centres = steps[:kept].reshape(-1, width).mean(axis=1)
-            axis.plot(centres, smooth, label=name, markevery=4, **style)
+        for (name, tables), style in zip(curves.items(), line_styles(), strict=False):
+            axis.plot(*smoothed_entropy(tables, window), label=name, markevery=4, **style)
         axis.set_xlabel("optimizer step")
         axis.set_ylabel("token entropy of training answers, nats")
         figure.legend(loc="outside right center")
         save(figure, path)
 
 
-def _styles() -> Any:
+def smoothed_entropy(tables: Sequence[Any], window: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of windows of steps and the mean entropy in each, over the tables of all seeds."""
+    runs = np.array([table["entropy"].to_numpy() for table in tables])
+    steps = tables[0]["step"].to_numpy()
+    width = max(1, min(window, len(steps)))
+    kept = len(steps) // width * width
+    smooth = runs[:, :kept].reshape(len(runs), -1, width).mean(axis=(0, 2))
+    return steps[:kept].reshape(-1, width).mean(axis=1), smooth
+
+
+def line_styles() -> Any:
+    """Colour, dash and marker together, again and again."""
     parts = zip(cycle(COLOURS), cycle(DASHES), cycle(MARKERS), strict=False)
     return ({"color": c, "linestyle": d, "marker": m} for c, d, m in parts)
 

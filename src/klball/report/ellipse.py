@@ -1,0 +1,23 @@
+"""The ellipse that a cloud of pairs would fill, were it normal."""
+
+import math
+
+import numpy as np
+
+CORNERS = 96
+
+
+def covariance_ellipse(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """Points [2, 97] of {p : (p − mean)ᵀ S⁻¹ (p − mean) = χ²₂(level)}, closed; S the covariance (n − 1).
+
+    It covers `level` of normal pairs; a line or a point where S is singular.
+    Raises ValueError for fewer than two pairs.
+    """
+    if len(x) < 2:
+        raise ValueError(f"an ellipse needs two pairs or more, not {len(x)}")
+    radius = math.sqrt(-2 * math.log1p(-level))  # the χ² quantile with two degrees of freedom
+    values, vectors = np.linalg.eigh(np.cov(x, y))
+    axes = vectors * np.sqrt(np.maximum(values, 0.0))
+    angles = np.linspace(0, 2 * math.pi, CORNERS + 1)
+    circle = radius * np.array([np.cos(angles), np.sin(angles)])
+    return np.array([[np.mean(x)], [np.mean(y)]]) + axes @ circle

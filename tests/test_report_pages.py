@@ -1,0 +1,128 @@
+"""The pages of the commands: what stands on them is what was computed."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from klball.data.paraphrase.rounds import write_rounds
+from klball.data.paraphrase.samples import samples_of
+from klball.evaluation.perplexity import Metric, RobustnessReport
+from klball.experiments.comparison_tables import compare_scores
+from klball.experiments.pages.comparison import comparison_page, write_comparison_report
+from klball.experiments.pages.evaluation import _verdict
+from klball.experiments.pages.parts import change, sample_rows, says
+from klball.experiments.pages.reproduction import gain_verdict
+from klball.experiments.paraphrase import template_replies
+from klball.report.page import Plot, Table, number, render
+from simulated_rounds import simulated
+
+
+@pytest.fixture(scope="module")
+def rounds(tmp_path_factory):
+    from datasets import Dataset
+
+    rows = Dataset.from_list(
+        [{"id": f"i{k}", "question": f"<b>How many</b> is {k}?", "answer": f"It is {k}."} for k in range(60)]
+    )
+    samples, layout = samples_of(rows)
+    maker, replies = template_replies(samples, 4)
+    path = tmp_path_factory.mktemp("rounds") / "rounds.parquet"
+    return write_rounds(path, samples, layout, replies, rounds=4, maker=maker)
+
+
+def parts(page, kind, title):
+    return [p for s in page.sections for p in s.parts if isinstance(p, kind) and p.title.startswith(title)]
+
+
+@pytest.mark.parametrize("gamma", [None, "auto", "some rounds infeasible"])
+def test_comparison_page(rounds, tmp_path, gamma):
+    scores = simulated(models=3, rounds=4, n=60, shift=0.3)
+    some = gamma == "some rounds infeasible"
+    if some:
+        solutions = compare_scores(scores, 0.5, "auto", 0, {}).asked.solutions
+        gamma = float(np.median(solutions.gamma - solutions.gamma_margin))
+    comparison = compare_scores(scores, 0.5, gamma, 0, {"m0": {"dtype": "float32"}})
+    page = comparison_page(comparison, rounds, tmp_path)
+    for verdict, sentence in zip(comparison.asked.verdicts, page.verdict[-3:], strict=True):
+        assert sentence.endswith(verdict.sentence)
+    (table,) = parts(page, Table, "Worst-case log-likelihood, nats per token: differences")[-1:]
+    effects = [e for e in comparison.asked.effects if e.quantity == "worst_case"]
+    shown = [row["mean"].value for row in table.rows]
+    np.testing.assert_array_equal(shown, [e.mean for e in effects])
+    (samples,) = parts(page, Table, "Hardest and top-weighted")
+    for row in samples.rows:
+        item = int(row["sample_id"][1:])
+        model = scores.models.index(row["model"])
+        assert row["log_likelihood"] == pytest.approx(scores.log_likelihood[model, :, item].mean())
+        assert row["prompt"] == f"<b>How many</b> is {item}?"
+    usable = comparison.asked.solutions.usable()
+    (status,) = parts(page, Table, "Rounds by status")
+    infeasible = [row["infeasible"] for row in status.rows if row["at"] == comparison.asked.name]
+    assert (sum(infeasible) > 0) == some
+    assert infeasible == (comparison.asked.solutions.status == "infeasible").sum(axis=1).tolist()
+    assert len(parts(page, Plot, "λ and β")) == bool((comparison.asked.solutions.beta[usable] > 0).any())
+    assert "<b>How" not in render(page)
+    write_comparison_report(comparison, rounds, tmp_path)
+    names = {path.name for path in (tmp_path / "latex").iterdir()}
+    assert {"summary.tex", "effects-asked.tex", "p-welch_t-lambda_.tex"} <= names
+
+
+def test_samples_name_why_they_are_there():
+    g = -np.arange(50.0)
+    weights = np.linspace(1, 2, 50) / np.linspace(1, 2, 50).sum()
+    rows = sample_rows([str(i) for i in range(50)], g, weights, model="m")
+    assert [row["why"] for row in rows] == ["hardest and top-weighted"] * 20
+    assert rows[0] == {
+        **{"model": "m", "why": "hardest and top-weighted", "sample_id": "49"},
+        **{"log_likelihood": -49.0, "n_q": pytest.approx(weights[49] * 50)},
+    }
+    rows = sample_rows([str(i) for i in range(50)], g, weights[::-1], model="m")
+    assert len(rows) == 40 and {row["why"] for row in rows} == {"hardest", "top-weighted"}
+    assert {r["why"] for r in sample_rows([str(i) for i in range(50)], g, weights * np.nan)} == {"hardest"}
+
+
+def metric(name, model, ratio, low, high):
+    return Metric("data", model, name, 10.0, 9.0, 11.0, ratio, low, high)
+
+
+@pytest.mark.parametrize(("kept", "warned"), [(100, True), (1901, False)])
+def test_few_hardest_rows_are_descriptive(kept, warned):
+    metrics = [
+        metric(name, model, *(1.0, 1.0, 1.0) if model == "base" else (0.9, 0.8, 0.95))
+        for name in ("hardest_1pct", "perplexity_sample")
+        for model in ("base", "tuned")
+    ]
+    report = RobustnessReport("base", metrics, [], {"data": {"kept": kept, "truncated": 0, "unscored": 0}})
+    (sentence,) = _verdict(report, ["base", "tuned"])
+    assert ("descriptive: only 1 rows" in sentence) == warned
+    assert sentence.count("10.0 % lower (95 % interval −20.0 to −5.0 %)") == 2
+
+
+def test_ratios_in_words_and_cells():
+    assert says(1.05, float("nan"), float("nan")) == "5.0 % higher (no interval)"
+    assert says(0.95, 0.9, 1.01).startswith("not clearly different (5.0 % lower")
+    assert change(0.9, 0.85, 0.95).text == "−10.0 % [−15.0, −5.0]"
+    assert number(-0.000123456) == "−0.0001235"
+    assert number(float("-inf")) == "−∞"
+
+
+def test_gain_verdict_names_the_undominated():
+    rows = [
+        {"arm": "base", "gain": 0.0, "forgetting": 0.0},
+        {"arm": "a", "gain": 0.5, "forgetting": 0.4},
+        {"arm": "b", "gain": 0.3, "forgetting": 0.1},
+        {"arm": "c", "gain": 0.2, "forgetting": 0.3},
+    ]
+    best, mild, free = gain_verdict(rows)
+    assert best.startswith("a gains most") and mild.startswith("b forgets least")
+    assert re.search(r"than a, b\.$", free)
+
+
+def test_run_options_are_in_the_provenance(tmp_path, rounds):
+    (tmp_path / "run.json").write_text(json.dumps({"options": {"epsilon": 0.5}}))
+    comparison = compare_scores(simulated(models=2, rounds=4, n=60), 0.5, None, 0, {"m0": {"weights": "abc"}})
+    html = render(comparison_page(comparison, rounds, tmp_path))
+    for word in ("&#34;epsilon&#34;: 0.5", "&#34;weights&#34;: &#34;abc&#34;", "templates"):
+        assert word in html
