@@ -303,6 +303,18 @@ def test_tokens_and_labels_equal_those_of_trl(row, tokenizer, tmp_path):
     assert trainer.train_dataset[0]["labels"] == ours["labels"]
 
 
+def test_weights_tell_models_apart_whatever_the_number_of_threads(model):
+    before = _weights_hash(model)
+    torch.set_num_threads(2)
+    try:
+        assert _weights_hash(model) == before
+    finally:
+        torch.set_num_threads(1)
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[3] += 1e-6
+    assert _weights_hash(model) != before
+
+
 def test_bad_rows_are_refused(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="no known format"):
         encode(Dataset.from_list([{"a": "x"}]), tokenizer)
