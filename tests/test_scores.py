@@ -20,6 +20,7 @@ from klball.data.rows import encode, load_rows, to_trl_format
 from klball.evaluation import tables
 from klball.evaluation.models import load_model
 from klball.evaluation.scoring import Scorer, batches_by_length
+from klball.evaluation.tables import _weights_hash
 from klball.robust import token_scores as ts
 from klball.robust.token_scores import LMHead, token_scores
 
@@ -310,9 +311,10 @@ def test_weights_tell_models_apart_whatever_the_number_of_threads(model):
         assert _weights_hash(model) == before
     finally:
         torch.set_num_threads(1)
+    other = copy.deepcopy(model)
     with torch.no_grad():
-        next(model.parameters()).view(-1)[3] += 1e-6
-    assert _weights_hash(model) != before
+        next(other.parameters()).view(-1)[3] += 1e-6
+    assert _weights_hash(other) != before
 
 
 def test_bad_rows_are_refused(tokenizer, tmp_path):
