@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klball import InfeasibleError, robust_profile, solve_dual
+from klball.robust.faces import vertex
 
 RADII = (0.01, 0.05, 0.5, 1.0, 2.0, 5.0)
 
@@ -352,3 +353,23 @@ def test_base_weights_count_like_repetition():
     assert weighted.worst_case == pytest.approx(repeated.worst_case, abs=1e-12)
     ignored = solve_dual([*g, -99.0], epsilon=0.2, base_weights=[1, 2, 3, 0])
     assert ignored.worst_case == pytest.approx(weighted.worst_case, abs=1e-10) and ignored.weights[3] == 0
+
+
+def test_cap_on_certainty_that_binds_inside_the_ball_only():
+    """The hardest sample is also the least certain: without the ball the cap would be slack."""
+    x, y = (
+        torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64),
+        torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64),
+    )
+    found = vertex(x, y, torch.full_like(x, 1 / 3), None, 0.2)
+    assert found.beta == 0 and found.weights.tolist() == [1, 0, 0]
+    assert found.kl == pytest.approx(math.log(3))
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        g, c = rng.normal(size=12), rng.normal(size=12)
+        g[3], c[3] = g.min() - 1, c.min() - 1
+        free, least = solve_dual(g, c, epsilon=0.6), solve_dual(c, epsilon=0.6)
+        gamma = 0.5 * (float(free.certainty) + float(least.worst_case))
+        s = solve_dual(g, c, epsilon=0.6, gamma=gamma)
+        optimum = conic_optimum(g, c, np.full(12, 1 / 12), 0.6, gamma, None).value
+        assert s.worst_case == pytest.approx(optimum, abs=1e-6) and s.gap <= 1e-10

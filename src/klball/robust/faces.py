@@ -84,7 +84,10 @@ def vertex(x: Tensor, y: Tensor, base: Tensor, cap: float | None, gamma: float) 
     replacing its ends until no minimiser of x + βy lies below it. Each β is exact: it comes from
     two extreme points, not from a bisection.
     """
-    infeasible = _end(x, y, face_of(x, base, cap))  # the end with E y > γ
+    free = face_of(x, base, cap)
+    infeasible = _end(x, y, free)  # the end with E y > γ
+    if infeasible[0] <= gamma:  # the constraint binds inside the ball only
+        return _on_face(free, y, gamma, 0.0)
     feasible = _end(x, y, face_of(y, base, cap))  # the end with E y ≤ γ
     while True:
         beta = max(0.0, (feasible[1] - infeasible[1]) / (infeasible[0] - feasible[0]))
