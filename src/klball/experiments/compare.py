@@ -151,7 +151,8 @@ def _embedded() -> dict[str, str]:
     models = {"base": TINY}
     for arm in arms:
         _, points = run_arm(arm, 0, data, folder, options)
-        models[arm.label] = str(folder / "seed-0" / arm.folder / f"checkpoint-{points[-1]['step']}")
+        name = f"robust SFT, {arm.label}" if arm.epsilon > 0 else "SFT"
+        models[name] = str(folder / "seed-0" / arm.folder / f"checkpoint-{points[-1]['step']}")
     return models
 
 
