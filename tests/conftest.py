@@ -1,5 +1,6 @@
 """Shared fixtures: the embedded model and tiny models built in code. Nothing here needs a network."""
 
+import json
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -51,3 +52,12 @@ def small_qwen(vocabulary: int, seed: int = 0, **overrides) -> Qwen3ForCausalLM:
     with torch.no_grad():  # one strong direction makes the sharpness of predictions vary with the context
         model.model.embed_tokens.weight[:, 0] *= 6
     return model
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Twelve questions and answers in a file."""
+    path = tmp_path / "rows.jsonl"
+    rows = [{"question": f"What about the number {i}?", "answer": f"It is {i}."} for i in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import logging
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,41 +16,13 @@ from safetensors.torch import load_file
 
 import klball
 from klball import cli
+from klball.experiments.command import quieten
 
-TRAIN = [
-    *(
-        "--dataset_name",
-        "DATA",
-        "--per_device_train_batch_size",
-        "4",
-        "--max_steps",
-        "8",
-        "--save_steps",
-        "2",
-    ),
-    *(
-        "--logging_steps",
-        "1",
-        "--learning_rate",
-        "0.01",
-        "--use_peft",
-        "--lora_r",
-        "4",
-        "--lora_dropout",
-        "0.1",
-    ),
-    *(
-        "--gradient_checkpointing",
-        "false",
-        "--report_to",
-        "none",
-        "--disable_tqdm",
-        "true",
-        "--rescore_steps",
-        "3",
-    ),
-    *("--lora_target_modules", "q_proj", "v_proj"),
-]
+TRAIN = shlex.split("""
+    --dataset_name DATA --per_device_train_batch_size 4 --max_steps 8 --save_steps 2 --logging_steps 1
+    --learning_rate 0.01 --use_peft --lora_r 4 --lora_dropout 0.1 --lora_target_modules q_proj v_proj
+    --gradient_checkpointing false --report_to none --disable_tqdm true --rescore_steps 3
+""")
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +241,13 @@ def test_a_local_file_is_split_without_overlap(data):
     parts = data_of(Options(dataset_name=str(data), test_rows=4, ood_rows=3))
     train, test = ({row["question"] for row in parts[name]} for name in ("train", "test"))
     assert len(test) == 4 and len(train) == 16 and not train & test and len(parts["ood"]) == 3
+
+
+def test_the_same_message_is_shown_a_few_times_only(capsys):
+    quieten()
+    for cut in range(5):
+        logging.getLogger("klball.evaluation.scoring").warning("%d rows were cut", cut)
+    logging.getLogger("klball.evaluation.scoring").warning("something else")
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "2 rows were cut (more like this are not shown)" in shown and "something else" in shown
+    assert "3 rows were cut" not in shown

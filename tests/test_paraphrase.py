@@ -1,6 +1,5 @@
 """Rounds: templates, quality control, rows of every layout, the file, the command."""
 
-import json
 import random
 import subprocess
 import sys
@@ -148,14 +147,15 @@ ROWS = {
     "chat": [{"prompt": [{"role": "user", "content": "Hey"}], "completion": [dict(CHAT["messages"][2])]}],
     "messages": [CHAT],
 }
+CONVERSATIONS = ("chat", "messages")  # which need a tokenizer with a template
 
 
-@pytest.mark.parametrize("chat", [False, True])
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    ("name", "chat"),
+    [(name, chat) for name in ROWS for chat in (False, True) if chat or name not in CONVERSATIONS],
+)
 def test_rounds_join_what_score_reads(name, chat, tokenizer, tmp_path, monkeypatch):
     """Same ids and answers as the original data under either kind of tokenizer; only the prompt differs."""
-    if name in ("chat", "messages") and not chat:
-        pytest.skip("conversations need a template")
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE if chat else None)
     dataset = Dataset.from_list(ROWS[name])
     read, layout = samples_of(dataset)
@@ -234,14 +234,6 @@ def test_rounds_resume_and_refuse(tmp_path):
 def test_rows_that_cannot_be_rephrased(rows, message):
     with pytest.raises(ValueError, match=message):
         samples_of(Dataset.from_list(rows))
-
-
-@pytest.fixture
-def data(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    rows = [{"question": f"What about the number {i}?", "answer": f"It is {i}."} for i in range(12)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def accepted(folder):

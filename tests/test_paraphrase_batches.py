@@ -83,14 +83,6 @@ def test_results_of_every_kind(tmp_path):
 
 
 @pytest.fixture
-def data(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    rows = [{"question": f"What about the number {i}?", "answer": f"It is {i}."} for i in range(12)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
 def command(data, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     monkeypatch.setattr("time.sleep", lambda _: None)

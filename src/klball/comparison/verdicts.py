@@ -133,7 +133,8 @@ def _significant(result: PairTest | ItemInference) -> bool:
 
 
 def _interval(of: Effect | ItemInference, low: float, high: float) -> str:
-    return f"95 % interval of {of.model_a} − {of.model_b} {low:.3g} to {high:.3g}"
+    bounds = f"{low:.3g} to {high:.3g}".replace("-", "−")
+    return f"95 % interval of {of.model_a} − {of.model_b}: {bounds}"
 
 
 def _p(result: PairTest | ItemInference) -> str:

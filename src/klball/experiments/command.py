@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from rich.table import Table
 from trl import TrlParser
 
 console = Console(stderr=False, width=None if sys.stdout.isatty() else 120)
+REPEATS = 3  # of one kind of message are shown
 LIBRARIES = ("klball", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 
 
@@ -57,8 +59,24 @@ def quieten() -> None:
     handler = RichHandler(
         console=Console(stderr=True), show_path=False, show_time=False, rich_tracebacks=False
     )
+    handler.addFilter(_FewRepeats())
     logging.getLogger("klball").handlers = [handler]
     logging.getLogger("klball").setLevel(logging.INFO if is_main() else logging.ERROR)
+
+
+class _FewRepeats(logging.Filter):
+    """Shows a message a few times, whatever its numbers: hundreds of tables can each have cut rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.shown[record.msg] += 1
+        count = self.shown[record.msg]
+        if count == REPEATS:
+            record.msg += " (more like this are not shown)"
+        return count <= REPEATS
 
 
 def is_main() -> bool:
