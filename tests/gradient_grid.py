@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from conftest import small_qwen
@@ -75,8 +76,12 @@ class Gradients(TrainerCallback):
         self.steps = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        grads = [p.grad.flatten().double() for p in model.parameters() if p.grad is not None]
+        grads = [_whole(p.grad).flatten().double() for p in model.parameters() if p.grad is not None]
         self.steps.append(torch.cat(grads).clone())
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def quiet(folder: str, **more) -> dict:
@@ -100,7 +105,7 @@ def quiet(folder: str, **more) -> dict:
 
 
 def trainer_for(
-    case: dict, arrangement: str, folder: str, model=None, **more
+    case: dict, arrangement: str, folder: str, model=None, trainer=RobustSFTTrainer, **more
 ) -> tuple[RobustSFTTrainer, Gradients]:
     case = dict(case)
     micro, accumulation, extra = ARRANGEMENTS[arrangement]
@@ -115,7 +120,7 @@ def trainer_for(
     peft = LoraConfig(
         r=4, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
     )
-    return RobustSFTTrainer(
+    return trainer(
         model or small_qwen(len(tokenizer)),
         config,
         train_dataset=rows(),

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import pack_dataset
 
+from klball.evaluation.models import causal_lm
 from klball.training.batches import INDEX
 from klball.training.config import RobustSFTConfig
 from klball.training.forward import SampleForward
@@ -65,6 +66,7 @@ def refuse_crossing_attention(
     alone, behind, continuing = last_scores(own), last_scores(neighbour, own), last_scores(neighbour + own)
     model.train(was_training)
     if (behind - alone).norm() > CROSSING * (continuing - alone).norm():
+        model = causal_lm(model)
         attention = model.config._attn_implementation
         raise ValueError(
             f"{type(model).__name__} with attn_implementation={attention!r} lets packed samples meet"

@@ -19,7 +19,7 @@ from trl.trainer.utils import add_fused_lm_head
 from klball.data.rows import with_sample_ids
 from klball.evaluation.models import causal_lm
 from klball.evaluation.perplexity import summary_of
-from klball.evaluation.scoring import Scorer, batches_by_length, score_encoded
+from klball.evaluation.scoring import SCORE_COLUMNS, Scorer, batches_by_length, score_encoded
 from klball.robust.ambiguity import AmbiguitySet, Empirical
 from klball.robust.objectives import OBJECTIVES, PROXIMAL, Objective, objective_named
 from klball.training.accountant import HISTORY_FILE, Accountant
@@ -32,6 +32,7 @@ from klball.training.proximal import ProximalWindow, without_dropout
 from klball.training.records import named_columns, sample_rows, step_metrics
 from klball.training.refusals import refuse_unsupported
 from klball.training.samples import num_answer_tokens, warn_of_cut_rows
+from klball.training.sharding import score_sharded, shards_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -93,17 +94,16 @@ class RobustSFTTrainer(SFTTrainer):
         if self._needs_certainty:
             add_fused_lm_head(inner, outputs=FUSED_OUTPUTS)
         self.data_collator = WithIndex(self.data_collator)
-        probe = self.samples[0]["input_ids"]
-        self._forward = SampleForward(inner, self._needs_certainty, args.certainty_gradient, probe)
+        self._forward = SampleForward(inner, self._needs_certainty, args.certainty_gradient)
         self._window = None
         if proximal:
-            without_dropout(inner, self._forward, probe)
             self._window = ProximalWindow(args.psft_clip, args.psft_refresh, args.psft_warmup_steps)
         self._num_tokens = num_answer_tokens(self.samples)
         self.accountant = self._empty_accountant()
         self.train_dataset = self._rows_to_load()
-        if self.padding_free:
-            refuse_crossing_attention(inner, self._forward, self.data_collator, self.samples)
+        self._sharded = shards_parameters(self.accelerator, self._needs_certainty)
+        if not self._sharded:
+            self._check_forward(inner)
         self._resume_folder: Path | None = None
         self._step_rows: list[Tensor] = []
         self.scoring_seconds = {"initial": 0.0, "rescoring": 0.0}
@@ -128,6 +128,14 @@ class RobustSFTTrainer(SFTTrainer):
         with self.accelerator.main_process_first():
             return packed(self.samples, self.args)
 
+    def _check_forward(self, model: Any, exact: bool = True) -> None:
+        probe = self.samples[0]["input_ids"]
+        self._forward.check(model, probe, exact)
+        if self._window is not None:
+            without_dropout(model, self._forward, probe)
+        if self.padding_free:
+            refuse_crossing_attention(model, self._forward, self.data_collator, self.samples)
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if INDEX not in self._signature_columns:
@@ -135,13 +143,12 @@ class RobustSFTTrainer(SFTTrainer):
 
     def _empty_accountant(self) -> Accountant:
         zeros = torch.zeros(len(self.samples), dtype=torch.float64)
+        base_weights = self._num_tokens / self._num_tokens.sum()
         return Accountant(
             ambiguity=self.ambiguity,
             log_likelihood=zeros,
             certainty=zeros.clone() if self._needs_certainty else None,
-            base_weights=self._num_tokens / self._num_tokens.sum()
-            if self.args.normalization == "token"
-            else None,
+            base_weights=base_weights if self.args.normalization == "token" else None,
             relax=self.args.on_infeasible == "relax",
             frozen=self.args.reweight == "static",
         )
@@ -149,35 +156,49 @@ class RobustSFTTrainer(SFTTrainer):
     # --- the ledger ---------------------------------------------------------------------------
 
     def score_dataset(self, dataset: Dataset) -> dict[str, Tensor]:
-        """Fresh scores of prepared rows, in their order: float64 columns of the score table."""
+        """Fresh scores of prepared rows, in their order: float64 columns of the score table.
+
+        A sharded model has no `certainty` column unless the ambiguity set needs it.
+        """
         was_training = self.model.training
         self.model.eval()
-        scorer = Scorer(self.model, dataset[0]["input_ids"], self.accelerator.autocast)
-        batches = batches_by_length([len(ids) for ids in dataset["input_ids"]])
-        names = ("log_likelihood", "certainty", "entropy", "sum_log_prob", "num_tokens")
+        absent = {"certainty"} if self._sharded and not self._needs_certainty else set()
+        names = [name for name in SCORE_COLUMNS if name not in absent]
         table = torch.zeros(len(dataset), len(names), dtype=torch.float64)
-        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
-        for rows, scores in score_encoded(scorer, dataset, mine):
-            columns = [torch.tensor(scores[name], dtype=torch.float64) for name in names]
-            table[rows] = torch.stack(columns, dim=1)
+        batches = batches_by_length([len(ids) for ids in dataset["input_ids"]])
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        # a sharded model needs every process in every forward: the last may score a batch for nothing
+        alike = [*batches, *batches[-1:] * (-len(batches) % processes)]
+        for k, (rows, scores) in enumerate(self._scored(dataset, alike[rank::processes])):
+            if k * processes + rank < len(batches):
+                columns = [torch.as_tensor(scores[name], dtype=torch.float64) for name in names]
+                table[rows] = torch.stack(columns, dim=1).cpu()
         self.model.train(was_training)
-        if self.accelerator.num_processes > 1:
-            device = self.accelerator.device
-            table = self.accelerator.reduce(table.to(device), reduction="sum").cpu()
+        if processes > 1:
+            table = self.accelerator.reduce(table.to(self.accelerator.device), reduction="sum").cpu()
         return dict(zip(names, table.unbind(1), strict=True))
+
+    def _scored(self, dataset: Dataset, batches: list[list[int]]) -> Iterator[tuple[list[int], Any]]:
+        if self._sharded:
+            model, device = self.model_wrapped, self.accelerator.device
+            return score_sharded(self._forward, model, self.data_collator, device, dataset, batches)
+        scorer = Scorer(self.model, dataset[0]["input_ids"], self.accelerator.autocast)
+        return score_encoded(scorer, dataset, batches)
 
     def rescore(self, reason: str = "rescoring") -> None:
         """Rewrite the whole ledger with fresh scores; the time it takes is kept in `scoring_seconds`."""
         began = time.perf_counter()
         scores = self.score_dataset(self.samples)
-        g, c = scores["log_likelihood"], scores["certainty"]
+        g, c = scores["log_likelihood"], scores["certainty"] if self._needs_certainty else None
         if self.args.normalization == "sum":
-            g, c = scores["sum_log_prob"], c * scores["num_tokens"]
-        self.accountant.rewrite(g, c if self._needs_certainty else None)
+            g, c = scores["sum_log_prob"], None if c is None else c * scores["num_tokens"]
+        self.accountant.rewrite(g, c)
         self.scoring_seconds[reason] += time.perf_counter() - began
 
     def begin_training(self) -> None:
         """Fill the ledger: from the checkpoint that training resumes from, else by scoring all rows."""
+        if self._sharded:  # now that the shards are in place
+            self._check_forward(self.model_wrapped, exact=not (self.args.bf16 or self.args.fp16))
         if self._resume_folder is not None:
             self.accountant.load(self._resume_folder)
             if self._window is not None:
