@@ -1,6 +1,6 @@
 """Runs of gradient_grid.py with the model's parameters sharded over two processes, by FSDP2 over gloo.
 
-Run by test_fsdp.py under `torch.distributed.run`: `python fsdp_runs.py OUTPUT.pt`.
+Run by test_fsdp.py under `torch.distributed.run`: `python fsdp_runs.py OUTPUT.pt fast|slow`.
 """
 
 import os
@@ -9,44 +9,47 @@ import tempfile
 from pathlib import Path
 
 import torch
-from accelerate import DistributedType
-from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list
+from accelerate import DistributedType, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
-import gradient_grid
 from conftest import small_qwen
-from gradient_grid import CASES, rows, trainer_for
+from gradient_grid import CASES, trainer_for
 from klball import RobustSFTTrainer
 from klball.evaluation.models import load_model
+from klball.training.sharding import save_whole_model
 
-GRADIENT_CASES = {  # name: case, tied embeddings
-    "nll-ball": ("nll-ball-sample", True),
-    "nll-certainty": ("nll-certainty-sample", True),
-    "nll-certainty-untied": ("nll-certainty-sample", False),
-    "nll-certainty-exact": ("nll-certainty-sample-exact", True),
-    "psft-ball": ("psft-ball-sample", True),
-    "psft-certainty-untied": ("psft-certainty-sample", False),
-    "psft-certainty-lora": ("psft-certainty-token-lora", True),
+FAST = {  # name: case, tied embeddings, more settings
+    "nll-ball": ("nll-ball-sample", True, {}),
+    "nll-certainty": ("nll-certainty-sample", False, {}),
+    "psft-ball": ("psft-ball-sample", False, {}),
+    "psft-certainty": ("psft-certainty-sample", True, {}),
 }
-RESUMED = CASES["psft-certainty-sample"]
+SLOW = {
+    "nll-certainty-exact": ("nll-certainty-sample-exact", True, {}),
+    "psft-certainty-lora": ("psft-certainty-token-lora", True, {}),
+    "nll-certainty-packed": ("nll-certainty-sample", True, {"packing": True, "max_length": 48}),
+    "nll-certainty-loaded-once": ("nll-certainty-sample", True, {}),
+}
 SAVING = dict(save_strategy="steps", save_steps=2, optim="adamw_torch", learning_rate=0.01, max_grad_norm=1.0)
 
 
 class Sharded(RobustSFTTrainer):
-    """Accelerate leaves FSDP out on CPU, whatever it is asked for: here it is made to use it."""
+    """Accelerate 1.15 leaves FSDP out on CPU, whatever it is asked for: here it has to use it."""
 
-    state_dict_type = "FULL_STATE_DICT"
+    plugin = dict(state_dict_type="FULL_STATE_DICT", cpu_ram_efficient_loading=False)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # each new state copies it
         state.distributed_type = DistributedType.FSDP
         state.fsdp_plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
             reshard_after_forward=True,
-            cpu_ram_efficient_loading=False,
-            state_dict_type=self.state_dict_type,
+            **self.plugin,
         )
         if state.mixed_precision != "no":
             state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
@@ -54,54 +57,64 @@ class Sharded(RobustSFTTrainer):
 
 
 class ShardedCheckpoints(Sharded):
-    state_dict_type = "SHARDED_STATE_DICT"
+    plugin = dict(state_dict_type="SHARDED_STATE_DICT", cpu_ram_efficient_loading=False)
 
 
-def model(tied: bool):
+class LoadedOnce(Sharded):
+    plugin = dict(state_dict_type="FULL_STATE_DICT", cpu_ram_efficient_loading=True)
+
+
+def model(tied: bool) -> PreTrainedModel:
     return small_qwen(len(load_model("klball/tiny")[1]), tie_word_embeddings=tied)
 
 
-def gradients(case: str, tied: bool, trainer=RobustSFTTrainer, arrangement: str = "8x1") -> dict:
+def trained(name: str, sharded: bool) -> dict:
+    """Every step's gradient, the history, and an evaluation at the end."""
+    case, tied, more = {**FAST, **SLOW}[name]
+    network, kind = model(tied), Sharded if sharded else RobustSFTTrainer
+    if sharded and "loaded-once" in name:
+        kind = LoadedOnce
+        if os.environ["RANK"] != "0":
+            network.to("meta")  # as from_pretrained leaves it there
     with tempfile.TemporaryDirectory() as folder:
-        run, recorder = trainer_for(CASES[case], arrangement, folder, model(tied), trainer)
+        arrangement = "two processes" if sharded else "8x1"
+        run, recorder = trainer_for(CASES[case], arrangement, folder, network, kind, **more)
         run.train()
         metrics = run.evaluate(run.samples)
-    if trainer is not RobustSFTTrainer:
-        assert isinstance(run.model, FSDPModule)
-        assert run._forward.fused
+    assert run._forward.fused
+    assert isinstance(run.model, FSDPModule) == sharded
     return {"steps": recorder.steps, "evaluation": metrics, "history": run.accountant.history}
 
 
-def resumed(trainer, arrangement: str, folder: str) -> dict:
-    """Gradients of a run, and of its last step again from the checkpoint before; the saved model."""
-    whole, recorder = trainer_for(RESUMED, arrangement, folder, model(True), trainer, **SAVING)
-    whole.train()
-    again, more = trainer_for(RESUMED, arrangement, folder, model(True), trainer, **SAVING)
-    again.train(resume_from_checkpoint=str(Path(folder) / "checkpoint-2"))
-    return {"steps": recorder.steps, "again": more.steps, "ledger": again.accountant.scores()[0]}
+def resumed(kind: type[RobustSFTTrainer], arrangement: str, folder: Path) -> dict:
+    """Gradients of a run, and of its last step again from the checkpoint before; the model is saved."""
+    case = CASES["psft-certainty-sample"]  # the checkpoint is in the middle of a window
+    run, recorder = trainer_for(case, arrangement, str(folder), model(True), kind, **SAVING)
+    run.train()
+    again, more = trainer_for(case, arrangement, str(folder), model(True), kind, **SAVING)
+    again.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    save_whole_model(again, str(folder))
+    return {"steps": recorder.steps, "again": more.steps}
 
 
 def log_probs_under_bf16() -> torch.dtype:
     with tempfile.TemporaryDirectory() as folder:
-        run, _ = trainer_for(CASES["nll-ball-sample"], "two processes", folder, None, Sharded, bf16=True)
+        run, _ = trainer_for(
+            CASES["nll-ball-sample"], "two processes", folder, None, Sharded, bf16=True, max_steps=1
+        )
         run.train()
         batch = run._prepare_inputs(run.data_collator([run.samples[0]]))
         return run._forward(run.model, batch).log_probs.dtype
 
 
-def shared_folder() -> str:
-    folder = [tempfile.mkdtemp() if os.environ["RANK"] == "0" else None]
-    return broadcast_object_list(folder)[0]
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    results: dict = {
-        name: gradients(*case, Sharded, "two processes") for name, case in GRADIENT_CASES.items()
-    }
-    if "--checkpoints" in sys.argv:
-        for trainer in (Sharded, ShardedCheckpoints):
-            results[trainer.state_dict_type] = resumed(trainer, "two processes", shared_folder())
-    results["bf16"] = log_probs_under_bf16()
+    output = Path(sys.argv[1])
+    names = FAST if sys.argv[2] == "fast" else SLOW
+    results: dict = {name: trained(name, sharded=True) for name in names}
+    if sys.argv[2] == "slow":
+        for kind in (Sharded, ShardedCheckpoints):
+            results[kind.__name__] = resumed(kind, "two processes", output.parent / kind.__name__)
+        results["bf16"] = log_probs_under_bf16()
     if os.environ["RANK"] == "0":
-        torch.save(results, sys.argv[1])
+        torch.save(results, output)

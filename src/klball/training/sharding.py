@@ -72,3 +72,10 @@ def _sample_scores(scores: BatchScores) -> Scores:
     if scores.certainty is not None:
         table["certainty"] = scores.certainty.double().sum(1) / num
     return {name: values.tolist() for name, values in table.items()}
+
+
+def save_whole_model(trainer: Any, folder: str) -> None:
+    """`trainer.save_model` in one piece, also where checkpoints are written in FSDP's shards."""
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(folder)
