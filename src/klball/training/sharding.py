@@ -41,6 +41,21 @@ def shards_parameters(accelerator: Accelerator, certainty: bool) -> bool:
     return False
 
 
+def refuse_lost_parameters(accelerator: Accelerator, optimizer: Any) -> None:
+    """Raise ValueError if the optimizer of some process does not have every parameter.
+
+    Accelerate 1.15 tells them apart by their address, and where `fsdp_cpu_ram_efficient_loading` left them
+    on the meta device, as Transformers 5.23 does on all processes but one, every address is 0.
+    """
+    parameters = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    lost = torch.tensor(len(parameters) - len(set(parameters)), device=accelerator.device)
+    if accelerator.distributed_type == DistributedType.FSDP and int(accelerator.reduce(lost)) > 0:  # pyright: ignore[reportArgumentType]
+        raise ValueError(
+            "FSDP2 lost parameters of the optimizer, which would not be trained: set "
+            "fsdp_cpu_ram_efficient_loading: false"
+        )
+
+
 @torch.no_grad()
 def score_sharded(
     forward: SampleForward,

@@ -32,7 +32,7 @@ from klball.training.proximal import ProximalWindow, without_dropout
 from klball.training.records import named_columns, sample_rows, step_metrics
 from klball.training.refusals import refuse_unsupported
 from klball.training.samples import num_answer_tokens, warn_of_cut_rows
-from klball.training.sharding import score_sharded, shards_parameters
+from klball.training.sharding import refuse_lost_parameters, score_sharded, shards_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -198,6 +198,7 @@ class RobustSFTTrainer(SFTTrainer):
     def begin_training(self) -> None:
         """Fill the ledger: from the checkpoint that training resumes from, else by scoring all rows."""
         if self._sharded:  # now that the shards are in place
+            refuse_lost_parameters(self.accelerator, self.optimizer)
             self._check_forward(self.model_wrapped, exact=not (self.args.bf16 or self.args.fp16))
         if self._resume_folder is not None:
             self.accountant.load(self._resume_folder)
