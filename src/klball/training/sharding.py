@@ -44,8 +44,8 @@ def shards_parameters(accelerator: Accelerator, certainty: bool) -> bool:
 def refuse_lost_parameters(accelerator: Accelerator, optimizer: Any) -> None:
     """Raise ValueError if the optimizer of some process does not have every parameter.
 
-    Accelerate 1.15 tells them apart by their address, and where `fsdp_cpu_ram_efficient_loading` left them
-    on the meta device, as Transformers 5.23 does on all processes but one, every address is 0.
+    Accelerate 1.15 tells them apart by their address, which is 0 for all that are on the meta device: so
+    where `fsdp_cpu_ram_efficient_loading` had one process alone read the weights.
     """
     parameters = [id(p) for group in optimizer.param_groups for p in group["params"]]
     lost = torch.tensor(len(parameters) - len(set(parameters)), device=accelerator.device)
