@@ -70,7 +70,7 @@ def model(tied: bool) -> PreTrainedModel:
 
 
 def loaded_once() -> str:
-    """What is said where only the first process read the weights, as `from_pretrained` can do."""
+    """What is said where only the first process read the weights."""
     network = model(tied=True)
     if os.environ["RANK"] != "0":
         without_weights(network)
