@@ -180,3 +180,9 @@ def test_rows_that_packs_cannot_hold_are_counted(tokenizer, tmp_path, caplog):
     whole = dict(objective="nll", ambiguity=Empirical(), dataset_kwargs={"skip_prepare_dataset": True})
     with pytest.raises(ValueError, match=r"^11 rows are longer than max_length = 16: packing would cut them"):
         packed_trainer(tmp_path, whole, max_length=PACK // 2)
+
+
+def test_one_process_for_several_gpus_is_refused(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(RobustSFTConfig, "n_gpu", 2)
+    with pytest.raises(ValueError, match="accelerate launch"):
+        packed_trainer(tmp_path)

@@ -254,6 +254,7 @@ def test_cut_and_dropped_rows_are_counted(tokenizer, tmp_path, caplog):
         ({"packing": True, "packing_strategy": "wrapped"}, {}, "cuts samples"),
         ({"packing": True, "max_length": None}, {}, "max_length"),
         ({"packing": True, "eval_packing": True}, {}, "eval_packing"),
+        ({"packing": True, "accelerator_config": {"dispatch_batches": True}}, {}, "dispatch_batches"),
         ({"padding_free": True}, {}, "max_length"),
         ({}, {"train_dataset": rows().add_column("seq_lengths", [[1]] * len(rows()))}, "packed already"),
         ({"label_smoothing_factor": 0.1}, {}, "label_smoothing"),
