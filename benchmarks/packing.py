@@ -64,7 +64,7 @@ def epoch_seconds(trainer_name: str, arrangement: str, rows: Dataset, tokenizer,
 def measure(quick: bool) -> list[Row]:
     """Throughput over that of the same trainer with padding; and how much of a padded batch is tokens."""
     logging.getLogger("klball").setLevel(logging.ERROR)
-    repeats, count = (1, 64) if quick else (3, 96)
+    repeats, count = (1, 64) if quick else (3, 80)
     tokenizer = load_model("klball/tiny")[1]
     measured = []
     for name, cases in CASES.items():
