@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from klball.robust.token_scores import LMHead
@@ -78,8 +79,9 @@ def causal_lm(model: torch.nn.Module) -> PreTrainedModel:
 
 def lm_head(model: PreTrainedModel) -> LMHead | None:
     """How logits follow from hidden states, read off the model; None for an unusual head."""
-    projection = model.get_output_embeddings()
-    if type(projection) is not torch.nn.Linear:
+    projection: Any = model.get_output_embeddings()
+    kinds = (kind for kind in type(projection).__mro__ if not issubclass(kind, FSDPModule))
+    if next(kinds) is not torch.nn.Linear:  # FSDP2 derives a class of its own from the module's
         return None
     config = model.config.get_text_config()
     scale = next(

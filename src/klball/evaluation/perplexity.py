@@ -187,8 +187,7 @@ def summary_of(scores: dict[str, Tensor]) -> dict[str, float]:
         "perplexity_token": math.exp(nll),
         "perplexity_sample": math.exp(-float(g.mean())),
         "own_hardest_1pct": math.exp(-float(g[hardest(g)].mean())),
-        "entropy": float(scores["entropy"].mean()),
-        "certainty": float(scores["certainty"].mean()),
+        **{name: float(scores[name].mean()) for name in ("entropy", "certainty") if name in scores},
     }
 
 

@@ -18,6 +18,7 @@ from klball.robust.ambiguity import Empirical
 from klball.robust.objectives import PROXIMAL
 from klball.training.checkpoints import check_same_run, newest_complete, write_json
 from klball.training.config import RobustSFTConfig
+from klball.training.sharding import save_whole_model
 from klball.training.trainer import RobustSFTTrainer
 
 TOP = 20
@@ -96,7 +97,7 @@ def train(
     if callbacks:  # they show the progress; the figures are in the history
         trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_continue(folder) if started else None)
-    trainer.save_model(str(folder))
+    save_whole_model(trainer, str(folder))
     _report_top_weighted(trainer, rows, folder)
 
 
@@ -131,7 +132,7 @@ def _report_top_weighted(trainer: RobustSFTTrainer, rows: Dataset, folder: Path)
     g, _ = accountant.scores()
     n = len(g)
     text_of: dict[str, Any] = {row["sample_id"]: row for row in rows.to_list()}
-    ids = trainer.train_dataset["sample_id"]
+    ids = trainer.samples["sample_id"]
     top = []
     for index in torch.argsort(-solution.weights, stable=True)[:TOP].tolist():
         prompt, answer = texts_of(text_of[ids[index]])

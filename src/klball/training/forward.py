@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from klball.data.rows import IGNORED
 from klball.evaluation.models import lm_head
 from klball.robust.token_scores import LMHead
+from klball.training.batches import INDEX
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,24 @@ class BatchScores:
         """T_i, at least 1."""
         return self.mask.sum(1).clamp(min=1)
 
+    def unpacked(self, offsets: Tensor, longest: int) -> "BatchScores":
+        """One row of L tokens that holds B samples, as one row (longest − 1) for each.
+
+        offsets (B+1): where each sample begins, and the last one ends. Equivalent for every field:
+        `pad_sequence([field[0, a : b - 1] for a, b in zip(offsets[:-1], offsets[1:])], batch_first=True)`.
+        """
+        column = torch.arange(longest - 1, device=offsets.device)
+        inside = column < offsets.diff()[:, None] - 1
+        source = (offsets[:-1, None] + column).masked_fill(~inside, 0).long()
+
+        def rows(field: Tensor) -> Tensor:
+            return field[0][source].masked_fill(~inside, 0)
+
+        certainty = None if self.certainty is None else rows(self.certainty)
+        return BatchScores(
+            rows(self.log_probs), rows(self.entropy), rows(self.is_top1), rows(self.mask), certainty
+        )
+
 
 class SampleForward:
     """Calls the model through TRL's fused head, which never builds the logits.
@@ -43,23 +62,32 @@ class SampleForward:
     own logits; where they differ, every batch takes the full logits instead, and says so.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, certainty: bool, certainty_gradient: bool, probe: Sequence[int]
-    ):
-        self.certainty, self.certainty_gradient = certainty, certainty_gradient
+    def __init__(self, model: PreTrainedModel, certainty: bool, certainty_gradient: bool):
+        self.model, self.certainty, self.certainty_gradient = model, certainty, certainty_gradient
         self.hidden: Tensor | None = None
-        self.head = lm_head(model)
-        if certainty_gradient and self.head is not None and self.head.softcap is not None:
+        head = self.head
+        if certainty_gradient and head is not None and head.softcap is not None:
             raise ValueError("certainty_gradient is not supported for models with soft-capped logits")
         if certainty:
             model.base_model.register_forward_hook(self._keep_hidden)
         self.fused = True
-        self.fused = self._fused_agrees(model, torch.tensor([list(probe[:PROBE_TOKENS])]))
+
+    @property
+    def head(self) -> LMHead | None:
+        """Looked up at each use: FSDP2 replaces the parameters, and has them whole after a forward only."""
+        return lm_head(self.model)
 
     def __call__(self, model: Any, inputs: dict[str, Any]) -> BatchScores:
-        """Scores of one collated batch (`input_ids`, `labels`, `attention_mask`)."""
-        if not self.fused:
-            return self._from_logits(model, inputs)
+        """Scores of one collated batch, padded or packed: a row for each sample."""
+        given = {name: value for name, value in inputs.items() if name != INDEX}
+        scores = self._fused_scores(model, given) if self.fused else self._from_logits(model, given)
+        if "cu_seq_lens_q" not in inputs:
+            return scores
+        # TRL counts every position that pads the row to a multiple as a sequence of its own: not samples
+        offsets = inputs["cu_seq_lens_q"][: len(inputs[INDEX]) + 1]
+        return scores.unpacked(offsets, inputs["max_length_q"])
+
+    def _fused_scores(self, model: Any, inputs: dict[str, Any]) -> BatchScores:
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         mask = outputs.label_mask
         certainty = None
@@ -71,8 +99,9 @@ class SampleForward:
         self.hidden = output.last_hidden_state
 
     def _certainty(self, outputs: Any, labels: Tensor, mask: Tensor) -> Tensor:
-        assert self.hidden is not None and self.head is not None
-        head, hidden = self.head, self.hidden[:, :-1]
+        head = self.head
+        assert self.hidden is not None and head is not None
+        hidden = self.hidden[:, :-1]
         if not self.certainty_gradient:
             head = LMHead(head.weight.detach(), head.bias, head.scale, head.softcap)
             hidden = hidden.detach()
@@ -106,23 +135,26 @@ class SampleForward:
         return BatchScores(log_probs, entropy, top1, mask, certainty)
 
     @torch.no_grad()
-    def _fused_agrees(self, model: PreTrainedModel, ids: Tensor) -> bool:
+    def check(self, model: Any, probe: Sequence[int], exact: bool = True) -> None:
+        """Keep the fused head only if `model`, wrapped or not, agrees on one row; exact: in float32."""
+        self.fused = self.head is not None
         if self.head is None:
             logger.warning("unusual LM head: training through full logits, which costs memory")
-            return False
+            return
         was_training = model.training
         model.eval()
-        ids = ids.to(self.head.weight.device)
+        ids = torch.tensor([list(probe[:PROBE_TOKENS])], device=self.head.weight.device)
         inputs = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
         fused, full = self(model, dict(inputs)), self._from_logits(model, dict(inputs))
         model.train(was_training)
-        tolerance = 1e-3 if self.head.weight.dtype == torch.float32 else 0.1
+        tolerance = 1e-3 if exact and self.head.weight.dtype == torch.float32 else 0.1
         pairs = [(fused.log_probs, full.log_probs)]
         if fused.certainty is not None and full.certainty is not None:
             pairs.append((fused.certainty, full.certainty))
-        agrees = all(torch.allclose(a.float(), b.float(), rtol=tolerance, atol=tolerance) for a, b in pairs)
-        if not agrees:
+        self.fused = all(
+            torch.allclose(a.float(), b.float(), rtol=tolerance, atol=tolerance) for a, b in pairs
+        )
+        if not self.fused:
             logger.warning(
                 "the fused LM head does not match the model's logits: training through full logits"
             )
-        return agrees

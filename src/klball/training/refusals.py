@@ -23,6 +23,7 @@ def refuse_unsupported(
 def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: Any, ambiguity: Any) -> None:
     peft_config = kwargs.get("peft_config")
     proximal = args.objective == PROXIMAL and not objective
+    flat = args.packing or args.padding_free
     default = RobustSFTConfig.__dataclass_fields__["epsilon"].default
     problems = {
         "compute_loss_func bypasses the sample weights: pass objective= instead": kwargs.get(
@@ -30,8 +31,14 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         ),
         "compute_metrics needs logits that are never built: use klball.score": kwargs.get("compute_metrics"),
         "label_smoothing_factor is not supported": args.label_smoothing_factor > 0,
-        "packing and padding_free are not supported: they erase sample boundaries": args.packing
-        or args.padding_free,
+        f"packing_strategy={args.packing_strategy!r} cuts samples in two: use 'bfd'": args.packing
+        and args.packing_strategy != "bfd",
+        "packing needs max_length, the length of a pack": args.packing and args.max_length is None,
+        "packing and padding_free need a process for each GPU: start with `accelerate launch`": flat
+        and args.n_gpu > 1,
+        "packing and padding_free need dispatch_batches=False: one row cannot be dealt out": flat
+        and args.accelerator_config.dispatch_batches,
+        "eval_packing is not supported: evaluation scores every sample on its own": args.eval_packing,
         "prompt-learning PEFT methods are not supported: use LoRA": getattr(
             peft_config, "is_prompt_learning", False
         ),
@@ -62,5 +69,7 @@ def _refuse_data(dataset: Any) -> None:
         )
     if dataset.format["type"] == "custom":
         raise ValueError("data sets with with_transform() are not supported: use map() instead")
+    if "seq_lengths" in dataset.column_names:
+        raise ValueError("the data set is packed already: give one sample a row, and packing=True")
     if {"image", "images"} & set(dataset.column_names):
         raise ValueError("images are not supported")
