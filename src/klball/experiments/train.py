@@ -131,7 +131,7 @@ def _report_top_weighted(trainer: RobustSFTTrainer, rows: Dataset, folder: Path)
     g, _ = accountant.scores()
     n = len(g)
     text_of: dict[str, Any] = {row["sample_id"]: row for row in rows.to_list()}
-    ids = trainer.train_dataset["sample_id"]
+    ids = trainer.samples["sample_id"]
     top = []
     for index in torch.argsort(-solution.weights, stable=True)[:TOP].tolist():
         prompt, answer = texts_of(text_of[ids[index]])

@@ -1,5 +1,6 @@
 """Training batches that know which samples they hold."""
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ INDEX = "sample_index"  # the position of a sample in the training data
 
 
 class WithIndex:
-    """A collator that passes the sample index on beside what TRL's collator emits."""
+    """A collator that passes the index of every sample on, packed or not, beside what TRL's emits."""
 
     def __init__(self, collator: Any):
         self.collator = collator
@@ -16,5 +17,13 @@ class WithIndex:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(examples)
         if INDEX in examples[0]:
-            batch[INDEX] = torch.tensor([example[INDEX] for example in examples])
+            batch[INDEX] = torch.tensor([sample for example in examples for sample in _samples(example)])
         return batch
+
+
+def _samples(example: dict[str, Any]) -> list[int]:
+    """The samples of one row; a pack names the sample of every token."""
+    if "seq_lengths" not in example:
+        return [example[INDEX]]
+    starts = accumulate(example["seq_lengths"][:-1], initial=0)
+    return [example[INDEX][start] for start in starts]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from klball.data.rows import IGNORED
 from klball.evaluation.models import lm_head
 from klball.robust.token_scores import LMHead
+from klball.training.batches import INDEX
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,24 @@ class BatchScores:
     def num_tokens(self) -> Tensor:
         """T_i, at least 1."""
         return self.mask.sum(1).clamp(min=1)
+
+    def unpacked(self, offsets: Tensor, longest: int) -> "BatchScores":
+        """One row of L tokens that holds B samples, as one row (longest − 1) for each.
+
+        offsets (B+1): where each sample begins, and the last one ends. Equivalent for every field:
+        `pad_sequence([field[0, a : b - 1] for a, b in zip(offsets[:-1], offsets[1:])], batch_first=True)`.
+        """
+        column = torch.arange(longest - 1, device=offsets.device)
+        inside = column < offsets.diff()[:, None] - 1
+        source = (offsets[:-1, None] + column).masked_fill(~inside, 0).long()
+
+        def rows(field: Tensor) -> Tensor:
+            return field[0][source].masked_fill(~inside, 0)
+
+        certainty = None if self.certainty is None else rows(self.certainty)
+        return BatchScores(
+            rows(self.log_probs), rows(self.entropy), rows(self.is_top1), rows(self.mask), certainty
+        )
 
 
 class SampleForward:
@@ -57,9 +76,16 @@ class SampleForward:
         self.fused = self._fused_agrees(model, torch.tensor([list(probe[:PROBE_TOKENS])]))
 
     def __call__(self, model: Any, inputs: dict[str, Any]) -> BatchScores:
-        """Scores of one collated batch (`input_ids`, `labels`, `attention_mask`)."""
-        if not self.fused:
-            return self._from_logits(model, inputs)
+        """Scores of one collated batch, padded or packed: a row for each sample."""
+        given = {name: value for name, value in inputs.items() if name != INDEX}
+        scores = self._fused_scores(model, given) if self.fused else self._from_logits(model, given)
+        if "cu_seq_lens_q" not in inputs:
+            return scores
+        # TRL counts every position that pads the row to a multiple as a sequence of its own: not samples
+        offsets = inputs["cu_seq_lens_q"][: len(inputs[INDEX]) + 1]
+        return scores.unpacked(offsets, inputs["max_length_q"])
+
+    def _fused_scores(self, model: Any, inputs: dict[str, Any]) -> BatchScores:
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         mask = outputs.label_mask
         certainty = None

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from klball.robust.objectives import nll, psft
+from klball.training.batches import INDEX
 from klball.training.forward import BatchScores, SampleForward
 
 WINDOW_FILE = "psft-window-{}.safetensors"  # one a process
@@ -52,14 +53,14 @@ class ProximalWindow:
         return iter(fetched[:num_batches])
 
     @torch.no_grad()
-    def score_ahead(self, forward: Callable[[dict[str, Any]], BatchScores], index_name: str) -> None:
+    def score_ahead(self, forward: Callable[[dict[str, Any]], BatchScores]) -> None:
         """At a window's first step, score the others' batches; as many on every process."""
         if not self.opening:
             return
         for batch in self._ahead:
-            scores = forward({name: value for name, value in batch.items() if name != index_name})
+            scores = forward(batch)
             rows = scores.log_probs[scores.mask].split(scores.mask.sum(1).tolist())
-            self.old |= zip(batch[index_name].tolist(), rows, strict=True)
+            self.old |= zip(batch[INDEX].tolist(), rows, strict=True)
 
     def losses(self, index: Tensor, scores: BatchScores) -> Tensor:
         """Token losses (B, T−1) of one micro-batch of the current step."""

@@ -30,8 +30,10 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         ),
         "compute_metrics needs logits that are never built: use klball.score": kwargs.get("compute_metrics"),
         "label_smoothing_factor is not supported": args.label_smoothing_factor > 0,
-        "packing and padding_free are not supported: they erase sample boundaries": args.packing
-        or args.padding_free,
+        f"packing_strategy={args.packing_strategy!r} cuts samples in two: use 'bfd'": args.packing
+        and args.packing_strategy != "bfd",
+        "packing needs max_length, the length of a pack": args.packing and args.max_length is None,
+        "eval_packing is not supported: evaluation scores every sample on its own": args.eval_packing,
         "prompt-learning PEFT methods are not supported: use LoRA": getattr(
             peft_config, "is_prompt_learning", False
         ),
@@ -62,5 +64,7 @@ def _refuse_data(dataset: Any) -> None:
         )
     if dataset.format["type"] == "custom":
         raise ValueError("data sets with with_transform() are not supported: use map() instead")
+    if "seq_lengths" in dataset.column_names:
+        raise ValueError("the data set is packed already: give one sample a row, and packing=True")
     if {"image", "images"} & set(dataset.column_names):
         raise ValueError("images are not supported")

@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from klball.data.rows import IGNORED, with_sample_ids
+from klball.data.rows import with_sample_ids
 from klball.evaluation.models import causal_lm
 from klball.evaluation.perplexity import summary_of
 from klball.evaluation.scoring import Scorer, batches_by_length, score_encoded
@@ -27,8 +27,11 @@ from klball.training.batches import INDEX, WithIndex
 from klball.training.checkpoints import newest_complete
 from klball.training.config import RobustSFTConfig
 from klball.training.forward import BatchScores, SampleForward
+from klball.training.packing import packed, refuse_crossing_attention
 from klball.training.proximal import ProximalWindow, without_dropout
+from klball.training.records import named_columns, sample_rows, step_metrics
 from klball.training.refusals import refuse_unsupported
+from klball.training.samples import num_answer_tokens, warn_of_cut_rows
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,9 @@ class RobustSFTTrainer(SFTTrainer):
                Σ_i w_i · Σ_t ℓ_t          /  tokens in the step       "token"
                Σ_i w_i · Σ_t ℓ_t          /  samples in the step      "sum" (scores summed too)
 
-    so gradients do not depend on micro-batches, accumulation, padding or the number of processes.
+    so gradients do not depend on micro-batches, accumulation, padding, packing or the number of
+    processes. `samples` has the prepared rows one by one, `train_dataset` what the loader draws: the
+    same, or packs of them.
     `objective`: a callable from token log-probabilities (B, T) to token losses, instead of the
     configured one. `ambiguity`: an ambiguity set, instead of epsilon, gamma and max_weight.
     Raises ValueError for combinations that are not supported. Source: F. Deng, "Robust SFT".
@@ -82,20 +87,23 @@ class RobustSFTTrainer(SFTTrainer):
             raise ValueError(
                 "the router loss of mixture-of-experts is not supported: set router_aux_loss_coef=0.0"
             )
-        self.train_dataset = self.train_dataset.add_column(INDEX, list(range(len(self.train_dataset))))
+        self.samples = self.train_dataset.add_column(INDEX, list(range(len(self.train_dataset))))
         self._needs_certainty = self.ambiguity.gamma is not None
         inner = causal_lm(self.model)
         if self._needs_certainty:
             add_fused_lm_head(inner, outputs=FUSED_OUTPUTS)
         self.data_collator = WithIndex(self.data_collator)
-        self._forward = SampleForward(
-            inner, self._needs_certainty, args.certainty_gradient, self.train_dataset[0]["input_ids"]
-        )
+        probe = self.samples[0]["input_ids"]
+        self._forward = SampleForward(inner, self._needs_certainty, args.certainty_gradient, probe)
         self._window = None
         if proximal:
-            without_dropout(inner, self._forward, self.train_dataset[0]["input_ids"])
+            without_dropout(inner, self._forward, probe)
             self._window = ProximalWindow(args.psft_clip, args.psft_refresh, args.psft_warmup_steps)
+        self._num_tokens = num_answer_tokens(self.samples)
         self.accountant = self._empty_accountant()
+        self.train_dataset = self._rows_to_load()
+        if self.padding_free:
+            refuse_crossing_attention(inner, self._forward, self.data_collator, self.samples)
         self._resume_folder: Path | None = None
         self._step_rows: list[Tensor] = []
         self.scoring_seconds = {"initial": 0.0, "rescoring": 0.0}
@@ -104,22 +112,21 @@ class RobustSFTTrainer(SFTTrainer):
     # --- data ---------------------------------------------------------------------------------
 
     def _prepare_dataset(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, dataset: Any, processing_class: Any, args: Any, *rest: Any
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, *rest: Any
     ) -> Any:
-        """TRL's preparation in two steps, to count the rows that `max_length` cuts or drops."""
+        """TRL's preparation without packing, in two steps, to count what `max_length` cuts or drops."""
         whole = copy.copy(args)
         whole.max_length, whole.shuffle_dataset = None, False
-        tokenised: Any = super()._prepare_dataset(dataset, processing_class, whole, *rest)
-        prepared: Any = super()._prepare_dataset(tokenised, processing_class, args, *rest)
-        limit = args.max_length or math.inf
-        cut = sum(len(ids) > limit for ids in tokenised["input_ids"])
-        if cut:
-            logger.warning(
-                "%s: %d of %d rows are longer than max_length = %s: %d cut, %d dropped (no answer left)",
-                *(rest[-1], cut, len(tokenised), args.max_length),
-                *(cut - len(tokenised) + len(prepared), len(tokenised) - len(prepared)),
-            )
+        tokenised: Any = super()._prepare_dataset(dataset, processing_class, whole, False, *rest)
+        prepared: Any = super()._prepare_dataset(tokenised, processing_class, args, False, *rest)
+        warn_of_cut_rows(rest[-1], tokenised, prepared, args.max_length)
         return prepared
+
+    def _rows_to_load(self) -> Dataset:
+        if not self.args.packing:
+            return self.samples
+        with self.accelerator.main_process_first():
+            return packed(self.samples, self.args)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -127,18 +134,14 @@ class RobustSFTTrainer(SFTTrainer):
             self._signature_columns = [*self._signature_columns, INDEX]
 
     def _empty_accountant(self) -> Accountant:
-        if "labels" not in self.train_dataset.column_names:
-            raise ValueError("the training data has no `labels`: leave out skip_prepare_dataset, or add them")
-        labels = self.train_dataset["labels"]
-        counts = torch.tensor([sum(x != IGNORED for x in row[1:]) for row in labels], dtype=torch.float64)
-        if bool((counts == 0).any()):
-            raise ValueError(f"{int((counts == 0).sum())} training rows have no answer token; drop them")
-        zeros = torch.zeros_like(counts)
+        zeros = torch.zeros(len(self.samples), dtype=torch.float64)
         return Accountant(
             ambiguity=self.ambiguity,
             log_likelihood=zeros,
             certainty=zeros.clone() if self._needs_certainty else None,
-            base_weights=counts / counts.sum() if self.args.normalization == "token" else None,
+            base_weights=self._num_tokens / self._num_tokens.sum()
+            if self.args.normalization == "token"
+            else None,
             relax=self.args.on_infeasible == "relax",
             frozen=self.args.reweight == "static",
         )
@@ -166,7 +169,7 @@ class RobustSFTTrainer(SFTTrainer):
     def rescore(self, reason: str = "rescoring") -> None:
         """Rewrite the whole ledger with fresh scores; the time it takes is kept in `scoring_seconds`."""
         began = time.perf_counter()
-        scores = self.score_dataset(self.train_dataset)
+        scores = self.score_dataset(self.samples)
         g, c = scores["log_likelihood"], scores["certainty"]
         if self.args.normalization == "sum":
             g, c = scores["sum_log_prob"], c * scores["num_tokens"]
@@ -205,7 +208,7 @@ class RobustSFTTrainer(SFTTrainer):
                 *(epoch_iterator, num_batches, self.state.global_step, self.state.max_steps)
             )
             with self.compute_loss_context_manager():
-                self._window.score_ahead(lambda batch: self._forward(self.model_wrapped, batch), INDEX)
+                self._window.score_ahead(lambda batch: self._forward(self.model_wrapped, batch))
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and INDEX in batches[0]:
             if self._rescore_is_due():
@@ -217,19 +220,18 @@ class RobustSFTTrainer(SFTTrainer):
     def _plan_step(self, batches: list[Any], device: torch.device) -> None:
         """Which rows count: one that `even_batches` repeats to fill the epoch's last step does not."""
         index = torch.cat([batch[INDEX] for batch in batches]).to(device)
-        tokens = torch.cat([(batch["labels"][:, 1:] != IGNORED).sum(1) for batch in batches]).to(device)
-        rows = torch.stack([index, tokens], dim=1)
-        start = 0
+        start, everyone = 0, index
         if self.accelerator.num_processes > 1:
-            padded = self.accelerator.pad_across_processes(rows, dim=0, pad_index=-1)
+            padded = self.accelerator.pad_across_processes(index, dim=0, pad_index=-1)
             start = self.accelerator.process_index * len(padded)
-            rows = self.accelerator.gather(padded)
-        first = self.accountant.visit(rows[:, 0].tolist())
+            everyone = self.accelerator.gather(padded)
+        everyone = everyone.cpu()
+        first = self.accountant.visit(everyone.tolist())
         keep = first[start : start + len(index)].to(device)
         self._keep = list(keep.split([len(batch[INDEX]) for batch in batches]))
         self._divisor = float(first.sum())
         if self.args.normalization == "token":
-            self._divisor = float(rows[first.to(rows.device), 1].sum())
+            self._divisor = float(self._num_tokens[everyone[first]].sum())
         self._remaining = len(batches)
         self._step_rows = []
 
@@ -239,7 +241,7 @@ class RobustSFTTrainer(SFTTrainer):
         """The weighted loss of one micro-batch, already divided by the step's total."""
         if INDEX not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        index = inputs.pop(INDEX)
+        index = inputs[INDEX]
         scores = self._forward(model, inputs)
         losses = self._token_losses(index, scores) - self.args.entropy_coef * scores.entropy
         losses = losses.masked_fill(~scores.mask, 0.0).sum(1)  # (B)
@@ -257,7 +259,8 @@ class RobustSFTTrainer(SFTTrainer):
             priced = c * scores.num_tokens if self.args.normalization == "token" else c
             losses = losses - float(self.accountant.solve().beta) * priced.to(losses.dtype)
         loss = ((density * keep).to(losses.dtype) * losses).sum() / self._divisor
-        self._keep_rows(index, keep, g, c, density, scores)
+        ratios = [] if self._window is None else self._window.ratio_columns(index, scores)
+        self._step_rows.append(sample_rows(index, keep, g, c, density, scores, ratios))
         # DDP averages gradients over ranks; the divisor already counts all of them
         return loss * self.accelerator.num_processes
 
@@ -269,22 +272,11 @@ class RobustSFTTrainer(SFTTrainer):
     def _refuse_nonfinite(self, index: Tensor, g: Tensor) -> None:
         if bool(g.isfinite().all()):
             return
-        sample = self.train_dataset[int(index[~g.isfinite()][0])]["sample_id"]
+        sample = self.samples[int(index[~g.isfinite()][0])]["sample_id"]
         raise ValueError(
             f"log-likelihood of sample {sample!r} is not finite at step {self.state.global_step}: "
             "lower learning_rate, or train in float32 (--bf16 false)"
         )
-
-    def _keep_rows(
-        self, index: Tensor, keep: Tensor, g: Tensor, c: Tensor | None, density: Tensor, scores: Any
-    ) -> None:
-        """What the end of the step needs of each sample: columns of `_finish_step`."""
-        certainty = torch.zeros_like(g) if c is None else c.detach()
-        columns = [index, keep, g, certainty, density, scores.num_tokens]
-        columns += [scores.log_probs.detach().sum(1), scores.entropy.detach().sum(1), scores.is_top1.sum(1)]
-        if self._window is not None:
-            columns += self._window.ratio_columns(index, scores)
-        self._step_rows.append(torch.stack([column.double() for column in columns], dim=1))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """TRL's step; after the last micro-batch the fresh scores of all ranks go to the ledger."""
@@ -298,27 +290,18 @@ class RobustSFTTrainer(SFTTrainer):
         rows = torch.cat(self._step_rows)
         if self.accelerator.num_processes > 1:
             rows = self.accelerator.gather(self.accelerator.pad_across_processes(rows, dim=0, pad_index=0))
-        rows = rows.cpu()
-        self._total_train_tokens += int(rows[:, 5].sum())
-        index, _, g, c, density, tokens, log_prob, entropy, top1, *ratios = rows[rows[:, 1] > 0].unbind(1)
-        step = {
-            **self.accountant.summary(),
-            "mean_weight": float(density.mean()),
-            "max_weight": float(density.max()),
-            "plain_loss": float(-(log_prob / tokens).mean()),
-            "nll": float(-log_prob.sum() / tokens.sum()),
-            "entropy": float(entropy.sum() / tokens.sum()),
-            "mean_token_accuracy": float(top1.sum() / tokens.sum()),
-        }
-        if ratios:
-            step["ratio"], step["clip_fraction"] = (float(x.sum() / tokens.sum()) for x in ratios)
+        columns = named_columns(rows.cpu())
+        self._total_train_tokens += int(columns["num_tokens"].sum())
+        columns = {name: values[columns["keep"] > 0] for name, values in columns.items()}
+        step = {**self.accountant.summary(), **step_metrics(columns)}
         if self.objective is OBJECTIVES["dft-sequence"]:  # e^-100: beyond it the gradient is nothing
-            step["underflow_fraction"] = float((log_prob < -100).double().mean())
+            step["underflow_fraction"] = float((columns["log_prob"] < -100).double().mean())
         self.accountant.history.append({"step": self.state.global_step + 1, **step})
         for name, value in step.items():
             self._metrics["train"][name].append(value)
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        self.accountant.record(index.long(), g, c if self._needs_certainty else None)
+        certainty = columns["certainty"] if self._needs_certainty else None
+        self.accountant.record(columns["index"].long(), columns["log_likelihood"], certainty)
 
     # --- evaluation and checkpoints -----------------------------------------------------------
 

@@ -1,0 +1,36 @@
+"""The prepared training samples: what preparation cut, and how many answer tokens each one has."""
+
+import logging
+import math
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from klball.data.rows import IGNORED
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_cut_rows(name: str, tokenised: Dataset, prepared: Dataset, max_length: int | None) -> None:
+    """Count aloud the rows that `max_length` shortens, and those it leaves without an answer."""
+    limit = max_length or math.inf
+    cut = sum(len(ids) > limit for ids in tokenised["input_ids"])
+    dropped = len(tokenised) - len(prepared)
+    if cut:
+        logger.warning(
+            "%s: %d of %d rows are longer than max_length = %s: %d cut, %d dropped (no answer left)",
+            *(name, cut, len(tokenised), max_length, cut - dropped, dropped),
+        )
+
+
+def num_answer_tokens(samples: Dataset) -> Tensor:
+    """T_i of every sample, [n] in float64. Raises ValueError without labels, or if a row has no answer."""
+    if "labels" not in samples.column_names:
+        raise ValueError("the training data has no `labels`: leave out skip_prepare_dataset, or add them")
+    counts = torch.tensor(
+        [sum(label != IGNORED for label in row[1:]) for row in samples["labels"]], dtype=torch.float64
+    )
+    if bool((counts == 0).any()):
+        raise ValueError(f"{int((counts == 0).sum())} training rows have no answer token; drop them")
+    return counts
