@@ -1,5 +1,6 @@
 """Shared fixtures: the embedded model and tiny models built in code. Nothing here needs a network."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,9 +15,10 @@ from klball.evaluation.models import load_model
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """Two pytest workers share two cores."""
+def _fast_process():
+    """Two pytest workers share two cores; and the garbage that every training collects is not in imports."""
     torch.set_num_threads(1)
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

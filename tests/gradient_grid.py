@@ -1,13 +1,15 @@
 """Trains the same tiny run in many arrangements and records every optimizer step's gradient.
 
 Run by test_invariance.py in one process, and by `accelerate launch --num_processes 2` once for the
-whole grid: `python gradient_grid.py OUTPUT.pt ARRANGEMENT`.
+whole grid: `python gradient_grid.py OUTPUT.pt ARRANGEMENT…`.
 """
 
+import gc
 import itertools
 import os
 import sys
 import tempfile
+from functools import cache
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -42,8 +44,9 @@ CASES["psft-certainty-token-lora"] = dict(
 CASES["nll-certainty-sample-exact"] = dict(
     objective="nll", ambiguity=CertaintyKLBall(0.5, 3.2), certainty_gradient=True, gamma=3.2
 )
-CASES["nll-capped-sample"] = dict(objective="nll", ambiguity=KLBall(0.5, max_weight=1.5))
+CASES["nll-capped-sample"] = dict(objective="nll", ambiguity=KLBall(0.5, max_weight=2))
 
+PACK = 32  # tokens; holds two rows of `paired_rows`
 ARRANGEMENTS = {  # micro-batch, accumulation, more
     "8x1": (8, 1, {}),
     "4x2": (4, 2, {}),
@@ -51,9 +54,13 @@ ARRANGEMENTS = {  # micro-batch, accumulation, more
     "4x1": (4, 1, {}),
     "padded": (8, 1, {"pad_to_multiple_of": 64}),
     "checkpointed": (4, 2, {"gradient_checkpointing": True}),
+    "padding-free": (4, 2, {"padding_free": True, "max_length": None, "pad_to_multiple_of": 48}),
+    "packed": (2, 2, {"packing": True, "max_length": PACK}),
     "two processes": (2, 2, {}),
+    "packed, two processes": (1, 2, {"packing": True, "max_length": PACK}),
 }
-NUM_ROWS = 22  # not divisible by 8: the last step is short, and with two processes rows repeat
+TWO_PROCESSES = ("two processes", "packed, two processes")
+NUM_ROWS = 22  # not divisible by 8: the last step is short, and with two processes rows or packs repeat
 
 
 def rows() -> Dataset:
@@ -68,6 +75,27 @@ def rows() -> Dataset:
     return Dataset.from_list(
         [{"prompt": text(2, 6) + "\n", "completion": text(1, 12)} for _ in range(NUM_ROWS)]
     )
+
+
+def paired_rows() -> Dataset:
+    """Token rows whose packs are rows 0 and 1, 2 and 3, …: four packs are the rows of an unpacked step.
+
+    Some have no prompt, so that the first token of a sample is labelled too.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def row(length):
+        ids = torch.randint(8, 1_000, (length,), generator=generator).tolist()
+        start = max(0, int(torch.randint(-4, length - 1, (1,), generator=generator)))
+        return {"input_ids": ids, "labels": [-100] * start + ids[start:]}
+
+    longest = range(PACK - 5, PACK // 2, -1)
+    return Dataset.from_list([row(n) for long in longest for n in (long, PACK - long)])
+
+
+@cache
+def tokenizer():
+    return load_model("klball/tiny")[1]
 
 
 class Gradients(TrainerCallback):
@@ -100,12 +128,11 @@ def quiet(folder: str, **more) -> dict:
 
 
 def trainer_for(
-    case: dict, arrangement: str, folder: str, model=None, **more
+    case: dict, arrangement: str, folder: str, model=None, data=None, **more
 ) -> tuple[RobustSFTTrainer, Gradients]:
     case = dict(case)
     micro, accumulation, extra = ARRANGEMENTS[arrangement]
     objective, ambiguity, lora = case.pop("objective"), case.pop("ambiguity"), case.pop("lora", False)
-    tokenizer = load_model("klball/tiny")[1]
     if case.get("gamma") is not None:  # certainty_gradient is checked against the configuration
         case |= {"epsilon": ambiguity.epsilon}
         ambiguity = None
@@ -116,10 +143,10 @@ def trainer_for(
         r=4, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
     )
     return RobustSFTTrainer(
-        model or small_qwen(len(tokenizer)),
+        model or small_qwen(len(tokenizer())),
         config,
-        train_dataset=rows(),
-        processing_class=tokenizer,
+        train_dataset=data or rows(),
+        processing_class=tokenizer(),
         peft_config=peft if lora else None,
         ambiguity=ambiguity,
         callbacks=[recorder := Gradients()],
@@ -128,13 +155,17 @@ def trainer_for(
 
 def gradients(case: dict, arrangement: str) -> list[torch.Tensor]:
     with tempfile.TemporaryDirectory() as folder:
-        trainer, recorder = trainer_for(case, arrangement, folder)
+        trainer, recorder = trainer_for(case, arrangement, folder, data=paired_rows())
         trainer.train()
     return recorder.steps
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    results = {name: gradients(case, sys.argv[2]) for name, case in CASES.items()}
+    gc.freeze()  # every training collects garbage, which would search all that was imported
+    results = {
+        arrangement: {name: gradients(case, arrangement) for name, case in CASES.items()}
+        for arrangement in sys.argv[2:]
+    }
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(results, sys.argv[1])

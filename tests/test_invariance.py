@@ -1,4 +1,4 @@
-"""Gradients do not depend on micro-batches, accumulation, padding, checkpointing or processes."""
+"""Gradients do not depend on micro-batches, accumulation, padding, packing, checkpointing or processes."""
 
 import subprocess
 import sys
@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import gradient_grid
-from gradient_grid import ARRANGEMENTS, CASES
+from gradient_grid import ARRANGEMENTS, CASES, TWO_PROCESSES
 
 HERE = Path(__file__).parent
-SINGLE = [name for name in ARRANGEMENTS if name not in ("8x1", "4x1", "two processes")]
+SINGLE = [name for name in ARRANGEMENTS if name not in ("8x1", "4x1", *TWO_PROCESSES)]
 
 
 @cache
@@ -36,11 +36,11 @@ def test_one_process(case):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """One launch for the whole grid: n = 22 rows, not divisible by 2 × 2 × 2."""
+    """One launch for the whole grid: n = 22 rows, not divisible by 2 × 2 × 2, nor 11 packs by 2 × 2."""
     output = tmp_path_factory.mktemp("grid") / "gradients.pt"
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     done = subprocess.run(
-        [*launch, HERE / "gradient_grid.py", output, "two processes"],
+        [*launch, HERE / "gradient_grid.py", output, *TWO_PROCESSES],
         capture_output=True,
         text=True,
         check=False,
@@ -51,4 +51,5 @@ def two_processes(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes(case, two_processes):
-    assert_same(case, two_processes[case])
+    for arrangement in TWO_PROCESSES:
+        assert_same(case, two_processes[arrangement][case])

@@ -9,7 +9,6 @@ from peft import LoraConfig, PromptTuningConfig
 from transformers import GPT2Config, GPT2LMHeadModel
 from trl import SFTConfig, SFTTrainer
 
-import gradient_grid
 from conftest import small_qwen
 from gradient_grid import Gradients, quiet, rows, trainer_for
 from klball import CertaintyKLBall, Empirical, KLBall, RobustSFTConfig, RobustSFTTrainer, solve_dual
@@ -195,8 +194,9 @@ def test_callable_objective_is_used(tokenizer, tmp_path):
         callbacks=[recorder := Gradients()],
     )
     trainer.train()
-    plain = gradient_grid.gradients(gradient_grid.CASES["nll-none-sample"], "8x1")[0]
-    assert torch.allclose(recorder.steps[0], 2 * plain, rtol=1e-4, atol=1e-7)
+    plain, recorded = trainer_for(dict(objective="nll", ambiguity=Empirical()), "8x1", str(tmp_path))
+    plain.train()
+    assert torch.allclose(recorder.steps[0], 2 * recorded.steps[0], rtol=1e-4, atol=1e-7)
 
 
 def test_evaluation_is_a_token_mean_over_everything(tokenizer, tmp_path):
@@ -250,8 +250,12 @@ def test_cut_and_dropped_rows_are_counted(tokenizer, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("settings", "arguments", "message"),
     [
-        ({"packing": True}, {}, "packing"),
-        ({"padding_free": True}, {}, "padding_free"),
+        ({"packing": True, "packing_strategy": "bfd_split"}, {}, "cuts samples"),
+        ({"packing": True, "packing_strategy": "wrapped"}, {}, "cuts samples"),
+        ({"packing": True, "max_length": None}, {}, "max_length"),
+        ({"packing": True, "eval_packing": True}, {}, "eval_packing"),
+        ({"padding_free": True}, {}, "max_length"),
+        ({}, {"train_dataset": rows().add_column("seq_lengths", [[1]] * len(rows()))}, "packed already"),
         ({"label_smoothing_factor": 0.1}, {}, "label_smoothing"),
         ({}, {"compute_loss_func": print}, "compute_loss_func"),
         (
