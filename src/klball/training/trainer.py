@@ -243,7 +243,9 @@ class RobustSFTTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         index = inputs[INDEX]
         scores = self._forward(model, inputs)
-        losses = self._token_losses(index, scores) - self.args.entropy_coef * scores.entropy
+        losses = self._token_losses(index, scores)
+        if self.args.entropy_coef:  # a gradient of zeros would cost a pass over the vocabulary all the same
+            losses = losses - self.args.entropy_coef * scores.entropy
         losses = losses.masked_fill(~scores.mask, 0.0).sum(1)  # (B)
         scale = 1.0 if self.args.normalization == "sum" else 1 / scores.num_tokens
         g = scores.log_probs.detach().double().sum(1) * scale
