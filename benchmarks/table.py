@@ -39,10 +39,19 @@ def interleaved(functions: Sequence[Callable[[], Any]], repeats: int) -> np.ndar
     return seconds
 
 
+def verdict(r: Row) -> str:
+    """Whether the median keeps a target such as "≤ 1.03": met, missed, or nothing without a target."""
+    if not r.target:
+        return ""
+    sign, bound = r.target.split()
+    keeps = {"≤": r.median <= float(bound), "≥": r.median >= float(bound)}
+    return "met" if keeps[sign] else "missed"
+
+
 def table(rows: Sequence[Row]) -> str:
     """Markdown, one line a row."""
-    lines = ["| case | measure | median (range) | target |", "|---|---|---|---|"]
+    lines = ["| benchmark | case | measure | median (range) | target | |", "|---|---|---|---|---|---|"]
     for r in rows:
         spread = f"{r.median:.3g}" if r.low == r.high else f"{r.median:.3g} ({r.low:.3g} – {r.high:.3g})"
-        lines.append(f"| {r.case} | {r.measure} | {spread} | {r.target} |")
+        lines.append(f"| {r.benchmark} | {r.case} | {r.measure} | {spread} | {r.target} | {verdict(r)} |")
     return "\n".join(lines)

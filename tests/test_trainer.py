@@ -169,6 +169,24 @@ def test_entropy_bonus_raises_entropy(tokenizer, tmp_path):
     assert (with_bonus - without + 0.3 * slope).norm() <= 1e-4 * (0.3 * slope).norm()
 
 
+@pytest.mark.parametrize("coefficient", [0.0, 0.3])
+def test_only_a_bonus_sends_a_gradient_into_the_entropy(coefficient, tokenizer, tmp_path):
+    """Zeros would change nothing, but cost a pass over the vocabulary in every backward."""
+    case = dict(objective="nll", ambiguity=KLBall(0.05), entropy_coef=coefficient)
+    trainer, _ = trainer_for(case, "8x1", str(tmp_path), max_steps=1)
+    forward, entropies = trainer._forward, []
+
+    def kept(model, inputs):
+        scores = forward(model, inputs)
+        scores.entropy.retain_grad()
+        entropies.append(scores.entropy)
+        return scores
+
+    trainer._forward = kept
+    trainer.train()
+    assert [entropy.grad is not None for entropy in entropies] == [coefficient > 0]
+
+
 def test_infeasible_gamma_is_relaxed_or_raised(tokenizer, tmp_path, caplog):
     case = dict(objective="nll", ambiguity=CertaintyKLBall(0.1, 0.5))
     trainer, _ = trainer_for(case, "8x1", str(tmp_path))

@@ -265,16 +265,18 @@ class RobustSFTTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         index = inputs[INDEX]
         scores = self._forward(model, inputs)
-        losses = self._token_losses(index, scores) - self.args.entropy_coef * scores.entropy
+        losses = self._token_losses(index, scores)
+        if self.args.entropy_coef:  # a gradient of zeros would cost a pass over the vocabulary all the same
+            losses = losses - self.args.entropy_coef * scores.entropy
         losses = losses.masked_fill(~scores.mask, 0.0).sum(1)  # (B)
         scale = 1.0 if self.args.normalization == "sum" else 1 / scores.num_tokens
         g = scores.log_probs.detach().double().sum(1) * scale
         c = None if scores.certainty is None else scores.certainty.double().sum(1) * scale
-        self._refuse_nonfinite(index, g)
+        on_cpu = index.cpu(), g.cpu(), None if c is None else c.detach().cpu()
+        self._refuse_nonfinite(*on_cpu[:2])
         position = len(self._keep) - self._remaining
         keep = self._keep[position]
-        detached_c = None if c is None else c.detach().cpu()
-        density = self.accountant.density(index.cpu(), g.cpu(), detached_c).to(g.device)
+        density = self.accountant.density(*on_cpu).to(g.device)
         if self.args.normalization == "sample":
             losses = losses / scores.num_tokens
         if self.args.certainty_gradient and c is not None:
@@ -312,9 +314,10 @@ class RobustSFTTrainer(SFTTrainer):
         rows = torch.cat(self._step_rows)
         if self.accelerator.num_processes > 1:
             rows = self.accelerator.gather(self.accelerator.pad_across_processes(rows, dim=0, pad_index=0))
-        columns = named_columns(rows.cpu())
-        self._total_train_tokens += int(columns["num_tokens"].sum())
-        columns = {name: values[columns["keep"] > 0] for name, values in columns.items()}
+        rows = rows.cpu()
+        everyone = named_columns(rows)
+        self._total_train_tokens += int(everyone["num_tokens"].sum())
+        columns = named_columns(rows[everyone["keep"] > 0])
         step = {**self.accountant.summary(), **step_metrics(columns)}
         if self.objective is OBJECTIVES["dft-sequence"]:  # e^-100: beyond it the gradient is nothing
             step["underflow_fraction"] = float((columns["log_prob"] < -100).double().mean())
