@@ -13,7 +13,7 @@ from klball.robust.tilting import Moments, Numbers, Tilting
 
 LONGEST_STEP = 1.5  # in log a
 MANY = 200_000  # samples from which a first guess on part of them pays
-THINNED = 8_192  # samples that give one good to a few per cent
+THINNING = 64  # one sample in so many gives it, good to a per cent or so
 SETTLED = 1e-6  # a Newton step shorter than this leaves an error of about its square
 
 
@@ -50,7 +50,7 @@ def _first_guess(tilting: Tilting, epsilon: float, pending: Numbers) -> Numbers:
     """From part of the samples where there are many, else from their standard deviation."""
     n = tilting.x.shape[1]
     if n >= MANY and tilting.cap is None:
-        return radius_tilt(tilting.thinned(n // THINNED), epsilon, pending)
+        return radius_tilt(tilting.thinned(THINNING), epsilon, pending)
     sd = np.sqrt(tilting.moments(np.zeros(len(pending))).var_x)
     normal = math.sqrt(2 * epsilon)  # a·sd for normal scores; skewed losses need less at large radii
     return np.where(pending, normal / (1 + normal / 2) / np.maximum(sd, 1e-150), 1.0)
@@ -61,6 +61,10 @@ def _log_step(moments: Moments, a: Numbers, epsilon: float) -> Numbers:
     usable = (moments.kl > 0) & (slope > 0)  # elsewhere a long step, which the bracket corrects
     kl = np.where(usable, moments.kl, 1.0)
     step = np.where(usable, kl * np.log(epsilon / kl) / np.where(usable, slope, 1.0), LONGEST_STEP)
+    if moments.third_x is not None:  # Halley: φ = log KL has φ″ = (2a²V − a³κ₃)/KL − φ′² in log a
+        curvature = 2 - a * moments.third_x / np.where(usable, moments.var_x, 1.0) - slope / kl
+        bend = 1 + 0.5 * step * np.where(usable, curvature, 0.0)
+        step = step / np.where((bend > 0.5) & (bend < 2), bend, 1.0)
     return np.clip(step, -LONGEST_STEP, LONGEST_STEP)
 
 
