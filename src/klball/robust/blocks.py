@@ -116,7 +116,7 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive 
 def _workspace(shape: tuple[int, int], buffers: int) -> Workspace:
     """This thread's own."""
     if not hasattr(_own, "spaces") or len(_own.spaces) > 64:
-        _own.memory, _own.spaces = np.empty((3, BLOCK)), {}
+        _own.memory, _own.spaces = np.empty((5, BLOCK)), {}
     if (shape, buffers) not in _own.spaces:
         stacked = _own.memory[:buffers, : shape[0] * shape[1]].reshape(-1, *shape)
         _own.spaces[shape, buffers] = Workspace(list(torch.from_numpy(stacked)), pieces(stacked))
@@ -178,7 +178,7 @@ def _chunked(reduce: Callable[..., Numbers], *arrays: Tensor) -> Numbers:
     """`reduce(*chunks, axis=1)` of every chunk of every round, [rounds, chunks]."""
     rounds, n = arrays[0].shape
     data = [array.numpy() for array in arrays]
-    if n <= PIECE:
+    if n <= PIECE or (rounds == 1 and n <= CHUNK):
         return reduce(*data, axis=1)[:, None]
     places = [(slice(r, r + 1), slice(c, c + CHUNK)) for r in range(rounds) for c in range(0, n, CHUNK)]
     parts = in_threads(lambda place: reduce(*(array[place] for array in data), axis=1), places)

@@ -31,7 +31,7 @@ def radius_tilt(
         moments = tilting.moments(a)
         below = moments.kl < epsilon
         low, high = np.where(below, a, low), np.where(below, high, a)
-        step = _log_step(moments, a, epsilon)
+        step = log_step(moments, a, epsilon)
         proposal = a * np.exp(step)
         inside = (proposal > low) & (proposal < high)
         if not inside.all():
@@ -56,15 +56,12 @@ def _first_guess(tilting: Tilting, epsilon: float, pending: Numbers) -> Numbers:
     return np.where(pending, normal / (1 + normal / 2) / np.maximum(sd, 1e-150), 1.0)
 
 
-def _log_step(moments: Moments, a: Numbers, epsilon: float) -> Numbers:
+def log_step(moments: Moments, a: Numbers, epsilon: float) -> Numbers:
+    """The Newton step of log a towards KL = ε at b = 0."""
     slope = a**2 * moments.var_x
     usable = (moments.kl > 0) & (slope > 0)  # elsewhere a long step, which the bracket corrects
     kl = np.where(usable, moments.kl, 1.0)
     step = np.where(usable, kl * np.log(epsilon / kl) / np.where(usable, slope, 1.0), LONGEST_STEP)
-    if moments.third_x is not None:  # Halley: φ = log KL has φ″ = (2a²V − a³κ₃)/KL − φ′² in log a
-        curvature = 2 - a * moments.third_x / np.where(usable, moments.var_x, 1.0) - slope / kl
-        bend = 1 + 0.5 * step * np.where(usable, curvature, 0.0)
-        step = step / np.where((bend > 0.5) & (bend < 2), bend, 1.0)
     return np.clip(step, -LONGEST_STEP, LONGEST_STEP)
 
 
@@ -169,6 +166,11 @@ def _error(moments: Moments, epsilon: float, gamma: Numbers) -> Numbers:
 def _dual_value(moments: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Numbers) -> Numbers:
     log_z = -(moments.kl + a * moments.mean_x + b * moments.mean_y)
     return (epsilon + b * gamma + log_z) / a
+
+
+def joint_step(moments: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Numbers) -> Numbers:
+    """The step in (a, b), shape [2, rounds], towards KL = ε and E[y] = γ."""
+    return _direction(moments, a, b, epsilon, gamma)[0]
 
 
 @np.errstate(over="ignore")  # a step out of all proportion to a is shrunk to none

@@ -42,7 +42,6 @@ class Moments:
     var_x: Numbers
     cov_xy: Numbers
     var_y: Numbers
-    third_x: Numbers | None = None  # third central moment of x, where it comes for little
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,8 @@ class Tilting:
         kl = -np.log(z) - shift / LOG2_E - a * mean_x
         var_x = np.maximum(xx - mean_x**2, 0.0)
         if b is None:
-            third = rest[0] - 3 * mean_x * xx + 2 * mean_x**3
             none = np.zeros_like(a)
-            return Moments(np.maximum(kl, 0.0), mean_x, none, var_x, none, none, third)
+            return Moments(np.maximum(kl, 0.0), mean_x, none, var_x, none, none)
         mean_y, xy, yy = rest
         return Moments(
             kl=np.maximum(kl - b * mean_y, 0.0),
@@ -163,13 +161,13 @@ class Tilting:
         return block_rows((self.x.shape[0], self.x.shape[1]))
 
     def _sums(self, a: Numbers, b: Numbers | None) -> tuple[Numbers, Numbers]:
-        """Σ f·w·(1, x, x², x³) or, with b, Σ f·w·(1, x, x², y, xy, y²), where w = e^(−ax−by)/2^shift.
+        """Σ f·w·(1, x, x²) and, with b, Σ f·w·(y, xy, y²), where w = e^(−ax−by)/2^shift.
 
         The shift keeps w in range; with b absent min x = 0 makes the largest exponent zero.
         """
 
         def sums_of(rows: slice, x: Tensor, y: Tensor | None, base: Tensor | None, space: Workspace) -> Any:
-            w, wx, third = space.buffers
+            w, wx, *rest = space.buffers
             _exponents_into(w, x, y, a[rows], None if b is None else b[rows])
             top = None
             if b is not None:
@@ -180,13 +178,12 @@ class Tilting:
                 w.mul_(base)
             torch.mul(w, x, out=wx)
             if b is None or y is None:
-                torch.mul(wx, x, out=third)
                 return [block_sums(w), *block_dots(space.stacked, x)], top
-            torch.mul(w, y, out=third)
+            torch.mul(w, y, out=rest[0])
             mixed = block_dots(space.stacked, y)
             return [block_sums(w), *block_dots(space.stacked[:2], x), *mixed], top
 
-        found, tops = zip(*each_block(sums_of, self.x, self.y, self.base, buffers=3), strict=True)
+        found, tops = zip(*each_block(sums_of, self.x, self.y, self.base, buffers=2 if b is None else 3), strict=True)
         shift = np.zeros_like(a)
         if b is not None:
             shift[:] = -math.inf
@@ -194,7 +191,7 @@ class Tilting:
                 shift[rows] = np.maximum(shift[rows], top)
             scales = [np.exp2(top - shift[rows]) for rows, top in zip(self._rows(), tops, strict=True)]
             found = [np.array(parts) * scale for parts, scale in zip(found, scales, strict=True)]
-        sums = _added(self._rows(), found, np.zeros((len(a), 4 if b is None else 6)))
+        sums = _added(self._rows(), found, np.zeros((len(a), 3 if b is None else 6)))
         return (sums / self.x.shape[1] if self.base is None else sums), shift
 
     def _full_base(self) -> Tensor:
