@@ -48,7 +48,9 @@ def assert_exact(solution, accountant, gamma=None):
     assert solution.gap <= 1e-9
     for field, tolerance in FIELDS.items():
         wanted = getattr(expected, field)
-        assert getattr(solution, field) == pytest.approx(wanted, rel=tolerance, abs=tolerance, nan_ok=True), field
+        assert getattr(solution, field) == pytest.approx(wanted, rel=tolerance, abs=tolerance, nan_ok=True), (
+            field
+        )
     if c is not None:
         assert solution.certainty == pytest.approx(expected.certainty, abs=1e-8)
 
@@ -131,11 +133,12 @@ def test_weights_of_all_samples_on_demand():
 
 
 def test_a_start_that_does_not_do_gives_nothing():
-    g = -torch.rand(100, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    g, noise = -torch.rand(2, 100, dtype=torch.float64, generator=generator)
     settings = dict(base=None, epsilon=0.1, gamma=None)
     assert resolve(torch.zeros_like(g), None, start=(1.0, 0.0), **settings) is None  # constant scores
     assert resolve(g, None, start=(1e-300, 0.0), **settings) is None  # nowhere near
-    c = 10 - g
+    c = 10 - 0.5 * g - noise
     free = solve_dual(g, c, epsilon=0.1)
     assert free.beta == 0 and math.isfinite(free.lambda_)
     tight = float(free.certainty) - 0.01

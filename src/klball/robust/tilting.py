@@ -183,7 +183,9 @@ class Tilting:
             mixed = block_dots(space.stacked, y)
             return [block_sums(w), *block_dots(space.stacked[:2], x), *mixed], top
 
-        found, tops = zip(*each_block(sums_of, self.x, self.y, self.base, buffers=2 if b is None else 3), strict=True)
+        found, tops = zip(
+            *each_block(sums_of, self.x, self.y, self.base, buffers=2 if b is None else 3), strict=True
+        )
         shift = np.zeros_like(a)
         if b is not None:
             shift[:] = -math.inf

@@ -18,6 +18,7 @@ CLOSED = 1e-10  # the largest gap that counts, in units of the range of g
 FEASIBLE = 1e-9  # how far from ε the radius may be: at a tiny λ any gap is closed
 
 
+@np.errstate(all="ignore")  # a start that is far off may overflow: it closes no gap
 def resolve(
     g: Tensor,
     c: Tensor | None,
