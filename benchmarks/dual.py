@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from table import Row, interleaved, row, table
 
 ROUNDS, N, EPSILON, GAMMA = 594, 1_000, 3.0, 14.5

@@ -1,4 +1,4 @@
-"""The ledger: time of a step's re-solving in passes of `torch.exp`, and memory, on drifting synthetic scores."""
+"""The ledger: a step's re-solving in passes of `torch.exp`, and memory, on drifting synthetic scores."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from table import Row, row, table
 
 BATCH, STEPS = 256, 6

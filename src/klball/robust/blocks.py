@@ -166,9 +166,9 @@ def row_means(x: Tensor, base: Tensor | None) -> Numbers:
     return row_sums(x) / x.shape[1] if base is None else row_dots(x, base)
 
 
-def _dots(left: Numbers, right: Numbers, axis: int) -> Numbers:
+def _dots(left: Numbers, right: Numbers, axis: int) -> Any:
     if left.shape[1] <= PIECE:
-        return np.vecdot(left, right, axis=axis)
+        return np.vecdot(left, right)
     whole = left.shape[1] // PIECE * PIECE
     pieces = np.vecdot(left[0, :whole].reshape(-1, PIECE), right[0, :whole].reshape(-1, PIECE)).sum()
     return np.array([pieces + left[0, whole:] @ right[0, whole:]])

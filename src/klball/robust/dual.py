@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from klball.robust.blocks import (
-    PARALLEL,
     Numbers,
     each_block,
     empty_like,
-    in_threads,
     row_dots,
     row_extremes,
     row_sums,
@@ -27,7 +25,7 @@ from klball.robust.blocks import (
 from klball.robust.faces import face_of, least_kl
 from klball.robust.multipliers import SLACK, Rounds, base_row, solve_ball, solve_both
 
-GROUP = 1 << 16  # elements of rounds solved together: they stay in a core's cache from first pass to last
+GROUP = 1 << 20  # elements of rounds solved together: they stay in the shared cache from first pass to last
 SMALLEST_RANGE = 1e-290  # scores closer than this are equal: 1/range would overflow
 
 Array = Any  # anything array-like: torch, NumPy, Arrow, pandas, a list
@@ -160,13 +158,13 @@ class _Problem:
 
 
 def _solve(problem: _Problem) -> DualSolution:
-    """Large rounds one by one, each on all threads; small ones in groups, a thread for each group."""
+    """In groups of rounds, one after the other: each pass over one has all threads."""
     rounds, n = problem.g.shape
     size = max(1, GROUP // n)
     if rounds <= size:
         return _solve_together(problem)
-    groups = [problem.rounds(slice(start, start + size)) for start in range(0, rounds, size)]
-    parts = [_solve_together(g) for g in groups] if n >= PARALLEL else in_threads(_solve_together, groups)
+    starts = range(0, rounds, size)
+    parts = [_solve_together(problem.rounds(slice(start, start + size))) for start in starts]
     return DualSolution(**{field.name: _joined(field.name, parts) for field in fields(DualSolution)})
 
 

@@ -67,7 +67,7 @@ def _pass(
 ) -> tuple[Moments, float]:
     """Moments of x = g − min g and y = C − min C at the tilts (a, b), and the effective sample size.
 
-    x, y ≥ 0, so that no exponent is positive; a few samples near the best of both keep the sum from vanishing.
+    x, y ≥ 0, so that no exponent is positive.
     """
     slope, price = -LOG2_E * float(a[0]), -LOG2_E * float(b[0])
 
