@@ -1,47 +1,71 @@
-"""The dual: solve time in passes of `torch.exp` over the same data, and against cvxpy and SciPy."""
+"""The dual: solve time in passes of `torch.exp` over the same data, against cvxpy and SciPy, and by n."""
 
+import argparse
+import json
 import os
-import time
-
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for everyone
-
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-import cvxpy as cp
 import numpy as np
-import torch
-from scipy.optimize import minimize
 
-from klball import solve_dual
+from table import Row, interleaved, row, table
 
 ROUNDS, N, EPSILON, GAMMA = 594, 1_000, 3.0, 14.5
+FEW = 60  # rounds given to cvxpy, for which all of them take minutes
+RADII = (0.03, 3.0)
+TARGETS = {30_000: {1: "≤ 15"}, 1_000_000: {1: "≤ 12"}, 10_000_000: {1: "≤ 12", 2: "≤ 8"}}
+GROWTH = "growth"
 
 
-def interleaved(functions: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of each function, run in turn so that the machine's mood is shared."""
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(repeats):
-        for k, function in enumerate(functions):
-            began = time.perf_counter()
-            function()
-            times[k].append(time.perf_counter() - began)
-    return [float(np.median(t)) for t in times]
+def measure(quick: bool) -> list[Row]:
+    """Everything at one thread and at two, each in a process whose libraries all have that number."""
+    rows = []
+    for threads in (1, 2):
+        limits = {
+            name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        }
+        command = [sys.executable, __file__, "--threads", str(threads), *["--quick"][: int(quick)]]
+        done = subprocess.run(
+            command, env={**os.environ, **limits}, capture_output=True, text=True, check=True
+        )
+        rows += [Row(**fields) for fields in json.loads(done.stdout)]
+    return rows
 
 
-def in_passes() -> None:
-    print("| n | ε | solve, in passes of exp | passes over the data | gap |")
-    print("|---|---|---|---|---|")
-    for n, repeats in ((30_000, 101), (1_000_000, 11), (10_000_000, 5)):
-        g = -torch.from_numpy(np.random.default_rng(0).gamma(2, 1, n))
+def measured_here(threads: int, quick: bool) -> list[Row]:
+    return [*in_passes(threads, quick), *in_batches(threads), *by_size(threads, quick)]
+
+
+def _case(threads: int) -> str:
+    return f"{threads} thread" + "s" * (threads > 1)
+
+
+def losses(n: int) -> Any:
+    import torch
+
+    return -torch.from_numpy(np.random.default_rng(0).gamma(2, 1, n))
+
+
+def in_passes(threads: int, quick: bool) -> list[Row]:
+    import torch
+
+    from klball import solve_dual
+
+    rows = []
+    for n, repeats in ((30_000, 101), (1_000_000, 11), (10_000_000, 3 if quick else 7)):
+        g = losses(n)
         buffer = torch.exp(g)  # touched
-        for epsilon in (0.03, 0.05, 3.0):
-            solution = solve_dual(g, epsilon=epsilon)
+        for epsilon in RADII:
             solve = partial(solve_dual, g, epsilon=epsilon)
-            ours, one_pass = interleaved([solve, partial(torch.exp, g, out=buffer)], repeats)
-            print(
-                f"| {n:,} | {epsilon} | {ours / one_pass:.1f} | {solution.num_passes} | {solution.gap:.0e} |"
-            )
+            seconds = interleaved([solve, partial(torch.exp, g, out=buffer)], repeats)
+            ratios = seconds[:, 0] / np.median(seconds[:, 1])
+            case = f"n = {n:,}, ε = {epsilon}, {_case(threads)}"
+            rows.append(row("dual", case, "passes of torch.exp", ratios, TARGETS[n].get(threads, "")))
+    return rows
 
 
 def scores() -> tuple[np.ndarray, np.ndarray]:
@@ -51,27 +75,33 @@ def scores() -> tuple[np.ndarray, np.ndarray]:
     return g, 15 - 0.8 * (g + 2) + 0.8 * rng.normal(size=(ROUNDS, N))
 
 
-def cvxpy_loop(g: np.ndarray, c: np.ndarray, count: int) -> list[float]:
+def cvxpy_loop(problem: Any, g: np.ndarray, c: np.ndarray) -> None:
     """A parametrised problem, compiled once, on standardised scores and weights of mean one."""
-    w = cp.Variable(N, nonneg=True)
-    pg, pc, bound = cp.Parameter(N), cp.Parameter(N), cp.Parameter()
-    ball = cp.sum(cp.kl_div(w, np.ones(N))) / N <= EPSILON
-    problem = cp.Problem(cp.Minimize(pg @ w / N), [cp.sum(w) == N, ball, pc @ w / N <= bound])
-    values = []
-    for r in range(count):
-        pg.value = (g[r] - g[r].mean()) / g[r].std()
-        pc.value = (c[r] - c[r].mean()) / c[r].std()
-        bound.value = (GAMMA - c[r].mean()) / c[r].std()
+    import cvxpy as cp
+
+    parameters = problem.param_dict
+    for own_g, own_c in zip(g, c, strict=True):
+        parameters["g"].value = (own_g - own_g.mean()) / own_g.std()
+        parameters["c"].value = (own_c - own_c.mean()) / own_c.std()
+        parameters["bound"].value = (GAMMA - own_c.mean()) / own_c.std()
         try:
             problem.solve(solver=cp.CLARABEL)
-            values.append(g[r].mean() + g[r].std() * problem.value)
-        except cp.SolverError:
-            values.append(np.nan)
-    return values
+        except cp.SolverError:  # it happens in some rounds; the time counts all the same
+            continue
 
 
-def scipy_loop(g: np.ndarray, c: np.ndarray, count: int) -> list[float]:
-    """L-BFGS-B on −h(λ, β) with its analytic gradient."""
+def conic_problem() -> Any:
+    import cvxpy as cp
+
+    w = cp.Variable(N, nonneg=True)
+    g, c, bound = cp.Parameter(N, name="g"), cp.Parameter(N, name="c"), cp.Parameter(name="bound")
+    ball = cp.sum(cp.kl_div(w, np.ones(N))) / N <= EPSILON
+    return cp.Problem(cp.Minimize(g @ w / N), [cp.sum(w) == N, ball, c @ w / N <= bound])
+
+
+def scipy_loop(g: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """L-BFGS-B on −h(λ, β) with its analytic gradient; the values of E_Q[g] it finds."""
+    from scipy.optimize import minimize
 
     def negative_dual(x: np.ndarray, gr: np.ndarray, cr: np.ndarray) -> tuple[float, np.ndarray]:
         lam, beta = x
@@ -81,50 +111,101 @@ def scipy_loop(g: np.ndarray, c: np.ndarray, count: int) -> list[float]:
         z = e.mean()
         q = e / (N * z)
         log_z = top + np.log(z)
-        mean_c = q @ cr
         kl = q @ exponent - log_z
-        return lam * EPSILON + beta * GAMMA + lam * log_z, np.array([EPSILON - kl, GAMMA - mean_c])
+        return lam * EPSILON + beta * GAMMA + lam * log_z, np.array([EPSILON - kl, GAMMA - q @ cr])
 
     values = []
-    for r in range(count):
-        start = np.array([g[r].std() / np.sqrt(2 * EPSILON), 0.1])
+    for gr, cr in zip(g, c, strict=True):
+        start = np.array([gr.std() / np.sqrt(2 * EPSILON), 0.1])
         bounds = [(1e-4, None), (0, None)]
-        found = minimize(negative_dual, start, (g[r], c[r]), jac=True, method="L-BFGS-B", bounds=bounds)
+        found = minimize(negative_dual, start, (gr, cr), jac=True, method="L-BFGS-B", bounds=bounds)
         values.append(-found.fun)
-    return values
+    return np.array(values)
 
 
-def in_batches() -> None:
+def in_batches(threads: int) -> list[Row]:
+    from klball import solve_dual
+
     g, c = scores()
     solve = partial(solve_dual, g, c, epsilon=EPSILON, gamma=GAMMA)
     exact = solve()
     assert set(exact.status) == {"optimal"}, set(exact.status)
-    few = 60  # cvxpy on all rounds would take minutes
-    cvxpy_loop(g, c, 1)  # compile
-    ours, by_cvxpy, by_scipy = interleaved(
-        [solve, lambda: cvxpy_loop(g, c, few), lambda: scipy_loop(g, c, ROUNDS)], 3
-    )
-    by_cvxpy *= ROUNDS / few
-    conic_values = np.array(cvxpy_loop(g, c, few))
-    conic, failed = (
-        np.nanmax(np.abs(conic_values - exact.worst_case[:few])),
-        int(np.isnan(conic_values).sum()),
-    )
-    quasi = np.abs(np.array(scipy_loop(g, c, ROUNDS)) - exact.worst_case).max()
-    print(
-        f"\n{ROUNDS} problems of n = {N:,}, (ε, γ) = ({EPSILON}, {GAMMA}), β > 0 in "
-        f"{int((exact.beta > 0).sum())} of them\n"
-    )
-    print("| solver | time, klball = 1 | largest error of E_Q g |")
-    print("|---|---|---|")
-    print(f"| klball, one batched call | 1 | {exact.gap.max() * np.ptp(g, axis=1).max():.0e} (its own gap) |")
-    print(
-        f"| cvxpy + Clarabel, parametrised | {by_cvxpy / ours:.0f} | {conic:.0e}, {failed} of {few} failed |"
-    )
-    print(f"| SciPy L-BFGS-B, analytic gradient | {by_scipy / ours:.1f} | {quasi:.0e} |")
+    problem = conic_problem()
+    cvxpy_loop(problem, g[:1], c[:1])  # compile
+    quasi = np.abs(scipy_loop(g, c) - exact.worst_case).max()
+    loops = [solve, partial(cvxpy_loop, problem, g[:FEW], c[:FEW]), partial(scipy_loop, g, c)]
+    seconds = interleaved(loops, 3)
+    ours = np.median(seconds[:, 0])
+    case = f"{ROUNDS} × {N:,}, (ε, γ) = ({EPSILON:g}, {GAMMA}), {_case(threads)}"
+    gap = float((exact.gap * np.ptp(g, axis=1)).max())
+    return [
+        row("dual", case, "cvxpy + Clarabel / klball", seconds[:, 1] * ROUNDS / FEW / ours, "≥ 300"),
+        row("dual", case, "SciPy L-BFGS-B / klball", seconds[:, 2] / ours, "≥ 10"),
+        row("dual", case, "largest gap of klball, nats", [gap]),
+        row("dual", case, "largest error of L-BFGS-B, nats", [float(quasi)]),
+    ]
+
+
+def by_size(threads: int, quick: bool) -> list[Row]:
+    """Time a sample, in units of `torch.exp` a sample at n = 1e6 with the same threads."""
+    import torch
+
+    from klball import solve_dual
+
+    unit = losses(1_000_000)
+    buffer = torch.exp(unit)
+    rows = []
+    for power in range(3, 8 if quick else 9):
+        n = 10**power
+        g = losses(n)
+        both = [partial(solve_dual, g, epsilon=0.05), partial(torch.exp, unit, out=buffer)]
+        seconds = interleaved(both, max(1, min(50, 10**7 // n)))
+        cost = seconds[:, 0] / np.median(seconds[:, 1])
+        rows.append(row("dual", f"n = 1e{power}, {_case(threads)}", GROWTH, cost))
+        del g
+    return rows
+
+
+def figure(rows: Sequence[Row], path: Path) -> None:
+    """Growth with n, log–log: solve time in units of `torch.exp` over a million samples."""
+    import matplotlib.pyplot as plt
+
+    from klball.report.figures import STYLE, line_styles, save
+
+    own = [r for r in rows if r.measure == GROWTH]
+    with plt.rc_context(STYLE):
+        drawn, axis = plt.subplots(figsize=(7, 4.5))
+        for threads, style in zip((1, 2), line_styles(), strict=False):
+            mine = [r for r in own if r.case.endswith(_case(threads))]
+            sizes = [float(r.case.split(",")[0].removeprefix("n = ")) for r in mine]
+            axis.plot(sizes, [r.median for r in mine], label=_case(threads), **style)
+        ends = np.array([1e5, max(float(r.case.split(",")[0].removeprefix("n = ")) for r in own)])
+        axis.plot(ends, 8 * ends / 1e6, color="#777777", linewidth=1, label="8 passes of exp")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("samples n")
+        axis.set_ylabel("solve time, passes of exp over 1e6")
+        axis.legend()
+        save(drawn, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--threads", type=int, help="measure here, with so many threads, and print JSON")
+    parser.add_argument("--figure", type=Path, help="where to draw the growth with n, without suffix")
+    options = parser.parse_args()
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+        print(json.dumps([vars(r) for r in measured_here(options.threads, options.quick)]))
+        return
+    rows = measure(options.quick)
+    print(table(rows))
+    if options.figure:
+        figure(rows, options.figure)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    in_passes()
-    in_batches()
+    main()

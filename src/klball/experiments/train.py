@@ -128,15 +128,15 @@ def _report_top_weighted(trainer: RobustSFTTrainer, rows: Dataset, folder: Path)
     if not is_main():
         return
     accountant = trainer.accountant
-    solution = accountant.solve()
+    weights = accountant.weights()
     g, _ = accountant.scores()
     n = len(g)
     text_of: dict[str, Any] = {row["sample_id"]: row for row in rows.to_list()}
     ids = trainer.samples["sample_id"]
     top = []
-    for index in torch.argsort(-solution.weights, stable=True)[:TOP].tolist():
+    for index in torch.argsort(-weights, stable=True)[:TOP].tolist():
         prompt, answer = texts_of(text_of[ids[index]])
-        weight, score = float(solution.weights[index]) * n, float(g[index])
+        weight, score = float(weights[index]) * n, float(g[index])
         top.append(
             {
                 "sample_id": ids[index],

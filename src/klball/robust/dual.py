@@ -14,10 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from klball.robust.blocks import (
+    Numbers,
+    each_block,
+    empty_like,
+    row_dots,
+    row_extremes,
+    row_sums,
+)
 from klball.robust.faces import face_of, least_kl
 from klball.robust.multipliers import SLACK, Rounds, base_row, solve_ball, solve_both
-from klball.robust.tilting import BLOCK, Numbers, empty_like, row_dots
 
+GROUP = 1 << 20  # elements of rounds solved together: they stay in the shared cache from first pass to last
 SMALLEST_RANGE = 1e-290  # scores closer than this are equal: 1/range would overflow
 
 Array = Any  # anything array-like: torch, NumPy, Arrow, pandas, a list
@@ -150,9 +158,9 @@ class _Problem:
 
 
 def _solve(problem: _Problem) -> DualSolution:
-    """In groups of rounds that stay in the shared cache from the first pass to the last."""
+    """In groups of rounds, one after the other: each pass over one has all threads."""
     rounds, n = problem.g.shape
-    size = max(1, 16 * BLOCK // n)
+    size = max(1, GROUP // n)
     if rounds <= size:
         return _solve_together(problem)
     starts = range(0, rounds, size)
@@ -241,17 +249,22 @@ def _least_mean(problem: _Problem, beta: float, r: int) -> Tensor:
 def _standardised(scores: Tensor, base: Tensor | None) -> tuple[Tensor, Numbers, Numbers]:
     """((s − min)/range, min, range) a row, over the samples with positive base weight."""
     if base is None:
-        least, most = scores.amin(dim=1), scores.amax(dim=1)
+        least, most = row_extremes(scores)
     else:
-        least = scores.masked_fill(base == 0, math.inf).amin(dim=1)
-        most = scores.masked_fill(base == 0, -math.inf).amax(dim=1)
+        least = scores.masked_fill(base == 0, math.inf).amin(dim=1).numpy()
+        most = scores.masked_fill(base == 0, -math.inf).amax(dim=1).numpy()
     differ = most - least > SMALLEST_RANGE
-    span = torch.where(differ, most - least, 1.0)
-    standardised = torch.sub(scores, least[:, None], out=empty_like(scores))
-    standardised.mul_(torch.where(differ, 1 / span, 0.0)[:, None])
+    span = np.where(differ, most - least, 1.0)
+    offset, factor = (torch.from_numpy(v)[:, None] for v in (least, np.where(differ, 1 / span, 0.0)))
+    out = empty_like(scores)
+
+    def standardise(rows: slice, own: Tensor, x: Tensor) -> None:
+        torch.sub(own, offset[rows], out=x).mul_(factor[rows])
+
+    each_block(standardise, scores, out)
     if base is not None:
-        standardised.masked_fill_(base == 0, 1.0)
-    return standardised, least.numpy(), span.numpy()
+        out.masked_fill_(base == 0, 1.0)
+    return out, least, span
 
 
 # --- input and output -------------------------------------------------------------------------
@@ -270,7 +283,7 @@ def _scores(name: str, values: Array) -> Tensor:
     if tensor.dim() not in (1, 2) or tensor.numel() == 0:
         raise ValueError(f"{name} must be a non-empty [n] or [rounds, n] array, not {list(tensor.shape)}")
     # a sum is finite unless a term is not, or it overflowed: look closer only then
-    if not math.isfinite(float(tensor.sum())):
+    if not np.isfinite(row_sums(torch.atleast_2d(tensor))).all():
         bad = int((~tensor.isfinite()).sum())
         if bad:
             raise ValueError(f"{name} has {bad} NaN or infinite values; drop or repair those samples first")

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from klball.robust.blocks import Numbers, row_dots, row_means
 from klball.robust.faces import Face, face_of, least_kl, vertex
 from klball.robust.newton import joint_tilt, nested_tilt, radius_tilt
-from klball.robust.tilting import Numbers, Tilted, Tilting, kl_divergence, row_dots, row_means
+from klball.robust.tilting import Tilted, Tilting, kl_divergence
 
 SLACK = 1e-12  # in units of the range of C: a constraint met this closely is met
 JOINT_PASSES = 40

@@ -13,7 +13,7 @@ from klball.robust.tilting import Moments, Numbers, Tilting
 
 LONGEST_STEP = 1.5  # in log a
 MANY = 200_000  # samples from which a first guess on part of them pays
-THINNED = 8_192  # samples that give one good to a few per cent
+THINNING = 64  # one sample in so many gives it, good to a per cent or so
 SETTLED = 1e-6  # a Newton step shorter than this leaves an error of about its square
 
 
@@ -31,7 +31,7 @@ def radius_tilt(
         moments = tilting.moments(a)
         below = moments.kl < epsilon
         low, high = np.where(below, a, low), np.where(below, high, a)
-        step = _log_step(moments, a, epsilon)
+        step = log_step(moments, a, epsilon)
         proposal = a * np.exp(step)
         inside = (proposal > low) & (proposal < high)
         if not inside.all():
@@ -50,13 +50,14 @@ def _first_guess(tilting: Tilting, epsilon: float, pending: Numbers) -> Numbers:
     """From part of the samples where there are many, else from their standard deviation."""
     n = tilting.x.shape[1]
     if n >= MANY and tilting.cap is None:
-        return radius_tilt(tilting.thinned(n // THINNED), epsilon, pending)
+        return radius_tilt(tilting.thinned(THINNING), epsilon, pending)
     sd = np.sqrt(tilting.moments(np.zeros(len(pending))).var_x)
     normal = math.sqrt(2 * epsilon)  # a·sd for normal scores; skewed losses need less at large radii
     return np.where(pending, normal / (1 + normal / 2) / np.maximum(sd, 1e-150), 1.0)
 
 
-def _log_step(moments: Moments, a: Numbers, epsilon: float) -> Numbers:
+def log_step(moments: Moments, a: Numbers, epsilon: float) -> Numbers:
+    """The Newton step of log a towards KL = ε at b = 0."""
     slope = a**2 * moments.var_x
     usable = (moments.kl > 0) & (slope > 0)  # elsewhere a long step, which the bracket corrects
     kl = np.where(usable, moments.kl, 1.0)
@@ -165,6 +166,11 @@ def _error(moments: Moments, epsilon: float, gamma: Numbers) -> Numbers:
 def _dual_value(moments: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Numbers) -> Numbers:
     log_z = -(moments.kl + a * moments.mean_x + b * moments.mean_y)
     return (epsilon + b * gamma + log_z) / a
+
+
+def joint_step(moments: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Numbers) -> Numbers:
+    """The step in (a, b), shape [2, rounds], towards KL = ε and E[y] = γ."""
+    return _direction(moments, a, b, epsilon, gamma)[0]
 
 
 @np.errstate(over="ignore")  # a step out of all proportion to a is shrunk to none

@@ -10,18 +10,26 @@ that leaves a pass, so data that is sharded or larger than memory needs only ano
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 16  # elements worked on at once: a few float64 blocks stay in a core's cache
+from klball.robust.blocks import (
+    Numbers,
+    Workspace,
+    block_dots,
+    block_rows,
+    block_sums,
+    each_block,
+    empty_like,
+    row_dots,
+)
 
 LOG2_E = 1 / math.log(2)  # e^t = 2^(t·log2 e), and exp2 needs a third of the time of torch.exp
-
-Numbers = np.ndarray  # one number a round: [rounds]; small enough that NumPy's overhead matters least
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,6 @@ class Tilting:
     def __init__(self, x: Tensor, y: Tensor | None, base: Tensor | None, cap: float | None):
         self.x, self.y, self.base, self.cap = x, y, base, cap
         self.num_passes = 0
-        self._space: Tensor | None = None
 
     def thinned(self, stride: int) -> "Tilting":
         """Every `stride`-th sample, for a first guess at a fraction of the cost."""
@@ -81,16 +88,18 @@ class Tilting:
         if self.cap is not None:
             return self._capped_moments(a, b)
         sums, shift = self._sums(a, b)
-        z = sums[:, 0]
-        mean_x, xx, mean_y, xy, yy = (sums[:, 1:] / z[:, None]).T
+        z, (mean_x, xx, *rest) = sums[:, 0], (sums[:, 1:] / sums[:, :1]).T
         kl = -np.log(z) - shift / LOG2_E - a * mean_x
-        if b is not None:
-            kl = kl - b * mean_y
+        var_x = np.maximum(xx - mean_x**2, 0.0)
+        if b is None:
+            none = np.zeros_like(a)
+            return Moments(np.maximum(kl, 0.0), mean_x, none, var_x, none, none)
+        mean_y, xy, yy = rest
         return Moments(
-            kl=np.maximum(kl, 0.0),
+            kl=np.maximum(kl - b * mean_y, 0.0),
             mean_x=mean_x,
             mean_y=mean_y,
-            var_x=np.maximum(xx - mean_x**2, 0.0),
+            var_x=var_x,
             cov_xy=xy - mean_x * mean_y,
             var_y=np.maximum(yy - mean_y**2, 0.0),
         )
@@ -102,20 +111,26 @@ class Tilting:
             return self._capped(a, b)
         out = self.x if overwrite else empty_like(self.x)
         shift = self._largest_exponents(a, b)
-        sums = np.zeros((len(a), 3))
-        for rows, columns, (t,) in self._blocks(1):
-            x, w = t.copy_(self.x[rows, columns]), out[rows, columns]
-            _exponents_into(w, x, self.y, rows, columns, a, b)
+
+        def tilt(
+            rows: slice, x: Tensor, y: Tensor | None, base: Tensor | None, q: Tensor, space: Workspace
+        ) -> list[Numbers]:
+            w = space.buffers[0]
+            _exponents_into(w, x, y, a[rows], None if b is None else b[rows])
             if b is not None:
                 w.sub_(torch.from_numpy(shift[rows])[:, None])
             w.exp2_()
-            if self.base is not None:
-                w.mul_(self.base[rows, columns])
-            sums[rows, 0] += _row_sums(w)
-            sums[rows, 1] += row_dots(w, x)
-            if b is not None and self.y is not None:
-                sums[rows, 2] += row_dots(w, self.y[rows, columns])
-        out.mul_(torch.from_numpy(1 / sums[:, :1]))
+            if base is not None:
+                w.mul_(base)
+            parts = [block_sums(w), *block_dots(space.stacked, x)]
+            if y is not None:
+                parts += [*block_dots(space.stacked, y)]
+            q.copy_(w)  # last: x may be there
+            return parts
+
+        found = each_block(tilt, self.x, self.y, self.base, out, buffers=1)
+        sums = _added(self._rows(), found, np.zeros((len(a), 3)))
+        each_block(lambda rows, q: q.mul_(torch.from_numpy(1 / sums[rows, :1])), out)
         mean_x, mean_y = sums[:, 1] / sums[:, 0], sums[:, 2] / sums[:, 0]
         z = sums[:, 0] / self.x.shape[1] if self.base is None else sums[:, 0]
         mu = -np.log(z) - shift / LOG2_E
@@ -124,11 +139,16 @@ class Tilting:
 
     def _largest_exponents(self, a: Numbers, b: Numbers | None) -> Numbers:
         """max −ax − by of every round, in units of log 2."""
-        top = np.zeros_like(a) if b is None else np.full_like(a, -math.inf)
-        if b is not None:  # else min x = 0 makes it zero
-            for rows, columns, (w,) in self._blocks(1):
-                _exponents_into(w, self.x[rows, columns], self.y, rows, columns, a, b)
-                top[rows] = np.maximum(top[rows], w.amax(dim=1).numpy())
+        if b is None:
+            return np.zeros_like(a)  # min x = 0
+
+        def largest(rows: slice, x: Tensor, y: Tensor | None, space: Workspace) -> Numbers:
+            _exponents_into(space.buffers[0], x, y, a[rows], b[rows])
+            return space.buffers[0].amax(dim=1).numpy()
+
+        top = np.full_like(a, -math.inf)
+        for rows, found in zip(self._rows(), each_block(largest, self.x, self.y, buffers=1), strict=True):
+            top[rows] = np.maximum(top[rows], found)
         return top
 
     def _exponents(self, a: Numbers, b: Numbers | None) -> Tensor:
@@ -137,46 +157,43 @@ class Tilting:
             exponents.addcmul_(self.y, torch.from_numpy(b)[:, None], value=-1)
         return exponents
 
-    def _blocks(self, buffers: int) -> Iterator[tuple[slice, slice, list[Tensor]]]:
-        """(rows, columns, buffers of that shape) over all of x."""
-        rounds, n = self.x.shape
-        columns = min(n, BLOCK)
-        rows = max(1, min(rounds, BLOCK // columns))
-        if self._space is None:  # kept: fresh memory costs more than the arithmetic done in it
-            self._space = self.x.new_empty(2, rows * columns)
-        for r in range(0, rounds, rows):
-            for c in range(0, n, columns):
-                shape = (min(rows, rounds - r), min(columns, n - c))
-                size = shape[0] * shape[1]
-                views = [self._space[k, :size].view(shape) for k in range(buffers)]
-                yield slice(r, r + shape[0]), slice(c, c + shape[1]), views
+    def _rows(self) -> list[slice]:
+        return block_rows((self.x.shape[0], self.x.shape[1]))
 
     def _sums(self, a: Numbers, b: Numbers | None) -> tuple[Numbers, Numbers]:
-        """Σ f·w·(1, x, x², y, xy, y²) with w = e^(−ax−by)/2^shift, and the shift that keeps w in range."""
-        sums = np.zeros((len(a), 6))
-        # with b absent min x = 0 makes the largest exponent zero
-        shift = np.zeros_like(a) if b is None else np.full_like(a, -math.inf)
-        for rows, columns, (w, t) in self._blocks(2):
-            x = self.x[rows, columns]
-            _exponents_into(w, x, self.y, rows, columns, a, b)
+        """Σ f·w·(1, x, x²) and, with b, Σ f·w·(y, xy, y²), where w = e^(−ax−by)/2^shift.
+
+        The shift keeps w in range; with b absent min x = 0 makes the largest exponent zero.
+        """
+
+        def sums_of(rows: slice, x: Tensor, y: Tensor | None, base: Tensor | None, space: Workspace) -> Any:
+            w, wx, *rest = space.buffers
+            _exponents_into(w, x, y, a[rows], None if b is None else b[rows])
+            top = None
             if b is not None:
-                top = np.maximum(shift[rows], w.amax(dim=1).numpy())
-                sums[rows] *= np.exp2(shift[rows] - top)[:, None]
+                top = w.amax(dim=1).numpy()
                 w.sub_(torch.from_numpy(top)[:, None])
-                shift[rows] = top
             w.exp2_()
-            if self.base is not None:
-                w.mul_(self.base[rows, columns])
-            torch.mul(w, x, out=t)
-            sums[rows, 0] += _row_sums(w)
-            sums[rows, 1] += _row_sums(t)
-            sums[rows, 2] += row_dots(t, x)
-            if b is not None and self.y is not None:
-                y = self.y[rows, columns]
-                sums[rows, 4] += row_dots(t, y)
-                torch.mul(w, y, out=t)
-                sums[rows, 3] += _row_sums(t)
-                sums[rows, 5] += row_dots(t, y)
+            if base is not None:
+                w.mul_(base)
+            torch.mul(w, x, out=wx)
+            if b is None or y is None:
+                return [block_sums(w), *block_dots(space.stacked, x)], top
+            torch.mul(w, y, out=rest[0])
+            mixed = block_dots(space.stacked, y)
+            return [block_sums(w), *block_dots(space.stacked[:2], x), *mixed], top
+
+        found, tops = zip(
+            *each_block(sums_of, self.x, self.y, self.base, buffers=2 if b is None else 3), strict=True
+        )
+        shift = np.zeros_like(a)
+        if b is not None:
+            shift[:] = -math.inf
+            for rows, top in zip(self._rows(), tops, strict=True):
+                shift[rows] = np.maximum(shift[rows], top)
+            scales = [np.exp2(top - shift[rows]) for rows, top in zip(self._rows(), tops, strict=True)]
+            found = [np.array(parts) * scale for parts, scale in zip(found, scales, strict=True)]
+        sums = _added(self._rows(), found, np.zeros((len(a), 3 if b is None else 6)))
         return (sums / self.x.shape[1] if self.base is None else sums), shift
 
     def _full_base(self) -> Tensor:
@@ -209,18 +226,23 @@ class Tilting:
         )
 
 
-def _exponents_into(
-    w: Tensor, x: Tensor, y: Tensor | None, rows: slice, columns: slice, a: Numbers, b: Numbers | None
-) -> None:
+def _added(rows: list[slice], found: Sequence[Any], sums: Numbers) -> Numbers:
+    """The statistics [statistics, rows] of every block, added to `sums` [rounds, ≥ statistics]."""
+    for own, parts in zip(rows, found, strict=True):
+        sums[own, : len(parts)] += np.array(parts).T
+    return sums
+
+
+def _exponents_into(w: Tensor, x: Tensor, y: Tensor | None, a: Numbers, b: Numbers | None) -> None:
     """w = (−ax − by)·log2 e for one block; a plain number is the faster factor where there is one row."""
     if len(a) == 1:
         torch.mul(x, -LOG2_E * float(a[0]), out=w)
         if b is not None and y is not None:
-            w.add_(y[rows, columns], alpha=-LOG2_E * float(b[0]))
+            w.add_(y, alpha=-LOG2_E * float(b[0]))
         return
-    torch.mul(x, torch.from_numpy(-LOG2_E * a[rows])[:, None], out=w)
+    torch.mul(x, torch.from_numpy(-LOG2_E * a)[:, None], out=w)
     if b is not None and y is not None:
-        w.addcmul_(y[rows, columns], torch.from_numpy(b[rows])[:, None], value=-LOG2_E)
+        w.addcmul_(y, torch.from_numpy(b)[:, None], value=-LOG2_E)
 
 
 def fill(exponents: Tensor, base: Tensor, cap: float) -> tuple[Tensor, Tensor]:
@@ -244,25 +266,6 @@ def fill(exponents: Tensor, base: Tensor, cap: float) -> tuple[Tensor, Tensor]:
             mu = torch.where(all_capped, math.log(cap) - lowest, mu)
             return mu, free & ~all_capped[:, None]
         free &= ~above
-
-
-def empty_like(x: Tensor) -> Tensor:
-    """Uninitialised memory; NumPy asks for huge pages, without which page faults outweigh the arithmetic."""
-    return torch.from_numpy(np.empty(x.shape))
-
-
-def row_dots(left: Tensor, right: Tensor) -> Numbers:
-    """Σ_i left·right of every row, [rounds]."""
-    return np.vecdot(left.numpy(), right.numpy())  # BLAS, in half the time of torch's
-
-
-def row_means(x: Tensor, base: Tensor | None) -> Numbers:
-    """E_f[x] of every row, [rounds]."""
-    return x.mean(dim=1).numpy() if base is None else row_dots(x, base)
-
-
-def _row_sums(values: Tensor) -> Numbers | float:
-    return float(values.sum()) if values.shape[0] == 1 else values.sum(dim=1).numpy()
 
 
 def kl_divergence(q: Tensor, base: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from klball.robust.ambiguity import AmbiguitySet, CertaintyKLBall, Empirical
 from klball.robust.dual import DualSolution, InfeasibleError
+from klball.robust.warm import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Accountant:
         self.relaxed = 0
         self.history: list[dict[str, float]] = []
         self.solution: DualSolution | None = None
+        self.multipliers: tuple[float, float] | None = None  # (λ, β) that the next step starts from
 
     def rewrite(self, log_likelihood: Tensor, certainty: Tensor | None) -> None:
         """Replace every entry after a full re-scoring."""
@@ -72,7 +74,46 @@ class Accountant:
             self.solution = None
         self.solve()
 
+    def weights(self) -> Tensor:
+        """The adversary's weights of all samples, [n]; `solve` keeps them only where a step needs them."""
+        weights = self.solve().weights
+        return self._solve_afresh().weights if weights is None else weights
+
     def _solve(self) -> DualSolution:
+        """From the last multipliers, else afresh; nothing but the entries and these decides the answer."""
+        solution = self._solve_again() or self._solve_afresh()
+        between = 0 < solution.lambda_ < math.inf and math.isfinite(solution.beta)
+        self.multipliers = None
+        if between and not self.frozen:
+            solution = replace(solution, weights=None)  # `density` is a formula there
+            if self.ambiguity.max_weight is None:
+                self.multipliers = (solution.lambda_, solution.beta)
+        return solution
+
+    def _solve_again(self) -> DualSolution | None:
+        """One or two passes over the entries as they lie: a shift of them all moves only μ and the means."""
+        if self.multipliers is None or self.frozen:
+            return None
+        (g, c), gamma = self.shift.tolist(), self.ambiguity.gamma
+        found = resolve(
+            self.log_likelihood,
+            None if gamma is None else self.certainty,
+            self.base_weights,
+            epsilon=self.ambiguity.epsilon,
+            gamma=None if gamma is None else gamma - c,
+            start=self.multipliers,
+        )
+        if found is None:
+            return None
+        return replace(
+            found,
+            worst_case=found.worst_case + g,
+            dual_value=found.dual_value + g,
+            mu=found.mu + g + found.beta * c,
+            certainty=None if found.certainty is None else found.certainty + c,
+        )
+
+    def _solve_afresh(self) -> DualSolution:
         g, c = self.scores()
         try:
             return self.ambiguity.solve(g, c, self.base_weights)
@@ -157,6 +198,8 @@ class Accountant:
         tensors["relaxed"] = torch.tensor(self.relaxed)
         if self.certainty is not None:
             tensors["certainty"] = self.certainty
+        if self.multipliers is not None:
+            tensors["multipliers"] = torch.tensor(self.multipliers, dtype=torch.float64)
         save_file(tensors, folder / LEDGER_FILE)
         self.save_history(folder / HISTORY_FILE)
 
@@ -178,5 +221,7 @@ class Accountant:
         self.log_likelihood, self.certainty = tensors["log_likelihood"], tensors.get("certainty")
         self.shift, self.visited = tensors["shift"], tensors["visited"]
         self.relaxed = int(tensors["relaxed"])
+        start = tensors.get("multipliers")
+        self.multipliers = None if start is None else (float(start[0]), float(start[1]))
         self.history = pq.read_table(folder / HISTORY_FILE).to_pylist()
         self.solution = None

@@ -1,0 +1,185 @@
+"""Arrays [rounds, n] worked on block by block, on torch's number of threads, without depending on it.
+
+A block is smaller than what torch or BLAS would divide over threads of their own: those wait for one
+another in every call, which can cost more than the arithmetic, and add up in an order that depends on
+their number. Here whole blocks go to threads (torch and NumPy release the interpreter's lock), and
+what they leave is combined in the order of the blocks. All arrays are contiguous float64.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PIECE = 9_984  # BLAS divides dot products of more than 10,000 terms over its threads
+BLOCK = 3 * PIECE  # torch divides 32,768 elements or more; a few blocks stay in a core's cache
+CHUNK = 128 * PIECE  # for NumPy, which divides nothing
+PARALLEL = 1 << 18  # elements from which waking threads pays
+
+Numbers = np.ndarray  # one number a round: [rounds]; small enough that NumPy's overhead matters least
+T = TypeVar("T")
+
+_own = threading.local()
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Buffers of the shape of a block, kept: fresh memory costs more than the arithmetic done in it."""
+
+    buffers: list[Tensor]
+    stacked: Numbers  # the same memory as `pieces` has it, [buffers, …]
+
+
+def each_block(work: Callable[..., T], *arrays: Tensor | None, buffers: int = 0) -> list[T]:
+    """`work(rows, *blocks, workspace)` for every block of the arrays; results in the order of `block_rows`.
+
+    `rows` is the slice of the rounds that a block holds. Without `buffers` there is no workspace.
+    """
+    (rounds, n), rows = _shape(arrays), block_rows(_shape(arrays))
+    cuts = [[None] * len(rows) if array is None else _cut(array) for array in arrays]
+
+    def some(numbers: Sequence[int]) -> list[T]:
+        shape, space, done = (0, 0), (), []
+        for k in numbers:
+            blocks = [cut[k] for cut in cuts]
+            if buffers and (needed := _shape(blocks)) != shape:
+                shape, space = needed, (_workspace(needed, buffers),)
+            done.append(work(rows[k], *blocks, *space))
+        return done
+
+    if rounds * n < PARALLEL:
+        return some(range(len(rows)))
+    stretches = [range(k, min(k + 8, len(rows))) for k in range(0, len(rows), 8)]
+    return [result for part in in_threads(some, stretches) for result in part]
+
+
+def block_rows(shape: tuple[int, int]) -> list[slice]:
+    """Which rounds each block holds: several whole rounds where they fit, else part of one."""
+    rounds, n = shape
+    if n > PIECE:
+        return [slice(r, r + 1) for r in range(rounds) for _ in _widths(n)]
+    size = BLOCK // n
+    return [slice(r, min(r + size, rounds)) for r in range(0, rounds, size)]
+
+
+def _cut(array: Tensor) -> list[Tensor]:
+    n = array.shape[1]
+    if n > PIECE:
+        return [block for row in array.split(1) for block in row.split(_widths(n), dim=1)]
+    return list(array.split(BLOCK // n))
+
+
+def _widths(n: int) -> list[int]:
+    """Of the blocks of one long round: multiples of PIECE, but for the last."""
+    whole = n // PIECE * PIECE
+    sizes = (*[BLOCK] * (whole // BLOCK), whole % BLOCK, n - whole)
+    return [size for size in sizes if size]
+
+
+def _shape(arrays: Sequence[Tensor | None]) -> tuple[int, int]:
+    first = next(array for array in arrays if array is not None)
+    return first.shape[0], first.shape[1]
+
+
+def in_threads(work: Callable[[Any], T], pieces: Sequence[Any]) -> list[T]:
+    """`work` of every piece, in their order, on torch's number of threads, of which the caller's is one."""
+    helpers = min(torch.get_num_threads(), len(pieces)) - 1
+    if helpers < 1:
+        return [work(piece) for piece in pieces]
+    numbers = iter(range(len(pieces)))  # shared: whoever is ready takes the next
+
+    def some() -> list[tuple[int, T]]:
+        return [(k, work(pieces[k])) for k in numbers]
+
+    futures = [_pool(helpers).submit(some) for _ in range(helpers)]
+    done = some()
+    for future in futures:
+        done += future.result()
+    return [result for _, result in sorted(done, key=lambda pair: pair[0])]
+
+
+@cache
+def _pool(helpers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(helpers, thread_name_prefix="klball")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+
+
+def _workspace(shape: tuple[int, int], buffers: int) -> Workspace:
+    """This thread's own."""
+    if not hasattr(_own, "spaces") or len(_own.spaces) > 64:
+        _own.memory, _own.spaces = np.empty((5, BLOCK)), {}
+    if (shape, buffers) not in _own.spaces:
+        stacked = _own.memory[:buffers, : shape[0] * shape[1]].reshape(-1, *shape)
+        _own.spaces[shape, buffers] = Workspace(list(torch.from_numpy(stacked)), pieces(stacked))
+    return _own.spaces[shape, buffers]
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Uninitialised memory; NumPy asks for huge pages, without which page faults outweigh the arithmetic."""
+    return torch.from_numpy(np.empty(x.shape))
+
+
+def pieces(block: Numbers) -> Numbers:
+    """A block [..., 1, k·PIECE] as [..., k, PIECE]; other blocks [..., rows, n] as they are."""
+    if block.shape[-1] <= PIECE:
+        return block
+    return block.reshape(*block.shape[:-2], -1, PIECE)
+
+
+def block_dots(stacked: Numbers, right: Tensor) -> Numbers:
+    """Σ_i left·right of every row of one block, for every `left` of a workspace: [buffers, rows]."""
+    dots = np.vecdot(stacked, pieces(right.numpy()))
+    return dots if right.shape[1] <= PIECE else dots.sum(axis=1, keepdims=True)
+
+
+def block_sums(values: Tensor) -> Numbers:
+    """Σ_i values of every row of one block, [rows]."""
+    return values.sum(dim=1).numpy()
+
+
+def row_extremes(x: Tensor) -> tuple[Numbers, Numbers]:
+    """The smallest and the largest of every row, [rounds]."""
+    return _chunked(np.min, x).min(axis=1), _chunked(np.max, x).max(axis=1)
+
+
+def row_sums(x: Tensor) -> Numbers:
+    """Σ_i x of every row, [rounds]."""
+    return _chunked(np.sum, x).sum(axis=1)
+
+
+def row_dots(left: Tensor, right: Tensor) -> Numbers:
+    """Σ_i left·right of every row, [rounds]."""
+    return _chunked(_dots, left, right).sum(axis=1)
+
+
+def row_means(x: Tensor, base: Tensor | None) -> Numbers:
+    """E_f[x] of every row, [rounds]."""
+    return row_sums(x) / x.shape[1] if base is None else row_dots(x, base)
+
+
+def _dots(left: Numbers, right: Numbers, axis: int) -> Any:
+    if left.shape[1] <= PIECE:
+        return np.vecdot(left, right)
+    whole = left.shape[1] // PIECE * PIECE
+    pieces = np.vecdot(left[0, :whole].reshape(-1, PIECE), right[0, :whole].reshape(-1, PIECE)).sum()
+    return np.array([pieces + left[0, whole:] @ right[0, whole:]])
+
+
+def _chunked(reduce: Callable[..., Numbers], *arrays: Tensor) -> Numbers:
+    """`reduce(*chunks, axis=1)` of every chunk of every round, [rounds, chunks]."""
+    rounds, n = arrays[0].shape
+    data = [array.numpy() for array in arrays]
+    if n <= PIECE or (rounds == 1 and n <= CHUNK):
+        return reduce(*data, axis=1)[:, None]
+    places = [(slice(r, r + 1), slice(c, c + CHUNK)) for r in range(rounds) for c in range(0, n, CHUNK)]
+    parts = in_threads(lambda place: reduce(*(array[place] for array in data), axis=1), places)
+    return np.concatenate(parts).reshape(rounds, -1)

@@ -1,0 +1,123 @@
+"""The dual once more on scores that have hardly changed: from its last multipliers, without the weights."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klball.robust.blocks import Workspace, block_dots, block_sums, each_block, row_extremes
+from klball.robust.dual import DualSolution
+from klball.robust.newton import joint_step, log_step
+from klball.robust.tilting import LOG2_E, Moments
+
+MOST_PASSES = 4  # then a solution from scratch is as cheap
+CLOSED = 1e-10  # the largest gap that counts, in units of the range of g
+FEASIBLE = 1e-9  # how far from ε the radius may be: at a tiny λ any gap is closed
+
+
+@np.errstate(all="ignore")  # a start that is far off may overflow: it closes no gap
+def resolve(
+    g: Tensor,
+    c: Tensor | None,
+    base: Tensor | None,
+    *,
+    epsilon: float,
+    gamma: float | None,
+    start: tuple[float, float],
+) -> DualSolution | None:
+    """`solve_dual` from the multipliers (λ, β) near the answer, λ in (0, ∞); None where that does not do.
+
+    Newton steps, each from one pass over the scores [n] (float64, contiguous) that copies none of them;
+    `weights` is None. A closed gap proves the answer. Where β stays 0 the constraint E_Q[C] ≤ γ is seen to
+    be slack, and None also means that β has to become, or cease to be, positive.
+    """
+    low, high = (float(v[0]) for v in row_extremes(g[None]))
+    span = high - low
+    if not span > 0:
+        return None
+    origin = (low, 0.0 if c is None else float(row_extremes(c[None])[0][0]))
+    bound = None if gamma is None else gamma - origin[1]
+    a, b = np.array([1 / start[0]]), np.array([start[1] / start[0]])
+    for used in range(1, MOST_PASSES + 1):
+        moments, ess = _pass(g, c, base, origin, a, b)
+        excess = np.zeros(1) if bound is None else moments.mean_y - bound
+        gap = float((np.abs(moments.kl - epsilon) + b * np.abs(excess))[0] / (a[0] * span))
+        if not math.isfinite(gap):
+            return None
+        if gap <= CLOSED and abs(moments.kl[0] - epsilon) <= FEASIBLE * max(1.0, epsilon):
+            if b[0] == 0 and excess[0] > 0:
+                return None
+            solution = _solution(moments, ess, a, b, origin, gap, used)
+            return solution if c is not None else replace(solution, certainty=None)
+        if b[0] > 0 and bound is not None:
+            step = joint_step(moments, a, b, epsilon, np.array([bound]))
+            if b[0] + step[1, 0] <= 0:
+                return None
+            a, b = a + step[0], b + step[1]
+        else:
+            a = a * np.exp(log_step(moments, a, epsilon))
+    return None
+
+
+def _pass(
+    g: Tensor, c: Tensor | None, base: Tensor | None, origin: tuple[float, float], a: Any, b: Any
+) -> tuple[Moments, float]:
+    """Moments of x = g − min g and y = C − min C at the tilts (a, b), and the effective sample size.
+
+    x, y ≥ 0, so that no exponent is positive.
+    """
+    slope, price = -LOG2_E * float(a[0]), -LOG2_E * float(b[0])
+
+    def sums(_: slice, own: Tensor, certainty: Tensor | None, f: Tensor | None, space: Workspace) -> Any:
+        w, x, wx, y, wy = space.buffers
+        torch.sub(own, origin[0], out=x)
+        torch.mul(x, slope, out=w)
+        if certainty is not None:
+            torch.sub(certainty, origin[1], out=y)
+            w.add_(y, alpha=price)
+        w.exp2_()
+        if f is not None:
+            w.mul_(f)
+        torch.mul(w, x, out=wx)
+        parts = [block_sums(w), *block_dots(space.stacked[:1], w), block_sums(wx)]
+        parts += [*block_dots(space.stacked[2:3], x)]
+        if certainty is None:
+            return np.array([float(part[0]) for part in (*parts, *[np.zeros(1)] * 3)])
+        torch.mul(w, y, out=wy)
+        parts += [block_sums(wy), *block_dots(space.stacked[2:3], y), *block_dots(space.stacked[4:], y)]
+        return np.array([float(part[0]) for part in parts])
+
+    parts = each_block(sums, *(None if v is None else v[None] for v in (g, c, base)), buffers=5)
+    total = np.sum(parts, axis=0)
+    z, squares = total[0], total[1]
+    mean_x, xx, mean_y, xy, yy = (total[k : k + 1] / z for k in range(2, 7))
+    log_z = math.log(z if base is not None else z / len(g)) if z > 0 else math.nan
+    kl = -log_z - a * mean_x - b * mean_y
+    moments = Moments(kl, mean_x, mean_y, xx - mean_x**2, xy - mean_x * mean_y, yy - mean_y**2)
+    return moments, z * z / squares if squares > 0 else math.nan
+
+
+def _solution(
+    moments: Moments, ess: float, a: Any, b: Any, origin: tuple[float, float], gap: float, passes: int
+) -> DualSolution:
+    lambda_, beta = 1 / float(a[0]), float(b[0] / a[0])
+    kl, mean_x, mean_y = float(moments.kl[0]), float(moments.mean_x[0]), float(moments.mean_y[0])
+    worst = origin[0] + mean_x
+    return DualSolution(
+        lambda_=lambda_,
+        beta=beta,
+        weights=None,
+        kl=kl,
+        certainty=origin[1] + mean_y,
+        worst_case=worst,
+        dual_value=worst,  # to within the gap
+        gap=gap,
+        ess=ess,
+        mu=lambda_ * kl + worst + beta * (origin[1] + mean_y),
+        gamma_min=math.nan,
+        status="optimal",
+        num_passes=passes,
+    )

@@ -1,0 +1,147 @@
+"""The ledger's warm start: as exact as solving afresh, and the same after a checkpoint."""
+
+import math
+
+import pytest
+import torch
+
+from klball import CertaintyKLBall, KLBall, solve_dual
+from klball.robust.warm import resolve
+from klball.training.accountant import Accountant
+
+N = 3_000
+FIELDS = {"lambda_": 1e-6, "beta": 1e-5, "kl": 1e-8, "worst_case": 1e-8, "mu": 1e-6, "ess": 1e-5}
+
+
+def ledger(ambiguity, weighted=False, n=N, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    g = -torch.randn(n, dtype=torch.float64, generator=generator).exp()
+    c = 14 - 0.5 * g + torch.randn(n, dtype=torch.float64, generator=generator)
+    base = torch.rand(n, dtype=torch.float64, generator=generator)
+    certainty = c if ambiguity.gamma is not None else None
+    accountant = Accountant(
+        ambiguity, g, certainty, base / base.sum() if weighted else None, relax=True, frozen=False
+    )
+    return accountant, generator
+
+
+def drift(accountant, generator, size=32, pace=0.02):
+    """One batch of fresh scores of a model that gets better, and surer of itself."""
+    index = torch.randperm(len(accountant.log_likelihood), generator=generator)[:size]
+    g, c = accountant.scores()
+    noise = torch.randn(2, size, dtype=torch.float64, generator=generator)
+    fresh = g[index] * (1 - pace) + pace * noise[0]
+    accountant.record(index, fresh, None if c is None else c[index] + pace * (1 + noise[1]))
+
+
+def assert_exact(solution, accountant, gamma=None):
+    g, c = accountant.scores()
+    ball = accountant.ambiguity
+    gamma = ball.gamma if gamma is None else gamma
+    expected = solve_dual(
+        *(g, c),
+        epsilon=ball.epsilon,
+        gamma=gamma,
+        base_weights=accountant.base_weights,
+        max_weight=ball.max_weight,
+    )
+    assert solution.gap <= 1e-9
+    for field, tolerance in FIELDS.items():
+        wanted = getattr(expected, field)
+        assert getattr(solution, field) == pytest.approx(wanted, rel=tolerance, abs=tolerance, nan_ok=True), (
+            field
+        )
+    if c is not None:
+        assert solution.certainty == pytest.approx(expected.certainty, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    "ball", [KLBall(0.05), KLBall(3.0), CertaintyKLBall(0.05, 15.0), CertaintyKLBall(0.1, 99.0)], ids=str
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_warm_equals_afresh_on_a_drifting_ledger(ball, weighted):
+    accountant, generator = ledger(ball, weighted)
+    accountant.begin_step()
+    afresh = []
+    solve_afresh = accountant._solve_afresh
+    accountant._solve_afresh = lambda: afresh.append(1) or solve_afresh()
+    for _ in range(30):
+        drift(accountant, generator)
+        accountant.begin_step()
+        assert_exact(accountant.solution, accountant)
+    assert len(afresh) <= 1  # a first step may be too long
+
+
+def test_price_of_certainty_comes_and_goes():
+    """γ is slack, binds, and is slack again: whichever holds is found, by the warm start or without it."""
+    accountant, _ = ledger(CertaintyKLBall(0.1, 16.0))
+    prices = []
+    for move in [0.0] + [0.2] * 8 + [-0.2] * 8:
+        accountant.certainty += move
+        accountant.begin_step()
+        assert_exact(accountant.solution, accountant)
+        prices.append(accountant.solution.beta)
+    assert prices[0] == prices[-1] == 0 and max(prices) > 0
+
+
+def test_relaxed_point_mass_and_capped_are_solved_afresh():
+    accountant, generator = ledger(CertaintyKLBall(0.1, 5.0))
+    for _ in range(3):
+        accountant.begin_step()
+        drift(accountant, generator)
+    assert accountant.relaxed == 3
+    point, generator = ledger(KLBall(9.0))
+    point.begin_step()
+    assert point.solution.status == "point_mass" and point.solution.weights is not None
+    assert float(point.density(torch.tensor([int(point.log_likelihood.argmin())]), torch.zeros(1), None)) == N
+    capped, generator = ledger(KLBall(0.5, max_weight=4.0))
+    for _ in range(3):
+        capped.begin_step()
+        assert_exact(capped.solution, capped)
+        drift(capped, generator)
+    assert capped.multipliers is None
+
+
+@pytest.mark.parametrize("ball", [KLBall(0.05), CertaintyKLBall(0.05, 15.0)], ids=str)
+def test_a_checkpoint_changes_no_bit(ball, tmp_path):
+    accountant, generator = ledger(ball)
+    for _ in range(5):
+        accountant.begin_step()
+        drift(accountant, generator)
+    accountant.save(tmp_path)
+    again, _ = ledger(ball, seed=1)
+    again.load(tmp_path)
+    for either in (accountant, again):
+        own = torch.Generator().manual_seed(5)
+        for _ in range(3):
+            either.begin_step()
+            drift(either, own)
+        either.begin_step()
+    for field in ("lambda_", "beta", "mu", "kl", "ess", "num_passes"):
+        assert getattr(accountant.solution, field) == getattr(again.solution, field), field
+
+
+def test_weights_of_all_samples_on_demand():
+    accountant, generator = ledger(KLBall(0.3))
+    accountant.begin_step()
+    drift(accountant, generator)
+    accountant.begin_step()
+    weights = accountant.weights()
+    assert weights.sum() == pytest.approx(1)
+    density = accountant.density(torch.arange(N), accountant.scores()[0], None)
+    assert density / N == pytest.approx(weights, rel=1e-6)
+
+
+def test_a_start_that_does_not_do_gives_nothing():
+    generator = torch.Generator().manual_seed(3)
+    g, noise = -torch.rand(2, 100, dtype=torch.float64, generator=generator)
+    settings = dict(base=None, epsilon=0.1, gamma=None)
+    assert resolve(torch.zeros_like(g), None, start=(1.0, 0.0), **settings) is None  # constant scores
+    assert resolve(g, None, start=(1e-300, 0.0), **settings) is None  # nowhere near
+    c = 10 - 0.5 * g - noise
+    free = solve_dual(g, c, epsilon=0.1)
+    assert free.beta == 0 and math.isfinite(free.lambda_)
+    tight = float(free.certainty) - 0.01
+    assert resolve(g, c, None, epsilon=0.1, gamma=tight, start=(free.lambda_, 0.0)) is None  # β must rise
+    sure = solve_dual(g, c, epsilon=0.1, gamma=tight)
+    assert resolve(g, c, None, epsilon=0.1, gamma=99.0, start=(sure.lambda_, sure.beta)) is None  # and fall
