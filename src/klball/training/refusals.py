@@ -37,7 +37,7 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         "packing and padding_free need a process for each GPU: start with `accelerate launch`": flat
         and args.n_gpu > 1,
         "packing and padding_free need dispatch_batches=False: one row cannot be dealt out": flat
-        and args.accelerator_config.dispatch_batches,
+        and getattr(args.accelerator_config, "dispatch_batches", None),
         "eval_packing is not supported: evaluation scores every sample on its own": args.eval_packing,
         "prompt-learning PEFT methods are not supported: use LoRA": getattr(
             peft_config, "is_prompt_learning", False
