@@ -1,4 +1,4 @@
-"""klball.score against the naive full-logits loop and lm-evaluation-harness: agreement, speed, peak memory."""
+"""klball.score against the naive full-logits loop and lm-evaluation-harness: agreement, time, peak memory."""
 
 import argparse
 import ctypes
@@ -12,7 +12,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from table import Row, interleaved, row, table
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -20,6 +19,7 @@ import klball
 from klball.cli import prepare_process
 from klball.data.rows import IGNORED, encode, load_rows
 from klball.evaluation.models import load_model
+from table import Row, interleaved, row, table
 
 BATCH = 16
 VOCABULARIES = (32_000, 152_000)
@@ -113,7 +113,7 @@ METHODS: dict[str, Callable[..., list[float]]] = {
 
 
 def speed(device: str, vocabulary: int, case: str, rows: datasets.Dataset, repeats: int) -> list[Row]:
-    """Samples a second of klball.score, tokenisation and all three scores included, over those of each peer."""
+    """Samples a second of klball.score over those of each peer, tokenisation included."""
     model, tokenizer = build(vocabulary, device)
     for method in METHODS.values():
         method(model, tokenizer, rows.select(range(2)))
