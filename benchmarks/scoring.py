@@ -53,7 +53,7 @@ def build(vocabulary: int, device: str) -> tuple[Any, Any]:
 
 
 def short_answers(count: int) -> datasets.Dataset:
-    """One-line docstrings: about 20 tokens of prompt and 15 of answer."""
+    """One-line docstrings: about 31 tokens of prompt and 13 of answer."""
     rows = load_rows("stdlib-docs", "test")
     short = [i for i, answer in enumerate(rows["answer"]) if len(answer) <= ANSWER_CHARACTERS]
     return rows.select(short[:count])
