@@ -79,6 +79,16 @@ def test_token_scores_equal_float64_eager(dtype, n, width, vocabulary, bias, sca
         assert mine.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
+def test_bf16_products_are_summed_in_float32_and_the_setting_is_put_back():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 256, generator=generator).bfloat16() for n in (64, 9_000))
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    z = LMHead(weight).logits(hidden)
+    exact = hidden.double() @ weight.double().T
+    assert (z - exact).abs().max() < 2e-4 < (hidden @ weight.T - exact).abs().max()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
 def test_no_tensor_of_all_logits_is_held(monkeypatch):
     largest = 0
     original = LMHead.logits
@@ -304,8 +314,9 @@ def test_tokens_and_labels_equal_those_of_trl(row, tokenizer, tmp_path):
     assert trainer.train_dataset[0]["labels"] == ours["labels"]
 
 
-def test_weights_tell_models_apart_whatever_the_number_of_threads(model):
+def test_weights_tell_models_apart_whatever_the_number_of_threads(model, monkeypatch):
     before = _weights_hash(model)
+    monkeypatch.setattr(tables, "NUMBERS_PER_SUM", 1_000)
     torch.set_num_threads(2)
     try:
         assert _weights_hash(model) == before

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 TOKENS_PER_BATCH = 8_192
 TOKENS_PER_DISTRIBUTION = 64
-PROBE_TOKENS = 64
+PROBE_TOKENS = 16  # their logits are held whole, several times over
 TOKENS = "token_log_probs"
 SCORE_COLUMNS = ("log_likelihood", "certainty", "entropy", "sum_log_prob", "num_tokens")
 

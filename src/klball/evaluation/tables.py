@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
 )
 TOKENS_FIELD = pa.field(TOKENS, pa.list_(pa.float32()))
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+NUMBERS_PER_SUM = 2**20  # numbers widened to int64 at a time when weights are hashed
 LIBRARIES = ("klball", "torch", "transformers", "tokenizers", "datasets", "peft")
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
@@ -172,9 +173,14 @@ def _weights_hash(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         bits = parameter.detach().contiguous().view(INTEGERS[parameter.element_size()]).flatten()
-        sums = [int(part.sum(dtype=torch.int64)) for part in (bits, bits[::2], bits[::3])]
+        sums = [_exact_sum(part) for part in (bits, bits[::2], bits[::3])]
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}{sums}".encode())
     return digest.hexdigest()[:16]
+
+
+def _exact_sum(bits: torch.Tensor) -> int:
+    """In pieces, since PyTorch widens the whole of what it sums: twice the memory of a float32 weight."""
+    return sum(int(piece.sum(dtype=torch.int64)) for piece in bits.split(NUMBERS_PER_SUM))
 
 
 def _hash(text: str) -> str:
