@@ -79,8 +79,6 @@ def train(
         if is_main():
             console.print(f"{folder} already holds this run, finished")
         return
-    if is_main():
-        write_json(folder / RUN_FILE, resolved)
     model, tokenizer = _load(config, model_options)
     template = config.chat_template_path
     load_chat_template(tokenizer, template)
@@ -94,6 +92,8 @@ def train(
         peft_config=get_peft_config(model_options),
         callbacks=list(callbacks),
     )
+    if is_main():  # only now: settings that the trainer refuses leave no run behind
+        write_json(folder / RUN_FILE, resolved)
     if callbacks:  # they show the progress; the figures are in the history
         trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_continue(folder) if started else None)

@@ -1,4 +1,4 @@
-"""The prepared training samples: what preparation cut, and how many answer tokens each one has."""
+"""The prepared training samples: what preparation cut, their answer tokens, and scores that went wrong."""
 
 import logging
 import math
@@ -34,3 +34,14 @@ def num_answer_tokens(samples: Dataset) -> Tensor:
     if bool((counts == 0).any()):
         raise ValueError(f"{int((counts == 0).sum())} training rows have no answer token; drop them")
     return counts
+
+
+def refuse_nonfinite(samples: Dataset, index: Tensor, log_likelihood: Tensor, step: int) -> None:
+    """Raise ValueError naming the first sample whose log-likelihood is NaN or infinite."""
+    if bool(log_likelihood.isfinite().all()):
+        return
+    sample = samples[int(index[~log_likelihood.isfinite()][0])]["sample_id"]
+    raise ValueError(
+        f"log-likelihood of sample {sample!r} is not finite at step {step}: "
+        "lower learning_rate, or train in float32 (--bf16 false)"
+    )

@@ -31,7 +31,7 @@ from klball.training.packing import packed, refuse_crossing_attention
 from klball.training.proximal import ProximalWindow, without_dropout
 from klball.training.records import named_columns, sample_rows, step_metrics
 from klball.training.refusals import refuse_unsupported
-from klball.training.samples import num_answer_tokens, warn_of_cut_rows
+from klball.training.samples import num_answer_tokens, refuse_nonfinite, warn_of_cut_rows
 from klball.training.sharding import refuse_lost_parameters, score_sharded, shards_parameters
 
 logger = logging.getLogger(__name__)
@@ -273,7 +273,7 @@ class RobustSFTTrainer(SFTTrainer):
         g = scores.log_probs.detach().double().sum(1) * scale
         c = None if scores.certainty is None else scores.certainty.double().sum(1) * scale
         on_cpu = index.cpu(), g.cpu(), None if c is None else c.detach().cpu()
-        self._refuse_nonfinite(*on_cpu[:2])
+        refuse_nonfinite(self.samples, *on_cpu[:2], self.state.global_step)
         position = len(self._keep) - self._remaining
         keep = self._keep[position]
         density = self.accountant.density(*on_cpu).to(g.device)
@@ -292,15 +292,6 @@ class RobustSFTTrainer(SFTTrainer):
         if self._window is not None:
             return self._window.losses(index, scores)
         return self.objective(scores.log_probs)
-
-    def _refuse_nonfinite(self, index: Tensor, g: Tensor) -> None:
-        if bool(g.isfinite().all()):
-            return
-        sample = self.samples[int(index[~g.isfinite()][0])]["sample_id"]
-        raise ValueError(
-            f"log-likelihood of sample {sample!r} is not finite at step {self.state.global_step}: "
-            "lower learning_rate, or train in float32 (--bf16 false)"
-        )
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """TRL's step; after the last micro-batch the fresh scores of all ranks go to the ledger."""
