@@ -150,13 +150,15 @@ def process_memory(field: str) -> int:
 def measure(quick: bool) -> list[Row]:
     prepare_process()
     sizes = list(MODELS)[:1] if quick else list(MODELS)
-    seconds, kept = (2, 2) if quick else (20, 3)
+    seconds, kept = (2, 2) if quick else (15, 3)
     rows = []
     for size in sizes:
-        for vocabulary in VOCABULARIES[:kept]:
-            rows += step_times(size, vocabulary, False, seconds)
-        for vocabulary in PACKED_VOCABULARIES[: kept - 1]:
-            rows += step_times(size, vocabulary, True, seconds)
+        cases = [(v, False) for v in VOCABULARIES[:kept]] + [
+            (v, True) for v in PACKED_VOCABULARIES[: kept - 1]
+        ]
+        for vocabulary, packing in cases:
+            rows += step_times(size, vocabulary, packing, seconds)
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
         rows += memory(size, VOCABULARIES[kept - 1])
     return rows
 
