@@ -150,13 +150,15 @@ def process_memory(field: str) -> int:
 def measure(quick: bool) -> list[Row]:
     prepare_process()
     sizes = list(MODELS)[:1] if quick else list(MODELS)
-    seconds, kept = (2, 2) if quick else (20, 3)
+    seconds, kept = (2, 2) if quick else (15, 3)
     rows = []
     for size in sizes:
-        for vocabulary in VOCABULARIES[:kept]:
-            rows += step_times(size, vocabulary, False, seconds)
-        for vocabulary in PACKED_VOCABULARIES[: kept - 1]:
-            rows += step_times(size, vocabulary, True, seconds)
+        cases = [(v, False) for v in VOCABULARIES[:kept]] + [
+            (v, True) for v in PACKED_VOCABULARIES[: kept - 1]
+        ]
+        for vocabulary, packing in cases:
+            rows += step_times(size, vocabulary, packing, seconds)
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
         rows += memory(size, VOCABULARIES[kept - 1])
     return rows
 
@@ -168,19 +170,21 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         drawing, axes = plt.subplots(1, len(MODELS), figsize=(10, 4), sharey=True)
         for axis, size in zip(axes, MODELS, strict=True):
             lines = product((False, True), ROBUST)
-            for (packing, name), style in zip(lines, line_styles(), strict=False):
+            for k, ((packing, name), style) in enumerate(zip(lines, line_styles(), strict=False)):
                 cases = [(v, found.get((_case(size, v, packing, name), CLOCK))) for v in VOCABULARIES]
                 points = [(v, r.median, r.low, r.high) for v, r in cases if r is not None]
                 if points:
                     v, median, low, high = np.array(points).T
                     label = name.split(",")[0] + (", packed" if packing else "")
-                    axis.errorbar(v, median, [median - low, high - median], label=label, capsize=3, **style)
+                    axis.errorbar(
+                        1.1**k * v, median, [median - low, high - median], label=label, capsize=3, **style
+                    )
             axis.axhline(1.03, color="#777777", linewidth=1)
             axis.set_xscale("log")
-            axis.set_xticks(VOCABULARIES, [f"{v:,}" for v in VOCABULARIES])
+            axis.set_xticks(VOCABULARIES, [f"{v / 1_000:.0f}k" for v in VOCABULARIES])
             axis.minorticks_off()
             axis.set_xlabel("vocabulary")
-            axis.set_title(f"{size.replace('×', 'layers of')} wide")
+            axis.set_title(f"{size.replace('×', 'layers, width')}")
         axes[0].set_ylabel("step time, stock TRL = 1")
         drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
         save(drawing, path)
