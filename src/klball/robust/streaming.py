@@ -1,0 +1,445 @@
+r"""The dual over data that is read chunk by chunk: constant memory, few passes, any number of processes.
+
+A sample of the data says where to look and how the moments bend; full passes correct it. With A = log Z
+and the sample's A_S, the model
+
+    Â(a,b) = A_S(a,b) + value, gradient and Hessian of (A − A_S) at the tilt of the last pass
+
+is exact there to second order, and its error in the third is the sample's: a guess good to 1e-2 is good to
+1e-7 after one pass, and the next pass is the certificate.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from klball.robust.dual import SMALLEST_RANGE, InfeasibleError, solve_dual
+from klball.robust.multipliers import SLACK
+from klball.robust.newton import LONGEST_STEP, joint_tilt, radius_tilt
+from klball.robust.streaming_sums import Part, Sums, Tilt, everyones, sum_parts
+from klball.robust.tilting import LOG2_E, Moments, Numbers
+
+SAMPLE = 1 << 17  # rows that say where to look: λ is good to about a per cent
+SAMPLED_PARTS = 16
+MODEL_PASSES = 10  # full passes before the model is given up for plain safeguarded iterations
+SETTLED = 1e-6  # a change of tilt, times the range of the scores, whose square does not matter
+JOINT_PASSES = 40
+
+
+@dataclass(frozen=True)
+class StreamedSolution:
+    """`DualSolution` without the weights, which `density` gives for any of the rows.
+
+    lambda_, beta: multipliers of the ball (nats of score per nat of radius) and of the certainty cap.
+    kl, certainty, worst_case: KL(Q‖F), E_Q[C] (None without C) and E_Q[g] at the weights.
+    dual_value: h at the multipliers. gap: |worst_case − dual_value| in units of max g − min g.
+    ess: effective sample size 1/Σ(q²). mu: n·q_i = exp((mu − g_i − βC_i)/λ) if λ is in (0, ∞), else NaN.
+    mean: E_F[g]. num_rows: n. num_passes: full passes over the data. status: optimal | point_mass.
+    """
+
+    lambda_: float
+    beta: float
+    kl: float
+    certainty: float | None
+    worst_case: float
+    dual_value: float
+    gap: float
+    ess: float
+    mu: float
+    mean: float
+    status: str
+    num_rows: int
+    num_passes: int
+
+    def density(self, log_likelihood: Any, certainty: Any = None) -> np.ndarray:
+        """n·q of some rows: exp((mu − g − βC)/λ), shaped like `log_likelihood`; C is needed if β > 0."""
+        g = np.asarray(log_likelihood, dtype=np.float64)
+        if self.status == "point_mass":
+            return (g == self.worst_case) * (self.num_rows / self.ess)
+        if math.isinf(self.lambda_):
+            return np.ones_like(g)
+        if self.beta == 0:
+            return np.exp((self.mu - g) / self.lambda_)
+        if certainty is None:
+            raise ValueError("the weights depend on the certainty: pass it too")
+        return np.exp((self.mu - g - self.beta * np.asarray(certainty, dtype=np.float64)) / self.lambda_)
+
+
+def solve_dual_streamed(
+    parts: Sequence[Part],
+    *,
+    epsilon: float,
+    gamma: float | None = None,
+    sharded: bool = False,
+    threads: int | None = None,
+) -> StreamedSolution:
+    """`solve_dual` of data too large for memory, exact to its answer (about 1e-12 of the range of g).
+
+    parts: functions without arguments, each returning an iterable of chunks (g, C) or (g, None), arrays
+    [rows] of float32 or float64; called once a pass, from several `threads` (default: those of torch).
+    sharded: every process of torch.distributed's default group calls this with its own parts; they
+    exchange twenty numbers a pass, and all get the same answer to the bit.
+    epsilon, gamma: as in `solve_dual`; a cap on weights and base weights are not supported.
+
+    Raises ValueError for malformed input and for degenerate problems (β > 0 at λ = 0 or λ = ∞), and
+    InfeasibleError, naming γ_min, if no Q qualifies.
+    """
+    threads = threads or torch.get_num_threads()
+    sample = _sample(parts, sharded)
+    guess = _first_guess(sample, epsilon, gamma)
+    data = _Data(parts, sample, threads, sharded)
+    return _Solver(data, float(epsilon), gamma).solve(guess)
+
+
+@dataclass(frozen=True)
+class _Guess:
+    a: float  # 1/λ
+    b: float  # β/λ
+    feasible: bool = True
+
+
+def _sample(parts: Sequence[Part], sharded: bool) -> tuple[Numbers, Numbers | None]:
+    """Finite scores from evenly spaced parts of all processes, the same everywhere."""
+    processes = torch.distributed.get_world_size() if sharded else 1
+    wanted = math.ceil(SAMPLE / processes)
+    spread = np.linspace(0, len(parts) - 1, min(len(parts), SAMPLED_PARTS)).round().astype(int).tolist()
+    taken: list[Numbers] = []
+    for i in dict.fromkeys((*spread, *range(len(parts)))):  # small parts: more of them, or all
+        if (left := wanted - sum(rows.shape[1] for rows in taken)) <= 0:
+            break
+        taken += _first_rows(parts[i], min(left, math.ceil(wanted / len(spread))))
+    widths = {len(rows) for rows in taken}
+    if len(widths) > 1:
+        raise ValueError("some chunks have a certainty and others have none")
+    own = np.concatenate(taken, axis=1) if taken else np.empty((0, 0))
+    every = [rows for rows in (everyones(own) if sharded else [own]) if rows.size]
+    if not every:
+        raise ValueError("there are no rows")
+    both = np.concatenate(every, axis=1)
+    both = both[:, np.isfinite(both).all(axis=0)]
+    if both.shape[1] == 0:  # the first pass will count what is wrong
+        both = np.zeros((len(both), 1))
+    return both[0], both[1] if len(both) == 2 else None
+
+
+def _first_rows(part: Part, rows: int) -> list[Numbers]:
+    """About the first `rows` rows, thinned where the first chunk has many more."""
+    taken: list[Numbers] = []
+    for g, c in part():
+        stride = max(1, len(g) // rows)
+        columns = (g,) if c is None else (g, c)
+        taken.append(np.stack([column[::stride][:rows].astype(np.float64) for column in columns]))
+        rows -= taken[-1].shape[1]
+        if rows <= 0:
+            break
+    return taken
+
+
+def _first_guess(sample: tuple[Numbers, Numbers | None], epsilon: float, gamma: float | None) -> _Guess:
+    """The answer for the sample; where that is degenerate, a tilt from a smaller ball."""
+    found = solve_dual(sample[0], sample[1], epsilon=epsilon, gamma=gamma, throw=False)
+    if found.status == "optimal":
+        return _Guess(1 / found.lambda_, found.beta / found.lambda_)
+    feasible = found.status not in ("infeasible", "boundary")
+    radius = epsilon
+    for _ in range(10):
+        found = solve_dual(sample[0], epsilon=radius)
+        if found.status == "optimal":
+            return _Guess(1 / found.lambda_, 0.0, feasible)
+        radius /= 2
+    return _Guess(1.0, 0.0, feasible)  # all of the sample is equal
+
+
+# --- passes -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _At:
+    """What a pass at the tilt (a, b) found."""
+
+    a: float
+    b: float
+    moments: Moments
+    sums: Sums
+
+
+class _Data:
+    """The data in the units of its sample, x = (g − mean)/range and likewise y, for Newton's iterations."""
+
+    def __init__(
+        self, parts: Sequence[Part], sample: tuple[Numbers, Numbers | None], threads: int, sharded: bool
+    ):
+        self.parts, self.sample, self.threads, self.sharded = parts, sample, threads, sharded
+        g, c = sample
+        self.origin = float(g.mean()), 0.0 if c is None else float(c.mean())
+        self.scale = _range(g), 1.0 if c is None else _range(c)
+        self.num_passes = 0
+
+    def sampled(self) -> "_Data":
+        """The sample alone, in the same units."""
+        g, c = self.sample
+        return _Data([lambda: [(g, c)]], self.sample, 1, False)
+
+    def at(self, a: float, b: float, survey: bool = False) -> _At:
+        """One pass at the tilt (a, b)."""
+        self.num_passes += 1
+        raw_a, raw_b = a / self.scale[0], b / self.scale[1]
+        tilt = Tilt(raw_a, raw_b, self._largest_exponent(raw_a, raw_b), self.origin, survey)
+        sums = sum_parts(self.parts, tilt, self.threads, self.sharded)
+        return _At(a, b, self._moments(sums, a, b), sums)
+
+    def moments(self, a: Numbers, b: Numbers | None = None) -> Moments:
+        """The same as Newton's iterations ask for it; all [1]."""
+        return self.at(float(a[0]), 0.0 if b is None else float(b[0])).moments
+
+    def _largest_exponent(self, a: float, b: float) -> float:
+        """Over the sample, in units of log 2: near enough to that of all data."""
+        g, c = self.sample
+        exponents = (self.origin[0] - g) * a
+        if c is not None and b != 0:
+            exponents += (self.origin[1] - c) * b
+        return LOG2_E * float(exponents.max())
+
+    def _moments(self, sums: Sums, a: float, b: float) -> Moments:
+        if sums.w == 0:  # only bad rows
+            return Moments(*(np.full(1, math.nan) for _ in range(6)))
+        sx, sy = self.scale
+        mean_x, mean_y = sums.wx / sums.w / sx, sums.wy / sums.w / sy
+        kl = math.log(sums.rows / sums.w) - sums.shift / LOG2_E - a * mean_x - b * mean_y
+        var_x = sums.wxx / sums.w / sx**2 - mean_x**2
+        cov = sums.wxy / sums.w / sx / sy - mean_x * mean_y
+        var_y = sums.wyy / sums.w / sy**2 - mean_y**2
+        return Moments(*(np.array([v]) for v in (kl, mean_x, mean_y, max(var_x, 0.0), cov, max(var_y, 0.0))))
+
+
+def _range(scores: Numbers) -> float:
+    width = float(np.ptp(scores))
+    return width if width > SMALLEST_RANGE else 1.0
+
+
+class _Model:
+    """The sample, corrected to agree with the data to second order at the tilt of a pass."""
+
+    def __init__(self, sample: _Data, full: _At):
+        self.sample, self.full = sample, full
+        self.there = sample.at(full.a, full.b).moments
+
+    def moments(self, a: Numbers, b: Numbers | None = None) -> Moments:
+        b = np.zeros(1) if b is None else b
+        s, f, s0 = self.sample.moments(a, b), self.full.moments, self.there
+        da, db = a - self.full.a, b - self.full.b
+        x, y = f.mean_x - s0.mean_x, f.mean_y - s0.mean_y
+        xx, xy, yy = f.var_x - s0.var_x, f.cov_xy - s0.cov_xy, f.var_y - s0.var_y
+        log_z = _log_z(s, a, b) + _log_z(f, self.full.a, self.full.b) - _log_z(s0, self.full.a, self.full.b)
+        log_z = log_z - x * da - y * db + (xx * da**2 + 2 * xy * da * db + yy * db**2) / 2
+        mean_x = s.mean_x + x - xx * da - xy * db
+        mean_y = s.mean_y + y - xy * da - yy * db
+        return Moments(
+            kl=-log_z - a * mean_x - b * mean_y,
+            mean_x=mean_x,
+            mean_y=mean_y,
+            var_x=np.maximum(s.var_x + xx, 0.0),
+            cov_xy=s.cov_xy + xy,
+            var_y=np.maximum(s.var_y + yy, 0.0),
+        )
+
+
+def _log_z(moments: Moments, a: Any, b: Any) -> Numbers:
+    return -(moments.kl + a * moments.mean_x + b * moments.mean_y)
+
+
+def _towards(at: _At, a: float, b: float) -> tuple[float, float]:
+    """The proposed tilt, or a point on the way where that is too far for the model to know."""
+    share = min(1.0, LONGEST_STEP / max(abs(math.log(a / at.a)), 1e-300))
+    return at.a * (a / at.a) ** share, at.b + share * (b - at.b)
+
+
+# --- the solver -------------------------------------------------------------------------------
+
+
+class _Solver:
+    """One problem; the first pass also finds n, the extremes, and the ties at the smallest g."""
+
+    def __init__(self, data: _Data, epsilon: float, gamma: float | None):
+        self.data, self.epsilon, self.gamma = data, epsilon, gamma
+        self.target = 0.0 if gamma is None else (gamma - data.origin[1]) / data.scale[1]
+        self.survey = Sums(0.0)
+        self.loose = False
+
+    def solve(self, guess: _Guess) -> StreamedSolution:
+        data = self.data
+        at = data.at(guess.a * data.scale[0], guess.b * data.scale[1], survey=True)
+        self._look_around(at.sums)
+        if self.epsilon == 0:
+            return self._uniform(at)
+        if self.loose and self._meets(self.survey.ties_y / self.survey.ties / data.scale[1]):
+            return self._point_mass()
+        if not guess.feasible:
+            self._check_feasible()
+        for careful in (False, True):
+            if careful:
+                self._check_feasible()
+            found = self._iterate(at, careful)
+            if found is not None:
+                return found
+        raise ValueError(
+            "the worst case has β > 0 where λ is 0 or infinite, or too near to that for streaming: "
+            "change epsilon or gamma, or use solve_dual on the data in memory"
+        )
+
+    def _look_around(self, sums: Sums) -> None:
+        if sums.bad_g or sums.bad_c:
+            columns = {"log_likelihood": sums.bad_g, "certainty": sums.bad_c}
+            counts = " and ".join(f"{name} has {bad:.0f}" for name, bad in columns.items() if bad)
+            raise ValueError(f"{counts} missing, NaN or infinite values; drop or repair those samples first")
+        if sums.rows_with_c not in (0, sums.rows):
+            raise ValueError("some chunks have a certainty and others have none")
+        self.survey = sums
+        self.loose = math.log(sums.rows / sums.ties) <= self.epsilon + 1e-14
+
+    def _iterate(self, at: _At, careful: bool) -> StreamedSolution | None:
+        """Passes until the next tilt is where the last pass was; `careful`: Newton's on the data itself."""
+        if careful:
+            start = self._stationary(self.data, at)
+            if start is None:
+                return None
+            at = self.data.at(*start)
+        sample = self.data.sampled()
+        for _ in range(MODEL_PASSES):
+            model = _Model(sample, at)
+            found = self._stationary(model, at)
+            if found is None:
+                return None
+            move = abs(found[0] - at.a) * self._width(0) + abs(found[1] - at.b) * self._width(1)
+            if move < SETTLED:
+                return self._solution(at, *found, model)
+            at = self.data.at(*_towards(at, *found))
+        return None
+
+    def _stationary(self, tilting: Any, at: _At) -> tuple[float, float] | None:
+        """The tilt with KL = ε, and E[C] = γ or b = 0, starting from that of the last pass."""
+        if at.b > 0 and (found := self._jointly(tilting, at.a, at.b)):
+            return found
+        a = at.a
+        if not self.loose:
+            a = float(radius_tilt(tilting, self.epsilon, np.array([True]), np.array([a or 1.0]))[0])
+            if not 0 < a < math.inf:
+                return None
+            if self.gamma is None or self._meets(float(tilting.moments(np.array([a])).mean_y[0])):
+                return a, 0.0
+        return self._jointly(tilting, a, 0.0) if self.gamma is not None else None
+
+    def _jointly(self, tilting: Any, a: float, b: float) -> tuple[float, float] | None:
+        found = joint_tilt(
+            tilting, self.epsilon, np.array([self.target]), np.array([a]), np.array([b]), JOINT_PASSES
+        )
+        a, b = float(found[0][0]), float(found[1][0])
+        return (a, b) if found[2][0] and 0 < a < math.inf and 0 <= b < math.inf else None
+
+    def _meets(self, mean_y: float) -> bool:
+        """Whether E[C] ≤ γ, as closely as `solve_dual` looks."""
+        if self.gamma is None:
+            return True
+        largest = max(abs(self.survey.least_c), abs(self.survey.most_c)) / self.data.scale[1]
+        return mean_y <= self.target + SLACK * self._width(1) + 4e-16 * largest
+
+    def _width(self, column: int) -> float:
+        """The range of g or C in units of the sample's."""
+        s = self.survey
+        width = (s.most_g - s.least_g, s.most_c - s.least_c)[column]
+        return max(width, 0.0) / self.data.scale[column]
+
+    def _check_feasible(self) -> None:
+        """Raise InfeasibleError if γ lies below γ_min, which is a problem of the same kind."""
+        if self.gamma is None:
+            return
+        data = self.data
+        swapped = [lambda part=part: ((c, None) for _, c in part()) for part in data.parts]
+        least = solve_dual_streamed(
+            swapped, epsilon=self.epsilon, sharded=data.sharded, threads=data.threads
+        ).worst_case
+        if not self._meets_least(least):
+            raise InfeasibleError(
+                f"infeasible: with epsilon = {self.epsilon} the mean certainty cannot go below "
+                f"γ_min = {least!r}, but gamma = {self.gamma}; raise gamma to at least γ_min, or epsilon",
+                least,
+            )
+
+    def _meets_least(self, least: float) -> bool:
+        return self._meets((least - self.data.origin[1]) / self.data.scale[1])
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def _solution(self, at: _At, a: float, b: float, model: _Model) -> StreamedSolution:
+        (x0, y0), (sx, sy) = self.data.origin, self.data.scale
+        m = model.moments(np.array([a]), np.array([b]))
+        mean_x, mean_y, log_z = float(m.mean_x[0]), float(m.mean_y[0]), float(_log_z(m, a, b)[0])
+        lambda_, beta = sx / a, b / a * sx / sy
+        least = -(self.epsilon + b * self.target + log_z) / a  # h in units of x
+        offset = x0 + beta * y0
+        return replace(
+            self._answer("optimal"),
+            lambda_=lambda_,
+            beta=beta,
+            kl=float(m.kl[0]),
+            certainty=None if self.survey.rows_with_c == 0 else y0 + sy * mean_y,
+            worst_case=x0 + sx * mean_x,
+            dual_value=x0 + sx * least,
+            gap=abs(mean_x - least) / (self._width(0) or 1.0),
+            ess=self._ess(at, a, b, log_z),
+            mu=offset - lambda_ * log_z,
+        )
+
+    def _ess(self, at: _At, a: float, b: float, log_z: float) -> float:
+        """(Σw)²/Σw², carried from the last pass to (a, b) to first order."""
+        s, (sx, sy) = at.sums, self.data.scale
+        moved = float(log_z - _log_z(at.moments, at.a, at.b)[0])
+        squares = (s.wwx / sx * (a - at.a) + s.wwy / sy * (b - at.b)) / s.ww
+        return s.w**2 / s.ww * math.exp(2 * (moved + squares))
+
+    def _point_mass(self) -> StreamedSolution:
+        s = self.survey
+        return replace(
+            self._answer("point_mass"),
+            lambda_=0.0,
+            kl=math.log(s.rows / s.ties),
+            certainty=None if s.rows_with_c == 0 else self.data.origin[1] + s.ties_y / s.ties,
+            worst_case=s.least_g,
+            dual_value=s.least_g,
+            ess=s.ties,
+        )
+
+    def _uniform(self, at: _At) -> StreamedSolution:
+        """ε = 0: plain SFT."""
+        mean_y = float(at.moments.mean_y[0])
+        certainty = None if self.survey.rows_with_c == 0 else self.data.origin[1] + self.data.scale[1] * mean_y
+        if not self._meets(mean_y):
+            assert certainty is not None
+            raise InfeasibleError(
+                f"infeasible: with epsilon = 0 the mean certainty is {certainty!r}, but gamma = {self.gamma}",
+                certainty,
+            )
+        return replace(self._answer("optimal"), certainty=certainty)
+
+    def _answer(self, status: str) -> StreamedSolution:
+        """The uniform distribution, to be filled in."""
+        mean = self.data.origin[0] + self.survey.sum_x / self.survey.rows
+        return StreamedSolution(
+            lambda_=math.inf,
+            beta=0.0,
+            kl=0.0,
+            certainty=None,
+            worst_case=mean,
+            dual_value=mean,
+            gap=0.0,
+            ess=self.survey.rows,
+            mu=math.nan,
+            mean=mean,
+            status=status,
+            num_rows=int(self.survey.rows),
+            num_passes=self.data.num_passes,
+        )

@@ -1,0 +1,182 @@
+r"""Sums over data that is read anew in every pass: what the streamed dual solver asks of a chunk.
+
+For a tilt (a, b) and an origin (g₀, C₀), with x = g − g₀ and y = C − C₀, every block of rows gives
+
+    Σ w·(1, x, x², y, xy, y²)  and  Σ w²·(1, x, y),    w = 2^(−(a·x + b·y)·log₂e − shift)
+
+Blocks, parts and processes are merged in their order, so threads do not change a bit of the result.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch.distributed
+
+from klball.robust.tilting import LOG2_E, Numbers
+
+Chunk = tuple[np.ndarray, np.ndarray | None]  # g and C of some rows, float32 or float64
+Part = Callable[[], Iterable[Chunk]]  # a share of the data, read anew at every call
+
+ROWS, COLUMNS = 4, 8_192  # a block that stays in a core's cache; BLAS starts threads for longer dot products
+LARGEST_SUM = 1e280  # beyond it a block is done again at its own scale
+
+
+class Sums(NamedTuple):
+    """The sums of some rows, as plain numbers; `shift` is in units of log 2."""
+
+    shift: float
+    w: float = 0.0
+    wx: float = 0.0
+    wxx: float = 0.0
+    wy: float = 0.0
+    wxy: float = 0.0
+    wyy: float = 0.0
+    ww: float = 0.0
+    wwx: float = 0.0
+    wwy: float = 0.0
+    rows: float = 0.0
+    rows_with_c: float = 0.0
+    bad_g: float = 0.0
+    bad_c: float = 0.0
+    # only from a survey
+    sum_x: float = 0.0
+    least_g: float = math.inf
+    most_g: float = -math.inf
+    ties: float = 0.0  # rows with g = least_g
+    ties_y: float = 0.0  # Σ y over those
+    least_c: float = math.inf
+    most_c: float = -math.inf
+
+
+COUNTS = ("rows", "rows_with_c", "bad_g", "bad_c", "sum_x")
+WEIGHTED = ("w", "wx", "wxx", "wy", "wxy", "wyy")
+SQUARED = ("ww", "wwx", "wwy")
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """Where the sums are taken; `shift` should be near the largest exponent, in units of log 2."""
+
+    a: float
+    b: float
+    shift: float
+    origin: tuple[float, float]
+    survey: bool = False
+
+
+def sum_parts(parts: Sequence[Part], tilt: Tilt, threads: int, sharded: bool = False) -> Sums:
+    """One pass over all parts, and over those of the other processes if the data is `sharded`."""
+    if threads == 1 or len(parts) == 1:
+        merged = merge([_sum_part(part, tilt) for part in parts], tilt.shift)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            merged = merge(list(pool.map(lambda part: _sum_part(part, tilt), parts)), tilt.shift)
+    return merge([Sums(*row) for row in everyones(np.array(merged))], tilt.shift) if sharded else merged
+
+
+def everyones(values: Numbers) -> list[Numbers]:
+    """The arrays of all processes in rank order, exactly as they were; the same list everywhere."""
+    gathered: list[Numbers] = [values] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, values)
+    return gathered
+
+
+def merge(sums: Sequence[Sums], shift: float) -> Sums:
+    """The sums over several sets of rows, brought to the largest of their scales."""
+    if not sums:
+        return Sums(shift)
+    columns = Sums(*np.array(sums).T)
+    top = float(np.max(columns.shift))
+    scale = np.exp2(columns.shift - top)
+    total = {name: float(np.sum(getattr(columns, name))) for name in COUNTS}
+    total |= {name: float(scale @ getattr(columns, name)) for name in WEIGHTED}
+    total |= {name: float(scale**2 @ getattr(columns, name)) for name in SQUARED}
+    lowest = columns.least_g == np.min(columns.least_g)
+    return Sums(
+        shift=top,
+        **total,
+        least_g=float(np.min(columns.least_g)),
+        most_g=float(np.max(columns.most_g)),
+        ties=float(np.sum(columns.ties, where=lowest)),
+        ties_y=float(np.sum(columns.ties_y, where=lowest)),
+        least_c=float(np.min(columns.least_c)),
+        most_c=float(np.max(columns.most_c)),
+    )
+
+
+def _sum_part(part: Part, tilt: Tilt) -> Sums:
+    space = np.empty((5, ROWS * COLUMNS))
+    return merge([_sum_block(g, c, tilt, space) for g, c in _blocks(part())], tilt.shift)
+
+
+def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The rows as [≤ ROWS, ≤ COLUMNS] arrays."""
+    for g, c in chunks:
+        start = 0
+        while start < len(g):
+            rows = ROWS if len(g) - start >= ROWS * COLUMNS else 1
+            size = min(rows * COLUMNS, len(g) - start)
+            chosen = slice(start, start + size)
+            yield g[chosen].reshape(rows, -1), None if c is None else c[chosen].reshape(rows, -1)
+            start += size
+
+
+def _sum_block(g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers) -> Sums:
+    sums = _weighted(g, c, tilt, space)
+    if not all(map(math.isfinite, sums)) or sums.w > LARGEST_SUM:
+        bad_g = int(np.count_nonzero(~np.isfinite(g)))
+        bad_c = 0 if c is None else int(np.count_nonzero(~np.isfinite(c)))
+        if bad_g or bad_c:
+            return Sums(tilt.shift, rows=g.size, bad_g=bad_g, bad_c=bad_c)
+        sums = _weighted(g, c, tilt, space, rescaled=True)
+    return sums._replace(**_survey(g, c, tilt, space[0, : g.size])) if tilt.survey else sums
+
+
+@np.errstate(over="ignore", invalid="ignore")  # the caller looks at the sums
+def _weighted(g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers, rescaled: bool = False) -> Sums:
+    """The sums of one block; `rescaled` takes its own largest exponent for the shift."""
+    x, y, w, t, u = (buffer[: g.size].reshape(g.shape) for buffer in space)
+    np.subtract(g, tilt.origin[0], out=x, dtype=np.float64)
+    np.multiply(x, -LOG2_E * tilt.a, out=w)
+    if c is not None:
+        np.subtract(c, tilt.origin[1], out=y, dtype=np.float64)
+        if tilt.b != 0:
+            w += np.multiply(y, -LOG2_E * tilt.b, out=u)
+    shift = float(w.max()) if rescaled else tilt.shift
+    w -= shift
+    np.exp2(w, out=w)
+    np.multiply(w, x, out=t)
+    sums = Sums(
+        shift,
+        w=float(w.sum()),
+        wx=float(t.sum()),
+        wxx=_dot(t, x),
+        ww=_dot(w, w),
+        wwx=_dot(w, t),
+        rows=g.size,
+    )
+    if c is None:
+        return sums
+    np.multiply(w, y, out=u)
+    return sums._replace(
+        wy=float(u.sum()), wxy=_dot(t, y), wyy=_dot(u, y), wwy=_dot(w, u), rows_with_c=g.size
+    )
+
+
+def _dot(left: Numbers, right: Numbers) -> float:
+    return float(np.vecdot(left, right).sum())
+
+
+def _survey(g: np.ndarray, c: np.ndarray | None, tilt: Tilt, x: Numbers) -> dict[str, float]:
+    """Extremes, and the rows at the smallest g; x is what `_weighted` left in its buffer."""
+    least = float(g.min())
+    tied = np.flatnonzero(g.ravel() == least)
+    found = dict(sum_x=float(x.sum()), least_g=least, most_g=float(g.max()), ties=float(len(tied)))
+    if c is None:
+        return found
+    ties_y = float((c.ravel()[tied].astype(np.float64) - tilt.origin[1]).sum())
+    return found | dict(ties_y=ties_y, least_c=float(c.min()), most_c=float(c.max()))
