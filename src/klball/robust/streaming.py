@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from klball.robust.dual import SMALLEST_RANGE, InfeasibleError, solve_dual
-from klball.robust.multipliers import SLACK
+from klball.robust.dual import SMALLEST_RANGE, InfeasibleError, check_parameters
+from klball.robust.multipliers import CLOSED, JOINT_PASSES, SLACK
 from klball.robust.newton import LONGEST_STEP, joint_tilt, radius_tilt
 from klball.robust.streaming_sums import Part, Sums, Tilt, everyones, sum_parts
 from klball.robust.tilting import LOG2_E, Moments, Numbers
@@ -26,8 +26,7 @@ from klball.robust.tilting import LOG2_E, Moments, Numbers
 SAMPLE = 1 << 17  # rows that say where to look: λ is good to about a per cent
 SAMPLED_PARTS = 16
 MODEL_PASSES = 10  # full passes before the model is given up for plain safeguarded iterations
-SETTLED = 1e-6  # a change of tilt, times the range of the scores, whose square does not matter
-JOINT_PASSES = 40
+SETTLED = 1e-5  # a change of tilt, times the range of the scores, whose square times a third cumulant is nothing
 
 
 @dataclass(frozen=True)
@@ -88,18 +87,10 @@ def solve_dual_streamed(
     Raises ValueError for malformed input and for degenerate problems (β > 0 at λ = 0 or λ = ∞), and
     InfeasibleError, naming γ_min, if no Q qualifies.
     """
-    threads = threads or torch.get_num_threads()
     sample = _sample(parts, sharded)
-    guess = _first_guess(sample, epsilon, gamma)
-    data = _Data(parts, sample, threads, sharded)
-    return _Solver(data, float(epsilon), gamma).solve(guess)
-
-
-@dataclass(frozen=True)
-class _Guess:
-    a: float  # 1/λ
-    b: float  # β/λ
-    feasible: bool = True
+    check_parameters(epsilon, gamma, None, sample[1])
+    data = _Data(parts, sample, threads or torch.get_num_threads(), sharded)
+    return _Solver(data, float(epsilon), gamma).solve()
 
 
 def _sample(parts: Sequence[Part], sharded: bool) -> tuple[Numbers, Numbers | None]:
@@ -139,21 +130,6 @@ def _first_rows(part: Part, rows: int) -> list[Numbers]:
     return taken
 
 
-def _first_guess(sample: tuple[Numbers, Numbers | None], epsilon: float, gamma: float | None) -> _Guess:
-    """The answer for the sample; where that is degenerate, a tilt from a smaller ball."""
-    found = solve_dual(sample[0], sample[1], epsilon=epsilon, gamma=gamma, throw=False)
-    if found.status == "optimal":
-        return _Guess(1 / found.lambda_, found.beta / found.lambda_)
-    feasible = found.status not in ("infeasible", "boundary")
-    radius = epsilon
-    for _ in range(10):
-        found = solve_dual(sample[0], epsilon=radius)
-        if found.status == "optimal":
-            return _Guess(1 / found.lambda_, 0.0, feasible)
-        radius /= 2
-    return _Guess(1.0, 0.0, feasible)  # all of the sample is equal
-
-
 # --- passes -----------------------------------------------------------------------------------
 
 
@@ -184,6 +160,7 @@ class _Data:
         g, c = self.sample
         return _Data([lambda: [(g, c)]], self.sample, 1, False)
 
+    @np.errstate(over="ignore", invalid="ignore")  # Newton's iterations turn back from tilts that overflow
     def at(self, a: float, b: float, survey: bool = False) -> _At:
         """One pass at the tilt (a, b)."""
         self.num_passes += 1
@@ -202,10 +179,11 @@ class _Data:
         exponents = (self.origin[0] - g) * a
         if c is not None and b != 0:
             exponents += (self.origin[1] - c) * b
-        return LOG2_E * float(exponents.max())
+        largest = LOG2_E * float(exponents.max())
+        return largest if math.isfinite(largest) else 0.0
 
     def _moments(self, sums: Sums, a: float, b: float) -> Moments:
-        if sums.w == 0:  # only bad rows
+        if not sums.w > 0:  # only bad rows, or an overflow
             return Moments(*(np.full(1, math.nan) for _ in range(6)))
         sx, sy = self.scale
         mean_x, mean_y = sums.wx / sums.w / sx, sums.wy / sums.w / sy
@@ -270,26 +248,39 @@ class _Solver:
         self.survey = Sums(0.0)
         self.loose = False
 
-    def solve(self, guess: _Guess) -> StreamedSolution:
+    def solve(self) -> StreamedSolution:
         data = self.data
-        at = data.at(guess.a * data.scale[0], guess.b * data.scale[1], survey=True)
+        guess = self._first_guess()
+        at = data.at(*(guess or (1.0, 0.0)), survey=True)
         self._look_around(at.sums)
         if self.epsilon == 0:
             return self._uniform(at)
         if self.loose and self._meets(self.survey.ties_y / self.survey.ties / data.scale[1]):
             return self._point_mass()
-        if not guess.feasible:
+        if guess is None:
             self._check_feasible()
-        for careful in (False, True):
-            if careful:
-                self._check_feasible()
-            found = self._iterate(at, careful)
-            if found is not None:
-                return found
+        if found := self._by_model(at):
+            return found
+        self._check_feasible()
+        if found := self._by_newton(at):
+            return found
         raise ValueError(
             "the worst case has β > 0 where λ is 0 or infinite, or too near to that for streaming: "
             "change epsilon or gamma, or use solve_dual on the data in memory"
         )
+
+    def _first_guess(self) -> tuple[float, float] | None:
+        """The tilt that solves the problem of the sample; None where that has none."""
+        sampled = self.data.sampled()
+        at = sampled.at(0.0, 0.0, survey=True)
+        self.survey = at.sums
+        ties = at.sums.ties / at.sums.rows
+        if self.epsilon == 0 or ties == 1:
+            return 0.0, 0.0
+        normal = math.sqrt(2 * self.epsilon)  # a·sd for normal scores; skewed losses need less
+        start = normal / (1 + normal / 2) / math.sqrt(float(at.moments.var_x[0]))
+        radius = min(self.epsilon, -0.9 * math.log(ties))  # a sample has no larger one that binds
+        return self._stationary(sampled, replace(at, a=start), radius)
 
     def _look_around(self, sums: Sums) -> None:
         if sums.bad_g or sums.bad_c:
@@ -301,41 +292,48 @@ class _Solver:
         self.survey = sums
         self.loose = math.log(sums.rows / sums.ties) <= self.epsilon + 1e-14
 
-    def _iterate(self, at: _At, careful: bool) -> StreamedSolution | None:
-        """Passes until the next tilt is where the last pass was; `careful`: Newton's on the data itself."""
-        if careful:
-            start = self._stationary(self.data, at)
-            if start is None:
-                return None
-            at = self.data.at(*start)
+    def _by_model(self, at: _At) -> StreamedSolution | None:
+        """Passes until the model proposes the tilt of the last pass."""
         sample = self.data.sampled()
         for _ in range(MODEL_PASSES):
             model = _Model(sample, at)
-            found = self._stationary(model, at)
+            found = self._stationary(model, at, self.epsilon)
             if found is None:
                 return None
             move = abs(found[0] - at.a) * self._width(0) + abs(found[1] - at.b) * self._width(1)
             if move < SETTLED:
-                return self._solution(at, *found, model)
+                moments = model.moments(np.array([found[0]]), np.array([found[1]]))
+                return self._solution(at, *found, moments)
             at = self.data.at(*_towards(at, *found))
         return None
 
-    def _stationary(self, tilting: Any, at: _At) -> tuple[float, float] | None:
+    def _by_newton(self, at: _At) -> StreamedSolution | None:
+        """Safeguarded iterations on the data itself, for tails that no sample knows: one pass a step."""
+        found = self._stationary(self.data, at, self.epsilon)
+        if found is None:
+            return None
+        at = self.data.at(*found)
+        solution = self._solution(at, at.a, at.b, at.moments)
+        return solution if solution.gap <= CLOSED else None
+
+    def _stationary(self, tilting: Any, at: _At, epsilon: float) -> tuple[float, float] | None:
         """The tilt with KL = ε, and E[C] = γ or b = 0, starting from that of the last pass."""
-        if at.b > 0 and (found := self._jointly(tilting, at.a, at.b)):
+        if at.b > 0 and (found := self._jointly(tilting, at.a, at.b, epsilon)):
             return found
         a = at.a
         if not self.loose:
-            a = float(radius_tilt(tilting, self.epsilon, np.array([True]), np.array([a or 1.0]))[0])
+            a = float(radius_tilt(tilting, epsilon, np.array([True]), np.array([a or 1.0]))[0])
             if not 0 < a < math.inf:
                 return None
             if self.gamma is None or self._meets(float(tilting.moments(np.array([a])).mean_y[0])):
                 return a, 0.0
-        return self._jointly(tilting, a, 0.0) if self.gamma is not None else None
+        return self._jointly(tilting, a, 0.0, epsilon) if self.gamma is not None else None
 
-    def _jointly(self, tilting: Any, a: float, b: float) -> tuple[float, float] | None:
+    def _jointly(
+        self, tilting: Any, a: float, b: float, epsilon: float
+    ) -> tuple[float, float] | None:
         found = joint_tilt(
-            tilting, self.epsilon, np.array([self.target]), np.array([a]), np.array([b]), JOINT_PASSES
+            tilting, epsilon, np.array([self.target]), np.array([a]), np.array([b]), JOINT_PASSES
         )
         a, b = float(found[0][0]), float(found[1][0])
         return (a, b) if found[2][0] and 0 < a < math.inf and 0 <= b < math.inf else None
@@ -374,9 +372,8 @@ class _Solver:
 
     # --- answers ------------------------------------------------------------------------------
 
-    def _solution(self, at: _At, a: float, b: float, model: _Model) -> StreamedSolution:
+    def _solution(self, at: _At, a: float, b: float, m: Moments) -> StreamedSolution:
         (x0, y0), (sx, sy) = self.data.origin, self.data.scale
-        m = model.moments(np.array([a]), np.array([b]))
         mean_x, mean_y, log_z = float(m.mean_x[0]), float(m.mean_y[0]), float(_log_z(m, a, b)[0])
         lambda_, beta = sx / a, b / a * sx / sy
         least = -(self.epsilon + b * self.target + log_z) / a  # h in units of x
