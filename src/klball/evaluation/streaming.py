@@ -1,15 +1,18 @@
 """Score tables larger than memory: Parquet files read row group by row group, as often as needed."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch.distributed
 
+from klball.robust.streaming import StreamedSolution
 from klball.robust.streaming_sums import Chunk
 
 G, C = "log_likelihood", "certainty"
@@ -28,7 +31,7 @@ class RowGroup:
 
     def __call__(self) -> Iterator[Chunk]:
         for batch in self.batches(self.columns):
-            scored = batch.filter(pc.is_valid(batch[G])) if batch[G].null_count else batch
+            scored = batch.filter(batch[G].is_valid()) if batch[G].null_count else batch
             g, *c = (column.to_numpy(zero_copy_only=False) for column in scored.columns)
             yield g, c[0] if c else None
 
@@ -64,6 +67,44 @@ def stream_scores(
     if sharded:
         return parts[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
     return parts
+
+
+def top_weighted(parts: Sequence[RowGroup], solution: StreamedSolution, count: int) -> list[dict[str, Any]]:
+    """The samples of largest weight, sample_id, n_q = n·q and log_likelihood, found in one more pass."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        found = pool.map(lambda part: _top_of(part, solution, count), parts)
+        candidates = [(*row, number) for number, rows in enumerate(found) for row in rows]
+    best = sorted(candidates, key=lambda row: (-row[0], row[3], row[1]))[:count]
+    ids = {number: _sample_ids(parts[number], [r[1] for r in best if r[3] == number]) for *_, number in best}
+    return [{"sample_id": ids[number][row], "n_q": n_q, "log_likelihood": g} for n_q, row, g, number in best]
+
+
+def _top_of(part: RowGroup, solution: StreamedSolution, count: int) -> list[tuple[float, int, float]]:
+    """(n·q, row, g) of a part's largest weights; rows are counted among those that have a g."""
+    best: list[tuple[float, int, float]] = []
+    start = 0
+    for g, c in part():
+        n_q = solution.density(g, c)
+        kept = min(count, len(g))
+        if kept:
+            large = np.flatnonzero(n_q >= np.partition(n_q, -kept)[-kept])
+            large = large[np.argsort(-n_q[large], kind="stable")][:kept]
+            best += [(float(n_q[i]), start + int(i), float(g[i])) for i in large]
+            best = sorted(best, key=lambda row: (-row[0], row[1]))[:count]
+        start += len(g)
+    return best
+
+
+def _sample_ids(part: RowGroup, rows: list[int]) -> dict[int, Any]:
+    ids: dict[int, Any] = {}
+    start = 0
+    for batch in part.batches(("sample_id", G)):
+        scored = batch.filter(batch[G].is_valid())
+        ids |= {
+            row: scored["sample_id"][row - start].as_py() for row in rows if 0 <= row - start < len(scored)
+        }
+        start += len(scored)
+    return ids
 
 
 def _check_columns(path: str, schema: pa.Schema, columns: Sequence[str]) -> None:

@@ -298,7 +298,7 @@ def _base(values: Array | None, g: Tensor) -> Tensor | None:
 
 
 def check_parameters(
-    epsilon: float, gamma: float | None, max_weight: float | None, certainty: Tensor | None
+    epsilon: float, gamma: float | None, max_weight: float | None, certainty: object
 ) -> None:
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"epsilon must be a finite number of nats, 0 or more, not {epsilon}")

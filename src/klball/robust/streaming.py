@@ -1,12 +1,7 @@
 r"""The dual over data that is read chunk by chunk: constant memory, few passes, any number of processes.
 
-A sample of the data says where to look and how the moments bend; full passes correct it. With A = log Z
-and the sample's A_S, the model
-
-    Â(a,b) = A_S(a,b) + value, gradient and Hessian of (A − A_S) at the tilt of the last pass
-
-is exact there to second order, and its error in the third is the sample's: a guess good to 1e-2 is good to
-1e-7 after one pass, and the next pass is the certificate.
+A sample of the data says where to look and how the moments bend, full passes correct it: a guess good to
+1e-2 is good to 1e-7 after one pass, and the next pass is the certificate.
 """
 
 import math
@@ -17,16 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from klball.robust.dual import SMALLEST_RANGE, InfeasibleError, check_parameters
+from klball.robust.dual import InfeasibleError, check_parameters
 from klball.robust.multipliers import CLOSED, JOINT_PASSES, SLACK
-from klball.robust.newton import LONGEST_STEP, joint_tilt, radius_tilt
-from klball.robust.streaming_sums import Part, Sums, Tilt, everyones, sum_parts
-from klball.robust.tilting import LOG2_E, Moments, Numbers
+from klball.robust.newton import joint_tilt, radius_tilt
+from klball.robust.streaming_model import At, Data, Model, log_z_at, sample_of, towards
+from klball.robust.streaming_sums import Part, Sums
+from klball.robust.tilting import Moments
 
-SAMPLE = 1 << 17  # rows that say where to look: λ is good to about a per cent
-SAMPLED_PARTS = 16
 MODEL_PASSES = 10  # full passes before the model is given up for plain safeguarded iterations
-SETTLED = 1e-5  # a change of tilt, times the range of the scores, whose square times a third cumulant is nothing
+SETTLED = (
+    1e-5  # a change of tilt, times the range of the scores, whose square times a third cumulant is nothing
+)
 
 
 @dataclass(frozen=True)
@@ -87,162 +83,16 @@ def solve_dual_streamed(
     Raises ValueError for malformed input and for degenerate problems (β > 0 at λ = 0 or λ = ∞), and
     InfeasibleError, naming γ_min, if no Q qualifies.
     """
-    sample = _sample(parts, sharded)
+    sample = sample_of(parts, sharded)
     check_parameters(epsilon, gamma, None, sample[1])
-    data = _Data(parts, sample, threads or torch.get_num_threads(), sharded)
+    data = Data(parts, sample, threads or torch.get_num_threads(), sharded)
     return _Solver(data, float(epsilon), gamma).solve()
-
-
-def _sample(parts: Sequence[Part], sharded: bool) -> tuple[Numbers, Numbers | None]:
-    """Finite scores from evenly spaced parts of all processes, the same everywhere."""
-    processes = torch.distributed.get_world_size() if sharded else 1
-    wanted = math.ceil(SAMPLE / processes)
-    spread = np.linspace(0, len(parts) - 1, min(len(parts), SAMPLED_PARTS)).round().astype(int).tolist()
-    taken: list[Numbers] = []
-    for i in dict.fromkeys((*spread, *range(len(parts)))):  # small parts: more of them, or all
-        if (left := wanted - sum(rows.shape[1] for rows in taken)) <= 0:
-            break
-        taken += _first_rows(parts[i], min(left, math.ceil(wanted / len(spread))))
-    widths = {len(rows) for rows in taken}
-    if len(widths) > 1:
-        raise ValueError("some chunks have a certainty and others have none")
-    own = np.concatenate(taken, axis=1) if taken else np.empty((0, 0))
-    every = [rows for rows in (everyones(own) if sharded else [own]) if rows.size]
-    if not every:
-        raise ValueError("there are no rows")
-    both = np.concatenate(every, axis=1)
-    both = both[:, np.isfinite(both).all(axis=0)]
-    if both.shape[1] == 0:  # the first pass will count what is wrong
-        both = np.zeros((len(both), 1))
-    return both[0], both[1] if len(both) == 2 else None
-
-
-def _first_rows(part: Part, rows: int) -> list[Numbers]:
-    """About the first `rows` rows, thinned where the first chunk has many more."""
-    taken: list[Numbers] = []
-    for g, c in part():
-        stride = max(1, len(g) // rows)
-        columns = (g,) if c is None else (g, c)
-        taken.append(np.stack([column[::stride][:rows].astype(np.float64) for column in columns]))
-        rows -= taken[-1].shape[1]
-        if rows <= 0:
-            break
-    return taken
-
-
-# --- passes -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _At:
-    """What a pass at the tilt (a, b) found."""
-
-    a: float
-    b: float
-    moments: Moments
-    sums: Sums
-
-
-class _Data:
-    """The data in the units of its sample, x = (g − mean)/range and likewise y, for Newton's iterations."""
-
-    def __init__(
-        self, parts: Sequence[Part], sample: tuple[Numbers, Numbers | None], threads: int, sharded: bool
-    ):
-        self.parts, self.sample, self.threads, self.sharded = parts, sample, threads, sharded
-        g, c = sample
-        self.origin = float(g.mean()), 0.0 if c is None else float(c.mean())
-        self.scale = _range(g), 1.0 if c is None else _range(c)
-        self.num_passes = 0
-
-    def sampled(self) -> "_Data":
-        """The sample alone, in the same units."""
-        g, c = self.sample
-        return _Data([lambda: [(g, c)]], self.sample, 1, False)
-
-    @np.errstate(over="ignore", invalid="ignore")  # Newton's iterations turn back from tilts that overflow
-    def at(self, a: float, b: float, survey: bool = False) -> _At:
-        """One pass at the tilt (a, b)."""
-        self.num_passes += 1
-        raw_a, raw_b = a / self.scale[0], b / self.scale[1]
-        tilt = Tilt(raw_a, raw_b, self._largest_exponent(raw_a, raw_b), self.origin, survey)
-        sums = sum_parts(self.parts, tilt, self.threads, self.sharded)
-        return _At(a, b, self._moments(sums, a, b), sums)
-
-    def moments(self, a: Numbers, b: Numbers | None = None) -> Moments:
-        """The same as Newton's iterations ask for it; all [1]."""
-        return self.at(float(a[0]), 0.0 if b is None else float(b[0])).moments
-
-    def _largest_exponent(self, a: float, b: float) -> float:
-        """Over the sample, in units of log 2: near enough to that of all data."""
-        g, c = self.sample
-        exponents = (self.origin[0] - g) * a
-        if c is not None and b != 0:
-            exponents += (self.origin[1] - c) * b
-        largest = LOG2_E * float(exponents.max())
-        return largest if math.isfinite(largest) else 0.0
-
-    def _moments(self, sums: Sums, a: float, b: float) -> Moments:
-        if not sums.w > 0:  # only bad rows, or an overflow
-            return Moments(*(np.full(1, math.nan) for _ in range(6)))
-        sx, sy = self.scale
-        mean_x, mean_y = sums.wx / sums.w / sx, sums.wy / sums.w / sy
-        kl = math.log(sums.rows / sums.w) - sums.shift / LOG2_E - a * mean_x - b * mean_y
-        var_x = sums.wxx / sums.w / sx**2 - mean_x**2
-        cov = sums.wxy / sums.w / sx / sy - mean_x * mean_y
-        var_y = sums.wyy / sums.w / sy**2 - mean_y**2
-        return Moments(*(np.array([v]) for v in (kl, mean_x, mean_y, max(var_x, 0.0), cov, max(var_y, 0.0))))
-
-
-def _range(scores: Numbers) -> float:
-    width = float(np.ptp(scores))
-    return width if width > SMALLEST_RANGE else 1.0
-
-
-class _Model:
-    """The sample, corrected to agree with the data to second order at the tilt of a pass."""
-
-    def __init__(self, sample: _Data, full: _At):
-        self.sample, self.full = sample, full
-        self.there = sample.at(full.a, full.b).moments
-
-    def moments(self, a: Numbers, b: Numbers | None = None) -> Moments:
-        b = np.zeros(1) if b is None else b
-        s, f, s0 = self.sample.moments(a, b), self.full.moments, self.there
-        da, db = a - self.full.a, b - self.full.b
-        x, y = f.mean_x - s0.mean_x, f.mean_y - s0.mean_y
-        xx, xy, yy = f.var_x - s0.var_x, f.cov_xy - s0.cov_xy, f.var_y - s0.var_y
-        log_z = _log_z(s, a, b) + _log_z(f, self.full.a, self.full.b) - _log_z(s0, self.full.a, self.full.b)
-        log_z = log_z - x * da - y * db + (xx * da**2 + 2 * xy * da * db + yy * db**2) / 2
-        mean_x = s.mean_x + x - xx * da - xy * db
-        mean_y = s.mean_y + y - xy * da - yy * db
-        return Moments(
-            kl=-log_z - a * mean_x - b * mean_y,
-            mean_x=mean_x,
-            mean_y=mean_y,
-            var_x=np.maximum(s.var_x + xx, 0.0),
-            cov_xy=s.cov_xy + xy,
-            var_y=np.maximum(s.var_y + yy, 0.0),
-        )
-
-
-def _log_z(moments: Moments, a: Any, b: Any) -> Numbers:
-    return -(moments.kl + a * moments.mean_x + b * moments.mean_y)
-
-
-def _towards(at: _At, a: float, b: float) -> tuple[float, float]:
-    """The proposed tilt, or a point on the way where that is too far for the model to know."""
-    share = min(1.0, LONGEST_STEP / max(abs(math.log(a / at.a)), 1e-300))
-    return at.a * (a / at.a) ** share, at.b + share * (b - at.b)
-
-
-# --- the solver -------------------------------------------------------------------------------
 
 
 class _Solver:
     """One problem; the first pass also finds n, the extremes, and the ties at the smallest g."""
 
-    def __init__(self, data: _Data, epsilon: float, gamma: float | None):
+    def __init__(self, data: Data, epsilon: float, gamma: float | None):
         self.data, self.epsilon, self.gamma = data, epsilon, gamma
         self.target = 0.0 if gamma is None else (gamma - data.origin[1]) / data.scale[1]
         self.survey = Sums(0.0)
@@ -276,7 +126,7 @@ class _Solver:
         self.survey = at.sums
         ties = at.sums.ties / at.sums.rows
         if self.epsilon == 0 or ties == 1:
-            return 0.0, 0.0
+            return float(self.epsilon > 0), 0.0
         normal = math.sqrt(2 * self.epsilon)  # a·sd for normal scores; skewed losses need less
         start = normal / (1 + normal / 2) / math.sqrt(float(at.moments.var_x[0]))
         radius = min(self.epsilon, -0.9 * math.log(ties))  # a sample has no larger one that binds
@@ -292,11 +142,11 @@ class _Solver:
         self.survey = sums
         self.loose = math.log(sums.rows / sums.ties) <= self.epsilon + 1e-14
 
-    def _by_model(self, at: _At) -> StreamedSolution | None:
+    def _by_model(self, at: At) -> StreamedSolution | None:
         """Passes until the model proposes the tilt of the last pass."""
         sample = self.data.sampled()
         for _ in range(MODEL_PASSES):
-            model = _Model(sample, at)
+            model = Model(sample, at)
             found = self._stationary(model, at, self.epsilon)
             if found is None:
                 return None
@@ -304,10 +154,10 @@ class _Solver:
             if move < SETTLED:
                 moments = model.moments(np.array([found[0]]), np.array([found[1]]))
                 return self._solution(at, *found, moments)
-            at = self.data.at(*_towards(at, *found))
+            at = self.data.at(*towards(at, *found))
         return None
 
-    def _by_newton(self, at: _At) -> StreamedSolution | None:
+    def _by_newton(self, at: At) -> StreamedSolution | None:
         """Safeguarded iterations on the data itself, for tails that no sample knows: one pass a step."""
         found = self._stationary(self.data, at, self.epsilon)
         if found is None:
@@ -316,7 +166,7 @@ class _Solver:
         solution = self._solution(at, at.a, at.b, at.moments)
         return solution if solution.gap <= CLOSED else None
 
-    def _stationary(self, tilting: Any, at: _At, epsilon: float) -> tuple[float, float] | None:
+    def _stationary(self, tilting: Any, at: At, epsilon: float) -> tuple[float, float] | None:
         """The tilt with KL = ε, and E[C] = γ or b = 0, starting from that of the last pass."""
         if at.b > 0 and (found := self._jointly(tilting, at.a, at.b, epsilon)):
             return found
@@ -329,9 +179,7 @@ class _Solver:
                 return a, 0.0
         return self._jointly(tilting, a, 0.0, epsilon) if self.gamma is not None else None
 
-    def _jointly(
-        self, tilting: Any, a: float, b: float, epsilon: float
-    ) -> tuple[float, float] | None:
+    def _jointly(self, tilting: Any, a: float, b: float, epsilon: float) -> tuple[float, float] | None:
         found = joint_tilt(
             tilting, epsilon, np.array([self.target]), np.array([a]), np.array([b]), JOINT_PASSES
         )
@@ -372,9 +220,9 @@ class _Solver:
 
     # --- answers ------------------------------------------------------------------------------
 
-    def _solution(self, at: _At, a: float, b: float, m: Moments) -> StreamedSolution:
+    def _solution(self, at: At, a: float, b: float, m: Moments) -> StreamedSolution:
         (x0, y0), (sx, sy) = self.data.origin, self.data.scale
-        mean_x, mean_y, log_z = float(m.mean_x[0]), float(m.mean_y[0]), float(_log_z(m, a, b)[0])
+        mean_x, mean_y, log_z = float(m.mean_x[0]), float(m.mean_y[0]), float(log_z_at(m, a, b)[0])
         lambda_, beta = sx / a, b / a * sx / sy
         least = -(self.epsilon + b * self.target + log_z) / a  # h in units of x
         offset = x0 + beta * y0
@@ -391,10 +239,10 @@ class _Solver:
             mu=offset - lambda_ * log_z,
         )
 
-    def _ess(self, at: _At, a: float, b: float, log_z: float) -> float:
+    def _ess(self, at: At, a: float, b: float, log_z: float) -> float:
         """(Σw)²/Σw², carried from the last pass to (a, b) to first order."""
         s, (sx, sy) = at.sums, self.data.scale
-        moved = float(log_z - _log_z(at.moments, at.a, at.b)[0])
+        moved = float(log_z - log_z_at(at.moments, at.a, at.b)[0])
         squares = (s.wwx / sx * (a - at.a) + s.wwy / sy * (b - at.b)) / s.ww
         return s.w**2 / s.ww * math.exp(2 * (moved + squares))
 
@@ -410,10 +258,12 @@ class _Solver:
             ess=s.ties,
         )
 
-    def _uniform(self, at: _At) -> StreamedSolution:
+    def _uniform(self, at: At) -> StreamedSolution:
         """ε = 0: plain SFT."""
         mean_y = float(at.moments.mean_y[0])
-        certainty = None if self.survey.rows_with_c == 0 else self.data.origin[1] + self.data.scale[1] * mean_y
+        certainty = (
+            None if self.survey.rows_with_c == 0 else self.data.origin[1] + self.data.scale[1] * mean_y
+        )
         if not self._meets(mean_y):
             assert certainty is not None
             raise InfeasibleError(

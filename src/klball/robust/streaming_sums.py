@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch.distributed
@@ -77,9 +77,9 @@ def sum_parts(parts: Sequence[Part], tilt: Tilt, threads: int, sharded: bool = F
     return merge([Sums(*row) for row in everyones(np.array(merged))], tilt.shift) if sharded else merged
 
 
-def everyones(values: Numbers) -> list[Numbers]:
-    """The arrays of all processes in rank order, exactly as they were; the same list everywhere."""
-    gathered: list[Numbers] = [values] * torch.distributed.get_world_size()
+def everyones(values: Any) -> list[Any]:
+    """What all processes have, in rank order, to the bit; the same list everywhere."""
+    gathered: list[Any] = [values] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, values)
     return gathered
 
@@ -115,6 +115,8 @@ def _sum_part(part: Part, tilt: Tilt) -> Sums:
 def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """The rows as [≤ ROWS, ≤ COLUMNS] arrays."""
     for g, c in chunks:
+        if c is not None and len(c) != len(g):
+            raise ValueError(f"a chunk has {len(g)} log-likelihoods and {len(c)} certainties")
         start = 0
         while start < len(g):
             rows = ROWS if len(g) - start >= ROWS * COLUMNS else 1
@@ -136,7 +138,9 @@ def _sum_block(g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers) 
 
 
 @np.errstate(over="ignore", invalid="ignore")  # the caller looks at the sums
-def _weighted(g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers, rescaled: bool = False) -> Sums:
+def _weighted(
+    g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers, rescaled: bool = False
+) -> Sums:
     """The sums of one block; `rescaled` takes its own largest exponent for the shift."""
     x, y, w, t, u, ones = (buffer[: g.size].reshape(g.shape) for buffer in space)
     np.subtract(g, tilt.origin[0], out=x, dtype=np.float64)
@@ -161,9 +165,7 @@ def _weighted(g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers, r
     if c is None:
         return sums
     np.multiply(w, y, out=u)
-    return sums._replace(
-        wy=_dot(u, ones), wxy=_dot(t, y), wyy=_dot(u, y), wwy=_dot(w, u), rows_with_c=g.size
-    )
+    return sums._replace(wy=_dot(u, ones), wxy=_dot(t, y), wyy=_dot(u, y), wwy=_dot(w, u), rows_with_c=g.size)
 
 
 def _dot(left: Numbers, right: Numbers) -> float:
