@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from table import Row, row, table
 
 from klball.evaluation.streaming import stream_scores
 from klball.robust.streaming import solve_dual_streamed
+from table import Row, row, table
 
 COLUMNS = ["log_likelihood", "certainty"]
 ROW_GROUP = 1 << 20

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_dual import conic_optimum
 
 from klball import InfeasibleError, cli, solve_dual
 from klball.evaluation.streaming import stream_scores, top_weighted
 from klball.robust import streaming_model
 from klball.robust.streaming import StreamedSolution, solve_dual_streamed
+from test_dual import conic_optimum
 
 FIELDS = ("kl", "certainty", "worst_case", "dual_value", "lambda_", "beta", "mu", "ess")
 
@@ -38,7 +38,7 @@ def assert_same(streamed, exact, g, c=None, rtol=1e-9):
         assert abs(getattr(streamed, name) - getattr(exact, name)) <= 1e-12 * width + 4e-16 * np.abs(g).max()
     for name in FIELDS:
         expected = getattr(exact, name)
-        if expected is None or name == "certainty" and c is None:
+        if expected is None or (name == "certainty" and c is None):
             continue
         close = pytest.approx(expected, rel=rtol, abs=1e-11 * width, nan_ok=True)
         assert getattr(streamed, name) == close, name
@@ -305,10 +305,10 @@ except ValueError as error:
 """
 
 
-def test_two_processes_agree_to_the_bit_and_with_one(scores, tmp_path):
+def test_two_processes_agree_to_the_bit_and_with_one(scores, tmp_path_factory):
     folder, g, c = scores
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    rendezvous = tmp_path / "rendezvous"
+    rendezvous = tmp_path_factory.mktemp("processes") / "rendezvous"
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", SHARD, str(folder), str(rendezvous), str(rank), "2"],

@@ -91,7 +91,14 @@ class Data:
         """One pass at the tilt (a, b)."""
         self.num_passes += 1
         raw_a, raw_b = a / self.scale[0], b / self.scale[1]
-        tilt = Tilt(raw_a, raw_b, self._largest_exponent(raw_a, raw_b), self.origin, survey)
+        tilt = Tilt(
+            raw_a,
+            raw_b,
+            self._largest_exponent(raw_a, raw_b),
+            self.origin,
+            survey,
+            float(self.sample[0].min()),
+        )
         sums = sum_parts(self.parts, tilt, self.threads, self.sharded)
         return At(a, b, self._moments(sums, a, b), sums)
 

@@ -64,7 +64,8 @@ class Tilt:
     b: float
     shift: float
     origin: tuple[float, float]
-    survey: bool = False
+    survey: bool = False  # look for extremes too, and for ties where g is `least_g` or less
+    least_g: float = math.inf
 
 
 def sum_parts(parts: Sequence[Part], tilt: Tilt, threads: int, sharded: bool = False) -> Sums:
@@ -108,7 +109,7 @@ def merge(sums: Sequence[Sums], shift: float) -> Sums:
 
 
 def _sum_part(part: Part, tilt: Tilt) -> Sums:
-    space = np.ones((6, ROWS * COLUMNS))  # the last stays so: a dot product with ones is the fastest sum
+    space = np.ones((6, ROWS, COLUMNS))  # of which the first stays so
     return merge([_sum_block(g, c, tilt, space) for g, c in _blocks(part())], tilt.shift)
 
 
@@ -127,14 +128,15 @@ def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
 
 
 def _sum_block(g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers) -> Sums:
-    sums = _weighted(g, c, tilt, space)
-    if not math.isfinite(sum(sums[1:10])):  # an overflow, or scores that are no numbers
+    own = space[:, : g.shape[0], : g.shape[1]]
+    sums = _weighted(g, c, tilt, own)
+    if not math.isfinite(sum(sums[:10])):  # an overflow, or scores that are no numbers
         bad_g = int(np.count_nonzero(~np.isfinite(g)))
         bad_c = 0 if c is None else int(np.count_nonzero(~np.isfinite(c)))
         if bad_g or bad_c:
             return Sums(tilt.shift, rows=g.size, bad_g=bad_g, bad_c=bad_c)
-        sums = _weighted(g, c, tilt, space, rescaled=True)
-    return sums._replace(**_survey(g, c, tilt, space[0, : g.size])) if tilt.survey else sums
+        sums = _weighted(g, c, tilt, own, rescaled=True)
+    return sums._replace(**_survey(g, c, tilt, own)) if tilt.survey else sums
 
 
 @np.errstate(over="ignore", invalid="ignore")  # the caller looks at the sums
@@ -142,7 +144,7 @@ def _weighted(
     g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers, rescaled: bool = False
 ) -> Sums:
     """The sums of one block; `rescaled` takes its own largest exponent for the shift."""
-    x, y, w, t, u, ones = (buffer[: g.size].reshape(g.shape) for buffer in space)
+    _, x, y, w, t, u = space
     np.subtract(g, tilt.origin[0], out=x, dtype=np.float64)
     np.multiply(x, -LOG2_E * tilt.a, out=w)
     if c is not None:
@@ -153,31 +155,26 @@ def _weighted(
     w -= shift
     np.exp2(w, out=w)
     np.multiply(w, x, out=t)
-    sums = Sums(
-        shift,
-        w=_dot(w, ones),
-        wx=_dot(t, ones),
-        wxx=_dot(t, x),
-        ww=_dot(w, w),
-        wwx=_dot(w, t),
-        rows=g.size,
-    )
     if c is None:
-        return sums
+        (n, wx), (wxx,), (ww, wwx) = _dots(space[:2], w), _dots(space[1:2], t), _dots(space[3:5], w)
+        return Sums(shift, w=n, wx=wx, wxx=wxx, ww=ww, wwx=wwx, rows=g.size)
     np.multiply(w, y, out=u)
-    return sums._replace(wy=_dot(u, ones), wxy=_dot(t, y), wyy=_dot(u, y), wwy=_dot(w, u), rows_with_c=g.size)
+    n, wx, wy, ww, wwx, wwy = _dots(space, w)
+    wxx, wxy = _dots(space[1:3], t)
+    (wyy,) = _dots(space[2:3], u)
+    return Sums(shift, n, wx, wxx, wy, wxy, wyy, ww, wwx, wwy, rows=g.size, rows_with_c=g.size)
 
 
-def _dot(left: Numbers, right: Numbers) -> float:
-    return float(np.vecdot(left, right).sum())
+def _dots(left: Numbers, right: Numbers) -> list[float]:
+    """Σ left·right of each buffer; dot products are the fastest sums."""
+    return np.vecdot(left, right).sum(axis=1).tolist()
 
 
-def _survey(g: np.ndarray, c: np.ndarray | None, tilt: Tilt, x: Numbers) -> dict[str, float]:
-    """Extremes, and the rows at the smallest g; x is what `_weighted` left in its buffer."""
-    least = float(g.min())
-    tied = np.flatnonzero(g.ravel() == least)
-    found = dict(sum_x=float(x.sum()), least_g=least, most_g=float(g.max()), ties=float(len(tied)))
-    if c is None:
-        return found
-    ties_y = float((c.ravel()[tied].astype(np.float64) - tilt.origin[1]).sum())
-    return found | dict(ties_y=ties_y, least_c=float(c.min()), most_c=float(c.max()))
+def _survey(g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers) -> dict[str, float]:
+    """Extremes, and the rows at the smallest g; `space` is as `_weighted` left it."""
+    ones, x, y, *_ = space
+    found = dict(sum_x=_dots(ones[None], x)[0], least_g=float(g.min()), most_g=float(g.max()))
+    if found["least_g"] <= tilt.least_g:
+        tied = g == found["least_g"]
+        found |= dict(ties=float(np.count_nonzero(tied)), ties_y=float(y.sum(where=tied)))
+    return found if c is None else found | dict(least_c=float(c.min()), most_c=float(c.max()))
