@@ -126,7 +126,7 @@ def test_float32_columns_are_summed_in_float64():
     assert_same(solve_dual_streamed(chunked(g, c, 500), epsilon=0.1), exact, g.astype(float), c)
 
 
-def test_radius_zero_and_equal_scores_and_point_masses():
+def test_radius_zero_and_equal_scores_and_point_masses(monkeypatch):
     g, c = losses("ties", 1_000, np.random.default_rng(6))
     parts = chunked(g, c, 90)
     for epsilon in (0.0, 1.5, 20.0):  # log(n/m) is about log 4
@@ -137,8 +137,9 @@ def test_radius_zero_and_equal_scores_and_point_masses():
     assert_same(
         solve_dual_streamed(chunked(equal, None, 8), epsilon=0.3), solve_dual(equal, epsilon=0.3), equal
     )
+    monkeypatch.setattr(streaming_model, "SAMPLE", 20)
     lowest = g.copy()
-    lowest[500] = -9.0  # a point mass that only the full pass can see
+    lowest[[500, 700, 900]] = -8.5, -9.0, -8.7  # a point mass that only the full pass can see
     assert_same(
         solve_dual_streamed(chunked(lowest, c, 90), epsilon=7), solve_dual(lowest, c, epsilon=7), lowest
     )
@@ -150,6 +151,17 @@ def test_a_sample_of_equal_scores_says_nothing(monkeypatch):
     g[::100] = -2.0
     streamed = solve_dual_streamed(chunked(g, None, 100), epsilon=0.1)
     assert_same(streamed, solve_dual(g, epsilon=0.1), g)
+
+
+@pytest.mark.parametrize("outlier", [-1e5, 1e5])
+def test_an_outlier_beyond_the_range_of_exponentials(monkeypatch, outlier):
+    monkeypatch.setattr(streaming_model, "SAMPLE", 50)
+    g, c = losses("gamma", 1_000, np.random.default_rng(11))
+    g[777] = outlier
+    parts = chunked(g, c, 90)
+    for epsilon in (0.05, 1.0):
+        exact = solve_dual(g, c, epsilon=epsilon)
+        assert_same(solve_dual_streamed(parts, epsilon=epsilon), exact, g, c, rtol=1e-8)
 
 
 @pytest.mark.parametrize("sample", [40, 1 << 17])

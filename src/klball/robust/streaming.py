@@ -20,9 +20,7 @@ from klball.robust.streaming_sums import Part, Sums
 from klball.robust.tilting import Moments
 
 MODEL_PASSES = 10  # full passes before the model is given up for plain safeguarded iterations
-SETTLED = (
-    1e-5  # a change of tilt, times the range of the scores, whose square times a third cumulant is nothing
-)
+SETTLED = 1e-5  # a change of tilt times the range of scores: squared, nothing
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def solve_dual_streamed(
     """
     sample = sample_of(parts, sharded)
     check_parameters(epsilon, gamma, None, sample[1])
-    data = Data(parts, sample, threads or torch.get_num_threads(), sharded)
+    data = Data(parts, sample, gamma is not None, threads or torch.get_num_threads(), sharded)
     return _Solver(data, float(epsilon), gamma).solve()
 
 

@@ -22,6 +22,7 @@ from klball.robust.tilting import LOG2_E, Moments, Numbers
 
 SAMPLE = 1 << 17  # rows that say where to look: λ is good to about a per cent
 SAMPLED_PARTS = 16
+FAR = 200  # powers of two that sums of squares have room for, so that no shift is needed
 
 
 def sample_of(parts: Sequence[Part], sharded: bool) -> tuple[Numbers, Numbers | None]:
@@ -73,9 +74,15 @@ class Data:
     """The data in the units of its sample, x = (g − mean)/range and likewise y, for Newton's iterations."""
 
     def __init__(
-        self, parts: Sequence[Part], sample: tuple[Numbers, Numbers | None], threads: int, sharded: bool
+        self,
+        parts: Sequence[Part],
+        sample: tuple[Numbers, Numbers | None],
+        bound: bool,
+        threads: int,
+        sharded: bool,
     ):
-        self.parts, self.sample, self.threads, self.sharded = parts, sample, threads, sharded
+        self.parts, self.sample, self.bound = parts, sample, bound
+        self.threads, self.sharded = threads, sharded
         g, c = sample
         self.origin = float(g.mean()), 0.0 if c is None else float(c.mean())
         self.scale = _range(g), 1.0 if c is None else _range(c)
@@ -84,7 +91,7 @@ class Data:
     def sampled(self) -> "Data":
         """The sample alone, in the same units."""
         g, c = self.sample
-        return Data([lambda: [(g, c)]], self.sample, 1, False)
+        return Data([lambda: [(g, c)]], self.sample, self.bound, 1, False)
 
     @np.errstate(over="ignore", invalid="ignore")  # Newton's iterations turn back from tilts that overflow
     def at(self, a: float, b: float, survey: bool = False) -> At:
@@ -92,12 +99,13 @@ class Data:
         self.num_passes += 1
         raw_a, raw_b = a / self.scale[0], b / self.scale[1]
         tilt = Tilt(
-            raw_a,
-            raw_b,
-            self._largest_exponent(raw_a, raw_b),
-            self.origin,
-            survey,
-            float(self.sample[0].min()),
+            a=raw_a,
+            b=raw_b,
+            shift=self._largest_exponent(raw_a, raw_b),
+            origin=self.origin,
+            bound=self.bound,
+            survey=survey,
+            least_g=float(self.sample[0].min()),
         )
         sums = sum_parts(self.parts, tilt, self.threads, self.sharded)
         return At(a, b, self._moments(sums, a, b), sums)
@@ -113,7 +121,7 @@ class Data:
         if c is not None and b != 0:
             exponents += (self.origin[1] - c) * b
         largest = LOG2_E * float(exponents.max())
-        return largest if math.isfinite(largest) else 0.0
+        return largest if FAR < abs(largest) < math.inf else 0.0
 
     def _moments(self, sums: Sums, a: float, b: float) -> Moments:
         if not sums.w > 0:  # only bad rows, or an overflow

@@ -64,6 +64,7 @@ class Tilt:
     b: float
     shift: float
     origin: tuple[float, float]
+    bound: bool = True  # whether E[C] is bounded: its own variance matters only then
     survey: bool = False  # look for extremes too, and for ties where g is `least_g` or less
     least_g: float = math.inf
 
@@ -152,16 +153,21 @@ def _weighted(
         if tilt.b != 0:
             w += np.multiply(y, -LOG2_E * tilt.b, out=u)
     shift = float(w.max()) if rescaled else tilt.shift
-    w -= shift
+    if shift != 0:
+        w -= shift
     np.exp2(w, out=w)
     np.multiply(w, x, out=t)
     if c is None:
         (n, wx), (wxx,), (ww, wwx) = _dots(space[:2], w), _dots(space[1:2], t), _dots(space[3:5], w)
         return Sums(shift, w=n, wx=wx, wxx=wxx, ww=ww, wwx=wwx, rows=g.size)
-    np.multiply(w, y, out=u)
-    n, wx, wy, ww, wwx, wwy = _dots(space, w)
     wxx, wxy = _dots(space[1:3], t)
-    (wyy,) = _dots(space[2:3], u)
+    if tilt.bound:
+        np.multiply(w, y, out=u)
+        n, wx, wy, ww, wwx, wwy = _dots(space, w)
+        (wyy,) = _dots(space[2:3], u)
+    else:
+        n, wx, wy, ww, wwx = _dots(space[:5], w)
+        wwy = wyy = 0.0
     return Sums(shift, n, wx, wxx, wy, wxy, wyy, ww, wwx, wwy, rows=g.size, rows_with_c=g.size)
 
 
