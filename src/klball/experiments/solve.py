@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from klball.evaluation.streaming import stream_scores, top_weighted
 from klball.evaluation.tables import read_scores
 from klball.experiments.command import parse, show_table
 from klball.robust.dual import solve_dual
+from klball.robust.streaming import solve_dual_streamed
 
 
 @dataclass
@@ -22,30 +24,24 @@ class Options:
     gamma: float | None = field(default=None, metadata={"help": "Upper bound on the mean certainty, nats."})
     max_weight: float | None = field(default=None, metadata={"help": "Largest weight relative to 1/n."})
     top: int = field(default=10, metadata={"help": "How many top-weighted samples to show."})
+    streamed: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the table chunk by chunk, in constant memory; a folder of files will do too."
+        },
+    )
     json: bool = field(default=False, metadata={"help": "Print JSON instead of tables."})
+
+
+NAMES = ("status", "lambda_", "beta", "kl", "certainty", "worst_case", "dual_value", "gap", "ess")
+
+Answer = tuple[dict[str, Any], list[dict[str, Any]]]  # what to print: the solution, the top-weighted samples
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Solve and print; rows without a score are left out and counted."""
     (options,) = parse([Options], arguments, prog)
-    table, _ = read_scores(options.scores)
-    usable = [i for i, g in enumerate(table["log_likelihood"]) if g is not None]
-    left_out = len(table) - len(usable)
-    table = table.select(usable)
-    g, c = np.array(table["log_likelihood"]), np.array(table["certainty"])
-    s = solve_dual(g, c, epsilon=options.epsilon, gamma=options.gamma, max_weight=options.max_weight)
-    names = ("status", "lambda_", "beta", "kl", "certainty", "worst_case", "dual_value", "gap", "ess")
-    summary: dict[str, Any] = {name: getattr(s, name) for name in names}
-    summary |= {"n": len(g), "rows_left_out": left_out, "mean_log_likelihood": float(g.mean())}
-    order = np.argsort(-s.weights, kind="stable")[: options.top]
-    top = [
-        {
-            "sample_id": table["sample_id"][int(i)],
-            "n_q": float(s.weights[i] * len(g)),
-            "log_likelihood": float(g[i]),
-        }
-        for i in order
-    ]
+    summary, top = _streamed(options) if options.streamed else _in_memory(options)
     if options.json:
         finite = {
             k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in summary.items()
@@ -60,3 +56,38 @@ def main(arguments: Sequence[str], prog: str) -> None:
     show_table(
         "top-weighted samples", ("sample_id", "n·q", "log-likelihood"), [tuple(t.values()) for t in top]
     )
+
+
+def _in_memory(options: Options) -> Answer:
+    table, _ = read_scores(options.scores)
+    usable = [i for i, g in enumerate(table["log_likelihood"]) if g is not None]
+    left_out = len(table) - len(usable)
+    table = table.select(usable)
+    g, c = np.array(table["log_likelihood"]), np.array(table["certainty"])
+    s = solve_dual(g, c, epsilon=options.epsilon, gamma=options.gamma, max_weight=options.max_weight)
+    order = np.argsort(-s.weights, kind="stable")[: options.top]
+    top = [
+        {
+            "sample_id": table["sample_id"][int(i)],
+            "n_q": float(s.weights[i] * len(g)),
+            "log_likelihood": float(g[i]),
+        }
+        for i in order
+    ]
+    return _summary(s, len(g), left_out, float(g.mean())), top
+
+
+def _streamed(options: Options) -> Answer:
+    if options.max_weight is not None:
+        raise ValueError(
+            "--max_weight is not supported with --streamed true: a cap needs the scores in memory"
+        )
+    parts = stream_scores(options.scores)
+    s = solve_dual_streamed(parts, epsilon=options.epsilon, gamma=options.gamma)
+    left_out = sum(part.num_rows for part in parts) - s.num_rows
+    return _summary(s, s.num_rows, left_out, s.mean), top_weighted(parts, s, options.top)
+
+
+def _summary(solution: Any, n: int, left_out: int, mean: float) -> dict[str, Any]:
+    found = {name: getattr(solution, name) for name in NAMES}
+    return found | {"n": n, "rows_left_out": left_out, "mean_log_likelihood": mean}

@@ -94,7 +94,7 @@ def solve_dual(
     single = g.dim() == 1
     g = torch.atleast_2d(g)
     c = _matching("certainty", certainty, g)
-    _check_parameters(epsilon, gamma, max_weight, c)
+    check_parameters(epsilon, gamma, max_weight, c)
     problem = _Problem(g, c, _base(base_weights, g), float(epsilon), gamma, max_weight)
     solution = _solve(problem)
     if throw and "infeasible" in solution.status:
@@ -310,8 +310,8 @@ def _base(values: Array | None, g: Tensor) -> Tensor | None:
     return (base / base.sum(dim=1, keepdim=True)).expand_as(g).contiguous()
 
 
-def _check_parameters(
-    epsilon: float, gamma: float | None, max_weight: float | None, certainty: Tensor | None
+def check_parameters(
+    epsilon: float, gamma: float | None, max_weight: float | None, certainty: object
 ) -> None:
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"epsilon must be a finite number of nats, 0 or more, not {epsilon}")

@@ -1,0 +1,116 @@
+"""Score tables larger than memory: Parquet files read row group by row group, as often as needed."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import torch.distributed
+
+from klball.robust.streaming import StreamedSolution
+from klball.robust.streaming_sums import Chunk
+
+G, C = "log_likelihood", "certainty"
+BATCH = 1 << 15  # rows decoded at once
+BUFFER = 1 << 20  # bytes of a column read at once, however large its row groups are
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of a score table: called, it reads its (g, C) anew, without the rows that have no g."""
+
+    path: str
+    index: int
+    metadata: pq.FileMetaData
+    columns: tuple[str, ...]
+
+    def __call__(self) -> Iterator[Chunk]:
+        for batch in self.batches(self.columns):
+            scored = batch.filter(batch[G].is_valid()) if batch[G].null_count else batch
+            g, *c = (column.to_numpy(zero_copy_only=False) for column in scored.columns)
+            yield g, c[0] if c else None
+
+    @property
+    def num_rows(self) -> int:
+        return self.metadata.row_group(self.index).num_rows
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """All rows, some columns of them, in the order of `columns`."""
+        with pq.ParquetFile(self.path, metadata=self.metadata, buffer_size=BUFFER) as file:
+            for batch in file.iter_batches(BATCH, [self.index], list(columns), use_threads=False):
+                yield batch.select(list(columns))
+
+
+def stream_scores(
+    scores: str | Path | Sequence[str], *, certainty: bool = True, sharded: bool = False
+) -> list[RowGroup]:
+    """The parts of a score table for `solve_dual_streamed`: a Parquet file, a folder of them, or a list.
+
+    Only log_likelihood and, with `certainty`, that column are read. Rows without a log-likelihood
+    (truncated to nothing) are left out. `sharded`: this process's share of the row groups.
+    Raises ValueError if a file is not a score table.
+    """
+    columns = (G, C) if certainty else (G,)
+    parts = []
+    try:
+        for path in ds.dataset(scores, format="parquet").files:
+            metadata = pq.read_metadata(path)
+            _check_columns(path, metadata.schema.to_arrow_schema(), columns)
+            parts += [RowGroup(path, index, metadata, columns) for index in range(metadata.num_row_groups)]
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{scores} is not readable Parquet: {str(error).splitlines()[0]}") from error
+    if sharded:
+        return parts[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
+    return parts
+
+
+def top_weighted(parts: Sequence[RowGroup], solution: StreamedSolution, count: int) -> list[dict[str, Any]]:
+    """The samples of largest weight, sample_id, n_q = n·q and log_likelihood, found in one more pass."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        found = pool.map(lambda part: _top_of(part, solution, count), parts)
+        candidates = [(*row, number) for number, rows in enumerate(found) for row in rows]
+    best = sorted(candidates, key=lambda row: (-row[0], row[3], row[1]))[:count]
+    ids = {number: _sample_ids(parts[number], [r[1] for r in best if r[3] == number]) for *_, number in best}
+    return [{"sample_id": ids[number][row], "n_q": n_q, "log_likelihood": g} for n_q, row, g, number in best]
+
+
+def _top_of(part: RowGroup, solution: StreamedSolution, count: int) -> list[tuple[float, int, float]]:
+    """(n·q, row, g) of a part's largest weights; rows are counted among those that have a g."""
+    best: list[tuple[float, int, float]] = []
+    start = 0
+    for g, c in part():
+        n_q = solution.density(g, c)
+        kept = min(count, len(g))
+        if kept:
+            large = np.flatnonzero(n_q >= np.partition(n_q, -kept)[-kept])
+            large = large[np.argsort(-n_q[large], kind="stable")][:kept]
+            best += [(float(n_q[i]), start + int(i), float(g[i])) for i in large]
+            best = sorted(best, key=lambda row: (-row[0], row[1]))[:count]
+        start += len(g)
+    return best
+
+
+def _sample_ids(part: RowGroup, rows: list[int]) -> dict[int, Any]:
+    ids: dict[int, Any] = {}
+    start = 0
+    for batch in part.batches(("sample_id", G)):
+        scored = batch.filter(batch[G].is_valid())
+        ids |= {
+            row: scored["sample_id"][row - start].as_py() for row in rows if 0 <= row - start < len(scored)
+        }
+        start += len(scored)
+    return ids
+
+
+def _check_columns(path: str, schema: pa.Schema, columns: Sequence[str]) -> None:
+    missing = [name for name in columns if name not in schema.names]
+    if missing:
+        raise ValueError(f"{path} is not a score table: it lacks {', '.join(missing)}")
+    for name in columns:
+        if not pa.types.is_floating(schema.field(name).type):
+            raise ValueError(f"{path}: {name} is {schema.field(name).type}, not a floating-point column")

@@ -1,0 +1,186 @@
+r"""Sums over data that is read anew in every pass: what the streamed dual solver asks of a chunk.
+
+For a tilt (a, b) and an origin (g₀, C₀), with x = g − g₀ and y = C − C₀, every block of rows gives
+
+    Σ w·(1, x, x², y, xy, y²)  and  Σ w²·(1, x, y),    w = 2^(−(a·x + b·y)·log₂e − shift)
+
+Blocks, parts and processes are merged in their order, so threads do not change a bit of the result.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch.distributed
+
+from klball.robust.tilting import LOG2_E, Numbers
+
+Chunk = tuple[np.ndarray, np.ndarray | None]  # g and C of some rows, float32 or float64
+Part = Callable[[], Iterable[Chunk]]  # a share of the data, read anew at every call
+
+ROWS, COLUMNS = 4, 8_192  # a block that stays in a core's cache; BLAS starts threads for longer dot products
+
+
+class Sums(NamedTuple):
+    """The sums of some rows, as plain numbers; `shift` is in units of log 2."""
+
+    shift: float
+    w: float = 0.0
+    wx: float = 0.0
+    wxx: float = 0.0
+    wy: float = 0.0
+    wxy: float = 0.0
+    wyy: float = 0.0
+    ww: float = 0.0
+    wwx: float = 0.0
+    wwy: float = 0.0
+    rows: float = 0.0
+    rows_with_c: float = 0.0
+    bad_g: float = 0.0
+    bad_c: float = 0.0
+    # only from a survey
+    sum_x: float = 0.0
+    least_g: float = math.inf
+    most_g: float = -math.inf
+    ties: float = 0.0  # rows with g = least_g
+    ties_y: float = 0.0  # Σ y over those
+    least_c: float = math.inf
+    most_c: float = -math.inf
+
+
+COUNTS = ("rows", "rows_with_c", "bad_g", "bad_c", "sum_x")
+WEIGHTED = ("w", "wx", "wxx", "wy", "wxy", "wyy")
+SQUARED = ("ww", "wwx", "wwy")
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """Where the sums are taken; `shift` should be near the largest exponent, in units of log 2."""
+
+    a: float
+    b: float
+    shift: float
+    origin: tuple[float, float]
+    bound: bool = True  # whether E[C] is bounded: its own variance matters only then
+    survey: bool = False  # look for extremes too, and for ties where g is `least_g` or less
+    least_g: float = math.inf
+
+
+def sum_parts(parts: Sequence[Part], tilt: Tilt, threads: int, sharded: bool = False) -> Sums:
+    """One pass over all parts, and over those of the other processes if the data is `sharded`."""
+    if threads == 1 or len(parts) == 1:
+        merged = merge([_sum_part(part, tilt) for part in parts], tilt.shift)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            merged = merge(list(pool.map(lambda part: _sum_part(part, tilt), parts)), tilt.shift)
+    return merge([Sums(*row) for row in everyones(np.array(merged))], tilt.shift) if sharded else merged
+
+
+def everyones(values: Any) -> list[Any]:
+    """What all processes have, in rank order, to the bit; the same list everywhere."""
+    gathered: list[Any] = [values] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, values)
+    return gathered
+
+
+def merge(sums: Sequence[Sums], shift: float) -> Sums:
+    """The sums over several sets of rows, brought to the largest of their scales."""
+    if not sums:
+        return Sums(shift)
+    columns = Sums(*np.array(sums).T)
+    top = float(np.max(columns.shift))
+    scale = np.exp2(columns.shift - top)
+    total = {name: float(np.sum(getattr(columns, name))) for name in COUNTS}
+    total |= {name: float(scale @ getattr(columns, name)) for name in WEIGHTED}
+    total |= {name: float(scale**2 @ getattr(columns, name)) for name in SQUARED}
+    lowest = columns.least_g == np.min(columns.least_g)
+    return Sums(
+        shift=top,
+        **total,
+        least_g=float(np.min(columns.least_g)),
+        most_g=float(np.max(columns.most_g)),
+        ties=float(np.sum(columns.ties, where=lowest)),
+        ties_y=float(np.sum(columns.ties_y, where=lowest)),
+        least_c=float(np.min(columns.least_c)),
+        most_c=float(np.max(columns.most_c)),
+    )
+
+
+def _sum_part(part: Part, tilt: Tilt) -> Sums:
+    space = np.ones((6, ROWS, COLUMNS))  # of which the first stays so
+    return merge([_sum_block(g, c, tilt, space) for g, c in _blocks(part())], tilt.shift)
+
+
+def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The rows as [≤ ROWS, ≤ COLUMNS] arrays."""
+    for g, c in chunks:
+        if c is not None and len(c) != len(g):
+            raise ValueError(f"a chunk has {len(g)} log-likelihoods and {len(c)} certainties")
+        start = 0
+        while start < len(g):
+            rows = ROWS if len(g) - start >= ROWS * COLUMNS else 1
+            size = min(rows * COLUMNS, len(g) - start)
+            chosen = slice(start, start + size)
+            yield g[chosen].reshape(rows, -1), None if c is None else c[chosen].reshape(rows, -1)
+            start += size
+
+
+def _sum_block(g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers) -> Sums:
+    own = space[:, : g.shape[0], : g.shape[1]]
+    sums = _weighted(g, c, tilt, own)
+    if not math.isfinite(sum(sums[:10])):  # an overflow, or scores that are no numbers
+        bad_g = int(np.count_nonzero(~np.isfinite(g)))
+        bad_c = 0 if c is None else int(np.count_nonzero(~np.isfinite(c)))
+        if bad_g or bad_c:
+            return Sums(tilt.shift, rows=g.size, bad_g=bad_g, bad_c=bad_c)
+        sums = _weighted(g, c, tilt, own, rescaled=True)
+    return sums._replace(**_survey(g, c, tilt, own)) if tilt.survey else sums
+
+
+@np.errstate(over="ignore", invalid="ignore")  # the caller looks at the sums
+def _weighted(
+    g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers, rescaled: bool = False
+) -> Sums:
+    """The sums of one block; `rescaled` takes its own largest exponent for the shift."""
+    _, x, y, w, t, u = space
+    np.subtract(g, tilt.origin[0], out=x, dtype=np.float64)
+    np.multiply(x, -LOG2_E * tilt.a, out=w)
+    if c is not None:
+        np.subtract(c, tilt.origin[1], out=y, dtype=np.float64)
+        if tilt.b != 0:
+            w += np.multiply(y, -LOG2_E * tilt.b, out=u)
+    shift = float(w.max()) if rescaled else tilt.shift
+    if shift != 0:
+        w -= shift
+    np.exp2(w, out=w)
+    np.multiply(w, x, out=t)
+    if c is None:
+        (n, wx), (wxx,), (ww, wwx) = _dots(space[:2], w), _dots(space[1:2], t), _dots(space[3:5], w)
+        return Sums(shift, w=n, wx=wx, wxx=wxx, ww=ww, wwx=wwx, rows=g.size)
+    wxx, wxy = _dots(space[1:3], t)
+    if tilt.bound:
+        np.multiply(w, y, out=u)
+        n, wx, wy, ww, wwx, wwy = _dots(space, w)
+        (wyy,) = _dots(space[2:3], u)
+    else:
+        n, wx, wy, ww, wwx = _dots(space[:5], w)
+        wwy = wyy = 0.0
+    return Sums(shift, n, wx, wxx, wy, wxy, wyy, ww, wwx, wwy, rows=g.size, rows_with_c=g.size)
+
+
+def _dots(left: Numbers, right: Numbers) -> list[float]:
+    """Σ left·right of each buffer; dot products are the fastest sums."""
+    return np.vecdot(left, right).sum(axis=1).tolist()
+
+
+def _survey(g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers) -> dict[str, float]:
+    """Extremes, and the rows at the smallest g; `space` is as `_weighted` left it."""
+    ones, x, y, *_ = space
+    found = dict(sum_x=_dots(ones[None], x)[0], least_g=float(g.min()), most_g=float(g.max()))
+    if found["least_g"] <= tilt.least_g:
+        tied = g == found["least_g"]
+        found |= dict(ties=float(np.count_nonzero(tied)), ties_y=float(y.sum(where=tied)))
+    return found if c is None else found | dict(least_c=float(c.min()), most_c=float(c.max()))
