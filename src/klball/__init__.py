@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from klball.evaluation.streaming import stream_scores as stream_scores
     from klball.evaluation.tables import read_scores as read_scores
     from klball.evaluation.tables import score as score
     from klball.robust.ambiguity import CertaintyKLBall as CertaintyKLBall
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from klball.robust.dual import RobustProfile as RobustProfile
     from klball.robust.dual import robust_profile as robust_profile
     from klball.robust.dual import solve_dual as solve_dual
+    from klball.robust.streaming import StreamedSolution as StreamedSolution
+    from klball.robust.streaming import solve_dual_streamed as solve_dual_streamed
     from klball.training.trainer import RobustSFTConfig as RobustSFTConfig
     from klball.training.trainer import RobustSFTTrainer as RobustSFTTrainer
 
@@ -21,6 +24,8 @@ _HOME = {
     **dict.fromkeys(("Empirical", "KLBall", "CertaintyKLBall"), "klball.robust.ambiguity"),
     **dict.fromkeys(("DualSolution", "InfeasibleError", "RobustProfile"), "klball.robust.dual"),
     **dict.fromkeys(("robust_profile", "solve_dual"), "klball.robust.dual"),
+    "stream_scores": "klball.evaluation.streaming",
+    **dict.fromkeys(("StreamedSolution", "solve_dual_streamed"), "klball.robust.streaming"),
     **dict.fromkeys(("RobustSFTConfig", "RobustSFTTrainer"), "klball.training.trainer"),
 }
 
