@@ -97,7 +97,7 @@ def _pass(
     log_z = math.log(z if base is not None else z / len(g)) if z > 0 else math.nan
     kl = -log_z - a * mean_x - b * mean_y
     moments = Moments(kl, mean_x, mean_y, xx - mean_x**2, xy - mean_x * mean_y, yy - mean_y**2)
-    return moments, z * z / squares if squares > 0 else math.nan
+    return moments, float(z * z / squares) if squares > 0 else math.nan
 
 
 def _solution(
