@@ -74,7 +74,7 @@ def measured_here(power: int, name: str) -> list[Row]:
     unit = exp_seconds(n)
     return [
         row("ledger", case, "re-solve and record, passes of torch.exp", np.array(seconds) / unit),
-        row("ledger", case, "passes over the ledger a step", passes, "1 – 2"),
+        row("ledger", case, "passes over the ledger a step", passes, "≤ 2"),
         row("ledger", case, "re-solve and record, ms (this machine)", 1e3 * np.array(seconds)),
         row("ledger", case, "bytes a sample, stored", [stored / n]),
         row("ledger", case, "bytes a sample, peak of a step", [peak / n]),

@@ -1,17 +1,19 @@
 """Arrays [rounds, n] worked on block by block, on torch's number of threads, without depending on it.
 
-A block is smaller than what torch or BLAS would divide over threads of their own: those wait for one
-another in every call, which can cost more than the arithmetic, and add up in an order that depends on
-their number. Here whole blocks go to threads (torch and NumPy release the interpreter's lock), and
-what they leave is combined in the order of the blocks. All arrays are contiguous float64.
+NumPy works on a block, because torch would divide it over threads of its own: those wait for one another
+in every call, which can cost more than the arithmetic, and add up in an order that depends on their
+number; for the same reason dot products come in pieces too short for BLAS to divide. Here whole blocks
+go to threads, and what they leave is combined in the order of the blocks. A block is as long as it is
+because threads that ask for the interpreter's lock too often wait for it. All arrays are contiguous float64.
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,8 +21,8 @@ import torch
 from torch import Tensor
 
 PIECE = 9_984  # BLAS divides dot products of more than 10,000 terms over its threads
-BLOCK = 3 * PIECE  # torch divides 32,768 elements or more; a few blocks stay in a core's cache
-CHUNK = 128 * PIECE  # for NumPy, which divides nothing
+BLOCK = 12 * PIECE
+CHUNK = 128 * PIECE  # for what is done with a single call
 PARALLEL = 1 << 18  # elements from which waking threads pays
 
 Numbers = np.ndarray  # one number a round: [rounds]; small enough that NumPy's overhead matters least
@@ -29,18 +31,11 @@ T = TypeVar("T")
 _own = threading.local()
 
 
-@dataclass(frozen=True)
-class Workspace:
-    """Buffers of the shape of a block, kept: fresh memory costs more than the arithmetic done in it."""
-
-    buffers: list[Tensor]
-    stacked: Numbers  # the same memory as `pieces` has it, [buffers, …]
-
-
 def each_block(work: Callable[..., T], *arrays: Tensor | None, buffers: int = 0) -> list[T]:
-    """`work(rows, *blocks, workspace)` for every block of the arrays; results in the order of `block_rows`.
+    """`work(rows, *blocks, space)` for every block of the arrays; results in the order of `block_rows`.
 
-    `rows` is the slice of the rounds that a block holds. Without `buffers` there is no workspace.
+    `rows` is the slice of the rounds that a block holds, `space` memory for [buffers, *block] that is
+    kept, since fresh memory costs more than the arithmetic done in it; without `buffers` there is none.
     """
     (rounds, n), rows = _shape(arrays), block_rows(_shape(arrays))
     cuts = [[None] * len(rows) if array is None else _cut(array) for array in arrays]
@@ -50,13 +45,14 @@ def each_block(work: Callable[..., T], *arrays: Tensor | None, buffers: int = 0)
         for k in numbers:
             blocks = [cut[k] for cut in cuts]
             if buffers and (needed := _shape(blocks)) != shape:
-                shape, space = needed, (_workspace(needed, buffers),)
+                shape, space = needed, (_space(needed, buffers),)
             done.append(work(rows[k], *blocks, *space))
         return done
 
-    if rounds * n < PARALLEL:
+    if rounds * n < PARALLEL or n <= PIECE:  # for many short rounds the calls between blocks cost too much
         return some(range(len(rows)))
-    stretches = [range(k, min(k + 8, len(rows))) for k in range(0, len(rows), 8)]
+    length = min(8, math.ceil(len(rows) / (2 * torch.get_num_threads())))
+    stretches = [range(k, min(k + length, len(rows))) for k in range(0, len(rows), length)]
     return [result for part in in_threads(some, stretches) for result in part]
 
 
@@ -69,11 +65,12 @@ def block_rows(shape: tuple[int, int]) -> list[slice]:
     return [slice(r, min(r + size, rounds)) for r in range(0, rounds, size)]
 
 
-def _cut(array: Tensor) -> list[Tensor]:
-    n = array.shape[1]
-    if n > PIECE:
-        return [block for row in array.split(1) for block in row.split(_widths(n), dim=1)]
-    return list(array.split(BLOCK // n))
+def _cut(array: Tensor) -> list[Numbers]:
+    values, n = array.numpy(), array.shape[1]
+    if n <= PIECE:
+        return [values[rows] for rows in block_rows(values.shape)]
+    ends = list(accumulate(_widths(n), initial=0))
+    return [values[r : r + 1, start:end] for r in range(len(values)) for start, end in pairwise(ends)]
 
 
 def _widths(n: int) -> list[int]:
@@ -83,7 +80,7 @@ def _widths(n: int) -> list[int]:
     return [size for size in sizes if size]
 
 
-def _shape(arrays: Sequence[Tensor | None]) -> tuple[int, int]:
+def _shape(arrays: Sequence[Any]) -> tuple[int, int]:
     first = next(array for array in arrays if array is not None)
     return first.shape[0], first.shape[1]
 
@@ -113,19 +110,22 @@ def _pool(helpers: int) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
-def _workspace(shape: tuple[int, int], buffers: int) -> Workspace:
-    """This thread's own."""
-    if not hasattr(_own, "spaces") or len(_own.spaces) > 64:
-        _own.memory, _own.spaces = np.empty((5, BLOCK)), {}
-    if (shape, buffers) not in _own.spaces:
-        stacked = _own.memory[:buffers, : shape[0] * shape[1]].reshape(-1, *shape)
-        _own.spaces[shape, buffers] = Workspace(list(torch.from_numpy(stacked)), pieces(stacked))
-    return _own.spaces[shape, buffers]
+def _space(shape: tuple[int, int], buffers: int) -> Numbers:
+    """This thread's own memory, [buffers, *shape]."""
+    if not hasattr(_own, "memory"):
+        _own.memory = np.empty((5, BLOCK))
+    return _own.memory[:buffers, : shape[0] * shape[1]].reshape(-1, *shape)
 
 
 def empty_like(x: Tensor) -> Tensor:
-    """Uninitialised memory; NumPy asks for huge pages, without which page faults outweigh the arithmetic."""
-    return torch.from_numpy(np.empty(x.shape))
+    """Memory of that shape, whatever is in it.
+
+    NumPy asks for huge pages, without which page faults outweigh the arithmetic; one thread takes all of
+    the faults here, because threads that have them at the same time wait for each other.
+    """
+    memory = np.empty(x.shape)
+    memory.reshape(-1)[:: 4096 // memory.itemsize] = 0.0
+    return torch.from_numpy(memory)
 
 
 def pieces(block: Numbers) -> Numbers:
@@ -135,15 +135,10 @@ def pieces(block: Numbers) -> Numbers:
     return block.reshape(*block.shape[:-2], -1, PIECE)
 
 
-def block_dots(stacked: Numbers, right: Tensor) -> Numbers:
-    """Σ_i left·right of every row of one block, for every `left` of a workspace: [buffers, rows]."""
-    dots = np.vecdot(stacked, pieces(right.numpy()))
-    return dots if right.shape[1] <= PIECE else dots.sum(axis=1, keepdims=True)
-
-
-def block_sums(values: Tensor) -> Numbers:
-    """Σ_i values of every row of one block, [rows]."""
-    return values.sum(dim=1).numpy()
+def block_dots(left: Numbers, right: Numbers) -> Numbers:
+    """Σ_i left·right of every row of a block; leading dimensions broadcast."""
+    dots = np.vecdot(pieces(left), pieces(right))
+    return dots if right.shape[-1] <= PIECE else dots.sum(axis=-1, keepdims=True)
 
 
 def row_extremes(x: Tensor) -> tuple[Numbers, Numbers]:

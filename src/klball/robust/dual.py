@@ -255,11 +255,12 @@ def _standardised(scores: Tensor, base: Tensor | None) -> tuple[Tensor, Numbers,
         most = scores.masked_fill(base == 0, -math.inf).amax(dim=1).numpy()
     differ = most - least > SMALLEST_RANGE
     span = np.where(differ, most - least, 1.0)
-    offset, factor = (torch.from_numpy(v)[:, None] for v in (least, np.where(differ, 1 / span, 0.0)))
+    offset, factor = least[:, None], np.where(differ, 1 / span, 0.0)[:, None]
     out = empty_like(scores)
 
-    def standardise(rows: slice, own: Tensor, x: Tensor) -> None:
-        torch.sub(own, offset[rows], out=x).mul_(factor[rows])
+    def standardise(rows: slice, own: Numbers, x: Numbers) -> None:
+        np.subtract(own, offset[rows], out=x)
+        x *= factor[rows]
 
     each_block(standardise, scores, out)
     if base is not None:

@@ -20,15 +20,14 @@ from torch import Tensor
 
 from klball.robust.blocks import (
     Numbers,
-    Workspace,
     block_dots,
     block_rows,
-    block_sums,
     each_block,
     empty_like,
     row_dots,
 )
 
+LARGEST = 900  # an exponent of 2 that leaves sums in range
 LOG2_E = 1 / math.log(2)  # e^t = 2^(t·log2 e), and exp2 needs a third of the time of torch.exp
 
 
@@ -67,12 +66,11 @@ class Tilting:
     def thinned(self, stride: int) -> "Tilting":
         """Every `stride`-th sample, for a first guess at a fraction of the cost."""
         x = self.x[:, ::stride].contiguous()
-        x[:, 0] = 0.0  # keep the adversary's favourite, min x = 0, which decides large tilts
-        base = None
-        if self.base is not None:
-            base = self.base[:, ::stride].contiguous()
-            base = base / base.sum(dim=1, keepdim=True)
-        return Tilting(x, None, base, None)
+        base = torch.ones_like(x) if self.base is None else self.base[:, ::stride].contiguous()
+        base /= base.sum(dim=1, keepdim=True)
+        # min x = 0 decides large tilts: it has to be there, but with no more than its own weight
+        x[:, 0], base[:, 0] = 0.0, 1 / self.x.shape[1]
+        return Tilting(x, None, base / base.sum(dim=1, keepdim=True), None)
 
     def rounds(self, chosen: Numbers) -> "Tilting":
         """The chosen rounds alone; `chosen` is a mask or indices."""
@@ -113,24 +111,23 @@ class Tilting:
         shift = self._largest_exponents(a, b)
 
         def tilt(
-            rows: slice, x: Tensor, y: Tensor | None, base: Tensor | None, q: Tensor, space: Workspace
-        ) -> list[Numbers]:
-            w = space.buffers[0]
-            _exponents_into(w, x, y, a[rows], None if b is None else b[rows])
+            rows: slice, x: Numbers, y: Numbers | None, base: Numbers | None, q: Numbers, space: Numbers
+        ):
+            w = _block_exponents(space, x, y, a[rows], None if b is None else b[rows])
             if b is not None:
-                w.sub_(torch.from_numpy(shift[rows])[:, None])
-            w.exp2_()
+                w -= shift[rows, None]
+            np.exp2(w, out=w)
             if base is not None:
-                w.mul_(base)
-            parts = [block_sums(w), *block_dots(space.stacked, x)]
+                w *= base
+            parts = [w.sum(axis=1), block_dots(w, x)]
             if y is not None:
-                parts += [*block_dots(space.stacked, y)]
-            q.copy_(w)  # last: x may be there
+                parts += [block_dots(w, y)]
+            q[:] = w  # last: x may be there
             return parts
 
-        found = each_block(tilt, self.x, self.y, self.base, out, buffers=1)
+        found = each_block(tilt, self.x, self.y, self.base, out, buffers=2)
         sums = _added(self._rows(), found, np.zeros((len(a), 3)))
-        each_block(lambda rows, q: q.mul_(torch.from_numpy(1 / sums[rows, :1])), out)
+        each_block(lambda rows, q: np.multiply(q, 1 / sums[rows, :1], out=q), out)
         mean_x, mean_y = sums[:, 1] / sums[:, 0], sums[:, 2] / sums[:, 0]
         z = sums[:, 0] / self.x.shape[1] if self.base is None else sums[:, 0]
         mu = -np.log(z) - shift / LOG2_E
@@ -138,16 +135,15 @@ class Tilting:
         return Tilted(out, mu, np.maximum(kl, 0.0), mean_x)
 
     def _largest_exponents(self, a: Numbers, b: Numbers | None) -> Numbers:
-        """max −ax − by of every round, in units of log 2."""
-        if b is None:
-            return np.zeros_like(a)  # min x = 0
+        """max −ax − by of every round, in units of log 2, or 0 where no exponent is out of range."""
+        if b is None or not _far(a, b):
+            return np.zeros_like(a)  # without b, min x = 0
 
-        def largest(rows: slice, x: Tensor, y: Tensor | None, space: Workspace) -> Numbers:
-            _exponents_into(space.buffers[0], x, y, a[rows], b[rows])
-            return space.buffers[0].amax(dim=1).numpy()
+        def largest(rows: slice, x: Numbers, y: Numbers | None, space: Numbers) -> Numbers:
+            return _block_exponents(space, x, y, a[rows], b[rows]).max(axis=1)
 
         top = np.full_like(a, -math.inf)
-        for rows, found in zip(self._rows(), each_block(largest, self.x, self.y, buffers=1), strict=True):
+        for rows, found in zip(self._rows(), each_block(largest, self.x, self.y, buffers=2), strict=True):
             top[rows] = np.maximum(top[rows], found)
         return top
 
@@ -163,29 +159,27 @@ class Tilting:
     def _sums(self, a: Numbers, b: Numbers | None) -> tuple[Numbers, Numbers]:
         """Σ f·w·(1, x, x²) and, with b, Σ f·w·(y, xy, y²), where w = e^(−ax−by)/2^shift.
 
-        The shift keeps w in range; with b absent min x = 0 makes the largest exponent zero.
+        The shift keeps w in range where that needs one; with b absent min x = 0 sees to it.
         """
 
-        def sums_of(rows: slice, x: Tensor, y: Tensor | None, base: Tensor | None, space: Workspace) -> Any:
-            w, wx, *rest = space.buffers
-            _exponents_into(w, x, y, a[rows], None if b is None else b[rows])
-            top = None
-            if b is not None:
-                top = w.amax(dim=1).numpy()
-                w.sub_(torch.from_numpy(top)[:, None])
-            w.exp2_()
+        def sums_of(rows: slice, x: Numbers, y: Numbers | None, base: Numbers | None, space: Numbers) -> Any:
+            w = _block_exponents(space, x, y, a[rows], None if b is None else b[rows])
+            top = np.zeros(len(w))
+            if b is not None and _far(a[rows], b[rows]):
+                top = w.max(axis=1)
+                w -= top[:, None]
+            np.exp2(w, out=w)
             if base is not None:
-                w.mul_(base)
-            torch.mul(w, x, out=wx)
+                w *= base
+            np.multiply(w, x, out=space[1])
             if b is None or y is None:
-                return [block_sums(w), *block_dots(space.stacked, x)], top
-            torch.mul(w, y, out=rest[0])
-            mixed = block_dots(space.stacked, y)
-            return [block_sums(w), *block_dots(space.stacked[:2], x), *mixed], top
+                return [w.sum(axis=1), *block_dots(space, x)], top
+            np.multiply(w, y, out=space[2])
+            mixed = block_dots(space, y)
+            return [w.sum(axis=1), *block_dots(space[:2], x), *mixed], top
 
-        found, tops = zip(
-            *each_block(sums_of, self.x, self.y, self.base, buffers=2 if b is None else 3), strict=True
-        )
+        buffers = 2 if b is None else 3
+        found, tops = zip(*each_block(sums_of, self.x, self.y, self.base, buffers=buffers), strict=True)
         shift = np.zeros_like(a)
         if b is not None:
             shift[:] = -math.inf
@@ -233,16 +227,17 @@ def _added(rows: list[slice], found: Sequence[Any], sums: Numbers) -> Numbers:
     return sums
 
 
-def _exponents_into(w: Tensor, x: Tensor, y: Tensor | None, a: Numbers, b: Numbers | None) -> None:
-    """w = (−ax − by)·log2 e for one block; a plain number is the faster factor where there is one row."""
-    if len(a) == 1:
-        torch.mul(x, -LOG2_E * float(a[0]), out=w)
-        if b is not None and y is not None:
-            w.add_(y, alpha=-LOG2_E * float(b[0]))
-        return
-    torch.mul(x, torch.from_numpy(-LOG2_E * a)[:, None], out=w)
+def _far(a: Numbers, b: Numbers) -> bool:
+    """Whether all of 2^(−ax − by), x and y in [0, 1], could be out of range."""
+    return not LOG2_E * (a + b).max() < LARGEST
+
+
+def _block_exponents(space: Numbers, x: Numbers, y: Numbers | None, a: Numbers, b: Numbers | None) -> Numbers:
+    """(−ax − by)·log2 e of one block, in `space[0]`; `space[1]` is overwritten too."""
+    w = np.multiply(x, -LOG2_E * a[:, None], out=space[0])
     if b is not None and y is not None:
-        w.addcmul_(y, torch.from_numpy(b)[:, None], value=-LOG2_E)
+        w += np.multiply(y, -LOG2_E * b[:, None], out=space[1])
+    return w
 
 
 def fill(exponents: Tensor, base: Tensor, cap: float) -> tuple[Tensor, Tensor]:

@@ -5,10 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from klball.robust.blocks import Workspace, block_dots, block_sums, each_block, row_extremes
+from klball.robust.blocks import Numbers, block_dots, each_block, row_extremes
 from klball.robust.dual import DualSolution
 from klball.robust.newton import joint_step, log_step
 from klball.robust.tilting import LOG2_E, Moments
@@ -71,24 +70,22 @@ def _pass(
     """
     slope, price = -LOG2_E * float(a[0]), -LOG2_E * float(b[0])
 
-    def sums(_: slice, own: Tensor, certainty: Tensor | None, f: Tensor | None, space: Workspace) -> Any:
-        w, x, wx, y, wy = space.buffers
-        torch.sub(own, origin[0], out=x)
-        torch.mul(x, slope, out=w)
+    def sums(_: slice, own: Numbers, certainty: Numbers | None, f: Numbers | None, space: Numbers) -> Numbers:
+        w, x, wx, y, wy = space
+        np.subtract(own, origin[0], out=x)
+        np.multiply(x, slope, out=w)
         if certainty is not None:
-            torch.sub(certainty, origin[1], out=y)
-            w.add_(y, alpha=price)
-        w.exp2_()
+            np.subtract(certainty, origin[1], out=y)
+            w += np.multiply(y, price, out=wy)
+        np.exp2(w, out=w)
         if f is not None:
-            w.mul_(f)
-        torch.mul(w, x, out=wx)
-        parts = [block_sums(w), *block_dots(space.stacked[:1], w), block_sums(wx)]
-        parts += [*block_dots(space.stacked[2:3], x)]
+            w *= f
+        np.multiply(w, x, out=wx)
+        parts = [w.sum(axis=1), block_dots(w, w), wx.sum(axis=1), block_dots(wx, x)]
         if certainty is None:
-            return np.array([float(part[0]) for part in (*parts, *[np.zeros(1)] * 3)])
-        torch.mul(w, y, out=wy)
-        parts += [block_sums(wy), *block_dots(space.stacked[2:3], y), *block_dots(space.stacked[4:], y)]
-        return np.array([float(part[0]) for part in parts])
+            return np.concatenate([*parts, np.zeros(3)])
+        np.multiply(w, y, out=wy)
+        return np.concatenate([*parts, wy.sum(axis=1), block_dots(wx, y), block_dots(wy, y)])
 
     parts = each_block(sums, *(None if v is None else v[None] for v in (g, c, base)), buffers=5)
     total = np.sum(parts, axis=0)
