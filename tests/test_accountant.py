@@ -10,7 +10,7 @@ from klball.robust.warm import resolve
 from klball.training.accountant import Accountant
 
 N = 3_000
-FIELDS = {"lambda_": 1e-6, "beta": 1e-5, "kl": 1e-8, "worst_case": 1e-8, "mu": 1e-6, "ess": 1e-5}
+FIELDS = {"lambda_": 1e-6, "beta": 1e-5, "kl": 1e-8, "worst_case": 1e-8, "mu": 1e-6, "ess": 5e-5}
 
 
 def ledger(ambiguity, weighted=False, n=N, seed=0):

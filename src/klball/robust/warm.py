@@ -13,6 +13,7 @@ from klball.robust.newton import joint_step, log_step
 from klball.robust.tilting import LOG2_E, Moments
 
 MOST_PASSES = 4  # then a solution from scratch is as cheap
+SETTLED = 2e-5  # a change of tilt times the range of scores: squared, nothing
 CLOSED = 1e-10  # the largest gap that counts, in units of the range of g
 FEASIBLE = 1e-9  # how far from ε the radius may be: at a tiny λ any gap is closed
 
@@ -29,36 +30,57 @@ def resolve(
 ) -> DualSolution | None:
     """`solve_dual` from the multipliers (λ, β) near the answer, λ in (0, ∞); None where that does not do.
 
-    Newton steps, each from one pass over the scores [n] (float64, contiguous) that copies none of them;
+    Newton steps, each from one pass over the scores [n] (float64, contiguous) that copies none of them; the
+    last and short one needs no pass to know its moments (`ess` is left as it was, within 4e-5 of itself).
     `weights` is None. A closed gap proves the answer. Where β stays 0 the constraint E_Q[C] ≤ γ is seen to
     be slack, and None also means that β has to become, or cease to be, positive.
     """
-    low, high = (float(v[0]) for v in row_extremes(g[None]))
-    span = high - low
-    if not span > 0:
+    (x0, x_range), (y0, y_range) = _least_and_range(g), (0.0, 0.0) if c is None else _least_and_range(c)
+    if not x_range > 0:
         return None
-    origin = (low, 0.0 if c is None else float(row_extremes(c[None])[0][0]))
-    bound = None if gamma is None else gamma - origin[1]
+    bound = None if gamma is None else np.array([gamma - y0])
     a, b = np.array([1 / start[0]]), np.array([start[1] / start[0]])
     for used in range(1, MOST_PASSES + 1):
-        moments, ess = _pass(g, c, base, origin, a, b)
-        excess = np.zeros(1) if bound is None else moments.mean_y - bound
-        gap = float((np.abs(moments.kl - epsilon) + b * np.abs(excess))[0] / (a[0] * span))
-        if not math.isfinite(gap):
+        moments, ess = _pass(g, c, base, (x0, y0), a, b)
+        step = _step(moments, a, b, epsilon, bound)
+        move = float(np.abs(step[0, 0]) * x_range + np.abs(step[1, 0]) * y_range)
+        if not math.isfinite(move) or b[0] + step[1, 0] < 0:
             return None
-        if gap <= CLOSED and abs(moments.kl[0] - epsilon) <= FEASIBLE * max(1.0, epsilon):
-            if b[0] == 0 and excess[0] > 0:
+        if move <= SETTLED:
+            moments = _carried(moments, a, b, step)
+        a, b = a + step[0], b + step[1]
+        if move <= SETTLED:
+            excess = np.zeros(1) if bound is None else moments.mean_y - bound
+            gap = float((np.abs(moments.kl - epsilon) + b * np.abs(excess))[0] / (a[0] * x_range))
+            closed = gap <= CLOSED and abs(moments.kl[0] - epsilon) <= FEASIBLE * max(1.0, epsilon)
+            if not closed or (b[0] == 0 and excess[0] > 0):
                 return None
-            solution = _solution(moments, ess, a, b, origin, gap, used)
+            solution = _solution(moments, ess, a, b, (x0, y0), gap, used)
             return solution if c is not None else replace(solution, certainty=None)
-        if b[0] > 0 and bound is not None:
-            step = joint_step(moments, a, b, epsilon, np.array([bound]))
-            if b[0] + step[1, 0] <= 0:
-                return None
-            a, b = a + step[0], b + step[1]
-        else:
-            a = a * np.exp(log_step(moments, a, epsilon))
     return None
+
+
+def _least_and_range(scores: Tensor) -> tuple[float, float]:
+    low, high = (float(v[0]) for v in row_extremes(scores[None]))
+    return low, high - low
+
+
+def _step(moments: Moments, a: Numbers, b: Numbers, epsilon: float, bound: Numbers | None) -> Numbers:
+    """Newton's step of (a, b), [2, 1]; b = 0 stays."""
+    if bound is not None and b[0] > 0:
+        return joint_step(moments, a, b, epsilon, bound)
+    return np.stack((a * np.expm1(log_step(moments, a, epsilon)), np.zeros(1)))
+
+
+def _carried(m: Moments, a: Numbers, b: Numbers, step: Numbers) -> Moments:
+    """The moments a short step away, log Z to second order and the means to first: no pass is needed."""
+    da, db = step
+    mean_x = m.mean_x - m.var_x * da - m.cov_xy * db
+    mean_y = m.mean_y - m.cov_xy * da - m.var_y * db
+    # log Z there: half of the change of the means along the step is its second-order term
+    log_z = -(m.kl + a * m.mean_x + b * m.mean_y)
+    log_z = log_z - (m.mean_x + mean_x) / 2 * da - (m.mean_y + mean_y) / 2 * db
+    return replace(m, kl=-log_z - (a + da) * mean_x - (b + db) * mean_y, mean_x=mean_x, mean_y=mean_y)
 
 
 def _pass(
