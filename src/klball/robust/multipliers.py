@@ -12,12 +12,12 @@ from torch import Tensor
 
 from klball.robust.blocks import Numbers, row_dots, row_means
 from klball.robust.faces import Face, face_of, least_kl, vertex
-from klball.robust.newton import joint_tilt, nested_tilt, radius_tilt
+from klball.robust.newton import joint_tilt, nested_tilt, normal_tilt, radius_tilt
 from klball.robust.tilting import Tilted, Tilting, kl_divergence
 
 SLACK = 1e-12  # in units of the range of C: a constraint met this closely is met
 JOINT_PASSES = 40
-ROUGH_PASSES, ROUGH_JOINT_PASSES = 2, 15  # to a start, and from it, before the exact radius is asked for
+GUESSED_PASSES = 15  # from a guess, before the exact radius is asked for
 CLOSED = 1e-11  # the largest gap, in units of the range of g, that ends the joint iteration
 
 
@@ -48,7 +48,6 @@ def solve_ball(
     base: Tensor | None,
     cap: float | None,
     epsilon: float,
-    start: Numbers | None = None,
     overwrite: bool = False,
 ) -> Rounds:
     """min E_q[x] over KL(q‖f) ≤ ε, q ≤ cap·f; `overwrite` lets the weights take the place of x."""
@@ -58,7 +57,7 @@ def solve_ball(
     pending = np.ones(x.shape[0], dtype=bool)
     pending[list(faces)] = False
     if epsilon > 0 and pending.any():
-        a = np.where(pending, radius_tilt(tilting, epsilon, pending, start), a)
+        a = np.where(pending, radius_tilt(tilting, epsilon, pending), a)
     tilted = tilting.tilted(a, None, overwrite)
     weights = tilted.weights
     kl, mean_x = tilted.kl + 0.0, tilted.mean_x  # + 0.0 turns −0 into 0
@@ -110,32 +109,26 @@ def solve_both(
     """min E_q[x] over KL(q‖f) ≤ ε, E_q[y] ≤ γ, q ≤ cap·f; and the least E[y] in the ball of the rounds
     where it had to be known, else NaN.
 
-    A closed gap proves an answer with β > 0 however it was found: a rough radius starts the joint iteration,
-    and the radius is solved exactly only in the rounds that this leaves.
+    A closed gap proves an answer with β > 0 however it was found: the joint iteration starts from a guess,
+    and the radius is solved for only in the rounds that this leaves.
     """
     part = _Part(x, y, base, cap, epsilon)
     if epsilon == 0 or cap is not None:  # a cap often leaves the ball slack, and kinks the equations
-        return _radius_first(part, gamma, slack, None)
-    everyone = np.ones(len(gamma), dtype=bool)
-    rough = Tilting(x, None, base, cap)
-    start = radius_tilt(rough, epsilon, everyone, passes=ROUGH_PASSES)
-    rounds, solved = _solve_jointly(part, gamma, start, ROUGH_JOINT_PASSES)
+        return _radius_first(part, gamma, slack)
+    rounds, solved = _solve_jointly(part, gamma, None, GUESSED_PASSES)
     if rounds is None:
-        return _radius_first(part, gamma, slack, start)
-    rounds.passes += rough.num_passes
+        return _radius_first(part, gamma, slack)
     least, rest = np.full_like(gamma, math.nan), np.flatnonzero(~solved)
     if len(rest):
-        others, least[rest] = _radius_first(part.rounds(rest), gamma[rest], slack[rest], start[rest])
+        others, least[rest] = _radius_first(part.rounds(rest), gamma[rest], slack[rest])
         _put(rounds, rest, others, np.arange(len(rest)))
         rounds.passes += others.passes
     return rounds, least
 
 
-def _radius_first(
-    part: "_Part", gamma: Numbers, slack: Numbers, start: Numbers | None
-) -> tuple[Rounds, Numbers]:
+def _radius_first(part: "_Part", gamma: Numbers, slack: Numbers) -> tuple[Rounds, Numbers]:
     """The same by solving for the radius alone, then again the rounds that violate E[y] ≤ γ."""
-    rounds = solve_ball(part.x, part.base, part.cap, part.epsilon, start)
+    rounds = solve_ball(part.x, part.base, part.cap, part.epsilon)
     least = np.full_like(gamma, math.nan)
     violated = row_dots(rounds.weights, part.y) > gamma + slack
     index = np.flatnonzero(violated & np.isfinite(rounds.a) & (rounds.a > 0))
@@ -184,10 +177,20 @@ class _Part:
         return None if self.base is None else self.base[r : r + 1]
 
 
-def _solve_jointly(part: _Part, gamma: Numbers, start: Numbers, passes: int) -> tuple[Rounds | None, Numbers]:
-    """KL = ε and E[y] = γ together, and for which rounds it succeeded; None if for none."""
+def _solve_jointly(
+    part: _Part, gamma: Numbers, radius: Numbers | None, passes: int
+) -> tuple[Rounds | None, Numbers]:
+    """KL = ε and E[y] = γ together, and for which rounds it succeeded; None if for none.
+
+    It starts from the a of the `radius` alone, or from a guess.
+    """
     tilting = Tilting(part.x, part.y, part.base, part.cap)
-    a, b, converged = joint_tilt(tilting, part.epsilon, gamma, start, np.zeros_like(start), passes)
+    nothing = np.zeros_like(gamma)
+    if radius is None:
+        a, b = normal_tilt(tilting.moments(nothing, nothing), part.epsilon, gamma)
+    else:
+        a, b = radius, nothing
+    a, b, converged = joint_tilt(tilting, part.epsilon, gamma, a, b, passes)
     if not converged.any():
         return None, converged
     tilted = tilting.tilted(a, b)

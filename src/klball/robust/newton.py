@@ -51,9 +51,32 @@ def _first_guess(tilting: Tilting, epsilon: float, pending: Numbers) -> Numbers:
     n = tilting.x.shape[1]
     if n >= MANY and tilting.cap is None:
         return radius_tilt(tilting.thinned(THINNING), epsilon, pending)
-    sd = np.sqrt(tilting.moments(np.zeros(len(pending))).var_x)
-    normal = math.sqrt(2 * epsilon)  # a·sd for normal scores; skewed losses need less at large radii
-    return np.where(pending, normal / (1 + normal / 2) / np.maximum(sd, 1e-150), 1.0)
+    var_x = tilting.moments(np.zeros(len(pending))).var_x
+    return np.where(pending, _normal_radius(var_x, epsilon), 1.0)
+
+
+def _normal_radius(var_x: Numbers, epsilon: float) -> Numbers:
+    """√(2ε)/sd is a for normal scores; skewed losses need less at large radii."""
+    normal = math.sqrt(2 * epsilon)
+    return normal / (1 + normal / 2) / np.maximum(np.sqrt(var_x), 1e-150)
+
+
+def normal_tilt(moments: Moments, epsilon: float, gamma: Numbers) -> tuple[Numbers, Numbers]:
+    """(a, b) near KL = ε and E[y] = γ, for a start, from the moments at (0, 0); all [rounds].
+
+    Exact for normal scores, whose tilt moves the means by −V(a, b) at KL = ½(a, b)V(a, b)ᵀ, but shortened
+    like that of the radius alone, which it is, with b = 0, where γ does not bind or is out of reach.
+    """
+    var_y = np.maximum(moments.var_y, 1e-300)
+    excess = moments.mean_y - gamma
+    left = 2 * epsilon - excess**2 / var_y
+    rest = np.maximum(moments.var_x - moments.cov_xy**2 / var_y, 1e-12 * moments.var_x)
+    a = np.sqrt(np.maximum(left, 0.0) / np.maximum(rest, 1e-300))
+    b = (excess - moments.cov_xy * a) / var_y
+    binds = (left > 0) & (b > 0)
+    shortened = 1 + math.sqrt(epsilon / 2)
+    radius = _normal_radius(moments.var_x, epsilon)
+    return np.where(binds, a / shortened, radius), np.where(binds, b / shortened, 0.0)
 
 
 def log_step(moments: Moments, a: Numbers, epsilon: float) -> Numbers:
