@@ -61,7 +61,7 @@ def solve_ball(
     tilted = tilting.tilted(a, None, overwrite)
     weights = tilted.weights
     kl, mean_x = tilted.kl + 0.0, tilted.mean_x  # + 0.0 turns −0 into 0
-    status = [_tilt_status(weights[r], base, r, cap) for r in range(len(a))]
+    status = _tilt_status(weights, base, cap)
     for r, (face, least) in faces.items():
         weights[r] = least_kl(face)
         kl[r], mean_x[r] = float(kl_divergence(weights[r], face.base)), least
@@ -89,12 +89,13 @@ def _share_of_zeros(x: Tensor) -> float:
     return 1 - int(torch.count_nonzero(x)) / len(x)
 
 
-def _tilt_status(weights: Tensor, base: Tensor | None, row: int, cap: float | None) -> str:
+def _tilt_status(weights: Tensor, base: Tensor | None, cap: float | None) -> list[str]:
+    """Of every round: whether some weight sits at the cap."""
     if cap is None:
-        return "optimal"
-    own = 1 / len(weights) if base is None else base[row]
-    at_cap = (weights >= cap * own * (1 - 1e-12)) & (weights > 0)
-    return "capped" if bool(at_cap.any()) else "optimal"
+        return ["optimal"] * len(weights)
+    own = 1 / weights.shape[1] if base is None else base
+    at_cap = ((weights >= cap * own * (1 - 1e-12)) & (weights > 0)).any(dim=1)
+    return ["capped" if capped else "optimal" for capped in at_cap.tolist()]
 
 
 def solve_both(
@@ -201,7 +202,7 @@ def _solve_jointly(
 
 
 def _as_rounds(part: _Part, tilted: Tilted, a: Numbers, b: Numbers, passes: int) -> Rounds:
-    status = [_tilt_status(tilted.weights[r], part.base, r, part.cap) for r in range(len(a))]
+    status = _tilt_status(tilted.weights, part.base, part.cap)
     return Rounds(a, b / a, tilted.weights, tilted.mu, tilted.kl, tilted.mean_x, status, passes)
 
 

@@ -64,8 +64,8 @@ def _normal_radius(var_x: Numbers, epsilon: float) -> Numbers:
 def normal_tilt(moments: Moments, epsilon: float, gamma: Numbers) -> tuple[Numbers, Numbers]:
     """(a, b) near KL = ε and E[y] = γ, for a start, from the moments at (0, 0); all [rounds].
 
-    Exact for normal scores, whose tilt moves the means by −V(a, b) at KL = ½(a, b)V(a, b)ᵀ, but shortened
-    like that of the radius alone, which it is, with b = 0, where γ does not bind or is out of reach.
+    Exact for normal scores, whose tilt moves the means by −V(a, b) at KL = ½(a, b)V(a, b)ᵀ, but shortened,
+    since skewed losses need less at large radii. Where γ does not bind or is out of reach, b = 0.
     """
     var_y = np.maximum(moments.var_y, 1e-300)
     excess = moments.mean_y - gamma
@@ -74,7 +74,7 @@ def normal_tilt(moments: Moments, epsilon: float, gamma: Numbers) -> tuple[Numbe
     a = np.sqrt(np.maximum(left, 0.0) / np.maximum(rest, 1e-300))
     b = (excess - moments.cov_xy * a) / var_y
     binds = (left > 0) & (b > 0)
-    shortened = 1 + math.sqrt(epsilon / 2)
+    shortened = 1 + math.sqrt(epsilon / 8)
     radius = _normal_radius(moments.var_x, epsilon)
     return np.where(binds, a / shortened, radius), np.where(binds, b / shortened, 0.0)
 

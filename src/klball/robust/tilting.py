@@ -163,20 +163,20 @@ class Tilting:
         """
 
         def sums_of(rows: slice, x: Numbers, y: Numbers | None, base: Numbers | None, space: Numbers) -> Any:
-            w = _block_exponents(space, x, y, a[rows], None if b is None else b[rows])
-            top = np.zeros(len(w))
+            half = _block_exponents(space, x, y, a[rows] / 2, None if b is None else b[rows] / 2)
+            top = np.zeros(len(half))
             if b is not None and _far(a[rows], b[rows]):
-                top = w.max(axis=1)
-                w -= top[:, None]
-            np.exp2(w, out=w)
+                top = 2 * half.max(axis=1)
+                half -= top[:, None] / 2
+            np.exp2(half, out=half)
             if base is not None:
-                w *= base
-            np.multiply(w, x, out=space[1])
+                half *= np.sqrt(base)
+            np.multiply(half, x, out=space[1])
             if b is None or y is None:
-                return [w.sum(axis=1), *block_dots(space, x)], top
-            np.multiply(w, y, out=space[2])
-            mixed = block_dots(space, y)
-            return [w.sum(axis=1), *block_dots(space[:2], x), *mixed], top
+                return [*block_dots(space, half), block_dots(space[1], space[1])], top
+            np.multiply(half, y, out=space[2])
+            parts = [*block_dots(space[:2], half), block_dots(space[1], space[1])]
+            return [*parts, *block_dots(space, space[2])], top
 
         buffers = 2 if b is None else 3
         found, tops = zip(*each_block(sums_of, self.x, self.y, self.base, buffers=buffers), strict=True)
@@ -235,7 +235,7 @@ def _far(a: Numbers, b: Numbers) -> bool:
 def _block_exponents(space: Numbers, x: Numbers, y: Numbers | None, a: Numbers, b: Numbers | None) -> Numbers:
     """(−ax − by)·log2 e of one block, in `space[0]`; `space[1]` is overwritten too."""
     w = np.multiply(x, -LOG2_E * a[:, None], out=space[0])
-    if b is not None and y is not None:
+    if b is not None and y is not None and b.any():
         w += np.multiply(y, -LOG2_E * b[:, None], out=space[1])
     return w
 
