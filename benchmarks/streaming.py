@@ -25,6 +25,7 @@ from table import Row, row, table
 
 COLUMNS = ["log_likelihood", "certainty"]
 ROW_GROUP = 1 << 20
+LARGEST = 10**8
 EPSILON, GAMMA = 0.05, 15.1  # without γ, E_Q[C] is about 15.25: γ binds
 
 PEAK = """
@@ -89,7 +90,8 @@ def solving(path: Path, rows: int, repeats: int, threads: int) -> list[Row]:
         label = f"{rows:.0e} rows, {case}"
         for name, seconds in (("wall", wall), ("CPU", cpu)):
             ratio = seconds[:, 2 + k] / seconds[:, :2].min(axis=1)
-            rows_out.append(row("streaming", label, f"{name} time / reading the columns", ratio, "≤ 4"))
+            target = "≤ 4" if rows == LARGEST and name == "wall" else ""
+            rows_out.append(row("streaming", label, f"{name} time / reading the columns", ratio, target))
         rows_out.append(row("streaming", label, "full passes", [passes[k]], "≤ 3"))
     return rows_out
 
@@ -105,7 +107,7 @@ def measure(quick: bool) -> list[Row]:
     """1e6, 1e7 and 1e8 rows; `quick` leaves the last out."""
     threads = torch.get_num_threads()
     rows_out, nothing = [], peak("")
-    for rows, repeats in ((10**6, 7), (10**7, 5)) if quick else ((10**6, 7), (10**7, 5), (10**8, 3)):
+    for rows, repeats in ((10**6, 7), (10**7, 5)) if quick else ((10**6, 7), (10**7, 5), (LARGEST, 3)):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "scores.parquet"
             write_scores(path, rows)

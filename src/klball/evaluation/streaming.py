@@ -16,7 +16,7 @@ from klball.robust.streaming import StreamedSolution
 from klball.robust.streaming_sums import Chunk
 
 G, C = "log_likelihood", "certainty"
-BATCH = 1 << 15  # rows decoded at once
+BATCH = 1 << 17  # rows decoded at once
 BUFFER = 1 << 20  # bytes of a column read at once, however large its row groups are
 
 

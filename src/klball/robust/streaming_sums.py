@@ -21,7 +21,11 @@ from klball.robust.tilting import LOG2_E, Numbers
 Chunk = tuple[np.ndarray, np.ndarray | None]  # g and C of some rows, float32 or float64
 Part = Callable[[], Iterable[Chunk]]  # a share of the data, read anew at every call
 
-ROWS, COLUMNS = 4, 8_192  # a block that stays in a core's cache; BLAS starts threads for longer dot products
+ROWS, COLUMNS = (
+    16,
+    8_192,
+)  # of a block; threads wait for the interpreter's lock if blocks are shorter, and BLAS
+# starts threads of its own for longer dot products
 
 
 class Sums(NamedTuple):
