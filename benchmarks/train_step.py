@@ -102,7 +102,7 @@ def step_times(size: str, vocabulary: int, packing: bool, seconds: float) -> lis
     for k, (name, arm) in enumerate(arms.items(), start=1):
         # PSFT scores seven steps' batches at the first of every eight
         block = 8 if arm.get("objective") == "psft" else 1
-        target = TARGET if name in ROBUST else ""
+        target = TARGET if name in ROBUST and vocabulary > VOCABULARIES[0] else ""
         for measure, column, wanted in ((CLOCK, 0, target), (CPU, 1, "")):
             pair = times[:, k, column], times[:, 0, column]
             rows.append(
