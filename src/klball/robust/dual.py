@@ -189,7 +189,7 @@ def _solve_together(problem: _Problem) -> DualSolution:
     else:
         y, c_min, c_range = _standardised(c, base)
         target = (gamma - c_min) / c_range
-        slack = SLACK + 4e-16 * c.abs().amax(dim=1).numpy() / c_range
+        slack = SLACK + 4e-16 * np.maximum(np.abs(c_min), np.abs(c_min + c_range)) / c_range
         rounds, least = solve_both(x, y, base, problem.cap, problem.epsilon, target, slack)
         gamma_min = c_min + c_range * least
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -221,16 +221,14 @@ def _dual_value(
     problem: _Problem, rounds: Rounds, lambda_: Numbers, beta: Numbers, mu: Numbers, worst: Numbers
 ) -> Numbers:
     """h(λ, β) of every round; where λ or β is infinite h reaches the primal value in the limit."""
-    dual = worst.copy()
-    for r, status in enumerate(rounds.status):
-        penalty = float(beta[r]) * problem.gamma if problem.gamma is not None and beta[r] > 0 else 0.0
-        if status == "infeasible" or math.isinf(lambda_[r]) or math.isinf(beta[r]):
-            continue
-        if lambda_[r] == 0:
-            dual[r] = _least_mean(problem, float(beta[r]), r) - penalty
-            continue
-        dual[r] = mu[r] - lambda_[r] * problem.epsilon - penalty
-        if problem.cap is not None:
+    ordinary = np.isfinite(lambda_) & np.isfinite(beta) & (lambda_ > 0)
+    with np.errstate(invalid="ignore"):  # an infinite or missing multiplier: not ordinary
+        penalty = np.where(beta > 0, beta * (problem.gamma or 0.0), 0.0)
+        dual = np.where(ordinary, mu - lambda_ * problem.epsilon - penalty, worst)
+    for r in np.flatnonzero((lambda_ == 0) & np.isfinite(beta)).tolist():
+        dual[r] = _least_mean(problem, float(beta[r]), r) - penalty[r]
+    if problem.cap is not None:
+        for r in np.flatnonzero(ordinary).tolist():
             over = mu[r] - _penalised(problem, float(beta[r]), r) - lambda_[r] * math.log(problem.cap)
             dual[r] -= problem.cap * float(base_row(problem.base, problem.g, r) @ over.clamp(min=0))
     return dual
