@@ -171,19 +171,20 @@ def high_water(device: str, reset: bool = False) -> float:
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
 
 
-def memory(device: str, vocabulary: int, peers: Sequence[str]) -> list[Row]:
+def memory(device: str, vocabulary: int, peers: Sequence[str], repeats: int) -> list[Row]:
     """Peak memory over that of each peer: what scoring adds to a process with the model, and in all."""
     total, added = {}, {}
     for method in ("ours", *peers):
-        total[method], added[method] = peak(method, vocabulary, device)
+        peaks = np.array([peak(method, vocabulary, device) for _ in range(repeats)])
+        total[method], added[method] = peaks.T
     case = f"{device}, V = {vocabulary:,}, word-problems"
     targets = {"naive": "≤ 0.1"} if vocabulary == max(VOCABULARIES) else {}
-    rows = [row("scoring", case, "memory that scoring adds, MiB", [added["ours"]])]
+    rows = [row("scoring", case, "memory that scoring adds, MiB", added["ours"])]
     for peer in peers:
         ratio = added["ours"] / added[peer]
         measured, target = f"memory that scoring adds, {PEERS[peer]} = 1", targets.get(peer, "")
-        rows.append(row("scoring", case, measured, [ratio], target))
-        rows.append(row("scoring", case, f"peak memory, {PEERS[peer]} = 1", [total["ours"] / total[peer]]))
+        rows.append(row("scoring", case, measured, ratio, target))
+        rows.append(row("scoring", case, f"peak memory, {PEERS[peer]} = 1", total["ours"] / total[peer]))
     return rows
 
 
@@ -209,7 +210,7 @@ def measure(quick: bool) -> list[Row]:
         for vocabulary in VOCABULARIES[:1] if quick else VOCABULARIES:
             for case, data in cases.items():
                 rows += speed(device, vocabulary, case, data, repeats)
-            rows += memory(device, vocabulary, ["naive"] if quick else ["naive", "harness"])
+            rows += memory(device, vocabulary, ["naive"] if quick else ["naive", "harness"], repeats)
     return rows
 
 

@@ -117,9 +117,10 @@ def _one_tile(hidden: Tensor, head: LMHead, labels: Tensor) -> tuple[Tensor, Ten
         exponentials = (z - new_top[:, None]).exp_()
         rescale = 0.0 if start == 0 else (top - new_top).exp()
         total = total * rescale + exponentials.sum(-1)
-        weighted = weighted * rescale + torch.linalg.vecdot(exponentials, z)
+        weighted = weighted * rescale + exponentials.mul_(z).sum(-1)
         plain = plain + z.sum(-1)
         top = new_top
+        del z, exponentials  # before there is room for the next tile
     log_z = top + total.log()
     log_prob = head.label_logits(hidden, labels) - log_z
     certainty = log_z - plain / size - math.log(size)
