@@ -253,6 +253,10 @@ def scores(tmp_path):
 def test_a_folder_of_tables_and_its_top_weighted_samples(scores):
     folder, g, c = scores
     exact = solve_dual(g, c, epsilon=0.3, gamma=14.9)
+    (folder / "run.json").write_text("{}")
+    unfinished = folder / "c.parquet.parts-0123"
+    unfinished.mkdir()
+    write_scores(unfinished / "part-0.parquet", g, c)
     parts = stream_scores(folder)
     assert len(parts) == 15
     streamed = solve_dual_streamed(parts, epsilon=0.3, gamma=14.9)
@@ -288,8 +292,14 @@ def test_tables_that_cannot_be_streamed(scores, tmp_path):
     with pytest.raises(ValueError, match="lacks certainty"):
         stream_scores(str(tmp_path / "c.txt"))
     assert stream_scores(str(tmp_path / "c.txt"), certainty=False)[0].num_rows == len(g)
-    with pytest.raises(ValueError, match="not readable"):
+    with pytest.raises(ValueError, match=r"there is no .*none\.parquet"):
         stream_scores(tmp_path / "none.parquet")
+    (tmp_path / "e.parquet").write_text("text")
+    with pytest.raises(ValueError, match="not readable"):
+        stream_scores(tmp_path / "e.parquet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no \.parquet files"):
+        stream_scores(tmp_path / "empty")
     with pytest.raises(SystemExit) as stopped:
         cli.main(["solve", "--scores", str(folder), "--streamed", "true", "--max_weight", "3"])
     assert stopped.value.code == 2

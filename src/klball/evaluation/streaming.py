@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch.distributed
 
@@ -49,7 +48,7 @@ class RowGroup:
 def stream_scores(
     scores: str | Path | Sequence[str], *, certainty: bool = True, sharded: bool = False
 ) -> list[RowGroup]:
-    """The parts of a score table for `solve_dual_streamed`: a Parquet file, a folder of them, or a list.
+    """The parts of a score table for `solve_dual_streamed`: a Parquet file, a folder with some, or a list.
 
     Only log_likelihood and, with `certainty`, that column are read. Rows without a log-likelihood
     (truncated to nothing) are left out. `sharded`: this process's share of the row groups.
@@ -58,7 +57,7 @@ def stream_scores(
     columns = (G, C) if certainty else (G,)
     parts = []
     try:
-        for path in ds.dataset(scores, format="parquet").files:
+        for path in _files(scores):
             metadata = pq.read_metadata(path)
             _check_columns(path, metadata.schema.to_arrow_schema(), columns)
             parts += [RowGroup(path, index, metadata, columns) for index in range(metadata.num_row_groups)]
@@ -67,6 +66,21 @@ def stream_scores(
     if sharded:
         return parts[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
     return parts
+
+
+def _files(scores: str | Path | Sequence[str]) -> list[str]:
+    """A folder stands for its .parquet files, at any depth, but for the parts of tables still being written."""
+    if not isinstance(scores, str | Path):
+        return list(scores)
+    if not Path(scores).exists():
+        raise ValueError(f"there is no {scores}")
+    if not Path(scores).is_dir():
+        return [str(scores)]
+    found = (path.relative_to(scores) for path in Path(scores).rglob("*.parquet"))
+    whole = sorted(path for path in found if not any(".parts-" in name for name in path.parts))
+    if not whole:
+        raise ValueError(f"{scores} has no .parquet files")
+    return [str(Path(scores) / path) for path in whole]
 
 
 def top_weighted(parts: Sequence[RowGroup], solution: StreamedSolution, count: int) -> list[dict[str, Any]]:
