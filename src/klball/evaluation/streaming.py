@@ -69,7 +69,7 @@ def stream_scores(
 
 
 def _files(scores: str | Path | Sequence[str]) -> list[str]:
-    """A folder stands for its .parquet files, at any depth, but for the parts of tables still being written."""
+    """A folder stands for its .parquet files, at any depth, without the parts of tables being written."""
     if not isinstance(scores, str | Path):
         return list(scores)
     if not Path(scores).exists():

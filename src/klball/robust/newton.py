@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from klball.robust.blocks import row_means
 from klball.robust.tilting import Moments, Numbers, Tilting
 
 LONGEST_STEP = 1.5  # in log a
@@ -51,8 +52,8 @@ def _first_guess(tilting: Tilting, epsilon: float, pending: Numbers) -> Numbers:
     n = tilting.x.shape[1]
     if n >= MANY and tilting.cap is None:
         return radius_tilt(tilting.thinned(THINNING), epsilon, pending)
-    var_x = tilting.moments(np.zeros(len(pending))).var_x
-    return np.where(pending, _normal_radius(var_x, epsilon), 1.0)
+    mean, square = (row_means(values, tilting.base) for values in (tilting.x, tilting.x.square()))
+    return np.where(pending, _normal_radius(np.maximum(square - mean**2, 0.0), epsilon), 1.0)
 
 
 def _normal_radius(var_x: Numbers, epsilon: float) -> Numbers:
