@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax, xlogy
 
 from klball import InfeasibleError, robust_profile, solve_dual
 from klball.robust.faces import vertex
+from klball.robust.tilting import Tilting
 
 RADII = (0.01, 0.05, 0.5, 1.0, 2.0, 5.0)
 
@@ -373,3 +375,20 @@ def test_cap_on_certainty_that_binds_inside_the_ball_only():
         s = solve_dual(g, c, epsilon=0.6, gamma=gamma)
         optimum = conic_optimum(g, c, np.full(12, 1 / 12), 0.6, gamma, None).value
         assert s.worst_case == pytest.approx(optimum, abs=1e-6) and s.gap <= 1e-10
+
+
+@pytest.mark.parametrize("tilt", [3.0, 2_000.0])  # at the second, every exponential alone is out of range
+def test_moments_at_any_tilt(tilt):
+    rng = np.random.default_rng(0)
+    x, y = rng.random((2, 50)), 0.5 + rng.random((2, 50)) / 2
+    x[:, 0] = 0.0
+    a, b = np.full(2, tilt), np.full(2, tilt)
+    exponents = -a[:, None] * x - b[:, None] * y
+    q = softmax(exponents, axis=1)
+    tilting = Tilting(torch.from_numpy(x), torch.from_numpy(y), None, None)
+    moments, tilted = tilting.moments(a, b), tilting.tilted(a, b)
+    assert moments.mean_x == pytest.approx((q * x).sum(1))
+    assert moments.mean_y == pytest.approx((q * y).sum(1))
+    assert moments.kl == pytest.approx((xlogy(q, q) + q * np.log(50)).sum(1))
+    assert tilted.weights.numpy() == pytest.approx(q)
+    assert tilted.kl == pytest.approx(moments.kl)
