@@ -241,6 +241,11 @@ def test_truncated_rows_are_marked_and_empty_ones_null(model, tokenizer, dataset
     assert 0 in table["num_tokens"]
 
 
+def test_rows_of_one_token_have_no_scores(model, tokenizer, dataset):
+    table = klball.score(model, tokenizer, dataset.select(range(3)), max_length=1)
+    assert table["log_likelihood"] == [None] * 3 and table["num_tokens"] == [0] * 3
+
+
 def test_adapter_and_unusual_head(model, tokenizer, dataset, tmp_path, caplog):
     torch.manual_seed(0)
     lora = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
@@ -314,9 +319,8 @@ def test_tokens_and_labels_equal_those_of_trl(row, tokenizer, tmp_path):
     assert trainer.train_dataset[0]["labels"] == ours["labels"]
 
 
-def test_weights_tell_models_apart_whatever_the_number_of_threads(model, monkeypatch):
+def test_weights_tell_models_apart_whatever_the_number_of_threads(model):
     before = _weights_hash(model)
-    monkeypatch.setattr(tables, "NUMBERS_PER_SUM", 1_000)
     torch.set_num_threads(2)
     try:
         assert _weights_hash(model) == before
@@ -326,6 +330,18 @@ def test_weights_tell_models_apart_whatever_the_number_of_threads(model, monkeyp
     with torch.no_grad():
         next(other.parameters()).view(-1)[3] += 1e-6
     assert _weights_hash(other) != before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changed", range(7))
+def test_every_weight_counts_in_the_hash_of_an_odd_number_of_them(dtype, changed):
+    numbers = torch.arange(8, dtype=dtype)
+    module = torch.nn.ParameterDict({"p": torch.nn.Parameter(numbers[1:])})  # not at a whole word
+    aligned = torch.nn.ParameterDict({"p": torch.nn.Parameter(numbers[1:].clone())})
+    before = _weights_hash(module)
+    assert before == _weights_hash(aligned)
+    numbers[1 + changed] *= 1.01
+    assert before != _weights_hash(module)
 
 
 def test_bad_rows_are_refused(tokenizer, tmp_path):

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 TOKENS_PER_BATCH = 8_192
 TOKENS_PER_DISTRIBUTION = 64
-PROBE_TOKENS = 16  # their logits are held whole, several times over
+PROBE_TOKENS = 4  # their logits are held whole, several times over
 TOKENS = "token_log_probs"
 SCORE_COLUMNS = ("log_likelihood", "certainty", "entropy", "sum_log_prob", "num_tokens")
 
@@ -66,13 +66,16 @@ class Scorer:
                 states = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         else:
             states = self._hidden(ids, mask)
-        for tile in states[:, :-1][answered].split(TOKENS_PER_DISTRIBUTION):
+        for tile in states[answered].split(TOKENS_PER_DISTRIBUTION):
             logits = tile if self.head is None else self.head.logits(tile)
             yield logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
     def _collated(self, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
-        """input_ids (B, L), attention mask (B, L), targets (B, L−1), on the model's device."""
-        length = max(len(row["input_ids"]) for row in rows)
+        """input_ids, attention mask and targets, each (B, L−1), on the model's device.
+
+        A row's last token is a target only.
+        """
+        length = max(2, *(len(row["input_ids"]) for row in rows))
         ids = torch.zeros(len(rows), length, dtype=torch.long)
         labels = torch.full((len(rows), length), IGNORED)
         mask = torch.zeros(len(rows), length, dtype=torch.long)
@@ -81,16 +84,16 @@ class Scorer:
             ids[i, :n] = torch.tensor(row["input_ids"])
             labels[i, :n] = torch.tensor(row["labels"])
             mask[i, :n] = 1
-        return ids.to(self.device), mask.to(self.device), labels[:, 1:].to(self.device)
+        return ids[:, :-1].to(self.device), mask[:, :-1].to(self.device), labels[:, 1:].to(self.device)
 
     def _token_scores(self, ids: Tensor, mask: Tensor, targets: Tensor, answered: Tensor) -> TokenScores:
         labels = targets[answered]
         if self.head is None:
             with self.autocast():
                 logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            return scores_from_logits(logits[:, :-1][answered], labels)
+            return scores_from_logits(logits[answered], labels)
         hidden = self._hidden(ids, mask)
-        return token_scores(hidden[:, :-1][answered].to(self.head.weight.device), self.head, labels)
+        return token_scores(hidden[answered].to(self.head.weight.device), self.head, labels)
 
     def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         backbone = self.causal_lm.base_model

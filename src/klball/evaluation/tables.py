@@ -41,9 +41,9 @@ SCHEMA = pa.schema(
     ]
 )
 TOKENS_FIELD = pa.field(TOKENS, pa.list_(pa.float32()))
-INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
-NUMBERS_PER_SUM = 2**20  # numbers widened to int64 at a time when weights are hashed
+WORD = 8  # bytes
 LIBRARIES = ("klball", "torch", "transformers", "tokenizers", "datasets", "peft")
+VERSIONS = {library: version(library) for library in LIBRARIES}
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
@@ -161,26 +161,24 @@ def provenance(
         "rows": len(encoded),
         "max_length": max_length,
         "tokens_per_batch": tokens_per_batch,
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "libraries": VERSIONS,
     }
 
 
 def _weights_hash(model: torch.nn.Module) -> str:
     """A hash of every parameter's name, shape, and sums of its bits: enough to tell models apart.
 
-    Sums of integers are exact: sums of floats would depend on the number of threads.
+    Sums of integers are exact modulo 2^64: sums of floats would depend on the number of threads.
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        bits = parameter.detach().contiguous().view(INTEGERS[parameter.element_size()]).flatten()
-        sums = [_exact_sum(part) for part in (bits, bits[::2], bits[::3])]
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}{sums}".encode())
+        raw = parameter.detach().contiguous().flatten().view(torch.uint8)
+        if raw.storage_offset() % WORD:
+            raw = raw.clone()  # a view as words must begin at a whole word
+        words, rest = raw[: len(raw) // WORD * WORD].view(torch.int64), raw[len(raw) // WORD * WORD :]
+        sums = [int(part.sum()) for part in (words, words[::2], words[::3])]
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}{sums}{rest.tolist()}".encode())
     return digest.hexdigest()[:16]
-
-
-def _exact_sum(bits: torch.Tensor) -> int:
-    """In pieces, since PyTorch widens the whole of what it sums: twice the memory of a float32 weight."""
-    return sum(int(piece.sum(dtype=torch.int64)) for piece in bits.split(NUMBERS_PER_SUM))
 
 
 def _hash(text: str) -> str:
