@@ -108,10 +108,14 @@ class _Solver:
             return self._point_mass()
         if guess is None:
             self._check_feasible()
-        if found := self._by_model(at):
+        passes = [at]
+        if found := self._by_model(passes):
             return found
         self._check_feasible()
-        if found := self._by_newton(at):
+        nearest = min(
+            passes, key=lambda at: abs(math.log(max(float(at.moments.kl[0]), 1e-300) / self.epsilon))
+        )
+        if found := self._by_newton(nearest):
             return found
         raise ValueError(
             "the worst case has β > 0 where λ is 0 or infinite, or too near to that for streaming: "
@@ -145,12 +149,13 @@ class _Solver:
         self.survey = sums
         self.loose = math.log(sums.rows / sums.ties) <= self.epsilon + 1e-14
 
-    def _by_model(self, at: At) -> StreamedSolution | None:
-        """Passes until the model is exact where it solves the problem."""
+    def _by_model(self, passes: list[At]) -> StreamedSolution | None:
+        """More `passes` until the model is exact where it solves the problem."""
         sample = self.data.sampled()
+        best = math.inf
         for _ in range(MODEL_PASSES):
-            model = Model(sample, at)
-            found = self._stationary(model, at, self.epsilon)
+            model = Model(sample, passes[-1])
+            found = self._stationary(model, passes[-1], self.epsilon)
             if found is None:
                 return None
             moments = model.moments(np.array([found[0]]), np.array([found[1]]))
@@ -158,7 +163,10 @@ class _Solver:
             solution = self._solution(*found, moments, error)
             if solution.gap <= CLOSED:
                 return replace(solution, ess=model.ess(*found, float(log_z_at(moments, *found)[0])))
-            at = self.data.at(*towards(at, *found))
+            if not error < best / 4:  # a sample that knows nothing of a tail
+                return None
+            best = error
+            passes.append(self.data.at(*towards(passes[-1], *found)))
         return None
 
     def _by_newton(self, at: At) -> StreamedSolution | None:
