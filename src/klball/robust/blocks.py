@@ -136,14 +136,19 @@ def pieces(block: Numbers) -> Numbers:
 
 
 def block_dots(left: Numbers, right: Numbers) -> Numbers:
-    """Σ_i left·right of every row of a block; leading dimensions broadcast."""
-    dots = np.vecdot(pieces(left), pieces(right))
-    return dots if right.shape[-1] <= PIECE else dots.sum(axis=-1, keepdims=True)
+    """Σ_i left·right of every row of a block [rows, n]."""
+    if left.shape[-1] <= PIECE:
+        return np.vecdot(left, right)  # the fastest, but it holds the interpreter's lock
+    return np.einsum("ij,ij->i", pieces(left), pieces(right)).sum(keepdims=True)
 
 
 def row_extremes(x: Tensor) -> tuple[Numbers, Numbers]:
-    """The smallest and the largest of every row, [rounds]."""
-    return _chunked(np.min, x).min(axis=1), _chunked(np.max, x).max(axis=1)
+    """The smallest and the largest of every row, [rounds]; NaN where one is NaN."""
+    least, most = np.full(len(x), math.inf), np.full(len(x), -math.inf)
+    found = each_block(lambda rows, block: (block.min(axis=1), block.max(axis=1)), x)
+    for rows, (low, high) in zip(block_rows((x.shape[0], x.shape[1])), found, strict=True):
+        least[rows], most[rows] = np.minimum(least[rows], low), np.maximum(most[rows], high)
+    return least, most
 
 
 def row_sums(x: Tensor) -> Numbers:
@@ -161,12 +166,12 @@ def row_means(x: Tensor, base: Tensor | None) -> Numbers:
     return row_sums(x) / x.shape[1] if base is None else row_dots(x, base)
 
 
-def _dots(left: Numbers, right: Numbers, axis: int) -> Any:
-    if left.shape[1] <= PIECE:
-        return np.vecdot(left, right)
-    whole = left.shape[1] // PIECE * PIECE
-    pieces = np.vecdot(left[0, :whole].reshape(-1, PIECE), right[0, :whole].reshape(-1, PIECE)).sum()
-    return np.array([pieces + left[0, whole:] @ right[0, whole:]])
+def _dots(left: Numbers, right: Numbers, axis: int) -> Numbers:
+    n = left.shape[1]
+    if n <= PIECE:
+        return block_dots(left, right)
+    whole = slice(None, n // PIECE * PIECE), slice(n // PIECE * PIECE, None)
+    return sum(block_dots(left[:, part], right[:, part]) for part in whole)
 
 
 def _chunked(reduce: Callable[..., Numbers], *arrays: Tensor) -> Numbers:

@@ -27,6 +27,9 @@ from klball.robust.blocks import (
     row_dots,
 )
 
+NEAR = 1e-5  # a change of tilt: cubed, nothing
+NORMALISED = 1e-14  # how closely weights sum to one
+RUN = 8  # samples of a cache line, which are read together or not at all
 LARGEST = 900  # an exponent of 2 that leaves sums in range
 LOG2_E = 1 / math.log(2)  # e^t = 2^(t·log2 e), and exp2 needs a third of the time of torch.exp
 
@@ -53,6 +56,23 @@ class Tilted:
     mean_x: Numbers
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What a pass at the tilts (a, b) found."""
+
+    a: Numbers
+    b: Numbers
+    log_z: Numbers
+    moments: Moments
+
+    def log_z_near(self, a: Numbers, b: Numbers) -> tuple[Numbers, Numbers]:
+        """log Z to second order, and where that is exact because the tilt has hardly changed."""
+        m, da, db = self.moments, a - self.a, b - self.b
+        first = -m.mean_x * da - m.mean_y * db
+        second = m.var_x * da**2 / 2 + m.cov_xy * da * db + m.var_y * db**2 / 2
+        return self.log_z + first + second, np.abs(da) + np.abs(db) < NEAR  # x and y lie in [0, 1]
+
+
 class Tilting:
     """Data x ≥ 0 and y ≥ 0 of shape [rounds, n] with base weights f, ready to be tilted.
 
@@ -62,11 +82,12 @@ class Tilting:
     def __init__(self, x: Tensor, y: Tensor | None, base: Tensor | None, cap: float | None):
         self.x, self.y, self.base, self.cap = x, y, base, cap
         self.num_passes = 0
+        self._known: _Known | None = None
 
     def thinned(self, stride: int) -> "Tilting":
-        """Every `stride`-th sample, for a first guess at a fraction of the cost."""
-        x = self.x[:, ::stride].contiguous()
-        base = torch.ones_like(x) if self.base is None else self.base[:, ::stride].contiguous()
+        """One in `stride` samples, for a first guess at a fraction of the cost."""
+        x = _one_in(self.x, stride)
+        base = torch.ones_like(x) if self.base is None else _one_in(self.base, stride)
         base /= base.sum(dim=1, keepdim=True)
         # min x = 0 decides large tilts: it has to be there, but with no more than its own weight
         x[:, 0], base[:, 0] = 0.0, 1 / self.x.shape[1]
@@ -87,20 +108,20 @@ class Tilting:
             return self._capped_moments(a, b)
         sums, shift = self._sums(a, b)
         z, (mean_x, xx, *rest) = sums[:, 0], (sums[:, 1:] / sums[:, :1]).T
-        kl = -np.log(z) - shift / LOG2_E - a * mean_x
-        var_x = np.maximum(xx - mean_x**2, 0.0)
-        if b is None:
-            none = np.zeros_like(a)
-            return Moments(np.maximum(kl, 0.0), mean_x, none, var_x, none, none)
-        mean_y, xy, yy = rest
-        return Moments(
-            kl=np.maximum(kl - b * mean_y, 0.0),
+        log_z = np.log(z) + shift / LOG2_E
+        none = np.zeros_like(a)
+        mean_y, xy, yy = rest if b is not None else (none, none, none)
+        b = none if b is None else b
+        moments = Moments(
+            kl=np.maximum(-log_z - a * mean_x - b * mean_y, 0.0),
             mean_x=mean_x,
             mean_y=mean_y,
-            var_x=var_x,
+            var_x=np.maximum(xx - mean_x**2, 0.0),
             cov_xy=xy - mean_x * mean_y,
             var_y=np.maximum(yy - mean_y**2, 0.0),
         )
+        self._known = _Known(a, b, log_z, moments)
+        return moments
 
     def tilted(self, a: Numbers, b: Numbers | None, overwrite: bool = False) -> Tilted:
         """The weights themselves; `overwrite` puts them where x was, to spare the memory."""
@@ -108,14 +129,14 @@ class Tilting:
         if self.cap is not None:
             return self._capped(a, b)
         out = self.x if overwrite else empty_like(self.x)
-        shift = self._largest_exponents(a, b)
+        log_z = self._guessed_log_z(a, b)
+        offset = -LOG2_E * log_z - (math.log2(self.x.shape[1]) if self.base is None else 0.0)
 
         def tilt(
             rows: slice, x: Numbers, y: Numbers | None, base: Numbers | None, q: Numbers, space: Numbers
-        ):
+        ) -> list[Numbers]:
             w = _block_exponents(space, x, y, a[rows], None if b is None else b[rows])
-            if b is not None:
-                w -= shift[rows, None]
+            w += offset[rows, None]
             np.exp2(w, out=w)
             if base is not None:
                 w *= base
@@ -127,17 +148,24 @@ class Tilting:
 
         found = each_block(tilt, self.x, self.y, self.base, out, buffers=2)
         sums = _added(self._rows(), found, np.zeros((len(a), 3)))
-        each_block(lambda rows, q: np.multiply(q, 1 / sums[rows, :1], out=q), out)
+        if (np.abs(sums[:, 0] - 1) > NORMALISED).any():
+            each_block(lambda rows, q: np.multiply(q, 1 / sums[rows, :1], out=q), out)
         mean_x, mean_y = sums[:, 1] / sums[:, 0], sums[:, 2] / sums[:, 0]
-        z = sums[:, 0] / self.x.shape[1] if self.base is None else sums[:, 0]
-        mu = -np.log(z) - shift / LOG2_E
+        mu = -log_z - np.log(sums[:, 0])
         kl = mu - a * mean_x - (0.0 if b is None else b * mean_y)
         return Tilted(out, mu, np.maximum(kl, 0.0), mean_x)
 
-    def _largest_exponents(self, a: Numbers, b: Numbers | None) -> Numbers:
-        """max −ax − by of every round, in units of log 2, or 0 where no exponent is out of range."""
-        if b is None or not _far(a, b):
-            return np.zeros_like(a)  # without b, min x = 0
+    def _guessed_log_z(self, a: Numbers, b: Numbers | None) -> Numbers:
+        """log Z, exact near the tilts of the last pass, elsewhere such that the weights are in range."""
+        guess, near = np.zeros_like(a), np.zeros(len(a), dtype=bool)
+        if self._known is not None:
+            guess, near = self._known.log_z_near(a, np.zeros_like(a) if b is None else b)
+        if near.all() or b is None or not _far(a, b):
+            return np.where(near, guess, 0.0)  # without b, min x = 0
+        return np.where(near, guess, self._largest_exponents(a, b) / LOG2_E)
+
+    def _largest_exponents(self, a: Numbers, b: Numbers) -> Numbers:
+        """max −ax − by of every round, in units of log 2."""
 
         def largest(rows: slice, x: Numbers, y: Numbers | None, space: Numbers) -> Numbers:
             return _block_exponents(space, x, y, a[rows], b[rows]).max(axis=1)
@@ -163,23 +191,22 @@ class Tilting:
         """
 
         def sums_of(rows: slice, x: Numbers, y: Numbers | None, base: Numbers | None, space: Numbers) -> Any:
-            half = _block_exponents(space, x, y, a[rows] / 2, None if b is None else b[rows] / 2)
-            top = np.zeros(len(half))
+            w = _block_exponents(space, x, y, a[rows], None if b is None else b[rows])
+            top = np.zeros(len(w))
             if b is not None and _far(a[rows], b[rows]):
-                top = 2 * half.max(axis=1)
-                half -= top[:, None] / 2
-            np.exp2(half, out=half)
+                top = w.max(axis=1)
+                w -= top[:, None]
+            np.exp2(w, out=w)
             if base is not None:
-                half *= np.sqrt(base)
-            np.multiply(half, x, out=space[1])
+                w *= base
+            wx = np.multiply(w, x, out=space[1])
+            parts = [w.sum(axis=1), wx.sum(axis=1), block_dots(wx, x)]
             if b is None or y is None:
-                return [*block_dots(space, half), block_dots(space[1], space[1])], top
-            np.multiply(half, y, out=space[2])
-            parts = [*block_dots(space[:2], half), block_dots(space[1], space[1])]
-            return [*parts, *block_dots(space, space[2])], top
+                return parts, top
+            wy = np.multiply(w, y, out=w)
+            return [*parts, wy.sum(axis=1), block_dots(wx, y), block_dots(wy, y)], top
 
-        buffers = 2 if b is None else 3
-        found, tops = zip(*each_block(sums_of, self.x, self.y, self.base, buffers=buffers), strict=True)
+        found, tops = zip(*each_block(sums_of, self.x, self.y, self.base, buffers=2), strict=True)
         shift = np.zeros_like(a)
         if b is not None:
             shift[:] = -math.inf
@@ -225,6 +252,12 @@ def _added(rows: list[slice], found: Sequence[Any], sums: Numbers) -> Numbers:
     for own, parts in zip(rows, found, strict=True):
         sums[own, : len(parts)] += np.array(parts).T
     return sums
+
+
+def _one_in(values: Tensor, stride: int) -> Tensor:
+    rounds, n = values.shape
+    whole = n - n % (RUN * stride)
+    return values[:, :whole].reshape(rounds, -1, RUN * stride)[:, :, :RUN].reshape(rounds, -1)
 
 
 def _far(a: Numbers, b: Numbers) -> bool:
