@@ -142,13 +142,19 @@ def block_dots(left: Numbers, right: Numbers) -> Numbers:
     return np.einsum("ij,ij->i", pieces(left), pieces(right)).sum(keepdims=True)
 
 
-def row_extremes(x: Tensor) -> tuple[Numbers, Numbers]:
-    """The smallest and the largest of every row, [rounds]; NaN where one is NaN."""
-    least, most = np.full(len(x), math.inf), np.full(len(x), -math.inf)
-    found = each_block(lambda rows, block: (block.min(axis=1), block.max(axis=1)), x)
-    for rows, (low, high) in zip(block_rows((x.shape[0], x.shape[1])), found, strict=True):
-        least[rows], most[rows] = np.minimum(least[rows], low), np.maximum(most[rows], high)
-    return least, most
+def row_extremes(x: Tensor) -> tuple[Numbers, Numbers, Numbers]:
+    """The smallest and the largest of every row, NaN where one is NaN, and how many can be the smallest.
+
+    Only those in blocks with the same smallest can be; all [rounds].
+    """
+    least, most, ties = (np.full(len(x), start) for start in (math.inf, -math.inf, 0.0))
+    rows = block_rows((x.shape[0], x.shape[1]))
+    found = each_block(lambda _, block: (block.min(axis=1), block.max(axis=1), block.shape[1]), x)
+    for own, (low, high, _) in zip(rows, found, strict=True):
+        least[own], most[own] = np.minimum(least[own], low), np.maximum(most[own], high)
+    for own, (low, _, size) in zip(rows, found, strict=True):
+        ties[own] += np.where(low == least[own], size, 0)
+    return least, most, ties
 
 
 def row_sums(x: Tensor) -> Numbers:

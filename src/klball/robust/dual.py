@@ -16,7 +16,6 @@ from torch import Tensor
 
 from klball.robust.blocks import (
     Numbers,
-    block_rows,
     each_block,
     empty_like,
     row_dots,
@@ -95,7 +94,7 @@ def solve_dual(
     single = g.dim() == 1
     g = torch.atleast_2d(g)
     extremes = row_extremes(g)
-    _check_finite("log_likelihood", g, *extremes)
+    _check_finite("log_likelihood", g, *extremes[:2])
     c = _matching("certainty", certainty, g)
     check_parameters(epsilon, gamma, max_weight, c)
     problem = _Problem(g, extremes, c, _base(base_weights, g), float(epsilon), gamma, max_weight)
@@ -146,11 +145,11 @@ def robust_profile(
 class _Problem:
     """Validated scores and base weights, float64 [rounds, n], and the constraints.
 
-    `extremes`: the smallest and the largest g of every round, [rounds].
+    `extremes`: the smallest and the largest g of every round, and how many may be the smallest, [rounds].
     """
 
     g: Tensor
-    extremes: tuple[Numbers, Numbers]
+    extremes: tuple[Numbers, Numbers, Numbers]
     c: Tensor | None
     base: Tensor | None
     epsilon: float
@@ -161,8 +160,8 @@ class _Problem:
         """The same problem for some of the rounds."""
         g, c, base = (None if part is None else part[chosen] for part in (self.g, self.c, self.base))
         assert g is not None
-        least, most = self.extremes
-        return replace(self, g=g, extremes=(least[chosen], most[chosen]), c=c, base=base)
+        least, most, ties = (values[chosen] for values in self.extremes)
+        return replace(self, g=g, extremes=(least, most, ties), c=c, base=base)
 
 
 def _solve(problem: _Problem) -> DualSolution:
@@ -189,13 +188,13 @@ def _joined(name: str, parts: list[DualSolution]) -> Any:
 
 def _solve_together(problem: _Problem) -> DualSolution:
     g, c, base, gamma = problem.g, problem.c, problem.base, problem.gamma
-    x, g_min, g_range, mean = _standardised(g, base, problem.extremes)
+    x, g_min, g_range = _standardised(g, base, problem.extremes[:2])
     c_min, c_range = np.zeros_like(g_min), np.ones_like(g_min)
     gamma_min = None
     if c is None or gamma is None:
-        rounds = solve_ball(x, base, problem.cap, problem.epsilon, mean, overwrite=True)
+        rounds = solve_ball(x, base, problem.cap, problem.epsilon, problem.extremes[2], overwrite=True)
     else:
-        y, c_min, c_range, _ = _standardised(c, base, row_extremes(c))
+        y, c_min, c_range = _standardised(c, base, row_extremes(c)[:2])
         target = (gamma - c_min) / c_range
         slack = SLACK + 4e-16 * np.maximum(np.abs(c_min), np.abs(c_min + c_range)) / c_range
         rounds, least = solve_both(x, y, base, problem.cap, problem.epsilon, target, slack)
@@ -254,8 +253,8 @@ def _least_mean(problem: _Problem, beta: float, r: int) -> Tensor:
 
 def _standardised(
     scores: Tensor, base: Tensor | None, extremes: tuple[Numbers, Numbers]
-) -> tuple[Tensor, Numbers, Numbers, Numbers]:
-    """((s − min)/range, min, range, its mean) a row, over the samples with positive base weight."""
+) -> tuple[Tensor, Numbers, Numbers]:
+    """((s − min)/range, min, range) a row, over the samples with positive base weight."""
     least, most = extremes
     if base is not None:
         least = scores.masked_fill(base == 0, math.inf).amin(dim=1).numpy()
@@ -265,20 +264,14 @@ def _standardised(
     offset, factor = least[:, None], np.where(differ, 1 / span, 0.0)[:, None]
     out = empty_like(scores)
 
-    def standardise(rows: slice, own: Numbers, x: Numbers) -> Numbers:
+    def standardise(rows: slice, own: Numbers, x: Numbers) -> None:
         np.subtract(own, offset[rows], out=x)
         x *= factor[rows]
-        return x.sum(axis=1)
 
-    mean = np.zeros(len(out))
-    for rows, part in zip(
-        block_rows((out.shape[0], out.shape[1])), each_block(standardise, scores, out), strict=True
-    ):
-        mean[rows] += part / out.shape[1]
+    each_block(standardise, scores, out)
     if base is not None:
         out.masked_fill_(base == 0, 1.0)
-        mean = row_dots(out, base)
-    return out, least, span, mean
+    return out, least, span
 
 
 # --- input and output -------------------------------------------------------------------------

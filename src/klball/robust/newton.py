@@ -15,6 +15,8 @@ from klball.robust.tilting import Moments, Numbers, Tilting
 LONGEST_STEP = 1.5  # in log a
 MANY = 200_000  # samples from which a first guess on part of them pays
 THINNING = 64  # one sample in so many gives it, good to a per cent or so
+TOO_NEAR = 1e-4  # passes whose difference is rounding
+CLOSED = 1e-12  # a gap that needs no further pass, in units of the range of x
 SETTLED = 1e-6  # a Newton step shorter than this leaves an error of about its square
 
 
@@ -24,15 +26,25 @@ def radius_tilt(
     """a with KL = ε for the `pending` rounds, whose ball must bind; b = 0. Shape [rounds].
 
     Newton on log KL in log a: exact in one step where KL ∝ a², and bracketed everywhere, because
-    KL grows with a.
+    KL grows with a. Third moments bend the first step, the cubic through the last two passes the others.
     """
     a = _first_guess(tilting, epsilon, pending) if start is None else start
     low, high = np.zeros_like(a), np.full_like(a, math.inf)
+    before = None
     for _ in range(passes):
-        moments = tilting.moments(a)
+        moments = (
+            tilting.moments(a) if start is not None or before is not None else tilting.moments(a, third=True)
+        )
         below = moments.kl < epsilon
         low, high = np.where(below, a, low), np.where(below, high, a)
         step = log_step(moments, a, epsilon)
+        here, error = _on_log_scale(moments, a), step**2
+        if before is None:
+            step = _third_order_step(moments, a, step)
+        else:
+            step, error = _cubic_step(before, here, step, math.log(epsilon))
+        settled = (error < SETTLED**2) & (error * moments.kl / here[2] < CLOSED * a)
+        before = here
         proposal = a * np.exp(step)
         inside = (proposal > low) & (proposal < high)
         if not inside.all():
@@ -41,7 +53,7 @@ def radius_tilt(
             middle = np.where(low == 0, a / math.exp(LONGEST_STEP), middle)
             proposal = np.where(inside, proposal, middle)
         a = np.where(pending, proposal, a)
-        pending = pending & ~(inside & (np.abs(step) < SETTLED)) & (high - low > 1e-15 * low)
+        pending = pending & ~(inside & settled) & (high - low > 1e-15 * low)
         if not pending.any():
             break
     return a
@@ -87,6 +99,38 @@ def log_step(moments: Moments, a: Numbers, epsilon: float) -> Numbers:
     kl = np.where(usable, moments.kl, 1.0)
     step = np.where(usable, kl * np.log(epsilon / kl) / np.where(usable, slope, 1.0), LONGEST_STEP)
     return np.clip(step, -LONGEST_STEP, LONGEST_STEP)
+
+
+@np.errstate(all="ignore")  # those steps are not taken
+def _third_order_step(moments: Moments, a: Numbers, newton: Numbers) -> Numbers:
+    """Newton's step of log a, bent as log KL bends."""
+    if moments.third_x is None:
+        return newton
+    slope = a**2 * moments.var_x / moments.kl
+    bend = newton * (2 - slope - a * moments.third_x / moments.var_x) / 2
+    return np.where(np.abs(bend) < 0.5, newton * (1 - bend), newton)
+
+
+@np.errstate(all="ignore")  # where KL or its slope is 0
+def _on_log_scale(moments: Moments, a: Numbers) -> Numbers:
+    """(log a, log KL, d log a/d log KL), [3, rounds]."""
+    return np.stack((np.log(a), np.log(moments.kl), moments.kl / (a**2 * moments.var_x)))
+
+
+@np.errstate(all="ignore")  # those steps are not taken
+def _cubic_step(before: Numbers, here: Numbers, newton: Numbers, target: float) -> tuple[Numbers, Numbers]:
+    """The step of log a by the cubic through two passes and their slopes, and about its error.
+
+    Where Newton errs by e², it errs by e² times the square of the step before. Far from the answer Newton's
+    step is the safer.
+    """
+    (u1, v1, r1), (u0, v0, r0) = before, here
+    h = v1 - v0
+    t = (target - v0) / h
+    step = h * (t * (1 - t) ** 2 * r0 + t**2 * (t - 1) * r1) + (u1 - u0) * t**2 * (3 - 2 * t)
+    close = (np.abs(t) < 0.5) & (np.abs(u1 - u0) < 0.5) & (np.abs(u1 - u0) > TOO_NEAR) & np.isfinite(step)
+    error = np.where(close, np.abs(step - newton) * (u1 - u0) ** 2, newton**2)
+    return np.where(close, step, newton), error
 
 
 def joint_tilt(

@@ -36,7 +36,10 @@ LOG2_E = 1 / math.log(2)  # e^t = 2^(t·log2 e), and exp2 needs a third of the t
 
 @dataclass(frozen=True)
 class Moments:
-    """Statistics of q, each of shape [rounds]; covariances are those of the uncapped samples."""
+    """Statistics of q, each of shape [rounds]; covariances are those of the uncapped samples.
+
+    `third_x` is E[(x − mean)³], where it was asked for.
+    """
 
     kl: Numbers
     mean_x: Numbers
@@ -44,6 +47,7 @@ class Moments:
     var_x: Numbers
     cov_xy: Numbers
     var_y: Numbers
+    third_x: Numbers | None = None
 
 
 @dataclass(frozen=True)
@@ -101,16 +105,17 @@ class Tilting:
         assert x is not None
         return Tilting(x, y, base, self.cap)
 
-    def moments(self, a: Numbers, b: Numbers | None = None) -> Moments:
-        """One pass at the tilts a, b of shape [rounds]."""
+    def moments(self, a: Numbers, b: Numbers | None = None, third: bool = False) -> Moments:
+        """One pass at the tilts a, b of shape [rounds]; `third` moments only without b and a cap."""
         self.num_passes += 1
         if self.cap is not None:
             return self._capped_moments(a, b)
-        sums, shift = self._sums(a, b)
+        sums, shift = self._sums(a, b, third)
         z, (mean_x, xx, *rest) = sums[:, 0], (sums[:, 1:] / sums[:, :1]).T
         log_z = np.log(z) + shift / LOG2_E
         none = np.zeros_like(a)
         mean_y, xy, yy = rest if b is not None else (none, none, none)
+        xxx = rest[0] if third else None
         b = none if b is None else b
         moments = Moments(
             kl=np.maximum(-log_z - a * mean_x - b * mean_y, 0.0),
@@ -119,6 +124,7 @@ class Tilting:
             var_x=np.maximum(xx - mean_x**2, 0.0),
             cov_xy=xy - mean_x * mean_y,
             var_y=np.maximum(yy - mean_y**2, 0.0),
+            third_x=None if xxx is None else xxx - 3 * mean_x * xx + 2 * mean_x**3,
         )
         self._known = _Known(a, b, log_z, moments)
         return moments
@@ -129,40 +135,44 @@ class Tilting:
         if self.cap is not None:
             return self._capped(a, b)
         out = self.x if overwrite else empty_like(self.x)
-        log_z = self._guessed_log_z(a, b)
-        offset = -LOG2_E * log_z - (math.log2(self.x.shape[1]) if self.base is None else 0.0)
+        shift = np.zeros_like(a)  # without b, min x = 0
+        if b is not None and _far(a, b):
+            shift = self._largest_exponents(a, b)
+        scale = self._guessed_scale(a, b, shift)
 
         def tilt(
             rows: slice, x: Numbers, y: Numbers | None, base: Numbers | None, q: Numbers, space: Numbers
         ) -> list[Numbers]:
             w = _block_exponents(space, x, y, a[rows], None if b is None else b[rows])
-            w += offset[rows, None]
+            if b is not None:
+                w -= shift[rows, None]
             np.exp2(w, out=w)
             if base is not None:
                 w *= base
             parts = [w.sum(axis=1), block_dots(w, x)]
             if y is not None:
                 parts += [block_dots(w, y)]
-            q[:] = w  # last: x may be there
+            np.multiply(w, scale[rows, None], out=q)  # last: x may be there
             return parts
 
         found = each_block(tilt, self.x, self.y, self.base, out, buffers=2)
         sums = _added(self._rows(), found, np.zeros((len(a), 3)))
-        if (np.abs(sums[:, 0] - 1) > NORMALISED).any():
-            each_block(lambda rows, q: np.multiply(q, 1 / sums[rows, :1], out=q), out)
+        total = sums[:, 0] * scale
+        if (np.abs(total - 1) > NORMALISED).any():
+            each_block(lambda rows, q: np.multiply(q, 1 / total[rows, None], out=q), out)
         mean_x, mean_y = sums[:, 1] / sums[:, 0], sums[:, 2] / sums[:, 0]
-        mu = -log_z - np.log(sums[:, 0])
+        z = sums[:, 0] / self.x.shape[1] if self.base is None else sums[:, 0]
+        mu = -np.log(z) - shift / LOG2_E
         kl = mu - a * mean_x - (0.0 if b is None else b * mean_y)
         return Tilted(out, mu, np.maximum(kl, 0.0), mean_x)
 
-    def _guessed_log_z(self, a: Numbers, b: Numbers | None) -> Numbers:
-        """log Z, exact near the tilts of the last pass, elsewhere such that the weights are in range."""
-        guess, near = np.zeros_like(a), np.zeros(len(a), dtype=bool)
-        if self._known is not None:
-            guess, near = self._known.log_z_near(a, np.zeros_like(a) if b is None else b)
-        if near.all() or b is None or not _far(a, b):
-            return np.where(near, guess, 0.0)  # without b, min x = 0
-        return np.where(near, guess, self._largest_exponents(a, b) / LOG2_E)
+    def _guessed_scale(self, a: Numbers, b: Numbers | None, shift: Numbers) -> Numbers:
+        """What makes weights sum to one, where the tilts of the last pass were near enough to say; else 1."""
+        if self._known is None:
+            return np.ones_like(a)
+        log_z, near = self._known.log_z_near(a, np.zeros_like(a) if b is None else b)
+        log_z = np.where(near, log_z - shift / LOG2_E, 0.0)
+        return np.where(near, np.exp(-log_z) / (self.x.shape[1] if self.base is None else 1), 1.0)
 
     def _largest_exponents(self, a: Numbers, b: Numbers) -> Numbers:
         """max −ax − by of every round, in units of log 2."""
@@ -184,8 +194,8 @@ class Tilting:
     def _rows(self) -> list[slice]:
         return block_rows((self.x.shape[0], self.x.shape[1]))
 
-    def _sums(self, a: Numbers, b: Numbers | None) -> tuple[Numbers, Numbers]:
-        """Σ f·w·(1, x, x²) and, with b, Σ f·w·(y, xy, y²), where w = e^(−ax−by)/2^shift.
+    def _sums(self, a: Numbers, b: Numbers | None, third: bool) -> tuple[Numbers, Numbers]:
+        """Σ f·w·(1, x, x²) and, with b, Σ f·w·(y, xy, y²) or `third` Σ f·w·x³, where w = e^(−ax−by)/2^shift.
 
         The shift keeps w in range where that needs one; with b absent min x = 0 sees to it.
         """
@@ -200,7 +210,11 @@ class Tilting:
             if base is not None:
                 w *= base
             wx = np.multiply(w, x, out=space[1])
-            parts = [w.sum(axis=1), wx.sum(axis=1), block_dots(wx, x)]
+            parts = [w.sum(axis=1), wx.sum(axis=1)]
+            if third:
+                wxx = np.multiply(wx, x, out=w)
+                return [*parts, wxx.sum(axis=1), block_dots(wxx, x)], top
+            parts += [block_dots(wx, x)]
             if b is None or y is None:
                 return parts, top
             wy = np.multiply(w, y, out=w)
@@ -214,7 +228,7 @@ class Tilting:
                 shift[rows] = np.maximum(shift[rows], top)
             scales = [np.exp2(top - shift[rows]) for rows, top in zip(self._rows(), tops, strict=True)]
             found = [np.array(parts) * scale for parts, scale in zip(found, scales, strict=True)]
-        sums = _added(self._rows(), found, np.zeros((len(a), 3 if b is None else 6)))
+        sums = _added(self._rows(), found, np.zeros((len(a), 3 + third + 3 * (b is not None))))
         return (sums / self.x.shape[1] if self.base is None else sums), shift
 
     def _full_base(self) -> Tensor:

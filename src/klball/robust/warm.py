@@ -61,7 +61,7 @@ def resolve(
 
 
 def _least_and_range(scores: Tensor) -> tuple[float, float]:
-    low, high = (float(v[0]) for v in row_extremes(scores[None]))
+    low, high = (float(v[0]) for v in row_extremes(scores[None])[:2])
     return low, high - low
 
 
