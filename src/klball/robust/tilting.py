@@ -27,7 +27,7 @@ from klball.robust.blocks import (
     row_dots,
 )
 
-NEAR = 1e-5  # a change of tilt: cubed, nothing
+NEAR = 1e-3  # a change of tilt that is cubed
 NORMALISED = 1e-14  # how closely weights sum to one
 RUN = 8  # samples of a cache line, which are read together or not at all
 LARGEST = 900  # an exponent of 2 that leaves sums in range
@@ -70,7 +70,7 @@ class _Known:
     moments: Moments
 
     def log_z_near(self, a: Numbers, b: Numbers) -> tuple[Numbers, Numbers]:
-        """log Z to second order, and where that is exact because the tilt has hardly changed."""
+        """log Z to second order, and where that is a good guess, because the tilt has hardly changed."""
         m, da, db = self.moments, a - self.a, b - self.b
         first = -m.mean_x * da - m.mean_y * db
         second = m.var_x * da**2 / 2 + m.cov_xy * da * db + m.var_y * db**2 / 2
