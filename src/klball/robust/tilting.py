@@ -22,12 +22,13 @@ from klball.robust.blocks import (
     Numbers,
     block_dots,
     block_rows,
+    block_sums,
     each_block,
     empty_like,
     row_dots,
 )
 
-NEAR = 1e-3  # a change of tilt that is cubed
+NEAR = 1e-2  # a change of tilt from which the weights may sum to one at once
 NORMALISED = 1e-14  # how closely weights sum to one
 RUN = 8  # samples of a cache line, which are read together or not at all
 LARGEST = 900  # an exponent of 2 that leaves sums in range
@@ -70,11 +71,12 @@ class _Known:
     moments: Moments
 
     def log_z_near(self, a: Numbers, b: Numbers) -> tuple[Numbers, Numbers]:
-        """log Z to second order, and where that is a good guess, because the tilt has hardly changed."""
+        """log Z by its Taylor series, and where the tilt has changed so little that this is a good guess."""
         m, da, db = self.moments, a - self.a, b - self.b
         first = -m.mean_x * da - m.mean_y * db
         second = m.var_x * da**2 / 2 + m.cov_xy * da * db + m.var_y * db**2 / 2
-        return self.log_z + first + second, np.abs(da) + np.abs(db) < NEAR  # x and y lie in [0, 1]
+        third = 0.0 if m.third_x is None else -m.third_x * da**3 / 6
+        return self.log_z + first + second + third, np.abs(da) + np.abs(db) < NEAR  # x and y lie in [0, 1]
 
 
 class Tilting:
@@ -149,7 +151,7 @@ class Tilting:
             np.exp2(w, out=w)
             if base is not None:
                 w *= base
-            parts = [w.sum(axis=1), block_dots(w, x)]
+            parts = [block_sums(w), block_dots(w, x)]
             if y is not None:
                 parts += [block_dots(w, y)]
             np.multiply(w, scale[rows, None], out=q)  # last: x may be there
@@ -210,15 +212,15 @@ class Tilting:
             if base is not None:
                 w *= base
             wx = np.multiply(w, x, out=space[1])
-            parts = [w.sum(axis=1), wx.sum(axis=1)]
+            parts = [block_sums(w), block_sums(wx)]
             if third:
                 wxx = np.multiply(wx, x, out=w)
-                return [*parts, wxx.sum(axis=1), block_dots(wxx, x)], top
+                return [*parts, block_sums(wxx), block_dots(wxx, x)], top
             parts += [block_dots(wx, x)]
             if b is None or y is None:
                 return parts, top
             wy = np.multiply(w, y, out=w)
-            return [*parts, wy.sum(axis=1), block_dots(wx, y), block_dots(wy, y)], top
+            return [*parts, block_sums(wy), block_dots(wx, y), block_dots(wy, y)], top
 
         found, tops = zip(*each_block(sums_of, self.x, self.y, self.base, buffers=2), strict=True)
         shift = np.zeros_like(a)
