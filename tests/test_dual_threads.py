@@ -28,8 +28,11 @@ def test_sums_over_rows(shape):
     assert row_sums(a) == pytest.approx(x.sum(1), rel=1e-12, abs=1e-12)
     assert row_dots(a, b) == pytest.approx((x * f).sum(1), rel=1e-12, abs=1e-12)
     assert row_means(a, None) == pytest.approx(x.mean(1), rel=1e-12, abs=1e-12)
-    low, high = row_extremes(a)
+    low, high, ties = row_extremes(a)
     assert (low == x.min(1)).all() and (high == x.max(1)).all()
+    assert (ties >= 1).all() and (ties <= min(shape[1], BLOCK)).all()
+    tied = torch.from_numpy(np.floor(x))
+    assert (row_extremes(tied)[2] >= (tied == tied.amin(1, keepdim=True)).sum(1).numpy()).all()
 
 
 @pytest.mark.parametrize("shape", SIZES)

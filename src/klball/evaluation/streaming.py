@@ -15,7 +15,7 @@ from klball.robust.streaming import StreamedSolution
 from klball.robust.streaming_sums import Chunk
 
 G, C = "log_likelihood", "certainty"
-BATCH = 1 << 17  # rows decoded at once
+BATCH = 1 << 16  # rows decoded at once
 BUFFER = 1 << 20  # bytes of a column read at once, however large its row groups are
 
 
@@ -40,7 +40,7 @@ class RowGroup:
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """All rows, some columns of them, in the order of `columns`."""
-        with pq.ParquetFile(self.path, metadata=self.metadata, buffer_size=BUFFER) as file:
+        with pq.ParquetFile(self.path, metadata=self.metadata, buffer_size=BUFFER, pre_buffer=False) as file:
             for batch in file.iter_batches(BATCH, [self.index], list(columns), use_threads=False):
                 yield batch.select(list(columns))
 

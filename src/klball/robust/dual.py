@@ -93,9 +93,11 @@ def solve_dual(
     g = _scores("log_likelihood", log_likelihood)
     single = g.dim() == 1
     g = torch.atleast_2d(g)
+    extremes = row_extremes(g)
+    _check_finite("log_likelihood", g, *extremes[:2])
     c = _matching("certainty", certainty, g)
     check_parameters(epsilon, gamma, max_weight, c)
-    problem = _Problem(g, c, _base(base_weights, g), float(epsilon), gamma, max_weight)
+    problem = _Problem(g, extremes, c, _base(base_weights, g), float(epsilon), gamma, max_weight)
     solution = _solve(problem)
     if throw and "infeasible" in solution.status:
         _raise_infeasible(solution, problem, single)
@@ -141,9 +143,13 @@ def robust_profile(
 
 @dataclass(frozen=True)
 class _Problem:
-    """Validated scores and base weights, float64 [rounds, n], and the constraints."""
+    """Validated scores and base weights, float64 [rounds, n], and the constraints.
+
+    `extremes`: the smallest and the largest g of every round, and how many may be the smallest, [rounds].
+    """
 
     g: Tensor
+    extremes: tuple[Numbers, Numbers, Numbers]
     c: Tensor | None
     base: Tensor | None
     epsilon: float
@@ -154,7 +160,8 @@ class _Problem:
         """The same problem for some of the rounds."""
         g, c, base = (None if part is None else part[chosen] for part in (self.g, self.c, self.base))
         assert g is not None
-        return replace(self, g=g, c=c, base=base)
+        least, most, ties = (values[chosen] for values in self.extremes)
+        return replace(self, g=g, extremes=(least, most, ties), c=c, base=base)
 
 
 def _solve(problem: _Problem) -> DualSolution:
@@ -181,13 +188,13 @@ def _joined(name: str, parts: list[DualSolution]) -> Any:
 
 def _solve_together(problem: _Problem) -> DualSolution:
     g, c, base, gamma = problem.g, problem.c, problem.base, problem.gamma
-    x, g_min, g_range = _standardised(g, base)
+    x, g_min, g_range = _standardised(g, base, problem.extremes[:2])
     c_min, c_range = np.zeros_like(g_min), np.ones_like(g_min)
     gamma_min = None
     if c is None or gamma is None:
-        rounds = solve_ball(x, base, problem.cap, problem.epsilon, overwrite=True)
+        rounds = solve_ball(x, base, problem.cap, problem.epsilon, problem.extremes[2], overwrite=True)
     else:
-        y, c_min, c_range = _standardised(c, base)
+        y, c_min, c_range = _standardised(c, base, row_extremes(c)[:2])
         target = (gamma - c_min) / c_range
         slack = SLACK + 4e-16 * np.maximum(np.abs(c_min), np.abs(c_min + c_range)) / c_range
         rounds, least = solve_both(x, y, base, problem.cap, problem.epsilon, target, slack)
@@ -244,11 +251,12 @@ def _least_mean(problem: _Problem, beta: float, r: int) -> Tensor:
     return least_kl(face_of(z, base_row(problem.base, problem.g, r), problem.cap)) @ z
 
 
-def _standardised(scores: Tensor, base: Tensor | None) -> tuple[Tensor, Numbers, Numbers]:
+def _standardised(
+    scores: Tensor, base: Tensor | None, extremes: tuple[Numbers, Numbers]
+) -> tuple[Tensor, Numbers, Numbers]:
     """((s − min)/range, min, range) a row, over the samples with positive base weight."""
-    if base is None:
-        least, most = row_extremes(scores)
-    else:
+    least, most = extremes
+    if base is not None:
         least = scores.masked_fill(base == 0, math.inf).amin(dim=1).numpy()
         most = scores.masked_fill(base == 0, -math.inf).amax(dim=1).numpy()
     differ = most - least > SMALLEST_RANGE
@@ -270,7 +278,7 @@ def _standardised(scores: Tensor, base: Tensor | None) -> tuple[Tensor, Numbers,
 
 
 def _scores(name: str, values: Array) -> Tensor:
-    """The values as a finite float64 tensor of one or two dimensions."""
+    """The values as a float64 tensor of one or two dimensions."""
     try:
         tensor = (
             values.detach().to(dtype=torch.float64, device="cpu")
@@ -281,18 +289,22 @@ def _scores(name: str, values: Array) -> Tensor:
         raise ValueError(f"{name} is not an array of numbers: {error}") from None
     if tensor.dim() not in (1, 2) or tensor.numel() == 0:
         raise ValueError(f"{name} must be a non-empty [n] or [rounds, n] array, not {list(tensor.shape)}")
-    # a sum is finite unless a term is not, or it overflowed: look closer only then
-    if not np.isfinite(row_sums(torch.atleast_2d(tensor))).all():
+    return tensor.contiguous()
+
+
+def _check_finite(name: str, tensor: Tensor, *statistics: Numbers) -> None:
+    """`statistics` are finite unless a value is not, or they overflowed: look closer only then."""
+    if not all(np.isfinite(values).all() for values in statistics):
         bad = int((~tensor.isfinite()).sum())
         if bad:
             raise ValueError(f"{name} has {bad} NaN or infinite values; drop or repair those samples first")
-    return tensor.contiguous()
 
 
 def _matching(name: str, values: Array | None, g: Tensor) -> Tensor | None:
     if values is None:
         return None
     tensor = torch.atleast_2d(_scores(name, values))
+    _check_finite(name, tensor, row_sums(tensor))
     if tensor.shape != g.shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, log_likelihood {list(g.shape)}")
     return tensor
@@ -302,6 +314,7 @@ def _base(values: Array | None, g: Tensor) -> Tensor | None:
     if values is None:
         return None
     base = torch.atleast_2d(_scores("base_weights", values))
+    _check_finite("base_weights", base, row_sums(base))
     if base.shape[1] != g.shape[1] or base.shape[0] not in (1, g.shape[0]):
         raise ValueError(f"base_weights has shape {list(base.shape)}, log_likelihood {list(g.shape)}")
     if bool((base < 0).any()) or bool((base.sum(dim=1) == 0).any()):

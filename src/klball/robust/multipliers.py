@@ -48,11 +48,15 @@ def solve_ball(
     base: Tensor | None,
     cap: float | None,
     epsilon: float,
+    ties: Numbers | None = None,
     overwrite: bool = False,
 ) -> Rounds:
-    """min E_q[x] over KL(q‖f) ≤ ε, q ≤ cap·f; `overwrite` lets the weights take the place of x."""
+    """min E_q[x] over KL(q‖f) ≤ ε, q ≤ cap·f; `overwrite` lets the weights take the place of x.
+
+    `ties` bounds the number of samples at x = 0, [rounds], where one is known.
+    """
     tilting = Tilting(x, None, base, cap)
-    faces = {} if epsilon == 0 else _loose_faces(tilting, epsilon)
+    faces = {} if epsilon == 0 else _loose_faces(tilting, epsilon, ties)
     a = np.zeros(x.shape[0])
     pending = np.ones(x.shape[0], dtype=bool)
     pending[list(faces)] = False
@@ -70,15 +74,17 @@ def solve_ball(
     return Rounds(a, np.zeros_like(a), weights, tilted.mu, kl, mean_x, status, tilting.num_passes)
 
 
-def _loose_faces(tilting: Tilting, epsilon: float) -> dict[int, tuple[Face, float]]:
+def _loose_faces(tilting: Tilting, epsilon: float, ties: Numbers | None) -> dict[int, tuple[Face, float]]:
     """The rounds in which the ball does not bind: the minimisers of E[x], and that minimum."""
     x, base, cap = tilting.x, tilting.base, tilting.cap
     candidates = range(x.shape[0])
+    needed = math.exp(-epsilon - 1e-9)
+    if cap is None and base is None and ties is not None and (ties < needed * x.shape[1]).all():
+        return {}
     if cap is None:
         # x lies in [0, 1], so a mass of e^−ε at 0 would leave no larger a mean than this
         mean = row_means(x, base)
         candidates = np.flatnonzero(mean <= 1 - math.exp(-epsilon) + 1e-9).tolist()
-        needed = math.exp(-epsilon - 1e-9)
         candidates = [r for r in candidates if base is not None or _share_of_zeros(x[r]) >= needed]
     faces = {r: face_of(x[r], base_row(base, x, r), cap) for r in candidates}
     loose = {r: face for r, face in faces.items() if epsilon >= face.fixed_kl() - 1e-14}

@@ -15,24 +15,46 @@ from klball.robust.tilting import Moments, Numbers, Tilting
 LONGEST_STEP = 1.5  # in log a
 MANY = 200_000  # samples from which a first guess on part of them pays
 THINNING = 64  # one sample in so many gives it, good to a per cent or so
+GUESSED = 1e-5  # such an error of a guess is nothing beside that of the part it comes from
+MOST_PASSES = 200
+LARGE = 1.0  # a radius at which part of the samples knows too little of the tail to say how log a bends
+FAR_OFF = 4e-3  # a first step of log a that leaves too much for one of Newton's
+MARGIN = 10  # of the estimated error of a quartic
+CLOSED = 1e-12  # a gap that needs no further pass, in units of the range of x
+EXACT = 1e-11  # a relative error of a that needs none
 SETTLED = 1e-6  # a Newton step shorter than this leaves an error of about its square
 
 
 def radius_tilt(
-    tilting: Tilting, epsilon: float, pending: Numbers, start: Numbers | None = None, passes: int = 200
+    tilting: Tilting,
+    epsilon: float,
+    pending: Numbers,
+    start: Numbers | None = None,
+    exact: float = EXACT,
 ) -> Numbers:
     """a with KL = ε for the `pending` rounds, whose ball must bind; b = 0. Shape [rounds].
 
+    `exact` is the relative error that will do.
+
     Newton on log KL in log a: exact in one step where KL ∝ a², and bracketed everywhere, because
-    KL grows with a.
+    KL grows with a. After a guess from part of many samples the first step knows how log a bends too, and
+    the second is of fourth order where that saves a pass.
     """
-    a = _first_guess(tilting, epsilon, pending) if start is None else start
+    a, bend = (start, None) if start is not None else _first_guess(tilting, epsilon, pending)
     low, high = np.zeros_like(a), np.full_like(a, math.inf)
-    for _ in range(passes):
-        moments = tilting.moments(a)
+    before, third = None, bend is not None and epsilon >= LARGE
+    for _ in range(MOST_PASSES):
+        moments = tilting.moments(a, third=True) if third else tilting.moments(a)
         below = moments.kl < epsilon
         low, high = np.where(below, a, low), np.where(below, high, a)
         step = log_step(moments, a, epsilon)
+        error, far = step**2, bool((np.abs(step) > FAR_OFF)[pending].any())
+        if third and before is not None:
+            step, error = _fourth_order_step(before, (a, moments), step, epsilon)
+        elif bend is not None and before is None:
+            step = _bent(step, _bend(moments, a) if third else bend)
+        settled = (error < exact) & (error * a * moments.var_x < CLOSED * exact / EXACT)
+        before, third = (a, moments), bend is not None and before is None and far
         proposal = a * np.exp(step)
         inside = (proposal > low) & (proposal < high)
         if not inside.all():
@@ -41,19 +63,21 @@ def radius_tilt(
             middle = np.where(low == 0, a / math.exp(LONGEST_STEP), middle)
             proposal = np.where(inside, proposal, middle)
         a = np.where(pending, proposal, a)
-        pending = pending & ~(inside & (np.abs(step) < SETTLED)) & (high - low > 1e-15 * low)
+        pending = pending & ~(inside & settled) & (high - low > 1e-15 * low)
         if not pending.any():
             break
     return a
 
 
-def _first_guess(tilting: Tilting, epsilon: float, pending: Numbers) -> Numbers:
-    """From part of the samples where there are many, else from their standard deviation."""
+def _first_guess(tilting: Tilting, epsilon: float, pending: Numbers) -> tuple[Numbers, Numbers | None]:
+    """From part of the samples where there are many, with the `_bend` there; else from their spread."""
     n = tilting.x.shape[1]
     if n >= MANY and tilting.cap is None:
-        return radius_tilt(tilting.thinned(THINNING), epsilon, pending)
+        part = tilting.thinned(THINNING)
+        a = radius_tilt(part, epsilon, pending, exact=GUESSED)
+        return a, _bend(part.moments(a, third=True), a)
     mean, square = (row_means(values, tilting.base) for values in (tilting.x, tilting.x.square()))
-    return np.where(pending, _normal_radius(np.maximum(square - mean**2, 0.0), epsilon), 1.0)
+    return np.where(pending, _normal_radius(np.maximum(square - mean**2, 0.0), epsilon), 1.0), None
 
 
 def _normal_radius(var_x: Numbers, epsilon: float) -> Numbers:
@@ -87,6 +111,45 @@ def log_step(moments: Moments, a: Numbers, epsilon: float) -> Numbers:
     kl = np.where(usable, moments.kl, 1.0)
     step = np.where(usable, kl * np.log(epsilon / kl) / np.where(usable, slope, 1.0), LONGEST_STEP)
     return np.clip(step, -LONGEST_STEP, LONGEST_STEP)
+
+
+def _slope(moments: Moments, a: Numbers) -> Numbers:
+    """d log KL/d log a."""
+    return a**2 * moments.var_x / moments.kl
+
+
+@np.errstate(all="ignore")  # where all scores are equal
+def _bend(moments: Moments, a: Numbers) -> Numbers:
+    """(d² log a/d(log KL)²)·(d log KL/d log a)², from third moments."""
+    assert moments.third_x is not None
+    return _slope(moments, a) - 2 + a * moments.third_x / moments.var_x
+
+
+def _bent(step: Numbers, bend: Numbers) -> Numbers:
+    """Newton's step of log a to second order, where that is a correction."""
+    correction = bend * step / 2
+    return np.where(np.abs(correction) < 0.5, step * (1 + correction), step)
+
+
+@np.errstate(all="ignore")  # those steps are not taken
+def _fourth_order_step(
+    before: tuple[Numbers, Moments], here: tuple[Numbers, Moments], newton: Numbers, epsilon: float
+) -> tuple[Numbers, Numbers]:
+    """The step of log a by the quartic in log KL through two passes, their slopes and the bend `here`.
+
+    And about its relative error: the cube of Newton's step times the square of the step before, with a
+    margin. Far from the answer Newton's step is the safer.
+    """
+    (a1, m1), (a0, m0) = before, here
+    slope = 1 / _slope(m0, a0)
+    curve = _bend(m0, a0) * slope**2
+    apart, h, y = np.log(a1 / a0), np.log(m1.kl / m0.kl), np.log(epsilon / m0.kl)
+    rest = apart - slope * h - curve * h**2 / 2
+    tilt = (1 / _slope(m1, a1) - slope - curve * h) * h
+    step = y * (slope + y * (curve / 2 + y / h**3 * (4 * rest - tilt + y / h * (tilt - 3 * rest))))
+    close = (np.abs(y) < np.abs(h) / 2) & (np.abs(apart) < 0.5)
+    error = np.where(close, MARGIN * np.abs(newton) ** 3 * apart**2, newton**2)
+    return np.where(close, step, newton), error
 
 
 def joint_tilt(

@@ -4,7 +4,8 @@ For a tilt (a, b) and an origin (g₀, C₀), with x = g − g₀ and y = C − 
 
     Σ w·(1, x, x², y, xy, y²)  and  Σ w²·(1, x, y),    w = 2^(−(a·x + b·y)·log₂e − shift)
 
-Blocks, parts and processes are merged in their order, so threads do not change a bit of the result.
+and a survey Σ w·(x³, x²y, xy², y³) too. Blocks, parts and processes are merged in their order, so threads do
+not change a bit of the result.
 """
 
 import math
@@ -21,11 +22,7 @@ from klball.robust.tilting import LOG2_E, Numbers
 Chunk = tuple[np.ndarray, np.ndarray | None]  # g and C of some rows, float32 or float64
 Part = Callable[[], Iterable[Chunk]]  # a share of the data, read anew at every call
 
-ROWS, COLUMNS = (
-    16,
-    8_192,
-)  # of a block; threads wait for the interpreter's lock if blocks are shorter, and BLAS
-# starts threads of its own for longer dot products
+ROWS, COLUMNS = 8, 8_192  # of a block; threads wait for the interpreter's lock if blocks are shorter
 
 
 class Sums(NamedTuple):
@@ -46,6 +43,10 @@ class Sums(NamedTuple):
     bad_g: float = 0.0
     bad_c: float = 0.0
     # only from a survey
+    wxxx: float = 0.0
+    wxxy: float = 0.0
+    wxyy: float = 0.0
+    wyyy: float = 0.0
     sum_x: float = 0.0
     least_g: float = math.inf
     most_g: float = -math.inf
@@ -56,7 +57,7 @@ class Sums(NamedTuple):
 
 
 COUNTS = ("rows", "rows_with_c", "bad_g", "bad_c", "sum_x")
-WEIGHTED = ("w", "wx", "wxx", "wy", "wxy", "wyy")
+WEIGHTED = ("w", "wx", "wxx", "wy", "wxy", "wyy", "wxxx", "wxxy", "wxyy", "wyyy")
 SQUARED = ("ww", "wwx", "wwy")
 
 
@@ -69,7 +70,7 @@ class Tilt:
     shift: float
     origin: tuple[float, float]
     bound: bool = True  # whether E[C] is bounded: its own variance matters only then
-    survey: bool = False  # look for extremes too, and for ties where g is `least_g` or less
+    survey: bool = False  # third moments too, extremes, and ties where g is `least_g` or less
     least_g: float = math.inf
 
 
@@ -114,7 +115,7 @@ def merge(sums: Sequence[Sums], shift: float) -> Sums:
 
 
 def _sum_part(part: Part, tilt: Tilt) -> Sums:
-    space = np.ones((6, ROWS, COLUMNS))  # of which the first stays so
+    space = np.empty((6, ROWS, COLUMNS))
     return merge([_sum_block(g, c, tilt, space) for g, c in _blocks(part())], tilt.shift)
 
 
@@ -149,41 +150,49 @@ def _weighted(
     g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers, rescaled: bool = False
 ) -> Sums:
     """The sums of one block; `rescaled` takes its own largest exponent for the shift."""
-    _, x, y, w, t, u = space
+    x, y, w, wx, wy, extra = space
     np.subtract(g, tilt.origin[0], out=x, dtype=np.float64)
     np.multiply(x, -LOG2_E * tilt.a, out=w)
     if c is not None:
         np.subtract(c, tilt.origin[1], out=y, dtype=np.float64)
         if tilt.b != 0:
-            w += np.multiply(y, -LOG2_E * tilt.b, out=u)
+            w += np.multiply(y, -LOG2_E * tilt.b, out=extra)
     shift = float(w.max()) if rescaled else tilt.shift
     if shift != 0:
         w -= shift
     np.exp2(w, out=w)
-    np.multiply(w, x, out=t)
-    if c is None:
-        (n, wx), (wxx,), (ww, wwx) = _dots(space[:2], w), _dots(space[1:2], t), _dots(space[3:5], w)
-        return Sums(shift, w=n, wx=wx, wxx=wxx, ww=ww, wwx=wwx, rows=g.size)
-    wxx, wxy = _dots(space[1:3], t)
-    if tilt.bound:
-        np.multiply(w, y, out=u)
-        n, wx, wy, ww, wwx, wwy = _dots(space, w)
-        (wyy,) = _dots(space[2:3], u)
-    else:
-        n, wx, wy, ww, wwx = _dots(space[:5], w)
-        wwy = wyy = 0.0
-    return Sums(shift, n, wx, wxx, wy, wxy, wyy, ww, wwx, wwy, rows=g.size, rows_with_c=g.size)
+    np.multiply(w, x, out=wx)
+    sums = dict(w=_sum(w), wx=_sum(wx), wxx=_dot(wx, x), ww=_dot(w, w), wwx=_dot(w, wx), rows=g.size)
+    if c is not None:
+        sums |= dict(wxy=_dot(wx, y), rows_with_c=g.size)
+    if tilt.survey:
+        wxx = np.multiply(wx, x, out=extra)
+        sums |= dict(wxxx=_dot(wxx, x), wxxy=0.0 if c is None else _dot(wxx, y))
+    if c is not None:
+        np.multiply(w, y, out=wy)
+        sums |= dict(wy=_sum(wy), wwy=_dot(w, wy))
+    if c is not None and tilt.bound:
+        sums |= dict(wyy=_dot(wy, y))
+        if tilt.survey:
+            wyy = np.multiply(wy, y, out=extra)
+            sums |= dict(wxyy=_dot(wyy, x), wyyy=_dot(wyy, y))
+    return Sums(shift, **{name: float(value) for name, value in sums.items()})
 
 
-def _dots(left: Numbers, right: Numbers) -> list[float]:
-    """Σ left·right of each buffer; dot products are the fastest sums."""
-    return np.vecdot(left, right).sum(axis=1).tolist()
+def _sum(values: Numbers) -> float:
+    """Σ values; einsum is a third faster than NumPy's own sum."""
+    return float(np.einsum("ij->i", values).sum())
+
+
+def _dot(left: Numbers, right: Numbers) -> float:
+    """Σ left·right; unlike BLAS, einsum leaves the interpreter's lock to other threads."""
+    return float(np.einsum("ij,ij->i", left, right).sum())
 
 
 def _survey(g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers) -> dict[str, float]:
     """Extremes, and the rows at the smallest g; `space` is as `_weighted` left it."""
-    ones, x, y, *_ = space
-    found = dict(sum_x=_dots(ones[None], x)[0], least_g=float(g.min()), most_g=float(g.max()))
+    x, y, *_ = space
+    found = dict(sum_x=_sum(x), least_g=float(g.min()), most_g=float(g.max()))
     if found["least_g"] <= tilt.least_g:
         tied = g == found["least_g"]
         found |= dict(ties=float(np.count_nonzero(tied)), ties_y=float(y.sum(where=tied)))

@@ -22,18 +22,25 @@ from klball.robust.blocks import (
     Numbers,
     block_dots,
     block_rows,
+    block_sums,
     each_block,
     empty_like,
     row_dots,
 )
 
+NEAR = 1e-2  # a change of tilt from which the weights may sum to one at once
+NORMALISED = 1e-14  # how closely weights sum to one
+RUN = 8  # samples of a cache line, which are read together or not at all
 LARGEST = 900  # an exponent of 2 that leaves sums in range
 LOG2_E = 1 / math.log(2)  # e^t = 2^(t·log2 e), and exp2 needs a third of the time of torch.exp
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Statistics of q, each of shape [rounds]; covariances are those of the uncapped samples."""
+    """Statistics of q, each of shape [rounds]; covariances are those of the uncapped samples.
+
+    `third_x` is E[(x − mean)³], where it was asked for.
+    """
 
     kl: Numbers
     mean_x: Numbers
@@ -41,6 +48,7 @@ class Moments:
     var_x: Numbers
     cov_xy: Numbers
     var_y: Numbers
+    third_x: Numbers | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,24 @@ class Tilted:
     mean_x: Numbers
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What a pass at the tilts (a, b) found."""
+
+    a: Numbers
+    b: Numbers
+    log_z: Numbers
+    moments: Moments
+
+    def log_z_near(self, a: Numbers, b: Numbers) -> tuple[Numbers, Numbers]:
+        """log Z by its Taylor series, and where the tilt has changed so little that this is a good guess."""
+        m, da, db = self.moments, a - self.a, b - self.b
+        first = -m.mean_x * da - m.mean_y * db
+        second = m.var_x * da**2 / 2 + m.cov_xy * da * db + m.var_y * db**2 / 2
+        third = 0.0 if m.third_x is None else -m.third_x * da**3 / 6
+        return self.log_z + first + second + third, np.abs(da) + np.abs(db) < NEAR  # x and y lie in [0, 1]
+
+
 class Tilting:
     """Data x ≥ 0 and y ≥ 0 of shape [rounds, n] with base weights f, ready to be tilted.
 
@@ -62,11 +88,12 @@ class Tilting:
     def __init__(self, x: Tensor, y: Tensor | None, base: Tensor | None, cap: float | None):
         self.x, self.y, self.base, self.cap = x, y, base, cap
         self.num_passes = 0
+        self._known: _Known | None = None
 
     def thinned(self, stride: int) -> "Tilting":
-        """Every `stride`-th sample, for a first guess at a fraction of the cost."""
-        x = self.x[:, ::stride].contiguous()
-        base = torch.ones_like(x) if self.base is None else self.base[:, ::stride].contiguous()
+        """One in `stride` samples, for a first guess at a fraction of the cost."""
+        x = _one_in(self.x, stride)
+        base = torch.ones_like(x) if self.base is None else _one_in(self.base, stride)
         base /= base.sum(dim=1, keepdim=True)
         # min x = 0 decides large tilts: it has to be there, but with no more than its own weight
         x[:, 0], base[:, 0] = 0.0, 1 / self.x.shape[1]
@@ -80,27 +107,29 @@ class Tilting:
         assert x is not None
         return Tilting(x, y, base, self.cap)
 
-    def moments(self, a: Numbers, b: Numbers | None = None) -> Moments:
-        """One pass at the tilts a, b of shape [rounds]."""
+    def moments(self, a: Numbers, b: Numbers | None = None, third: bool = False) -> Moments:
+        """One pass at the tilts a, b of shape [rounds]; `third` moments only without b and a cap."""
         self.num_passes += 1
         if self.cap is not None:
             return self._capped_moments(a, b)
-        sums, shift = self._sums(a, b)
+        sums, shift = self._sums(a, b, third)
         z, (mean_x, xx, *rest) = sums[:, 0], (sums[:, 1:] / sums[:, :1]).T
-        kl = -np.log(z) - shift / LOG2_E - a * mean_x
-        var_x = np.maximum(xx - mean_x**2, 0.0)
-        if b is None:
-            none = np.zeros_like(a)
-            return Moments(np.maximum(kl, 0.0), mean_x, none, var_x, none, none)
-        mean_y, xy, yy = rest
-        return Moments(
-            kl=np.maximum(kl - b * mean_y, 0.0),
+        log_z = np.log(z) + shift / LOG2_E
+        none = np.zeros_like(a)
+        mean_y, xy, yy = rest if b is not None else (none, none, none)
+        xxx = rest[0] if third else None
+        b = none if b is None else b
+        moments = Moments(
+            kl=np.maximum(-log_z - a * mean_x - b * mean_y, 0.0),
             mean_x=mean_x,
             mean_y=mean_y,
-            var_x=var_x,
+            var_x=np.maximum(xx - mean_x**2, 0.0),
             cov_xy=xy - mean_x * mean_y,
             var_y=np.maximum(yy - mean_y**2, 0.0),
+            third_x=None if xxx is None else xxx - 3 * mean_x * xx + 2 * mean_x**3,
         )
+        self._known = _Known(a, b, log_z, moments)
+        return moments
 
     def tilted(self, a: Numbers, b: Numbers | None, overwrite: bool = False) -> Tilted:
         """The weights themselves; `overwrite` puts them where x was, to spare the memory."""
@@ -108,36 +137,47 @@ class Tilting:
         if self.cap is not None:
             return self._capped(a, b)
         out = self.x if overwrite else empty_like(self.x)
-        shift = self._largest_exponents(a, b)
+        shift = np.zeros_like(a)  # without b, min x = 0
+        if b is not None and _far(a, b):
+            shift = self._largest_exponents(a, b)
+        scale = self._guessed_scale(a, b, shift)
 
         def tilt(
             rows: slice, x: Numbers, y: Numbers | None, base: Numbers | None, q: Numbers, space: Numbers
-        ):
+        ) -> list[Numbers]:
             w = _block_exponents(space, x, y, a[rows], None if b is None else b[rows])
             if b is not None:
                 w -= shift[rows, None]
             np.exp2(w, out=w)
             if base is not None:
                 w *= base
-            parts = [w.sum(axis=1), block_dots(w, x)]
+            parts = [block_sums(w), block_dots(w, x)]
             if y is not None:
                 parts += [block_dots(w, y)]
-            q[:] = w  # last: x may be there
+            np.multiply(w, scale[rows, None], out=q)  # last: x may be there
             return parts
 
         found = each_block(tilt, self.x, self.y, self.base, out, buffers=2)
         sums = _added(self._rows(), found, np.zeros((len(a), 3)))
-        each_block(lambda rows, q: np.multiply(q, 1 / sums[rows, :1], out=q), out)
+        total = sums[:, 0] * scale
+        if (np.abs(total - 1) > NORMALISED).any():
+            each_block(lambda rows, q: np.multiply(q, 1 / total[rows, None], out=q), out)
         mean_x, mean_y = sums[:, 1] / sums[:, 0], sums[:, 2] / sums[:, 0]
         z = sums[:, 0] / self.x.shape[1] if self.base is None else sums[:, 0]
         mu = -np.log(z) - shift / LOG2_E
         kl = mu - a * mean_x - (0.0 if b is None else b * mean_y)
         return Tilted(out, mu, np.maximum(kl, 0.0), mean_x)
 
-    def _largest_exponents(self, a: Numbers, b: Numbers | None) -> Numbers:
-        """max −ax − by of every round, in units of log 2, or 0 where no exponent is out of range."""
-        if b is None or not _far(a, b):
-            return np.zeros_like(a)  # without b, min x = 0
+    def _guessed_scale(self, a: Numbers, b: Numbers | None, shift: Numbers) -> Numbers:
+        """What makes weights sum to one, where the tilts of the last pass were near enough to say; else 1."""
+        if self._known is None:
+            return np.ones_like(a)
+        log_z, near = self._known.log_z_near(a, np.zeros_like(a) if b is None else b)
+        log_z = np.where(near, log_z - shift / LOG2_E, 0.0)
+        return np.where(near, np.exp(-log_z) / (self.x.shape[1] if self.base is None else 1), 1.0)
+
+    def _largest_exponents(self, a: Numbers, b: Numbers) -> Numbers:
+        """max −ax − by of every round, in units of log 2."""
 
         def largest(rows: slice, x: Numbers, y: Numbers | None, space: Numbers) -> Numbers:
             return _block_exponents(space, x, y, a[rows], b[rows]).max(axis=1)
@@ -156,30 +196,33 @@ class Tilting:
     def _rows(self) -> list[slice]:
         return block_rows((self.x.shape[0], self.x.shape[1]))
 
-    def _sums(self, a: Numbers, b: Numbers | None) -> tuple[Numbers, Numbers]:
-        """Σ f·w·(1, x, x²) and, with b, Σ f·w·(y, xy, y²), where w = e^(−ax−by)/2^shift.
+    def _sums(self, a: Numbers, b: Numbers | None, third: bool) -> tuple[Numbers, Numbers]:
+        """Σ f·w·(1, x, x²) and, with b, Σ f·w·(y, xy, y²) or `third` Σ f·w·x³, where w = e^(−ax−by)/2^shift.
 
         The shift keeps w in range where that needs one; with b absent min x = 0 sees to it.
         """
 
         def sums_of(rows: slice, x: Numbers, y: Numbers | None, base: Numbers | None, space: Numbers) -> Any:
-            half = _block_exponents(space, x, y, a[rows] / 2, None if b is None else b[rows] / 2)
-            top = np.zeros(len(half))
+            w = _block_exponents(space, x, y, a[rows], None if b is None else b[rows])
+            top = np.zeros(len(w))
             if b is not None and _far(a[rows], b[rows]):
-                top = 2 * half.max(axis=1)
-                half -= top[:, None] / 2
-            np.exp2(half, out=half)
+                top = w.max(axis=1)
+                w -= top[:, None]
+            np.exp2(w, out=w)
             if base is not None:
-                half *= np.sqrt(base)
-            np.multiply(half, x, out=space[1])
+                w *= base
+            wx = np.multiply(w, x, out=space[1])
+            parts = [block_sums(w), block_sums(wx)]
+            if third:
+                wxx = np.multiply(wx, x, out=w)
+                return [*parts, block_sums(wxx), block_dots(wxx, x)], top
+            parts += [block_dots(wx, x)]
             if b is None or y is None:
-                return [*block_dots(space, half), block_dots(space[1], space[1])], top
-            np.multiply(half, y, out=space[2])
-            parts = [*block_dots(space[:2], half), block_dots(space[1], space[1])]
-            return [*parts, *block_dots(space, space[2])], top
+                return parts, top
+            wy = np.multiply(w, y, out=w)
+            return [*parts, block_sums(wy), block_dots(wx, y), block_dots(wy, y)], top
 
-        buffers = 2 if b is None else 3
-        found, tops = zip(*each_block(sums_of, self.x, self.y, self.base, buffers=buffers), strict=True)
+        found, tops = zip(*each_block(sums_of, self.x, self.y, self.base, buffers=2), strict=True)
         shift = np.zeros_like(a)
         if b is not None:
             shift[:] = -math.inf
@@ -187,7 +230,7 @@ class Tilting:
                 shift[rows] = np.maximum(shift[rows], top)
             scales = [np.exp2(top - shift[rows]) for rows, top in zip(self._rows(), tops, strict=True)]
             found = [np.array(parts) * scale for parts, scale in zip(found, scales, strict=True)]
-        sums = _added(self._rows(), found, np.zeros((len(a), 3 if b is None else 6)))
+        sums = _added(self._rows(), found, np.zeros((len(a), 3 + third + 3 * (b is not None))))
         return (sums / self.x.shape[1] if self.base is None else sums), shift
 
     def _full_base(self) -> Tensor:
@@ -225,6 +268,12 @@ def _added(rows: list[slice], found: Sequence[Any], sums: Numbers) -> Numbers:
     for own, parts in zip(rows, found, strict=True):
         sums[own, : len(parts)] += np.array(parts).T
     return sums
+
+
+def _one_in(values: Tensor, stride: int) -> Tensor:
+    rounds, n = values.shape
+    whole = n - n % (RUN * stride)
+    return values[:, :whole].reshape(rounds, -1, RUN * stride)[:, :, :RUN].reshape(rounds, -1)
 
 
 def _far(a: Numbers, b: Numbers) -> bool:

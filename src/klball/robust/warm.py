@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from klball.robust.blocks import Numbers, block_dots, each_block, row_extremes
+from klball.robust.blocks import Numbers, block_dots, block_sums, each_block, row_extremes
 from klball.robust.dual import DualSolution
 from klball.robust.newton import joint_step, log_step
 from klball.robust.tilting import LOG2_E, Moments
@@ -61,7 +61,7 @@ def resolve(
 
 
 def _least_and_range(scores: Tensor) -> tuple[float, float]:
-    low, high = (float(v[0]) for v in row_extremes(scores[None]))
+    low, high = (float(v[0]) for v in row_extremes(scores[None])[:2])
     return low, high - low
 
 
@@ -103,11 +103,11 @@ def _pass(
         if f is not None:
             w *= f
         np.multiply(w, x, out=wx)
-        parts = [w.sum(axis=1), block_dots(w, w), wx.sum(axis=1), block_dots(wx, x)]
+        parts = [block_sums(w), block_dots(w, w), block_sums(wx), block_dots(wx, x)]
         if certainty is None:
             return np.concatenate([*parts, np.zeros(3)])
         np.multiply(w, y, out=wy)
-        return np.concatenate([*parts, wy.sum(axis=1), block_dots(wx, y), block_dots(wy, y)])
+        return np.concatenate([*parts, block_sums(wy), block_dots(wx, y), block_dots(wy, y)])
 
     parts = each_block(sums, *(None if v is None else v[None] for v in (g, c, base)), buffers=5)
     total = np.sum(parts, axis=0)
