@@ -88,6 +88,17 @@ def test_few_passes_where_the_sample_is_a_part_of_the_data():
         assert_same(streamed, exact, g, c)
 
 
+@pytest.mark.parametrize("kind", ["lognormal", "heavy"])
+def test_a_model_that_does_not_converge_is_left_early(monkeypatch, kind):
+    monkeypatch.setattr(streaming_model, "SAMPLE", 5_000)
+    rng = np.random.default_rng(3)
+    g = -np.exp(rng.normal(size=100_000)) if kind == "lognormal" else rng.standard_t(2, 100_000)
+    for epsilon in (0.05, 0.3):
+        streamed = solve_dual_streamed(chunked(g, None, 10_000), epsilon=epsilon)
+        assert streamed.num_passes <= 12
+        assert_same(streamed, solve_dual(g, epsilon=epsilon), g)
+
+
 def test_certificate_is_that_of_the_weights():
     rng = np.random.default_rng(2)
     g, c = losses("gamma", 400_000, rng)

@@ -28,7 +28,6 @@ FEW = 1 << 17  # where it has more than this
 SHARES = 8  # of the sample, for threads
 SAMPLED_PARTS = 16
 MARGIN = 4  # by which a term of a series may be larger than the two before it say
-FAR = 200  # powers of two that sums of squares have room for, so that no shift is needed
 
 
 def sample_of(parts: Sequence[Part], threads: int, sharded: bool) -> tuple[Numbers, Numbers | None]:
@@ -124,29 +123,15 @@ class Data:
     @np.errstate(over="ignore", invalid="ignore")  # Newton's iterations turn back from tilts that overflow
     def _sums(self, a: float, b: float, survey: bool) -> Sums:
         self.num_passes += 1
-        raw_a, raw_b = a / self.scale[0], b / self.scale[1]
         tilt = Tilt(
-            a=raw_a,
-            b=raw_b,
-            shift=self._largest_exponent(raw_a, raw_b),
+            a=a / self.scale[0],
+            b=b / self.scale[1],
             origin=self.origin,
             bound=self.bound,
             survey=survey,
             least_g=self.extremes[0][0],
         )
         return sum_parts(self.parts, tilt, self.threads, self.sharded)
-
-    def _largest_exponent(self, a: float, b: float) -> float:
-        """Over the sample, in units of log 2: near enough to that of all data; 0 where all are in range."""
-        (g, c), (x0, y0), (xs, ys) = self.sample, self.origin, self.extremes
-        bound = max(a * (x0 - x) for x in xs) + max(b * (y0 - y) for y in ys)
-        if not LOG2_E * bound > FAR:
-            return 0.0
-        exponents = (x0 - g) * a
-        if c is not None and b != 0:
-            exponents += (y0 - c) * b
-        largest = LOG2_E * float(exponents.max())
-        return largest if FAR < largest < math.inf else 0.0
 
     def _moments(self, sums: Sums, a: float, b: float) -> Moments:
         if not sums.w > 0:  # only bad rows, or an overflow
@@ -245,6 +230,7 @@ def _covariances(m: Moments) -> Numbers:
     return np.array([[m.var_x[0], m.cov_xy[0]], [m.cov_xy[0], m.var_y[0]]])
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a tilt without bounds
 def log_z_at(moments: Moments, a: Any, b: Any) -> Numbers:
     return -(moments.kl + a * moments.mean_x + b * moments.mean_y)
 

@@ -63,11 +63,10 @@ SQUARED = ("ww", "wwx", "wwy")
 
 @dataclass(frozen=True)
 class Tilt:
-    """Where the sums are taken; `shift` should be near the largest exponent, in units of log 2."""
+    """Where the sums are taken."""
 
     a: float
     b: float
-    shift: float
     origin: tuple[float, float]
     bound: bool = True  # whether E[C] is bounded: its own variance matters only then
     survey: bool = False  # third moments too, extremes, and ties where g is `least_g` or less
@@ -77,11 +76,11 @@ class Tilt:
 def sum_parts(parts: Sequence[Part], tilt: Tilt, threads: int, sharded: bool = False) -> Sums:
     """One pass over all parts, and over those of the other processes if the data is `sharded`."""
     if threads == 1 or len(parts) == 1:
-        merged = merge([_sum_part(part, tilt) for part in parts], tilt.shift)
+        merged = merge([_sum_part(part, tilt) for part in parts])
     else:
         with ThreadPoolExecutor(threads) as pool:
-            merged = merge(list(pool.map(lambda part: _sum_part(part, tilt), parts)), tilt.shift)
-    return merge([Sums(*row) for row in everyones(np.array(merged))], tilt.shift) if sharded else merged
+            merged = merge(list(pool.map(lambda part: _sum_part(part, tilt), parts)))
+    return merge([Sums(*row) for row in everyones(np.array(merged))]) if sharded else merged
 
 
 def everyones(values: Any) -> list[Any]:
@@ -91,10 +90,10 @@ def everyones(values: Any) -> list[Any]:
     return gathered
 
 
-def merge(sums: Sequence[Sums], shift: float) -> Sums:
+def merge(sums: Sequence[Sums]) -> Sums:
     """The sums over several sets of rows, brought to the largest of their scales."""
     if not sums:
-        return Sums(shift)
+        return Sums(0.0)
     columns = Sums(*np.array(sums).T)
     top = float(np.max(columns.shift))
     scale = np.exp2(columns.shift - top)
@@ -116,7 +115,7 @@ def merge(sums: Sequence[Sums], shift: float) -> Sums:
 
 def _sum_part(part: Part, tilt: Tilt) -> Sums:
     space = np.empty((6, ROWS, COLUMNS))
-    return merge([_sum_block(g, c, tilt, space) for g, c in _blocks(part())], tilt.shift)
+    return merge([_sum_block(g, c, tilt, space) for g, c in _blocks(part())])
 
 
 def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
@@ -140,7 +139,7 @@ def _sum_block(g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers) 
         bad_g = int(np.count_nonzero(~np.isfinite(g)))
         bad_c = 0 if c is None else int(np.count_nonzero(~np.isfinite(c)))
         if bad_g or bad_c:
-            return Sums(tilt.shift, rows=g.size, bad_g=bad_g, bad_c=bad_c)
+            return Sums(0.0, rows=g.size, bad_g=bad_g, bad_c=bad_c)
         sums = _weighted(g, c, tilt, own, rescaled=True)
     return sums._replace(**_survey(g, c, tilt, own)) if tilt.survey else sums
 
@@ -151,32 +150,37 @@ def _weighted(
 ) -> Sums:
     """The sums of one block; `rescaled` takes its own largest exponent for the shift."""
     x, y, w, wx, wy, extra = space
+    shift = _weights(g, c, tilt, space, rescaled)
+    np.multiply(w, x, out=wx)
+    sums = dict(w=_sum(w), wx=_sum(wx), wxx=_dot(wx, x), ww=_dot(w, w), wwx=_dot(w, wx), rows=g.size)
+    if c is not None:
+        np.multiply(w, y, out=wy)
+        sums |= dict(wy=_sum(wy), wxy=_dot(wx, y), wwy=_dot(w, wy), rows_with_c=g.size)
+        if tilt.bound:
+            sums |= dict(wyy=_dot(wy, y))
+    if tilt.survey:
+        wxx = np.multiply(wx, x, out=extra)
+        sums |= dict(wxxx=_dot(wxx, x), wxxy=0.0 if c is None else _dot(wxx, y))
+        if c is not None and tilt.bound:
+            wyy = np.multiply(wy, y, out=extra)
+            sums |= dict(wxyy=_dot(wyy, x), wyyy=_dot(wyy, y))
+    return Sums(shift, **{name: float(value) for name, value in sums.items()})
+
+
+def _weights(g: np.ndarray, c: np.ndarray | None, tilt: Tilt, space: Numbers, rescaled: bool) -> float:
+    """x, y and w into the first of the buffers; the shift of w."""
+    x, y, w, *_, extra = space
     np.subtract(g, tilt.origin[0], out=x, dtype=np.float64)
     np.multiply(x, -LOG2_E * tilt.a, out=w)
     if c is not None:
         np.subtract(c, tilt.origin[1], out=y, dtype=np.float64)
         if tilt.b != 0:
             w += np.multiply(y, -LOG2_E * tilt.b, out=extra)
-    shift = float(w.max()) if rescaled else tilt.shift
+    shift = float(w.max()) if rescaled else 0.0
     if shift != 0:
         w -= shift
     np.exp2(w, out=w)
-    np.multiply(w, x, out=wx)
-    sums = dict(w=_sum(w), wx=_sum(wx), wxx=_dot(wx, x), ww=_dot(w, w), wwx=_dot(w, wx), rows=g.size)
-    if c is not None:
-        sums |= dict(wxy=_dot(wx, y), rows_with_c=g.size)
-    if tilt.survey:
-        wxx = np.multiply(wx, x, out=extra)
-        sums |= dict(wxxx=_dot(wxx, x), wxxy=0.0 if c is None else _dot(wxx, y))
-    if c is not None:
-        np.multiply(w, y, out=wy)
-        sums |= dict(wy=_sum(wy), wwy=_dot(w, wy))
-    if c is not None and tilt.bound:
-        sums |= dict(wyy=_dot(wy, y))
-        if tilt.survey:
-            wyy = np.multiply(wy, y, out=extra)
-            sums |= dict(wxyy=_dot(wyy, x), wyyy=_dot(wyy, y))
-    return Sums(shift, **{name: float(value) for name, value in sums.items()})
+    return shift
 
 
 def _sum(values: Numbers) -> float:
