@@ -220,10 +220,10 @@ def main() -> None:
     parser.add_argument("--peak", nargs=3, metavar=("METHOD", "V", "DEVICE"), help="print one peak, MiB")
     options = parser.parse_args()
     if options.peak:
+        prepare_process()
         return print_peak(options.peak[0], int(options.peak[1]), options.peak[2])
     print(table(measure(options.quick)))
 
 
 if __name__ == "__main__":
-    prepare_process()
     main()
