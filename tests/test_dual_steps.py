@@ -154,3 +154,26 @@ def test_sums_and_dots_of_a_block(shape):
     assert block_dots(left, right) == pytest.approx(
         (exact[0] * exact[1]).sum(axis=1).astype(float), abs=1e-11
     )
+
+
+def test_a_part_of_many_samples_that_holds_the_smallest_or_no_base_weight():
+    rng = np.random.default_rng(1)
+    g = -rng.gamma(2, 1, 200_000)
+    lowest = g.argmin()
+    g[[3, lowest]] = g[[lowest, 3]]  # in the part it counts 64 times too much
+    for epsilon in (8.2, 11.0):
+        solution = solve_dual(g, epsilon=epsilon)
+        assert solution.kl == pytest.approx(epsilon, abs=1e-9)
+        assert solution.num_passes <= 20 and solution.gap < 2e-12
+    f = np.zeros(len(g))
+    f[8:512] = 1.0  # none of these rows is in the part
+    solution, few = solve_dual(g, epsilon=0.5, base_weights=f), solve_dual(g[8:512], epsilon=0.5)
+    assert solution.lambda_ == pytest.approx(few.lambda_, rel=1e-9)
+    assert solve_dual(-3e-293 * rng.random(200_000), epsilon=0.5).status == "point_mass"
+
+
+def test_an_open_gap_is_no_answer(monkeypatch):
+    monkeypatch.setattr(newton, "MOST_PASSES", 1)
+    g = np.random.default_rng(2).normal(size=300)
+    with pytest.raises(ValueError, match="close the gap"):
+        solve_dual(g, epsilon=3.0)

@@ -176,6 +176,14 @@ def test_an_outlier_beyond_the_range_of_exponentials(monkeypatch, outlier):
         assert_same(solve_dual_streamed(parts, epsilon=epsilon), exact, g, c, rtol=1e-8)
 
 
+def test_an_outlier_above_does_not_hide_an_inexact_lambda():
+    g = np.random.default_rng(12).normal(size=400_000)
+    g[7] = 1e9  # in units of this range any gap is closed
+    for epsilon in (0.05, 3.0):
+        streamed = solve_dual_streamed(chunked(g, None, 20_000), epsilon=epsilon)
+        assert streamed.lambda_ == pytest.approx(solve_dual(g, epsilon=epsilon).lambda_, rel=1e-9)
+
+
 @pytest.mark.parametrize("sample", [40, 1 << 17])
 def test_infeasible_names_gamma_min(monkeypatch, sample):
     monkeypatch.setattr(streaming_model, "SAMPLE", sample)

@@ -149,9 +149,9 @@ def block_sums(values: Numbers) -> Numbers:
 
 
 def row_extremes(x: Tensor) -> tuple[Numbers, Numbers, Numbers]:
-    """The smallest and the largest of every row, NaN where one is NaN, and how many can be the smallest.
+    """The smallest and the largest of every row, NaN where one is NaN, and a bound on the number of ties.
 
-    Only those in blocks with the same smallest can be; all [rounds].
+    Only blocks with the same smallest can hold ties; a row within one block has the bound n. All [rounds].
     """
     least, most, ties = (np.full(len(x), start) for start in (math.inf, -math.inf, 0.0))
     rows = block_rows((x.shape[0], x.shape[1]))
@@ -165,12 +165,12 @@ def row_extremes(x: Tensor) -> tuple[Numbers, Numbers, Numbers]:
 
 def row_sums(x: Tensor) -> Numbers:
     """Σ_i x of every row, [rounds]."""
-    return _chunked(np.sum, x).sum(axis=1)
+    return _chunked(block_sums, x).sum(axis=1)
 
 
 def row_dots(left: Tensor, right: Tensor) -> Numbers:
     """Σ_i left·right of every row, [rounds]."""
-    return _chunked(_dots, left, right).sum(axis=1)
+    return _chunked(block_dots, left, right).sum(axis=1)
 
 
 def row_means(x: Tensor, base: Tensor | None) -> Numbers:
@@ -178,16 +178,12 @@ def row_means(x: Tensor, base: Tensor | None) -> Numbers:
     return row_sums(x) / x.shape[1] if base is None else row_dots(x, base)
 
 
-def _dots(left: Numbers, right: Numbers, axis: int) -> Numbers:
-    return block_dots(left, right)
-
-
 def _chunked(reduce: Callable[..., Numbers], *arrays: Tensor) -> Numbers:
-    """`reduce(*chunks, axis=1)` of every chunk of every round, [rounds, chunks]."""
+    """`reduce(*chunks)` of every chunk of every round, [rounds, chunks]."""
     rounds, n = arrays[0].shape
     data = [array.numpy() for array in arrays]
     if n <= PIECE or (rounds == 1 and n <= CHUNK):
-        return reduce(*data, axis=1)[:, None]
+        return reduce(*data)[:, None]
     places = [(slice(r, r + 1), slice(c, c + CHUNK)) for r in range(rounds) for c in range(0, n, CHUNK)]
-    parts = in_threads(lambda place: reduce(*(array[place] for array in data), axis=1), places)
+    parts = in_threads(lambda place: reduce(*(array[place] for array in data)), places)
     return np.concatenate(parts).reshape(rounds, -1)

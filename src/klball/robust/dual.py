@@ -26,6 +26,7 @@ from klball.robust.faces import face_of, least_kl
 from klball.robust.multipliers import SLACK, Rounds, base_row, solve_ball, solve_both
 
 GROUP = 1 << 20  # elements of rounds solved together: they stay in the shared cache from first pass to last
+WIDEST_GAP = 1e-6  # of the range of g: a wider one is no answer
 SMALLEST_RANGE = 1e-290  # scores closer than this are equal: 1/range would overflow
 
 Array = Any  # anything array-like: torch, NumPy, Arrow, pandas, a list
@@ -188,11 +189,13 @@ def _joined(name: str, parts: list[DualSolution]) -> Any:
 
 def _solve_together(problem: _Problem) -> DualSolution:
     g, c, base, gamma = problem.g, problem.c, problem.base, problem.gamma
-    x, g_min, g_range = _standardised(g, base, problem.extremes[:2])
+    least, most, ties = problem.extremes
+    x, g_min, g_range = _standardised(g, base, (least, most))
     c_min, c_range = np.zeros_like(g_min), np.ones_like(g_min)
     gamma_min = None
     if c is None or gamma is None:
-        rounds = solve_ball(x, base, problem.cap, problem.epsilon, problem.extremes[2], overwrite=True)
+        ties = np.where(most - least > SMALLEST_RANGE, ties, g.shape[1])
+        rounds = solve_ball(x, base, problem.cap, problem.epsilon, ties, overwrite=True)
     else:
         y, c_min, c_range = _standardised(c, base, row_extremes(c)[:2])
         target = (gamma - c_min) / c_range
@@ -207,6 +210,8 @@ def _solve_together(problem: _Problem) -> DualSolution:
     # E_Q[x] in [0, 1] keeps digits that E_Q[g] would lose to a large common offset
     worst = g_min + g_range * rounds.mean_x
     dual = _dual_value(problem, rounds, lambda_, beta, mu, worst)
+    gap = np.abs(rounds.mean_x - (dual - g_min) / g_range)
+    _check_converged(gap, rounds.status)
     return DualSolution(
         lambda_=lambda_,
         beta=beta,
@@ -215,13 +220,22 @@ def _solve_together(problem: _Problem) -> DualSolution:
         certainty=None if c is None else row_dots(rounds.weights, c),
         worst_case=worst,
         dual_value=dual,
-        gap=np.abs(rounds.mean_x - (dual - g_min) / g_range),
+        gap=gap,
         ess=1 / row_dots(rounds.weights, rounds.weights),
         mu=mu,
         gamma_min=gamma_min,
         status=rounds.status,
         num_passes=rounds.passes,
     )
+
+
+def _check_converged(gap: Numbers, status: list[str]) -> None:
+    for r, s in enumerate(status):
+        if s != "infeasible" and not gap[r] <= WIDEST_GAP:
+            raise ValueError(
+                f"round {r}: no multipliers were found that close the gap (it is {gap[r]:.1e} of the range "
+                "of the scores): change epsilon or gamma"
+            )
 
 
 def _dual_value(

@@ -27,7 +27,7 @@ SETTLED = 1e-6  # a Newton step shorter than this leaves an error of about its s
 
 def radius_tilt(
     tilting: Tilting,
-    epsilon: float,
+    epsilon: float | Numbers,
     pending: Numbers,
     start: Numbers | None = None,
     exact: float = EXACT,
@@ -42,7 +42,7 @@ def radius_tilt(
     """
     a, bend = (start, None) if start is not None else _first_guess(tilting, epsilon, pending)
     low, high = np.zeros_like(a), np.full_like(a, math.inf)
-    before, third = None, bend is not None and epsilon >= LARGE
+    before, third = None, bend is not None and np.max(epsilon) >= LARGE
     for _ in range(MOST_PASSES):
         moments = tilting.moments(a, third=True) if third else tilting.moments(a)
         below = moments.kl < epsilon
@@ -69,20 +69,24 @@ def radius_tilt(
     return a
 
 
-def _first_guess(tilting: Tilting, epsilon: float, pending: Numbers) -> tuple[Numbers, Numbers | None]:
+def _first_guess(
+    tilting: Tilting, epsilon: float | Numbers, pending: Numbers
+) -> tuple[Numbers, Numbers | None]:
     """From part of the samples where there are many, with the `_bend` there; else from their spread."""
     n = tilting.x.shape[1]
     if n >= MANY and tilting.cap is None:
         part = tilting.thinned(THINNING)
-        a = radius_tilt(part, epsilon, pending, exact=GUESSED)
-        return a, _bend(part.moments(a, third=True), a)
+        if np.isfinite(part.mass_at_zero()).all():  # not if all base weight lies elsewhere
+            binding = np.minimum(epsilon, -0.9 * np.log(part.mass_at_zero()))  # a part has no larger radius
+            a = radius_tilt(part, binding, pending, exact=GUESSED)
+            return a, _bend(part.moments(a, third=True), a)
     mean, square = (row_means(values, tilting.base) for values in (tilting.x, tilting.x.square()))
     return np.where(pending, _normal_radius(np.maximum(square - mean**2, 0.0), epsilon), 1.0), None
 
 
-def _normal_radius(var_x: Numbers, epsilon: float) -> Numbers:
+def _normal_radius(var_x: Numbers, epsilon: float | Numbers) -> Numbers:
     """√(2ε)/sd is a for normal scores; skewed losses need less at large radii."""
-    normal = math.sqrt(2 * epsilon)
+    normal = np.sqrt(2 * epsilon)
     return normal / (1 + normal / 2) / np.maximum(np.sqrt(var_x), 1e-150)
 
 
@@ -104,7 +108,8 @@ def normal_tilt(moments: Moments, epsilon: float, gamma: Numbers) -> tuple[Numbe
     return np.where(binds, a / shortened, radius), np.where(binds, b / shortened, 0.0)
 
 
-def log_step(moments: Moments, a: Numbers, epsilon: float) -> Numbers:
+@np.errstate(divide="ignore")  # an infinite KL
+def log_step(moments: Moments, a: Numbers, epsilon: float | Numbers) -> Numbers:
     """The Newton step of log a towards KL = ε at b = 0."""
     slope = a**2 * moments.var_x
     usable = (moments.kl > 0) & (slope > 0)  # elsewhere a long step, which the bracket corrects
@@ -133,7 +138,7 @@ def _bent(step: Numbers, bend: Numbers) -> Numbers:
 
 @np.errstate(all="ignore")  # those steps are not taken
 def _fourth_order_step(
-    before: tuple[Numbers, Moments], here: tuple[Numbers, Moments], newton: Numbers, epsilon: float
+    before: tuple[Numbers, Moments], here: tuple[Numbers, Moments], newton: Numbers, epsilon: float | Numbers
 ) -> tuple[Numbers, Numbers]:
     """The step of log a by the quartic in log KL through two passes, their slopes and the bend `here`.
 

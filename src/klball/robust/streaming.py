@@ -19,6 +19,7 @@ from klball.robust.streaming_model import FEW, FIRST, At, Data, Model, log_z_at,
 from klball.robust.streaming_sums import Part, Sums
 from klball.robust.tilting import Moments
 
+EXACT = 1e-9  # a relative error of λ
 MODEL_PASSES = 10  # full passes before the model is given up for plain safeguarded iterations
 
 
@@ -117,9 +118,10 @@ class _Solver:
         )
         if found := self._by_newton(nearest):
             return found
+        why = "" if self.gamma is None else ", because β > 0 where λ is 0 or infinite, or too near to that"
         raise ValueError(
-            "the worst case has β > 0 where λ is 0 or infinite, or too near to that for streaming: "
-            "change epsilon or gamma, or use solve_dual on the data in memory"
+            f"no multipliers were found that close the gap{why}: change epsilon or gamma, or use solve_dual "
+            "on the data in memory"
         )
 
     def _first_guess(self) -> tuple[float, float] | None:
@@ -161,7 +163,9 @@ class _Solver:
             moments = model.moments(np.array([found[0]]), np.array([found[1]]))
             error = model.error(*found, np.array([self._width(0), self._width(1)]))
             solution = self._solution(*found, moments, error)
-            if solution.gap <= CLOSED:
+            # an outlier makes the range so wide that a gap says nothing of λ
+            exact = error * self._width(0) <= EXACT * found[0] * float(moments.var_x[0])
+            if solution.gap <= CLOSED and exact:
                 return replace(solution, ess=model.ess(*found, float(log_z_at(moments, *found)[0])))
             if not error < best / 4:  # a sample that knows nothing of a tail
                 return None

@@ -197,7 +197,7 @@ class Model:
         d = self._away(a, b)
         square = float(d @ _covariances(self.full.moments) @ d)
         skew = abs(float(self.full.third @ d @ d @ d)) / max(square, 1e-300)
-        ratio = MARGIN * max(math.sqrt(square), skew)
+        ratio = MARGIN * max(math.sqrt(max(square, 0.0)), skew)
         second, third = self.covariance @ d, self.third @ d @ d / 2
         errors = np.maximum(np.abs(third) * ratio, np.abs(second) * ratio * ratio)
         return float((errors / np.where(width > 0, width, 1.0)).max())

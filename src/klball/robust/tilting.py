@@ -99,6 +99,11 @@ class Tilting:
         x[:, 0], base[:, 0] = 0.0, 1 / self.x.shape[1]
         return Tilting(x, None, base / base.sum(dim=1, keepdim=True), None)
 
+    def mass_at_zero(self) -> Numbers:
+        """Base weight of x = 0, [rounds]."""
+        assert self.base is not None
+        return ((self.x == 0) * self.base).sum(dim=1).numpy()
+
     def rounds(self, chosen: Numbers) -> "Tilting":
         """The chosen rounds alone; `chosen` is a mask or indices."""
         index = torch.from_numpy(chosen)

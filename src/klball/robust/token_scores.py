@@ -60,7 +60,8 @@ class LMHead:
 
 def _onednn(hidden: Tensor) -> bool:
     """Whether oneDNN can multiply these: MKL, which `@` calls, leaves half of AVX-512 idle on AMD."""
-    return hidden.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    here = hidden.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return here and not torch.is_autocast_enabled("cpu")  # which knows no tensors of that layout
 
 
 @contextmanager
