@@ -2,9 +2,9 @@
 
 NumPy works on a block, because torch would divide it over threads of its own: those wait for one another
 in every call, which can cost more than the arithmetic, and add up in an order that depends on their
-number; for the same reason dot products come in pieces too short for BLAS to divide. Here whole blocks
-go to threads, and what they leave is combined in the order of the blocks. A block is as long as it is
-because threads that ask for the interpreter's lock too often wait for it. All arrays are contiguous float64.
+number. Here whole blocks go to threads, and what they leave is combined in the order of the blocks. A block
+is as long as it is because threads that ask for the interpreter's lock too often wait for it. Sums over
+long blocks come in pieces, for accuracy, and because BLAS would divide them. All arrays are contiguous float64.
 """
 
 import math
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 PIECE = 9_984  # BLAS divides dot products of more than 10,000 terms over its threads
-BLOCK = 12 * PIECE
+BLOCK = 16 * PIECE
 CHUNK = 128 * PIECE  # for what is done with a single call
 PARALLEL = 1 << 18  # elements from which waking threads pays
 
@@ -51,7 +51,7 @@ def each_block(work: Callable[..., T], *arrays: Tensor | None, buffers: int = 0)
 
     if rounds * n < PARALLEL or n <= PIECE:  # for many short rounds the calls between blocks cost too much
         return some(range(len(rows)))
-    length = min(8, math.ceil(len(rows) / (2 * torch.get_num_threads())))
+    length = min(2, math.ceil(len(rows) / (2 * torch.get_num_threads())))
     stretches = [range(k, min(k + length, len(rows))) for k in range(0, len(rows), length)]
     return [result for part in in_threads(some, stretches) for result in part]
 

@@ -15,7 +15,7 @@ from klball.robust.tilting import Moments, Numbers, Tilting
 LONGEST_STEP = 1.5  # in log a
 MANY = 200_000  # samples from which a first guess on part of them pays
 THINNING = 64  # one sample in so many gives it, good to a per cent or so
-GUESSED = 1e-5  # such an error of a guess is nothing beside that of the part it comes from
+GUESSED = 1e-4  # such an error of a guess is nothing beside that of the part it comes from
 MOST_PASSES = 200
 LARGE = 1.0  # a radius at which part of the samples knows too little of the tail to say how log a bends
 FAR_OFF = 4e-3  # a first step of log a that leaves too much for one of Newton's
@@ -40,9 +40,9 @@ def radius_tilt(
     KL grows with a. After a guess from part of many samples the first step knows how log a bends too, and
     the second is of fourth order where that saves a pass.
     """
-    a, bend = (start, None) if start is not None else _first_guess(tilting, epsilon, pending)
+    a, part = (start, None) if start is not None else _first_guess(tilting, epsilon, pending)
     low, high = np.zeros_like(a), np.full_like(a, math.inf)
-    before, third = None, bend is not None and np.max(epsilon) >= LARGE
+    before, third = None, part is not None and np.max(epsilon) >= LARGE
     for _ in range(MOST_PASSES):
         moments = tilting.moments(a, third=True) if third else tilting.moments(a)
         below = moments.kl < epsilon
@@ -51,10 +51,10 @@ def radius_tilt(
         error, far = step**2, bool((np.abs(step) > FAR_OFF)[pending].any())
         if third and before is not None:
             step, error = _fourth_order_step(before, (a, moments), step, epsilon)
-        elif bend is not None and before is None:
-            step = _bent(step, _bend(moments, a) if third else bend)
+        elif part is not None and before is None:
+            step = _bent(step, _bend(moments if third else part.moments(a, third=True), a))
         settled = (error < exact) & (error * a * moments.var_x < CLOSED * exact / EXACT)
-        before, third = (a, moments), bend is not None and before is None and far
+        before, third = (a, moments), part is not None and before is None and far
         proposal = a * np.exp(step)
         inside = (proposal > low) & (proposal < high)
         if not inside.all():
@@ -71,15 +71,15 @@ def radius_tilt(
 
 def _first_guess(
     tilting: Tilting, epsilon: float | Numbers, pending: Numbers
-) -> tuple[Numbers, Numbers | None]:
-    """From part of the samples where there are many, with the `_bend` there; else from their spread."""
+) -> tuple[Numbers, Tilting | None]:
+    """From part of the samples where there are many, and that part; else from their spread."""
     n = tilting.x.shape[1]
     if n >= MANY and tilting.cap is None:
         part = tilting.thinned(THINNING)
-        if np.isfinite(part.mass_at_zero()).all():  # not if all base weight lies elsewhere
-            binding = np.minimum(epsilon, -0.9 * np.log(part.mass_at_zero()))  # a part has no larger radius
-            a = radius_tilt(part, binding, pending, exact=GUESSED)
-            return a, _bend(part.moments(a, third=True), a)
+        at_zero = part.mass_at_zero()
+        if np.isfinite(at_zero).all():  # not if all base weight lies elsewhere
+            binding = np.minimum(epsilon, -0.9 * np.log(at_zero))  # a part has no larger radius
+            return radius_tilt(part, binding, pending, exact=GUESSED), part
     mean, square = (row_means(values, tilting.base) for values in (tilting.x, tilting.x.square()))
     return np.where(pending, _normal_radius(np.maximum(square - mean**2, 0.0), epsilon), 1.0), None
 

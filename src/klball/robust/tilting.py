@@ -90,19 +90,21 @@ class Tilting:
         self.num_passes = 0
         self._known: _Known | None = None
 
+    @np.errstate(invalid="ignore")  # no base weight in this part: NaN
     def thinned(self, stride: int) -> "Tilting":
         """One in `stride` samples, for a first guess at a fraction of the cost."""
         x = _one_in(self.x, stride)
-        base = torch.ones_like(x) if self.base is None else _one_in(self.base, stride)
-        base /= base.sum(dim=1, keepdim=True)
+        base = np.ones(x.shape) if self.base is None else _one_in(self.base, stride)
+        base /= base.sum(axis=1, keepdims=True)
         # min x = 0 decides large tilts: it has to be there, but with no more than its own weight
         x[:, 0], base[:, 0] = 0.0, 1 / self.x.shape[1]
-        return Tilting(x, None, base / base.sum(dim=1, keepdim=True), None)
+        base /= base.sum(axis=1, keepdims=True)
+        return Tilting(torch.from_numpy(x), None, torch.from_numpy(base), None)
 
     def mass_at_zero(self) -> Numbers:
         """Base weight of x = 0, [rounds]."""
         assert self.base is not None
-        return ((self.x == 0) * self.base).sum(dim=1).numpy()
+        return self.base.numpy().sum(axis=1, where=self.x.numpy() == 0)
 
     def rounds(self, chosen: Numbers) -> "Tilting":
         """The chosen rounds alone; `chosen` is a mask or indices."""
@@ -275,10 +277,10 @@ def _added(rows: list[slice], found: Sequence[Any], sums: Numbers) -> Numbers:
     return sums
 
 
-def _one_in(values: Tensor, stride: int) -> Tensor:
+def _one_in(values: Tensor, stride: int) -> Numbers:
     rounds, n = values.shape
     whole = n - n % (RUN * stride)
-    return values[:, :whole].reshape(rounds, -1, RUN * stride)[:, :, :RUN].reshape(rounds, -1)
+    return values.numpy()[:, :whole].reshape(rounds, -1, RUN * stride)[:, :, :RUN].reshape(rounds, -1)
 
 
 def _far(a: Numbers, b: Numbers) -> bool:
