@@ -4,7 +4,7 @@ NumPy works on a block, because torch would divide it over threads of its own: t
 in every call, which can cost more than the arithmetic, and add up in an order that depends on their
 number. Here whole blocks go to threads, and what they leave is combined in the order of the blocks. A block
 is as long as it is because threads that ask for the interpreter's lock too often wait for it. Sums over
-long blocks come in pieces, for accuracy, and because BLAS would divide them. All arrays are contiguous float64.
+long blocks come in pieces, for accuracy, and because BLAS would divide them. Arrays are contiguous float64.
 """
 
 import math
