@@ -22,24 +22,25 @@ from klball.robust.newton import LONGEST_STEP
 from klball.robust.streaming_sums import Part, Sums, Tilt, everyones, sum_parts
 from klball.robust.tilting import LOG2_E, Moments, Numbers
 
-SAMPLE = 1 << 20  # rows that say where to look: λ is good to about a per mille
+SAMPLE = 1 << 20  # rows, at the most, that say where to look: λ is good to about a per mille
 FIRST = 8  # one in so many of them says where to look in the sample,
 FEW = 1 << 17  # where it has more than this
 SHARES = 8  # of the sample, for threads
-SAMPLED_PARTS = 16
+SAMPLED_PARTS = 16  # so many, or one in so many: the sample must cost less than the pass that it saves
+LARGEST_SHARE = 1 << 16  # rows of one part
 MARGIN = 4  # by which a term of a series may be larger than the two before it say
 
 
 def sample_of(parts: Sequence[Part], threads: int, sharded: bool) -> tuple[Numbers, Numbers | None]:
     """Finite scores from evenly spaced parts of all processes, the same everywhere."""
     processes = torch.distributed.get_world_size() if sharded else 1
-    wanted = math.ceil(SAMPLE / processes)
-    spread = np.linspace(0, len(parts) - 1, min(len(parts), SAMPLED_PARTS)).round().astype(int).tolist()
-    share = math.ceil(wanted / max(len(spread), 1))
+    count = min(len(parts), max(SAMPLED_PARTS, len(parts) // SAMPLED_PARTS))
+    spread = np.linspace(0, len(parts) - 1, count).round().astype(int).tolist()
+    share = min(math.ceil(SAMPLE / processes / max(count, 1)), LARGEST_SHARE)
     with ThreadPoolExecutor(threads) as pool:
         taken = [rows for some in pool.map(lambda i: _first_rows(parts[i], share), spread) for rows in some]
-    for i in sorted(set(range(len(parts))) - set(spread)):  # small parts: more of them, or all
-        if (left := wanted - sum(rows.shape[1] for rows in taken)) <= 0:
+    for i in sorted(set(range(len(parts))) - set(spread)):  # where that is few: more of them, or all
+        if (left := math.ceil(min(SAMPLE, FEW) / processes) - sum(rows.shape[1] for rows in taken)) <= 0:
             break
         taken += _first_rows(parts[i], min(left, share))
     everything = [rows for own in everyones(taken) for rows in own] if sharded else taken
