@@ -76,7 +76,7 @@ def solve_dual_streamed(
     parts: functions without arguments, each returning an iterable of chunks (g, C) or (g, None), arrays
     [rows] of float32 or float64; called once a pass, from several `threads` (default: those of torch).
     sharded: every process of torch.distributed's default group calls this with its own parts; they
-    exchange twenty numbers a pass, and all get the same answer to the bit.
+    exchange 25 numbers a pass, and all get the same answer to the bit.
     epsilon, gamma: as in `solve_dual`; a cap on weights and base weights are not supported.
 
     Raises ValueError for malformed input and for degenerate problems (β > 0 at λ = 0 or λ = ∞), and
