@@ -57,7 +57,7 @@ def stream_scores(
     columns = (G, C) if certainty else (G,)
     parts = []
     try:
-        for path in _files(scores):
+        for path in score_files(scores):
             metadata = pq.read_metadata(path)
             _check_columns(path, metadata.schema.to_arrow_schema(), columns)
             parts += [RowGroup(path, index, metadata, columns) for index in range(metadata.num_row_groups)]
@@ -68,7 +68,7 @@ def stream_scores(
     return parts
 
 
-def _files(scores: str | Path | Sequence[str]) -> list[str]:
+def score_files(scores: str | Path | Sequence[str]) -> list[str]:
     """A folder stands for its .parquet files, at any depth, without the parts of tables being written."""
     if not isinstance(scores, str | Path):
         return list(scores)

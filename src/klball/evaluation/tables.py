@@ -26,6 +26,7 @@ from klball.evaluation.scoring import (
     encode_for,
     score_encoded,
 )
+from klball.evaluation.streaming import score_files
 
 BATCHES_PER_PART = 16
 SCHEMA = pa.schema(
@@ -110,9 +111,10 @@ def score(
 
 
 def read_scores(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
-    """A score table and its provenance. Raises ValueError if the file is not one."""
+    """A score table, a file or a folder with some, and its provenance. Raises ValueError if it is not one."""
+    files = score_files(path)
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(files if len(files) > 1 else files[0])
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
     missing = [name for name in SCHEMA.names if name not in table.column_names]
