@@ -159,7 +159,7 @@ def by_size(threads: int, quick: bool) -> list[Row]:
         n = 10**power
         g = losses(n)
         both = [partial(solve_dual, g, epsilon=0.05), partial(torch.exp, unit, out=buffer)]
-        seconds = interleaved(both, max(1, min(50, 10**7 // n)))
+        seconds = interleaved(both, max(3, min(50, 10**7 // n)))
         cost = seconds[:, 0] / np.median(seconds[:, 1])
         rows.append(row("dual", f"n = 1e{power}, {_case(threads)}", GROWTH, cost))
         del g
