@@ -146,6 +146,18 @@ def test_weights_sum_to_one_wherever_the_last_pass_was():
         )
 
 
+def test_a_pass_knows_log_z_near_its_tilt():
+    x = np.random.default_rng(7).gamma(2, 0.05, 20_000).clip(max=1)
+    tilting = Tilting(torch.from_numpy(x)[None], None, None, None)
+    a = np.array([15.0])
+    for third, move, error in ((True, 3e-3, 1e-14), (False, 1e-4, 1e-14), (True, 8e-3, 1e-12)):
+        tilting.moments(a, third=third)
+        assert tilting._known is not None
+        log_z, near = tilting._known.log_z_near(a + move, np.zeros(1))
+        assert near[0]
+        assert log_z[0] == pytest.approx(logsumexp(-(a + move) * x) - np.log(len(x)), abs=error)
+
+
 @pytest.mark.parametrize("shape", [(4, 900), (1, PIECE), (1, PIECE + 1), (1, BLOCK - 3), (1, BLOCK)])
 def test_sums_and_dots_of_a_block(shape):
     left, right = np.random.default_rng(6).normal(size=(2, *shape))
@@ -175,5 +187,10 @@ def test_a_part_of_many_samples_that_holds_the_smallest_or_no_base_weight():
 def test_an_open_gap_is_no_answer(monkeypatch):
     monkeypatch.setattr(newton, "MOST_PASSES", 1)
     g = np.random.default_rng(2).normal(size=300)
-    with pytest.raises(ValueError, match="close the gap"):
+    with pytest.raises(ValueError, match=r"^no multipliers were found that close the gap"):
         solve_dual(g, epsilon=3.0)
+    many = np.zeros((5, 300_000))  # solved in groups of three
+    many[3, 0] = 1.0
+    many[3, 1:] = np.random.default_rng(3).random(299_999)
+    with pytest.raises(ValueError, match=r"^round 3: "):
+        solve_dual(many, epsilon=3.0)

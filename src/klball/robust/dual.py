@@ -100,6 +100,7 @@ def solve_dual(
     check_parameters(epsilon, gamma, max_weight, c)
     problem = _Problem(g, extremes, c, _base(base_weights, g), float(epsilon), gamma, max_weight)
     solution = _solve(problem)
+    _check_converged(solution)
     if throw and "infeasible" in solution.status:
         _raise_infeasible(solution, problem, single)
     return _like_input(solution, log_likelihood, single)
@@ -200,8 +201,8 @@ def _solve_together(problem: _Problem) -> DualSolution:
         y, c_min, c_range = _standardised(c, base, row_extremes(c)[:2])
         target = (gamma - c_min) / c_range
         slack = SLACK + 4e-16 * np.maximum(np.abs(c_min), np.abs(c_min + c_range)) / c_range
-        rounds, least = solve_both(x, y, base, problem.cap, problem.epsilon, target, slack)
-        gamma_min = c_min + c_range * least
+        rounds, least_y = solve_both(x, y, base, problem.cap, problem.epsilon, target, slack)
+        gamma_min = c_min + c_range * least_y
     with np.errstate(divide="ignore", invalid="ignore"):
         lambda_ = g_range / rounds.a  # 0 at a = ∞, ∞ at a = 0
         beta = np.where(rounds.beta == 0, 0.0, rounds.beta * g_range / c_range)
@@ -210,8 +211,6 @@ def _solve_together(problem: _Problem) -> DualSolution:
     # E_Q[x] in [0, 1] keeps digits that E_Q[g] would lose to a large common offset
     worst = g_min + g_range * rounds.mean_x
     dual = _dual_value(problem, rounds, lambda_, beta, mu, worst)
-    gap = np.abs(rounds.mean_x - (dual - g_min) / g_range)
-    _check_converged(gap, rounds.status)
     return DualSolution(
         lambda_=lambda_,
         beta=beta,
@@ -220,7 +219,7 @@ def _solve_together(problem: _Problem) -> DualSolution:
         certainty=None if c is None else row_dots(rounds.weights, c),
         worst_case=worst,
         dual_value=dual,
-        gap=gap,
+        gap=np.abs(rounds.mean_x - (dual - g_min) / g_range),
         ess=1 / row_dots(rounds.weights, rounds.weights),
         mu=mu,
         gamma_min=gamma_min,
@@ -229,12 +228,13 @@ def _solve_together(problem: _Problem) -> DualSolution:
     )
 
 
-def _check_converged(gap: Numbers, status: list[str]) -> None:
-    for r, s in enumerate(status):
-        if s != "infeasible" and not gap[r] <= WIDEST_GAP:
+def _check_converged(solution: DualSolution) -> None:
+    for r, (gap, status) in enumerate(zip(solution.gap, solution.status, strict=True)):
+        if status != "infeasible" and not gap <= WIDEST_GAP:
+            where = "" if len(solution.status) == 1 else f"round {r}: "
             raise ValueError(
-                f"round {r}: no multipliers were found that close the gap (it is {gap[r]:.1e} of the range "
-                "of the scores): change epsilon or gamma"
+                f"{where}no multipliers were found that close the gap (it is {gap:.1e} of the range of the "
+                "scores): change epsilon or gamma"
             )
 
 

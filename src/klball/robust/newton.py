@@ -58,15 +58,19 @@ def radius_tilt(
         proposal = a * np.exp(step)
         inside = (proposal > low) & (proposal < high)
         if not inside.all():
-            middle = np.sqrt(low) * np.sqrt(np.minimum(high, 1e300))
-            middle = np.where(np.isinf(high), a * math.exp(LONGEST_STEP), middle)
-            middle = np.where(low == 0, a / math.exp(LONGEST_STEP), middle)
-            proposal = np.where(inside, proposal, middle)
+            proposal = np.where(inside, proposal, _well_inside(a, low, high))
         a = np.where(pending, proposal, a)
         pending = pending & ~(inside & settled) & (high - low > 1e-15 * low)
         if not pending.any():
             break
     return a
+
+
+def _well_inside(a: Numbers, low: Numbers, high: Numbers) -> Numbers:
+    """A point of the bracket to go on from; one step beyond `a` where that side is open."""
+    middle = np.sqrt(low) * np.sqrt(np.minimum(high, 1e300))
+    middle = np.where(np.isinf(high), a * math.exp(LONGEST_STEP), middle)
+    return np.where(low == 0, a / math.exp(LONGEST_STEP), middle)
 
 
 def _first_guess(
