@@ -20,7 +20,7 @@ from klball.data.rows import encode, load_rows, to_trl_format
 from klball.evaluation import tables
 from klball.evaluation.models import load_model
 from klball.evaluation.scoring import Scorer, batches_by_length
-from klball.evaluation.tables import _weights_hash
+from klball.evaluation.weights import weights_hash
 
 
 @pytest.fixture(scope="module")
@@ -229,16 +229,16 @@ def test_tokens_and_labels_equal_those_of_trl(row, tokenizer, tmp_path):
 
 
 def test_weights_tell_models_apart_whatever_the_number_of_threads(model):
-    before = _weights_hash(model)
+    before = weights_hash(model)
     torch.set_num_threads(2)
     try:
-        assert _weights_hash(model) == before
+        assert weights_hash(model) == before
     finally:
         torch.set_num_threads(1)
     other = copy.deepcopy(model)
     with torch.no_grad():
         next(other.parameters()).view(-1)[3] += 1e-6
-    assert _weights_hash(other) != before
+    assert weights_hash(other) != before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -247,10 +247,10 @@ def test_every_weight_counts_in_the_hash_of_an_odd_number_of_them(dtype, changed
     numbers = torch.arange(8, dtype=dtype)
     module = torch.nn.ParameterDict({"p": torch.nn.Parameter(numbers[1:])})  # not at a whole word
     aligned = torch.nn.ParameterDict({"p": torch.nn.Parameter(numbers[1:].clone())})
-    before = _weights_hash(module)
-    assert before == _weights_hash(aligned)
+    before = weights_hash(module)
+    assert before == weights_hash(aligned)
     numbers[1 + changed] *= 1.01
-    assert before != _weights_hash(module)
+    assert before != weights_hash(module)
 
 
 def test_bad_rows_are_refused(tokenizer, tmp_path):

@@ -19,7 +19,7 @@ from klball.evaluation.generation import (
     self_bleu,
 )
 from klball.evaluation.scoring import Scorer, batches_by_length, score_encoded
-from klball.evaluation.tables import Progress, provenance, write_table
+from klball.evaluation.tables import Progress, identity, provenance, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ def own_answers(
         }
         if output.exists():
             table = pq.read_table(output)
-            if json.loads((table.schema.metadata or {}).get(b"klball", b"{}")) == about:
+            known = json.loads((table.schema.metadata or {}).get(b"klball", b"{}"))
+            if identity(known) == identity(about):
                 return Dataset(table)
             logger.warning("%s was made from something else: answering again", output)
     answers = sample_answers(

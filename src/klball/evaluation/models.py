@@ -1,55 +1,83 @@
 """Loading models: the embedded one, Hub names, local folders, with or without a PEFT adapter."""
 
-import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch.distributed.fsdp import FSDPModule
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.hub import has_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
+from klball.evaluation.weights import read_json_object, refuse_damaged_safetensors
 from klball.robust.token_scores import LMHead
 
+logger = logging.getLogger(__name__)
+
 TINY = "klball/tiny"
+TINY_FOLDER = str(files("klball") / "tiny")
+GENERATES = ("CausalLM", "LMHead", "ConditionalGeneration")  # in the names of architectures that predict
 
 
 def model_path(name: str) -> str:
     """Where a model lies: the package's own folder for `klball/tiny`, else the name itself."""
-    if name != TINY and not (name.endswith("klball/tiny") and not Path(name).exists()):
-        return name
-    return str(files("klball") / "tiny")
+    path = Path(name).expanduser()
+    if name == TINY or (name.endswith(TINY) and not path.exists()):
+        return TINY_FOLDER
+    return str(path) if path.exists() else name
+
+
+def public_name(path: str) -> str:
+    """How files that are shared call a model: never by the place where klball is installed."""
+    return TINY if model_path(path) == TINY_FOLDER else path
 
 
 def load_model(
-    name: str, dtype: str = "float32", revision: str | None = None
+    name: str,
+    dtype: str = "float32",
+    revision: str | None = None,
+    *,
+    trainable: bool = False,
+    trust_remote_code: bool = False,
+    **options: Any,
 ) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
     """The causal language model and tokenizer of that name, in evaluation mode.
 
-    A folder with an adapter is loaded on top of the base model it names. `dtype` is a torch name or
-    "auto". Raises ValueError in one line if the model cannot be reached.
+    An adapter is loaded on top of the base model it names, whose embeddings grow with the adapter's own
+    tokenizer; `trainable`: to be trained further. `dtype` is a torch name or "auto"; `options` go to
+    `from_pretrained` of the (base) model. Raises ValueError in one line if something is not there, not
+    whole, or does not fit: weights, configuration, tokenizer, base model.
     """
     path = model_path(name)
-    adapter = Path(path) / "adapter_config.json"
-    torch_dtype = dtype if dtype == "auto" else _torch_dtype(dtype)
-    try:
-        if adapter.is_file():
-            from peft import PeftModel
-
-            base = model_path(json.loads(adapter.read_text())["base_model_name_or_path"])
-            model = AutoModelForCausalLM.from_pretrained(base, dtype=torch_dtype)
-            model = PeftModel.from_pretrained(model, path)
-            own = (Path(path) / "tokenizer_config.json").is_file()
-            tokenizer = AutoTokenizer.from_pretrained(path if own else base)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype, revision=revision)
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"could not load model {name!r}: {str(error).splitlines()[0]}; give a local folder, a Hub "
-            f"name that can be reached, or {TINY}"
-        ) from error
-    return model.eval(), tokenizer
+    remote = dict(trust_remote_code=trust_remote_code)
+    options = {"dtype": dtype if dtype == "auto" else torch_dtype(dtype), **remote, **options}
+    with _one_line(name):
+        adapter = find_adapter_config_file(path, revision=revision)
+    if adapter is None:
+        model = _load_base(name, revision, options)
+        return model.eval(), _load_tokenizer(name, revision, remote)
+    config = _adapter_config(name, Path(adapter), revision)
+    base = str(config.base_model_name_or_path)
+    model = _load_base(base, config.revision, options)
+    with _one_line(name):
+        own = has_file(path, "tokenizer_config.json", revision=revision)
+    tokenizer = _load_tokenizer(*((name, revision) if own else (base, config.revision)), remote)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # as PEFT's AutoPeftModel does
+        model.resize_token_embeddings(len(tokenizer))
+    return _with_adapter(model, name, config, revision, trainable).eval(), tokenizer
 
 
 def load_on_device(name: str, dtype: str = "float32", revision: str | None = None) -> tuple[Any, Any]:
@@ -60,11 +88,137 @@ def load_on_device(name: str, dtype: str = "float32", revision: str | None = Non
     return model, tokenizer
 
 
-def _torch_dtype(name: str) -> torch.dtype:
+def is_adapter(name: str, revision: str | None = None) -> bool:
+    """Whether the name is that of a PEFT adapter."""
+    with _one_line(name):
+        return find_adapter_config_file(model_path(name), revision=revision) is not None
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of that name. Raises ValueError if there is none."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"no dtype {name!r}; use float32, bfloat16, float16 or auto")
     return dtype
+
+
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """What the libraries raise about a model, a dozen kinds, as one ValueError with its name."""
+    try:
+        yield
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        if "trust_remote_code" in str(error):
+            reason = (
+                "it comes with code of its own: `klball train` runs it with --trust_remote_code true; to score, "
+                "load it in Python with trust_remote_code=True and pass it to klball.score"
+            )
+        raise ValueError(f"could not load model {name!r}: {reason}") from error
+
+
+def _load_base(name: str, revision: str | None, options: dict[str, Any]) -> PreTrainedModel:
+    path = model_path(name)
+    if Path(path).is_dir():
+        if revision not in (None, "main"):
+            raise ValueError(f"{name} is a folder, which has no revision {revision!r}")
+        _check_folder(Path(path))
+    trust = options["trust_remote_code"]
+    hint = "" if Path(path).exists() else f"; give a local folder, a Hub name that can be reached, or {TINY}"
+    try:
+        with _one_line(name):
+            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust)
+            _refuse_other_architectures(config)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path, revision=revision, output_loading_info=True, **options
+            )
+    except ValueError as error:
+        raise ValueError(f"{error}{hint}") from error
+    _refuse_incomplete(name, model, info)
+    return model
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no model: it has neither config.json nor adapter_config.json")
+    read_json_object(folder / "config.json")
+    for path in sorted(folder.glob("*.safetensors")):
+        refuse_damaged_safetensors(path)
+
+
+def _refuse_other_architectures(config: Any) -> None:
+    declared = config.architectures or []
+    if config.is_encoder_decoder:
+        raise ValueError(f"{config.model_type} is an encoder-decoder, not a causal language model")
+    if declared and not any(word in name for name in declared for word in GENERATES):
+        raise ValueError(f"{declared[0]} is not a causal language model")
+
+
+def _refuse_incomplete(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Tensors that the files lack would be random; layers that the configuration lacks would be dropped."""
+    absent = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    if absent:
+        raise ValueError(f"could not load model {name!r}: its weights lack {_some(absent)}")
+    known = {re.sub(r"\d+", "#", key) for key in model.state_dict()}
+    layers = sorted(key for key in info["unexpected_keys"] if re.sub(r"\d+", "#", key) in known)
+    if layers:
+        raise ValueError(f"could not load model {name!r}: its config.json has no place for {_some(layers)}")
+    if info["unexpected_keys"]:
+        logger.warning("%s: not used are %s", name, _some(sorted(info["unexpected_keys"])))
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"
+
+
+def _load_tokenizer(name: str, revision: str | None, remote: dict[str, Any]) -> PreTrainedTokenizerBase:
+    path = model_path(name)
+    with _one_line(name):
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, **remote)
+    needed = tokenizer.vocab_files_names.values()
+    if Path(path).is_dir() and needed and not any((Path(path) / file).is_file() for file in needed):
+        raise ValueError(f"{name} has no tokenizer ({' or '.join(needed)}): save it beside the model")
+    return tokenizer
+
+
+def _adapter_config(name: str, path: Path, revision: str | None) -> PeftConfig:
+    """The adapter's configuration, of a kind that can be put on a causal language model."""
+    content = read_json_object(path)
+    kind, base = content.get("peft_type"), content.get("base_model_name_or_path")
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise ValueError(f"{path}: peft_type {kind!r} is none that the installed PEFT knows")
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{path}: base_model_name_or_path is {base!r}: write the base model's name there")
+    if content.get("task_type") not in (None, "CAUSAL_LM"):
+        raise ValueError(f"{path}: task_type {content['task_type']!r} is not CAUSAL_LM")
+    if "r" in content and not (isinstance(content["r"], int) and content["r"] > 0):
+        raise ValueError(f"{path}: the rank r is {content['r']!r}")
+    with _one_line(name):
+        config = PeftConfig.from_pretrained(model_path(name), revision=revision)
+    if config.is_prompt_learning:
+        raise ValueError(f"{path}: prompt-learning adapters ({kind}) are not supported: use LoRA")
+    return config
+
+
+def _with_adapter(
+    model: PreTrainedModel, name: str, config: PeftConfig, revision: str | None, trainable: bool
+) -> PeftModel:
+    path = model_path(name)
+    for weights in sorted(Path(path).glob("adapter_model.safetensors")):
+        refuse_damaged_safetensors(weights)
+    with _one_line(name):
+        adapted = PeftModel.from_pretrained(
+            model, path, config=config, is_trainable=trainable, revision=revision
+        )
+        # once more, since only this says which tensors were found
+        result = adapted.load_adapter(path, "default", is_trainable=trainable, revision=revision)
+    if result.missing_keys:
+        raise ValueError(f"could not load adapter {name!r}: its weights lack {_some(result.missing_keys)}")
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]  # PEFT itself writes grown embeddings twice
+    if dropped := [key for key in result.unexpected_keys if prefix in key]:
+        raise ValueError(f"could not load adapter {name!r}: nothing in the model takes its {_some(dropped)}")
+    return adapted
 
 
 def causal_lm(model: torch.nn.Module) -> PreTrainedModel:

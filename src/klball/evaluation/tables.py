@@ -16,7 +16,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from klball.evaluation.models import causal_lm
+from klball.evaluation.models import causal_lm, public_name
 from klball.evaluation.scoring import (
     SCORE_COLUMNS,
     TOKENS,
@@ -27,6 +27,7 @@ from klball.evaluation.scoring import (
     score_encoded,
 )
 from klball.evaluation.streaming import score_files
+from klball.evaluation.weights import weights_hash
 
 BATCHES_PER_PART = 16
 SCHEMA = pa.schema(
@@ -42,7 +43,6 @@ SCHEMA = pa.schema(
     ]
 )
 TOKENS_FIELD = pa.field(TOKENS, pa.list_(pa.float32()))
-WORD = 8  # bytes
 LIBRARIES = ("klball", "torch", "transformers", "tokenizers", "datasets", "peft")
 VERSIONS = {library: version(library) for library in LIBRARIES}
 
@@ -148,9 +148,9 @@ def provenance(
     """What the scores depend on; two tables with the same provenance are the same table."""
     model = causal_lm(scorer.model)
     return {
-        "model": model.config._name_or_path,
+        "model": public_name(model.config._name_or_path),
         "revision": getattr(model.config, "_commit_hash", None),
-        "weights": _weights_hash(scorer.model),
+        "weights": weights_hash(scorer.model),
         "adapter": type(scorer.model).__name__ if scorer.model is not model else None,
         "dtype": str(next(model.parameters()).dtype),
         "attention": getattr(model.config, "_attn_implementation", None),
@@ -167,20 +167,9 @@ def provenance(
     }
 
 
-def _weights_hash(model: torch.nn.Module) -> str:
-    """A hash of every parameter's name, shape, and sums of its bits: enough to tell models apart.
-
-    Sums of integers are exact modulo 2^64: sums of floats would depend on the number of threads.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        raw = parameter.detach().contiguous().flatten().view(torch.uint8)
-        if raw.storage_offset() % WORD:
-            raw = raw.clone()  # a view as words must begin at a whole word
-        words, rest = raw[: len(raw) // WORD * WORD].view(torch.int64), raw[len(raw) // WORD * WORD :]
-        sums = [int(part.sum()) for part in (words, words[::2], words[::3])]
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}{sums}{rest.tolist()}".encode())
-    return digest.hexdigest()[:16]
+def identity(about: dict[str, Any]) -> dict[str, Any]:
+    """A provenance without the model's name and revision: its weights are known by their hash."""
+    return {key: value for key, value in about.items() if key not in ("model", "revision")}
 
 
 def _hash(text: str) -> str:
@@ -224,7 +213,7 @@ def _in_order(tables: list[pa.Table], encoded: Dataset, about: dict[str, Any]) -
 
 def _parts_folder(output: Path, about: dict[str, Any]) -> Path:
     """Named after the provenance, so that parts of one model never serve another."""
-    folder = output.with_name(f"{output.name}.parts-{_hash(json.dumps(about, sort_keys=True))}")
+    folder = output.with_name(f"{output.name}.parts-{_hash(json.dumps(identity(about), sort_keys=True))}")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -233,7 +222,7 @@ def _finished(output: Path, about: dict[str, Any]) -> pa.Table | None:
     if not output.exists():
         return None
     table, recorded = read_scores(output)
-    wanted = json.loads(json.dumps(about))
+    recorded, wanted = identity(recorded), identity(json.loads(json.dumps(about)))
     if recorded != wanted:
         changed = sorted(k for k in {*wanted, *recorded} if recorded.get(k) != wanted.get(k))
         raise ValueError(
