@@ -22,11 +22,18 @@ FILE_TYPES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": 
 IGNORED = -100  # the label of a position that is not an answer token
 
 
-def load_rows(name: str, split: str = "train", config: str | None = None) -> Dataset:
+def load_rows(
+    name: str, split: str | None = None, config: str | None = None, *, default: str = "train"
+) -> Dataset:
     """The rows of a built-in data set, a local .jsonl/.json/.parquet/.csv file, or a Hub data set.
 
-    Raises ValueError in one line if there is no such source or split.
+    A file is one split, `train`, of which a slice such as "train[:90%]" can be asked for; of the others,
+    `default` is what no split stands for. Raises ValueError in one line if there is no such source or split.
     """
+    local = Path(name).suffix in FILE_TYPES
+    split = split or ("train" if local else default)
+    if local and split.partition("[")[0] != "train":
+        raise ValueError(f"{name} is one split, train: it has no {split!r}")
     if name in BUILTIN:
         return Dataset.from_list(load_builtin(name, split))
     path = Path(name)
@@ -36,7 +43,7 @@ def load_rows(name: str, split: str = "train", config: str | None = None) -> Dat
         if path.stat().st_size == 0:
             raise ValueError(f"{name} is empty")
         try:
-            return _as_dataset(load_dataset(FILE_TYPES[path.suffix], data_files=name, split="train"))
+            return _as_dataset(load_dataset(FILE_TYPES[path.suffix], data_files=name, split=split))
         except Exception as error:  # datasets raises many kinds for a malformed file
             raise ValueError(f"could not read {name}: {_first_line(error.__cause__ or error)}") from error
     try:

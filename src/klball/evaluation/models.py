@@ -112,10 +112,10 @@ def _one_line(name: str) -> Iterator[None]:
         reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
         if "trust_remote_code" in str(error):
             reason = (
-                "it comes with code of its own: `klball train` runs it with --trust_remote_code true; to score, "
+                "it comes with code of its own: `klball train` runs it with --trust_remote_code; to score, "
                 "load it in Python with trust_remote_code=True and pass it to klball.score"
             )
-        raise ValueError(f"could not load model {name!r}: {reason}") from error
+        raise ValueError(f"could not load model {name!r}: {reason.rstrip('.')}") from error
 
 
 def _load_base(name: str, revision: str | None, options: dict[str, Any]) -> PreTrainedModel:

@@ -174,6 +174,7 @@ def run_arm(
         lora_target_modules="all-linear",  # pyright: ignore[reportArgumentType]
     )
     resolved = {
+        "command": "klball reproduce",
         "options": dataclasses.asdict(options),
         "arm": arm.label,
         "seed": seed,

@@ -36,6 +36,7 @@ from klball.experiments.command import is_main, progress_bar, show_table, write_
 from klball.experiments.pages.reproduction import write_objectives_page
 from klball.report.figures import plot_entropy, plot_gain_against_forgetting, smoothed_entropy
 from klball.training.accountant import HISTORY_FILE
+from klball.training.identity import model_digest
 
 LOWER = 4  # the control's learning rate is this many times lower
 ENTROPY_COEF = 0.1
@@ -146,7 +147,7 @@ class _Reference:
     def _behaviour(self, label: str, path: str, output: Path) -> Behaviour:
         written = hashlib.sha256(json.dumps(self.written["input_ids"][:]).encode()).hexdigest()[:16]
         own = {name: getattr(self.options, name) for name in OWN}
-        asked = {"model": path, "base_answers": written, **own}
+        asked = {"model": model_digest(path), "base_answers": written, **own}
         if output.exists() and (known := json.loads(output.read_text()))["asked"] == asked:
             return Behaviour(**known["behaviour"])
         model, tokenizer = load(path, self.options)

@@ -1,63 +1,83 @@
 """`klball train`: one robust fine-tuning run, resumable at any moment."""
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PrinterCallback
-from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+from trl import (
+    DatasetMixtureConfig,
+    ModelConfig,
+    ScriptArguments,
+    get_peft_config,
+    get_quantization_config,
+)
 
-from klball.data.rows import load_chat_template, load_rows, texts_of, to_trl_format, with_sample_ids
-from klball.evaluation.models import TINY, load_model
+from klball.data.rows import load_chat_template, texts_of, to_trl_format, with_sample_ids
+from klball.evaluation.models import TINY, is_adapter, load_model
+from klball.evaluation.weights import read_json_object
 from klball.experiments.command import console, is_main, parse, show_table, versions, write_csv
+from klball.experiments.training_data import training_and_evaluation_rows
+from klball.experiments.training_options import refuse_missing_packages, refuse_without_effect
 from klball.robust.ambiguity import Empirical
 from klball.robust.objectives import PROXIMAL
-from klball.training.checkpoints import check_same_run, newest_complete, write_json
+from klball.training.checkpoints import checkpoints_of, newest_complete, problem_of, write_json
 from klball.training.config import RobustSFTConfig
+from klball.training.identity import (
+    DIGESTS,
+    RUN_FILE,
+    check_same_run,
+    checkpoint_digest,
+    combined,
+    model_digest,
+    row_digests,
+    settings_of,
+)
 from klball.training.sharding import save_whole_model
 from klball.training.trainer import RobustSFTTrainer
 
+logger = logging.getLogger(__name__)
+
 TOP = 20
-RUN_FILE = "run.json"
 DONE_FILE = "top_weighted.csv"
 
 
 @dataclasses.dataclass
 class Options(ScriptArguments):
-    """TRL's script arguments, with the embedded data set as the default."""
+    """TRL's script arguments, with the embedded data set as the default, and test rows from elsewhere."""
 
     dataset_name: str | None = dataclasses.field(
-        default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
+        default=None, metadata={"help": "Built-in name, local file or Hub name; default: stdlib-docs."}
+    )
+    test_name: str | None = dataclasses.field(
+        default=None, metadata={"help": "Rows for --eval_strategy, if not a split of the above."}
     )
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Train, or finish what an interrupted run of the same command began."""
-    classes = [Options, RobustSFTConfig, ModelConfig]
-    options, config, model_options = parse(classes, arguments, prog)
+    classes = [Options, RobustSFTConfig, ModelConfig, DatasetMixtureConfig]
+    options, config, model_options, mixture = parse(classes, arguments, prog)
+    refuse_without_effect(options, mixture, config, model_options)
+    refuse_missing_packages(config, model_options)
     if config.objective == PROXIMAL:  # TRL's default of .05 is for the others; what was asked for stays
-        _, _, model_options = parse(classes, arguments, prog, lora_dropout=0.0)
+        _, _, model_options, _ = parse(classes, arguments, prog, lora_dropout=0.0)
     model_options.model_name_or_path = model_options.model_name_or_path or TINY
-    if options.dataset_streaming:
-        raise ValueError("streaming data has no fixed set of samples to weigh: leave out --dataset_streaming")
     resolved = {
-        "data": dataclasses.asdict(options),
+        "command": prog,
+        "data": {**dataclasses.asdict(options), **dataclasses.asdict(mixture)},
         "model": dataclasses.asdict(model_options),
-        "training": config.to_dict(),
+        "training": settings_of(config),
         "versions": versions(),
     }
-    # where logs go says nothing about the result
-    for name in ("logging_dir", "resume_from_checkpoint", "local_rank"):
-        resolved["training"].pop(name, None)
-    dataset = load_rows(options.dataset_name, options.dataset_train_split, options.dataset_config)
-    evaluation = None
-    if str(config.eval_strategy) not in ("no", "IntervalStrategy.NO"):
-        evaluation = load_rows(options.dataset_name, options.dataset_test_split, options.dataset_config)
-    train(dataset, config, model_options, resolved, evaluation)
+    rows, evaluation = training_and_evaluation_rows(options, mixture, config)
+    train(rows, config, model_options, resolved, evaluation)
 
 
 def train(
@@ -70,22 +90,26 @@ def train(
 ) -> None:
     """Run to the end: model, history and top-weighted samples in `config.output_dir`.
 
-    Resumes from the newest complete checkpoint if the folder's `run.json` is `resolved`, and raises
-    ValueError if it is another run's.
+    Resumes from the newest whole checkpoint if the folder's `run.json` is `resolved` on the same rows and
+    model, and raises ValueError if it is another run's. `config.resume_from_checkpoint`: where to begin
+    if the folder holds no checkpoint yet.
     """
     folder = Path(str(config.output_dir))
-    started = check_same_run(folder / RUN_FILE, resolved)
+    asked = _asked_checkpoint(config.resume_from_checkpoint, folder)
+    resolved = {**resolved, DIGESTS: _digests(dataset, evaluation, model_options, asked, folder)}
+    started = check_same_run(folder, resolved)
     if started and (folder / DONE_FILE).exists():
         if is_main():
             console.print(f"{folder} already holds this run, finished")
         return
-    model, tokenizer = _load(config, model_options)
-    template = config.chat_template_path
-    load_chat_template(tokenizer, template)
+    resume_from = _resumption(folder, asked, config.resume_from_checkpoint, started)
+    model, tokenizer = load_for_training(config, model_options)
+    load_chat_template(tokenizer, config.chat_template_path)
     rows = to_trl_format(with_sample_ids(dataset), conversational=bool(tokenizer.chat_template))
+    done = dict.fromkeys(("chat_template_path", "model_init_kwargs"))  # in the tokenizer and the model
     trainer = RobustSFTTrainer(
         model,
-        dataclasses.replace(config, chat_template_path=None),
+        dataclasses.replace(config, **done, dataset_text_field="text"),
         train_dataset=rows,
         eval_dataset=None if evaluation is None else to_trl_format(evaluation, bool(tokenizer.chat_template)),
         processing_class=tokenizer,
@@ -94,30 +118,92 @@ def train(
     )
     if is_main():  # only now: settings that the trainer refuses leave no run behind
         write_json(folder / RUN_FILE, resolved)
+        _remove_unfinished(folder, resume_from)
     if callbacks:  # they show the progress; the figures are in the history
         trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_continue(folder) if started else None)
+    trainer.train(resume_from_checkpoint=resume_from)
     save_whole_model(trainer, str(folder))
     _report_top_weighted(trainer, rows, folder)
 
 
-def _load(config: RobustSFTConfig, options: ModelConfig) -> tuple[Any, Any]:
-    assert options.model_name_or_path is not None
-    if get_quantization_config(options) is not None:
+def load_for_training(config: RobustSFTConfig, options: ModelConfig) -> tuple[Any, Any]:
+    """The model as TRL's options ask for it; an adapter is loaded to be trained further."""
+    name, revision = str(options.model_name_or_path), options.model_revision
+    settings = {**(config.model_init_kwargs or {})}  # pyright: ignore[reportGeneralTypeIssues]
+    settings = {
+        "dtype": options.dtype or "float32",
+        "trust_remote_code": config.trust_remote_code,
+        **settings,
+    }
+    adapted = is_adapter(name, revision)
+    if adapted and options.use_peft:
         raise ValueError(
-            "quantised loading is not supported by `klball train`: use RobustSFTTrainer in Python"
+            f"{name} is an adapter: leave out --use_peft to train it further, or merge it into its base first"
         )
-    return load_model(options.model_name_or_path, str(options.dtype or "float32"), options.model_revision)
+    if options.attn_implementation is not None:
+        settings.setdefault("attn_implementation", options.attn_implementation)
+    if (quantization := get_quantization_config(options)) is not None:
+        if not (adapted or options.use_peft):
+            raise ValueError("a quantised model is trained through an adapter: add --use_peft")
+        settings = {
+            "quantization_config": quantization,
+            "device_map": {"": PartialState().local_process_index},
+            **settings,
+        }
+    return load_model(name, revision=settings.pop("revision", revision), trainable=True, **settings)
 
 
-def _continue(folder: Path) -> str | None:
-    """The newest complete checkpoint; folders that a kill left incomplete are removed."""
-    newest = newest_complete(folder)
-    for path in folder.glob("checkpoint-*"):
-        incomplete = newest is None or int(path.name.rpartition("-")[2]) > int(newest.rpartition("-")[2])
-        if incomplete and is_main():
-            shutil.rmtree(path)
+def _asked_checkpoint(asked: str | None, folder: Path) -> Path | None:
+    """The checkpoint that --resume_from_checkpoint names, if it names one by its path."""
+    if asked is None or asked.lower() in ("true", "latest", "false"):
+        return None
+    checkpoint = Path(asked).expanduser()
+    if not checkpoint.is_dir():
+        raise ValueError(f"there is no checkpoint {asked} to resume from")
+    if (problem := problem_of(checkpoint)) is not None:
+        raise ValueError(f"{asked} cannot be resumed from: {problem}")
+    return checkpoint
+
+
+def _digests(
+    dataset: Dataset, evaluation: Dataset | None, options: ModelConfig, asked: Path | None, folder: Path
+) -> dict[str, str]:
+    """Rows, model and foreign starting point by their content."""
+    digests = {
+        "data": combined(row_digests(dataset)),
+        "model": model_digest(str(options.model_name_or_path), options.model_revision),
+    }
+    if evaluation is not None:
+        digests["test data"] = combined(row_digests(evaluation))
+    if asked is None or asked.parent.resolve() == folder.resolve():
+        return digests
+    run = asked.parent / RUN_FILE
+    recorded = read_json_object(run).get(DIGESTS, {}) if run.is_file() else {}
+    if recorded.get("data", digests["data"]) != digests["data"]:
+        raise ValueError(f"{asked} is of a run on other data")
+    return {**digests, "starting checkpoint": checkpoint_digest(asked)}
+
+
+def _resumption(folder: Path, asked: Path | None, wanted: str | None, started: bool) -> str | None:
+    """Where to begin: at the checkpoint asked for, else at this run's newest whole one."""
+    own = checkpoints_of(folder)
+    if asked is not None and (asked.name in {path.name for path in own.values()} or not own):
+        return str(asked)
+    newest = newest_complete(folder) if started else None
+    if newest is None and own:
+        logger.warning("no checkpoint in %s can be resumed from: starting from the beginning", folder)
+    if newest is None and not started and str(wanted).lower() in ("true", "latest"):
+        raise ValueError(f"{folder} has no whole checkpoint to resume from")
     return newest
+
+
+def _remove_unfinished(folder: Path, resume_from: str | None) -> None:
+    """Checkpoints that will be written anew: a half-written one must not be taken for a whole one."""
+    whole = resume_from is not None and Path(resume_from).parent.resolve() == folder.resolve()
+    reached = int(str(resume_from).rpartition("-")[2]) if whole else -1
+    for step, path in checkpoints_of(folder).items():
+        if step > reached:
+            shutil.rmtree(path)
 
 
 def _report_top_weighted(trainer: RobustSFTTrainer, rows: Dataset, folder: Path) -> None:

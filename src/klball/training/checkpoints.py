@@ -1,32 +1,125 @@
-"""Which checkpoints are complete, and whether a folder's run is the one now asked for."""
+"""Which checkpoints training can be resumed from, and what of a run is not for others to see."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 from transformers.trainer_callback import TrainerState
+from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from klball.evaluation.models import TINY, TINY_FOLDER
+from klball.evaluation.weights import refuse_damaged_safetensors
+from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
+
+logger = logging.getLogger(__name__)
+
 STATE_FILE = "trainer_state.json"
+WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+NEEDED = {  # what a resumption reads → names that it may have; folders are FSDP's and DeepSpeed's
+    "weights": (*WEIGHTS, "*model*.index.json", "*model*.bin", "pytorch_model_fsdp*", "global_step*"),
+    "optimizer state (as with --save_only_model)": (
+        "optimizer.pt",
+        "optimizer.bin",
+        "optimizer_*",
+        "global_step*",
+    ),
+    "scheduler state": ("scheduler.pt",),
+    "random state": ("rng_state*.pth",),
+    "ledger (it was not written by RobustSFTTrainer)": (LEDGER_FILE,),
+    "history": (HISTORY_FILE,),
+}
+
+
+def checkpoints_of(folder: Path) -> dict[int, Path]:
+    """The folder's checkpoints by their step, whole or not."""
+    paths = {path.name.rpartition("-")[2]: path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    return {int(step): path for step, path in sorted(paths.items()) if step.isdigit()}
 
 
 def newest_complete(folder: Path) -> str | None:
-    """The newest checkpoint whose last-written file is there and whole; None if there is none."""
-    steps = {}
-    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        suffix = path.name.rpartition("-")[2]
-        if suffix.isdigit() and _is_complete(path):
-            steps[int(suffix)] = path
-    return str(steps[max(steps)]) if steps else None
+    """The newest checkpoint that can be resumed from, None if there is none; says why newer ones cannot."""
+    for _, path in sorted(checkpoints_of(folder).items(), reverse=True):
+        problem = problem_of(path)
+        if problem is None:
+            return str(path)
+        logger.warning("%s is passed over: %s", path, problem)
+    return None
 
 
-def _is_complete(path: Path) -> bool:
+def problem_of(checkpoint: Path) -> str | None:
+    """Why training cannot be resumed from a checkpoint; None if all it needs is there and readable.
+
+    Weights and optimizer state are not read but for their headers.
+    """
     try:
-        TrainerState.load_from_json(str(path / STATE_FILE))
+        TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+    except FileNotFoundError:
+        return "it was not finished"
     except (OSError, ValueError, TypeError):
-        return False
-    return True
+        return f"{STATE_FILE} is damaged"
+    absent = [what for what, names in NEEDED.items() if not any(_has(checkpoint, name) for name in names)]
+    if absent:
+        return f"it has no {absent[0]}"
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            _read(path)
+        except Exception as error:  # torch.load raises a dozen kinds for a damaged file
+            lines = str(error).splitlines() or [type(error).__name__]
+            return f"{path.name} is damaged ({lines[0]})"
+    return None
+
+
+def _has(checkpoint: Path, name: str) -> bool:
+    return next(checkpoint.glob(name), None) is not None
+
+
+def _read(path: Path) -> None:
+    if path.suffix == ".safetensors":
+        refuse_damaged_safetensors(path)
+    elif path.name.endswith(".index.json"):
+        shards = set(json.loads(path.read_text())["weight_map"].values())
+        if lost := sorted(shard for shard in shards if not (path.parent / shard).is_file()):
+            raise ValueError(f"{lost[0]} is missing")
+    elif path.suffix in (".pt", ".pth") or path.name in ("optimizer.bin", "pytorch_model.bin"):
+        with safe_globals():
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if path.name == "optimizer.pt" and not {"state", "param_groups"} <= set(content):
+            raise ValueError("it is no optimizer's state")
+    elif path.suffix == ".parquet":
+        pq.read_table(path)
+
+
+def refuse_unfit(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Raise ValueError if a checkpoint cannot be resumed from, or its weights are not this model's.
+
+    Transformers loads what fits and leaves the rest as it was.
+    """
+    if not checkpoint.is_dir():
+        raise ValueError(f"there is no checkpoint {checkpoint} to resume from")
+    if (problem := problem_of(checkpoint)) is not None:
+        raise ValueError(f"{checkpoint} cannot be resumed from: {problem}")
+    of_adapter = isinstance(model, PeftModel)
+    if _has(checkpoint, WEIGHTS[not of_adapter]):
+        raise ValueError(
+            f"{checkpoint} holds {'a whole model' if of_adapter else 'an adapter'}, and "
+            f"{'an adapter' if of_adapter else 'a whole model'} is to be trained"
+        )
+    weights = checkpoint / WEIGHTS[of_adapter]
+    if not weights.is_file():  # in shards: left to what loads them
+        return
+    own = get_peft_model_state_dict(model) if of_adapter else model.state_dict()
+    with safe_open(weights, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    foreign = [name for name, shape in shapes.items() if name not in own or tuple(own[name].shape) != shape]
+    if foreign:
+        raise ValueError(f"{checkpoint} is of another model: {foreign[0]} does not fit")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -37,19 +130,10 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
-def check_same_run(path: Path, configuration: dict[str, Any]) -> bool:
-    """Whether `path` records this configuration; False if it records none.
-
-    Raises ValueError naming the settings that differ, so that no run is continued as another.
-    """
-    if not path.exists():
-        return False
-    recorded = json.loads(path.read_text())
-    wanted = json.loads(json.dumps(configuration, default=str))
-    if recorded != wanted:
-        keys = sorted(k for k in {*recorded, *wanted} if recorded.get(k) != wanted.get(k))
-        raise ValueError(
-            f"{path.parent} holds a run with other settings ({', '.join(keys)}): "
-            "choose another --output_dir or remove it"
-        )
-    return True
+def hide_installation(folder: Path) -> None:
+    """Call the embedded model by its name in saved files, not by the place where klball is installed."""
+    for path in (folder / "adapter_config.json", folder / "README.md"):
+        if path.is_file() and TINY_FOLDER in (text := path.read_text(encoding="utf-8")):
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_text(text.replace(TINY_FOLDER, TINY), encoding="utf-8")
+            os.replace(temporary, path)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from datasets import Dataset
 
 from klball.robust.objectives import PROXIMAL
@@ -57,6 +58,12 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
     for message, present in problems.items():
         if present:
             raise ValueError(message)
+
+
+def refuse_frozen(model: torch.nn.Module) -> None:
+    """Raise ValueError if training would change nothing: PEFT loads adapters frozen."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("no parameter of the model is trainable: load an adapter with is_trainable=True")
 
 
 def _refuse_data(dataset: Any) -> None:

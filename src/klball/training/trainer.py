@@ -13,7 +13,6 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from klball.data.rows import with_sample_ids
@@ -24,13 +23,13 @@ from klball.robust.ambiguity import AmbiguitySet, Empirical
 from klball.robust.objectives import OBJECTIVES, PROXIMAL, Objective, objective_named
 from klball.training.accountant import HISTORY_FILE, Accountant
 from klball.training.batches import INDEX, WithIndex
-from klball.training.checkpoints import newest_complete
 from klball.training.config import RobustSFTConfig
 from klball.training.forward import BatchScores, SampleForward
 from klball.training.packing import packed, refuse_crossing_attention
 from klball.training.proximal import ProximalWindow, without_dropout
 from klball.training.records import named_columns, sample_rows, step_metrics
-from klball.training.refusals import refuse_unsupported
+from klball.training.refusals import refuse_frozen, refuse_unsupported
+from klball.training.resumption import ResumableTrainer
 from klball.training.samples import num_answer_tokens, refuse_nonfinite, warn_of_cut_rows
 from klball.training.sharding import refuse_lost_parameters, score_sharded, shards_parameters
 
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1", "mean_logits")
 
 
-class RobustSFTTrainer(SFTTrainer):
+class RobustSFTTrainer(ResumableTrainer):
     """`trl.SFTTrainer` with the same arguments, data formats and callbacks, and an adversary.
 
     Per optimizer step, with (λ, β, μ) solved on the ledger of all samples' scores and then frozen:
@@ -83,6 +82,7 @@ class RobustSFTTrainer(SFTTrainer):
         self.objective = objective or objective_named("nll" if proximal else name)
         self.ambiguity = ambiguity or args.ambiguity()
         super().__init__(model, args, **kwargs)
+        refuse_frozen(self.model)
         self.loss_is_scaled_for_ga = True  # normalised over the whole optimizer step, here
         if self.aux_loss_enabled:
             raise ValueError(
@@ -104,7 +104,6 @@ class RobustSFTTrainer(SFTTrainer):
         self._sharded = shards_parameters(self.accelerator, self._needs_certainty)
         if not self._sharded:
             self._check_forward(inner)
-        self._resume_folder: Path | None = None
         self._step_rows: list[Tensor] = []
         self.scoring_seconds = {"initial": 0.0, "rescoring": 0.0}
         self.add_callback(_BeginTraining(self))
@@ -345,13 +344,8 @@ class RobustSFTTrainer(SFTTrainer):
     def train(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
     ) -> Any:
-        """TRL's train; True resumes from the newest complete checkpoint of the output folder."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_complete(Path(str(self.args.output_dir)))
-            if resume_from_checkpoint is None:
-                raise ValueError(f"{self.args.output_dir} has no complete checkpoint to resume from")
-        self._resume_folder = Path(str(resume_from_checkpoint)) if resume_from_checkpoint else None
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        """TRL's train, from the beginning or a whole checkpoint; writes the history at its end."""
+        output = super().train(resume_from_checkpoint, **kwargs)
         if self.args.should_save:
             Path(str(self.args.output_dir)).mkdir(parents=True, exist_ok=True)
             self.accountant.save_history(Path(str(self.args.output_dir)) / HISTORY_FILE)

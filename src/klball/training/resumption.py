@@ -1,0 +1,46 @@
+"""Training that can be stopped anywhere: where it goes on, where it ends, and what it leaves on disk."""
+
+from pathlib import Path
+from typing import Any
+
+from trl import SFTTrainer
+
+from klball.training.checkpoints import hide_installation, newest_complete, refuse_unfit
+
+
+class ResumableTrainer(SFTTrainer):
+    """`SFTTrainer` that resumes from whole checkpoints of this model only, and not past `max_steps`."""
+
+    _resume_folder: Path | None = None
+
+    def train(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> Any:
+        """TRL's train; True resumes from the newest whole checkpoint of the output folder.
+
+        Raises ValueError if there is none, or the one named is damaged, incomplete or of another model.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = newest_complete(Path(str(self.args.output_dir)))
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} has no complete checkpoint to resume from")
+        self._resume_folder = Path(str(resume_from_checkpoint)) if resume_from_checkpoint else None
+        if self._resume_folder is not None:
+            refuse_unfit(self._resume_folder, self.model)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """Transformers asks whether training is over after a step only: so it is asked before, too."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Without the Hub token, which is pickled with the arguments, and without the installation's path."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
+        hide_installation(Path(str(output_dir or self.args.output_dir)))
