@@ -54,7 +54,7 @@ def _evaluation_rows(options: Any, mixture: DatasetMixtureConfig) -> Dataset:
     if mixture.datasets:
         raise ValueError("--eval_strategy needs test rows: give test_split_size or --test_name")
     name = options.dataset_name or DEFAULT_DATA
-    if split is None and Path(name).expanduser().exists():
+    if split is None and Path(name).expanduser().is_file():
         raise ValueError(
             f"--eval_strategy needs test rows, and {name} has one set of rows: give --test_name, or "
             "--dataset_train_split 'train[:90%]' --dataset_test_split 'train[90%:]'"
@@ -84,9 +84,13 @@ def _with_text(rows: Dataset, field: str) -> Dataset:
 
 
 def _refuse_training_rows(train: Dataset, evaluation: Dataset) -> None:
-    known = set(row_digests(train))
-    seen = sum(digest in known for digest in row_digests(evaluation))
+    known = set(row_digests(_content(train)))
+    seen = sum(digest in known for digest in row_digests(_content(evaluation)))
     if seen == len(evaluation):
         raise ValueError("every row to evaluate on is also trained on: give held-out rows, with --test_name")
     if seen:
         logger.warning("%d of %d rows to evaluate on are also trained on", seen, len(evaluation))
+
+
+def _content(rows: Dataset) -> Dataset:
+    return rows.remove_columns([name for name in ("id", "sample_id") if name in rows.column_names])

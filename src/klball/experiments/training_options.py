@@ -1,6 +1,7 @@
 """What of TRL's options `klball train` cannot honour, said in one line before anything is loaded."""
 
 import dataclasses
+import logging
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,6 +12,8 @@ from transformers.utils.import_utils import is_liger_kernel_available
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 from klball.training.config import RobustSFTConfig
+
+logger = logging.getLogger(__name__)
 
 OF_LORA = tuple(name for name in ModelConfig.__dataclass_fields__ if name.startswith(("lora_", "use_")))
 OF_4BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
@@ -56,6 +59,8 @@ def refuse_without_effect(
     evaluates = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
     if not evaluates:
         _refuse(given(data, *OF_TESTING) + given(config, *OF_EVALUATION), "--eval_strategy steps or epoch")
+    if given(config, "per_device_eval_batch_size"):
+        logger.warning("--per_device_eval_batch_size has no effect: evaluation forms batches by their tokens")
     if mixture.datasets:
         if idle := given(data, *OF_ONE_SOURCE):
             raise ValueError(f"the data are given twice: `datasets` and --{idle[0]}")

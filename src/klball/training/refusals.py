@@ -8,6 +8,8 @@ from datasets import Dataset
 from klball.robust.objectives import PROXIMAL
 from klball.training.config import RobustSFTConfig
 
+METRICS = ("loss", "perplexity_token", "perplexity_sample", "own_hardest_1pct", "entropy", "certainty")
+
 
 def refuse_unsupported(
     args: Any, positional: tuple[Any, ...], kwargs: dict[str, Any], objective: Any, ambiguity: Any
@@ -31,6 +33,10 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
             "compute_loss_func"
         ),
         "compute_metrics needs logits that are never built: use klball.score": kwargs.get("compute_metrics"),
+        f"metric_for_best_model={args.metric_for_best_model!r} is none of {', '.join(METRICS)}": (
+            args.metric_for_best_model is not None
+            and not args.metric_for_best_model.endswith(METRICS)  # of one of several evaluation sets, too
+        ),
         "label_smoothing_factor is not supported": args.label_smoothing_factor > 0,
         f"packing_strategy={args.packing_strategy!r} cuts samples in two: use 'bfd'": args.packing
         and args.packing_strategy != "bfd",
