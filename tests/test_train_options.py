@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from trl import DatasetMixtureConfig, ModelConfig
 
 from conftest import small_qwen
@@ -12,10 +13,11 @@ from klball.evaluation.models import load_model
 from klball.evaluation.perplexity import summary_of
 from klball.experiments import train as command
 from klball.experiments import training_options
-from klball.training.refusals import METRICS
+from klball.training.config import RobustSFTConfig
+from klball.training.refusals import METRICS, refuse_unsupported
 
 
-class Reached(Exception):
+class ReachedError(Exception):
     """The trainer was about to be made."""
 
 
@@ -32,7 +34,7 @@ def asked(monkeypatch, tmp_path, tokenizer):
     names = {name: str(tmp_path / f"{name}.jsonl") for name in files} | {"MODEL": str(tmp_path / "MODEL")}
 
     def stop(model, config, **arguments):
-        raise Reached(SimpleNamespace(model=model, config=config, **arguments))
+        raise ReachedError(SimpleNamespace(model=model, config=config, **arguments))
 
     def run(*arguments, dataset="DATA", yaml=None):
         given = [] if dataset is None else ["--dataset_name", dataset]
@@ -41,7 +43,7 @@ def asked(monkeypatch, tmp_path, tokenizer):
             given = ["--config", str(tmp_path / "c.yaml")]
         words = [names.get(word, word) for word in (*given, *arguments)]
         monkeypatch.setattr(command, "RobustSFTTrainer", stop)
-        with pytest.raises(Reached) as caught:
+        with pytest.raises(ReachedError) as caught:
             command.main([*words, "--output_dir", str(tmp_path / "out")], "klball train")
         return caught.value.args[0]
 
@@ -154,7 +156,7 @@ def test_an_option_has_its_effect_or_is_refused(name, asked):
 @pytest.mark.parametrize("name", [n for n in OF_MODEL if n.startswith(("lora_", "use_rs", "use_do"))])
 def test_lora_settings_need_lora(name, asked):
     _, values, _ = OF_MODEL[name]
-    with pytest.raises(ValueError, match="is not causal|has no effect without --use_peft"):
+    with pytest.raises(ValueError, match=r"is not causal|has no effect without --use_peft"):
         asked(f"--{name}", *values)
 
 
@@ -246,14 +248,20 @@ def test_mixtures_of_trl(asked):
     }.items():
         with pytest.raises(ValueError, match=message):
             asked(yaml=f"{MIXTURE}{more}\n")
-    for data, message in {
-        "path: csv, data_files: {DATA}": "CSV",
-        "path: json, data_files: no": "mixture",
-    }.items():
+    files = {"path: csv, data_files: {DATA}": "CSV", "path: json, data_files: no": "mixture"}
+    for data, message in files.items():
         with pytest.raises(ValueError, match=message):
             asked(yaml=f"datasets:\n  - {{{{{data}}}}}\n")
 
 
-def test_the_metric_of_the_best_model_is_known_before_training(asked):
+def test_the_metric_of_the_best_model_is_known_before_training(tmp_path):
     scores = {name: torch.ones(2) for name in ("log_likelihood", "sum_log_prob", "num_tokens")}
     assert set(METRICS) == set(summary_of({**scores, "entropy": torch.ones(2), "certainty": torch.ones(2)}))
+    for metric in ("loss", "eval_perplexity_token", "eval_german_entropy", "accuracy"):
+        config = RobustSFTConfig(output_dir=str(tmp_path), metric_for_best_model=metric, use_cpu=True)
+        arguments = {"train_dataset": Dataset.from_list([{"text": "x"}])}
+        if metric != "accuracy":
+            refuse_unsupported(config, (), arguments, None, None)
+            continue
+        with pytest.raises(ValueError, match="'accuracy' is none of loss, "):
+            refuse_unsupported(config, (), arguments, None, None)
