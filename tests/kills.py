@@ -93,6 +93,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def main(folder: Path, stride: int, arguments: list[str]) -> dict[str, Any]:
     """Kill at every `stride`-th write."""
     torch.set_num_threads(1)
+    assert not folder.exists()
     total = run(arguments, folder)
     expected = contents(folder)
     others: dict[str, list[str]] = {}

@@ -105,7 +105,7 @@ def test_killed_in_a_checkpoint_and_run_again_gives_the_same_weights(uninterrupt
 
 def test_other_settings_in_the_same_folder_are_refused(uninterrupted, data):
     done = run(*train_arguments(data, uninterrupted), "--epsilon", "0.2")
-    assert done.returncode == 2 and "other settings (training)" in done.stderr
+    assert done.returncode == 2 and "other settings: epsilon 0.05 → 0.2" in done.stderr
 
 
 def test_score_solve_and_evaluate(data, tmp_path, capsys):

@@ -36,14 +36,14 @@ def load_rows(
         raise ValueError(f"{name} is one split, train: it has no {split!r}")
     if name in BUILTIN:
         return Dataset.from_list(load_builtin(name, split))
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.suffix in FILE_TYPES:
         if not path.is_file():
             raise ValueError(f"no data file {name}")
         if path.stat().st_size == 0:
             raise ValueError(f"{name} is empty")
         try:
-            return _as_dataset(load_dataset(FILE_TYPES[path.suffix], data_files=name, split=split))
+            return _as_dataset(load_dataset(FILE_TYPES[path.suffix], data_files=str(path), split=split))
         except Exception as error:  # datasets raises many kinds for a malformed file
             raise ValueError(f"could not read {name}: {_first_line(error.__cause__ or error)}") from error
     try:

@@ -20,7 +20,7 @@ from trl import (
 )
 
 from klball.data.rows import load_chat_template, texts_of, to_trl_format, with_sample_ids
-from klball.evaluation.models import TINY, is_adapter, load_model
+from klball.evaluation.models import TINY, is_adapter, load_model, public_name
 from klball.evaluation.weights import read_json_object
 from klball.experiments.command import console, is_main, parse, show_table, versions, write_csv
 from klball.experiments.training_data import training_and_evaluation_rows
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     refuse_missing_packages(config, model_options)
     if config.objective == PROXIMAL:  # TRL's default of .05 is for the others; what was asked for stays
         _, _, model_options, _ = parse(classes, arguments, prog, lora_dropout=0.0)
-    model_options.model_name_or_path = model_options.model_name_or_path or TINY
+    model_options.model_name_or_path = public_name(model_options.model_name_or_path or TINY)
     resolved = {
         "command": prog,
         "data": {**dataclasses.asdict(options), **dataclasses.asdict(mixture)},

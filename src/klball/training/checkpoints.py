@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -30,7 +31,7 @@ NEEDED = {  # what a resumption reads → names that it may have; folders are FS
         "optimizer_*",
         "global_step*",
     ),
-    "scheduler state": ("scheduler.pt",),
+    "scheduler state": ("scheduler.pt", "global_step*"),
     "random state": ("rng_state*.pth",),
     "ledger (it was not written by RobustSFTTrainer)": (LEDGER_FILE,),
     "history": (HISTORY_FILE,),
@@ -87,7 +88,7 @@ def _read(path: Path) -> None:
         shards = set(json.loads(path.read_text())["weight_map"].values())
         if lost := sorted(shard for shard in shards if not (path.parent / shard).is_file()):
             raise ValueError(f"{lost[0]} is missing")
-    elif path.suffix in (".pt", ".pth") or path.name in ("optimizer.bin", "pytorch_model.bin"):
+    elif path.suffix in (".pt", ".pth") or (path.suffix == ".bin" and path.name != TRAINING_ARGS_NAME):
         with safe_globals():
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if path.name == "optimizer.pt" and not {"state", "param_groups"} <= set(content):

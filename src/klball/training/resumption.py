@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from klball.training.checkpoints import hide_installation, newest_complete, refuse_unfit
@@ -28,6 +29,14 @@ class ResumableTrainer(SFTTrainer):
         if self._resume_folder is not None:
             refuse_unfit(self._resume_folder, self.model)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _init_training_state(self, *arguments: Any) -> Any:
+        """Transformers forgets the best checkpoint of a folder that was moved: it lies beside this one."""
+        result = super()._init_training_state(*arguments)
+        if self._resume_folder is not None and self.state.best_model_checkpoint is None:
+            best = self._resume_folder.with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+        return result
 
     def _run_epoch(self, **kwargs: Any) -> None:
         """Transformers asks whether training is over after a step only: so it is asked before, too."""
