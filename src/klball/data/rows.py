@@ -27,13 +27,12 @@ def load_rows(
 ) -> Dataset:
     """The rows of a built-in data set, a local .jsonl/.json/.parquet/.csv file, or a Hub data set.
 
-    A file is one split, `train`, of which a slice such as "train[:90%]" can be asked for; of the others,
+    A file is one split, `train`, whatever the name; a slice such as "train[:90%]" can be asked for.
     `default` is what no split stands for. Raises ValueError in one line if there is no such source or split.
     """
-    local = Path(name).suffix in FILE_TYPES
-    split = split or ("train" if local else default)
-    if local and split.partition("[")[0] != "train":
-        raise ValueError(f"{name} is one split, train: it has no {split!r}")
+    split = split or default
+    if Path(name).suffix in FILE_TYPES and not split.startswith("train["):
+        split = "train"
     if name in BUILTIN:
         return Dataset.from_list(load_builtin(name, split))
     path = Path(name).expanduser()
