@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch.distributed.fsdp import FSDPModule
 from transformers import (
@@ -75,7 +75,8 @@ def load_model(
     with _one_line(name):
         own = has_file(path, "tokenizer_config.json", revision=revision)
     tokenizer = _load_tokenizer(*((name, revision) if own else (base, config.revision)), remote)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # as PEFT's AutoPeftModel does
+    embeddings: Any = model.get_input_embeddings()
+    if len(tokenizer) > len(embeddings.weight):  # as PEFT's AutoPeftModel does
         model.resize_token_embeddings(len(tokenizer))
     return _with_adapter(model, name, config, revision, trainable).eval(), tokenizer
 
@@ -130,11 +131,12 @@ def _load_base(name: str, revision: str | None, options: dict[str, Any]) -> PreT
         with _one_line(name):
             config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust)
             _refuse_other_architectures(config)
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path, revision=revision, output_loading_info=True, **options
             )
     except ValueError as error:
         raise ValueError(f"{error}{hint}") from error
+    model, info = loaded
     _refuse_incomplete(name, model, info)
     return model
 
@@ -215,7 +217,8 @@ def _with_adapter(
         result = adapted.load_adapter(path, "default", is_trainable=trainable, revision=revision)
     if result.missing_keys:
         raise ValueError(f"could not load adapter {name!r}: its weights lack {_some(result.missing_keys)}")
-    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]  # PEFT itself writes grown embeddings twice
+    # of this method's own tensors: PEFT itself writes embeddings that grew a second time
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(PeftType(config.peft_type), "")
     if dropped := [key for key in result.unexpected_keys if prefix in key]:
         raise ValueError(f"could not load adapter {name!r}: nothing in the model takes its {_some(dropped)}")
     return adapted

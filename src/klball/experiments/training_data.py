@@ -67,7 +67,7 @@ def _mixture(mixture: DatasetMixtureConfig, seed: int) -> dict[str, Dataset]:
         raise ValueError("a CSV file cannot be part of `datasets`: give it as --dataset_name")
     set_seed(seed)  # TRL splits by the global random state
     try:
-        return dict(get_dataset(mixture))
+        return {str(split): rows for split, rows in get_dataset(mixture).items()}
     except Exception as error:  # datasets raises many kinds
         lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"could not load the mixture of `datasets`: {lines[0]}") from error

@@ -13,6 +13,7 @@ class ResumableTrainer(SFTTrainer):
     """`SFTTrainer` that resumes from whole checkpoints of this model only, and not past `max_steps`."""
 
     _resume_folder: Path | None = None
+    model: Any
 
     def train(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
@@ -30,7 +31,7 @@ class ResumableTrainer(SFTTrainer):
             refuse_unfit(self._resume_folder, self.model)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def _init_training_state(self, *arguments: Any) -> Any:
+    def _init_training_state(self, *arguments: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Transformers forgets the best checkpoint of a folder that was moved: it lies beside this one."""
         result = super()._init_training_state(*arguments)
         if self._resume_folder is not None and self.state.best_model_checkpoint is None:
@@ -38,7 +39,7 @@ class ResumableTrainer(SFTTrainer):
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
         return result
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Transformers asks whether training is over after a step only: so it is asked before, too."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
