@@ -1,5 +1,6 @@
 """Options of a command, from a recipe and the command line; what cannot be meant is refused in one line."""
 
+import dataclasses
 import inspect
 import os
 import re
@@ -28,6 +29,7 @@ EXAMPLES = {
     "compare": "klball compare --models sft=outputs/sft robust=outputs/robust --dataset_name rows.jsonl",
     "evaluate": "klball evaluate --models base=klball/tiny robust=outputs/run --datasets rows.jsonl",
 }
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 FAULTS = (ValueError, TypeError, KeyError, ImportError, OSError, RuntimeError)  # of a library's own checks
 
 
@@ -90,14 +92,16 @@ class Parser(TrlParser):
             if name not in known:
                 raise ValueError(f"{path}: no option {name!r}{_nearest(name, known)}")
             try:
-                found[name] = self._through_parser(name, _converted(value, self.types[name]))
+                found[name] = self._checked(name, _converted(value, self.types[name]))
             except ValueError as error:
                 raise ValueError(f"{path}: {name}: {_one_line(error)}") from error
         return found
 
-    def _through_parser(self, name: str, value: Any) -> Any:
-        """What argparse checks on the command line holds for a recipe too: the choices."""
+    def _checked(self, name: str, value: Any) -> Any:
+        """What argparse checks on the command line holds for a recipe too."""
         action = next(a for a in self._actions if a.dest == name)
+        if value == [] and action.default != []:
+            raise ValueError("the list is empty")
         for one in value if isinstance(value, list) else [value]:
             if action.choices is not None and one is not None and one not in action.choices:
                 raise ValueError(f"{one!r} is none of {', '.join(map(str, action.choices))}")
@@ -125,7 +129,9 @@ class Parser(TrlParser):
         flags = [word.partition("=")[0] for word in rest if word.startswith("-")]
         if not flags:
             raise ValueError(f"{rest[0]!r} belongs to no option")
-        raise ValueError(f"no option {flags[0]}{_nearest(flags[0], self._option_string_actions)}")
+        raise ValueError(
+            f"no option {flags[0]}{_nearest(flags[0], set(self._option_string_actions) - {'--help', '-h'})}"
+        )
 
     def error(self, message: str) -> NoReturn:
         """One line in place of argparse's usage, which has 160."""
@@ -141,6 +147,29 @@ class Parser(TrlParser):
                 many = ": give all its values after one" if action.nargs == "+" else ""
                 raise ValueError(f"--{action.dest} is given twice{many}")
             seen[action.dest] = word
+
+
+def refuse_ignored(options: Any, names: Sequence[str], why: str) -> None:
+    """Raise ValueError if one of these options was changed: it has no effect here."""
+    for field in dataclasses.fields(options):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.name in names and getattr(options, field.name) != default:
+            raise ValueError(f"--{field.name} has no effect {why}: leave it out")
+
+
+def one_of(options: Any, name: str, allowed: Sequence[str]) -> None:
+    """Raise ValueError if the option is none of these."""
+    value = getattr(options, name)
+    if value not in allowed:
+        raise ValueError(f"--{name} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def distinct(options: Any, name: str) -> None:
+    """Raise ValueError if a value of this list is given twice."""
+    values = getattr(options, name)
+    repeated = next((value for value in values if values.count(value) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"--{name} has {repeated} twice")
 
 
 def _own_fields(cls: Any) -> Iterator[str]:

@@ -13,7 +13,7 @@ from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_
 
 from klball.data.rows import load_chat_template, load_rows, texts_of, to_trl_format, with_sample_ids
 from klball.evaluation.models import TINY, load_model
-from klball.experiments.command import console, is_main, parse, show_table, versions, write_csv
+from klball.experiments.command import is_main, parse, say, show_table, versions, write_csv
 from klball.robust.ambiguity import Empirical
 from klball.robust.objectives import PROXIMAL
 from klball.training.checkpoints import check_same_run, newest_complete, write_json
@@ -77,7 +77,7 @@ def train(
     started = check_same_run(folder / RUN_FILE, resolved)
     if started and (folder / DONE_FILE).exists():
         if is_main():
-            console.print(f"{folder} already holds this run, finished")
+            say(f"{folder} already holds this run, finished")
         return
     model, tokenizer = _load(config, model_options)
     template = config.chat_template_path
