@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import os
 import re
 from argparse import ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
@@ -122,8 +123,19 @@ class Parser(TrlParser):
             self._refuse_unknown(rest)
         for name, value in vars(namespace).items():
             setattr(namespace, name, _expanded(name, value))
+            if isinstance(value, str) and value.startswith("{") and dict in map(_origin, self._kinds(name)):
+                self._refuse_bad_json(name, value)
         check_bounds(vars(namespace), prefix="--")
         return namespace, rest
+
+    def _kinds(self, name: str) -> tuple[Any, ...]:
+        return get_args(self.types[name]) or (self.types[name],)
+
+    def _refuse_bad_json(self, name: str, value: str) -> None:
+        try:
+            json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"--{name}: {value} is not JSON: {error}") from error
 
     def _refuse_unknown(self, rest: Sequence[str]) -> NoReturn:
         flags = [word.partition("=")[0] for word in rest if word.startswith("-")]
@@ -181,7 +193,7 @@ def _own_fields(cls: Any) -> Iterator[str]:
 
 def _nearest(name: str, known: Any) -> str:
     plain = name.replace("-", "_")
-    names = {option.replace("-", "_"): option for option in sorted(known, reverse=True)}  # --a_b before --a-b
+    names = {option.replace("-", "_"): option for option in sorted(known)}  # --a_b before --a-b
     begins = [option for option in names if option.startswith(plain) and plain.strip("_")]
     near = sorted(begins, key=len) or get_close_matches(plain, names, 1)
     return f": did you mean {names[near[0]]}?" if near else "; --help lists them"
@@ -218,8 +230,12 @@ def _converted(value: Any, wanted: Any) -> Any:
     raise ValueError(f"needs {_in_words(kinds)}, not {value!r}{text}")
 
 
+def _origin(kind: Any) -> Any:
+    return get_origin(kind) or kind
+
+
 def _as_kind(value: Any, kind: Any) -> Any:
-    origin = get_origin(kind) or kind
+    origin = _origin(kind)
     if origin is list:
         (inner,) = get_args(kind) or (Any,)
         return [_as_kind(part, inner) for part in (value if isinstance(value, list) else [value])]
@@ -242,7 +258,7 @@ def _in_words(kinds: Sequence[Any]) -> str:
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping"}
     found = []
     for kind in kinds:
-        origin = get_origin(kind) or kind
+        origin = _origin(kind)
         if origin is list:
             found.append("a list")
         elif origin is not NoneType and origin in names:
