@@ -1,7 +1,8 @@
 """Options from recipes and the command line: what cannot be meant is one line that names it."""
 
+import dataclasses
 import os
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from importlib import import_module
 
 import pytest
@@ -156,9 +157,7 @@ def test_a_recipe_that_is_no_text_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize("flag", [lambda path: ["--config", path], lambda path: [f"--config={path}"]])
 def test_a_recipe_and_the_command_line_give_the_same(flag, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(
-        "rate: 1e-3\ncount: 3\nname: ~\nflag: false\nvalues: 2\n".replace("name: ~\n", "name: b\n")
-    )
+    path.write_text("rate: 1e-3\ncount: 3\nname: b\nflag: false\nvalues: 2\n")
     (read,) = parse([Few], flag(str(path)), "klball few")
     given = ["--rate", "1e-3", "--count", "3", "--name", "b", "--flag", "false", "--values", "2"]
     assert (read,) == parse([Few], given, "klball few") and read != Few()
@@ -167,10 +166,10 @@ def test_a_recipe_and_the_command_line_give_the_same(flag, tmp_path):
 
 
 def test_every_default_of_train_is_a_value_that_a_recipe_may_give():
-    parser = Parser(TRAIN, "klball train")
-    defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
-    given = {name: value for name, value in defaults.items() if value != []}
-    assert parser.from_recipe(given, "recipe.yaml") == given
+    fields = {field.name: field for cls in TRAIN for field in dataclasses.fields(cls) if field.init}
+    given = {name: field.default for name, field in fields.items() if field.default is not MISSING}
+    assert len(given) > 150
+    assert Parser(TRAIN, "klball train").from_recipe(given, "recipe.yaml") == given
 
 
 @pytest.mark.parametrize(
@@ -182,7 +181,7 @@ def test_every_default_of_train_is_a_value_that_a_recipe_may_give():
         ("learning_rate: [1]", "learning_rate"),
         ("lr_scheduler_type: sometimes", "sometimes"),
         ("optim: none_such", "none_such"),
-        ("lr_scheduler_kwargs: '{bad'", "{bad"),
+        ("lr_scheduler_kwargs: '{bad'", "--lr_scheduler_kwargs: {bad is not JSON"),
         ("accelerator_config: {nonsense: 1}", "nonsense"),
         ("max_grad_norm: .nan", "max_grad_norm"),
         ("per_device_train_batch_size: 0", "per_device_train_batch_size"),
@@ -196,8 +195,9 @@ def test_every_default_of_train_is_a_value_that_a_recipe_may_give():
 def test_settings_that_training_cannot_have_are_one_line(text, name, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=name.replace("{", "\\{")):
+    with pytest.raises(ValueError) as caught:
         parse(TRAIN, ["--config", str(path), "--output_dir", str(tmp_path / "run")], "klball train")
+    assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_environment_of_a_recipe_is_set_before_the_command_is_loaded(tmp_path, monkeypatch):
