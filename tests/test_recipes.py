@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field
 from importlib import import_module
 
 import pytest
-from trl import ModelConfig
+from trl import DatasetMixtureConfig, ModelConfig
 
 from klball import cli
 from klball.experiments.command import parse
@@ -163,6 +163,16 @@ def test_a_recipe_and_the_command_line_give_the_same(flag, tmp_path):
     assert (read,) == parse([Few], given, "klball few") and read != Few()
     (over,) = parse([Few], [*flag(str(path)), "--count", "4"], "klball few")
     assert over.count == 4 and over.rate == 1e-3
+
+
+def test_a_recipe_may_hold_a_mixture_of_data_sets(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("datasets:\n  - path: json\n    data_files: d.jsonl\n")
+    (mixture,) = parse([DatasetMixtureConfig], ["--config", str(path)], "klball train")
+    assert (mixture.datasets[0].path, mixture.datasets[0].data_files) == ("json", "d.jsonl")
+    path.write_text("datasets:\n  - path: json\n    data_file: d.jsonl\n")
+    with pytest.raises(ValueError, match="datasets: no key 'data_file': did you mean data_files"):
+        parse([DatasetMixtureConfig], ["--config", str(path)], "klball train")
 
 
 def test_every_default_of_train_is_a_value_that_a_recipe_may_give():

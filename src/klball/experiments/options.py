@@ -53,6 +53,10 @@ def parse_options(
     return parser.parse(arguments)
 
 
+class _UnknownKeyError(ValueError):
+    """The one reason for which no other type is tried."""
+
+
 class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """Shows defaults, and leaves the lines of the example as they are."""
 
@@ -222,6 +226,8 @@ def _converted(value: Any, wanted: Any) -> Any:
     for kind in kinds:
         try:
             return _as_kind(value, kind)
+        except _UnknownKeyError:
+            raise
         except (ValueError, TypeError):
             continue
     if value is None:
@@ -241,6 +247,11 @@ def _as_kind(value: Any, kind: Any) -> Any:
         return [_as_kind(part, inner) for part in (value if isinstance(value, list) else [value])]
     if kind in (int, float) and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         return kind(value)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):  # TRL's list of data sets
+        unknown = next((key for key in value if key not in kind.__dataclass_fields__), None)
+        if unknown is not None:
+            raise _UnknownKeyError(f"no key {unknown!r}{_nearest(str(unknown), kind.__dataclass_fields__)}")
+        return value
     if origin is Literal:
         fits = value in get_args(kind)
     elif kind is float:

@@ -61,6 +61,7 @@ BOUNDS: dict[str, Rule] = {
     "train_rows": AT_LEAST_1,
     "test_rows": AT_LEAST_1,
     "ood_rows": AT_LEAST_1,
+    "test_split_size": POSITIVE,
     "tokens_per_batch": AT_LEAST_1,
     "pad_to_multiple_of": AT_LEAST_1,
     "dataset_num_proc": AT_LEAST_1,
