@@ -33,7 +33,6 @@ REFUSED = [
     ({"psft_clip": 0.5}, "psft_clip needs objective='psft'"),
     ({"psft_refresh": 3}, "psft_refresh needs objective='psft'"),
     ({"psft_warmup_steps": 3, "objective": "dft"}, "psft_warmup_steps needs objective='psft'"),
-    ({"on_infeasible": "raise"}, "on_infeasible needs gamma"),
     ({"on_infeasible": "perhaps", "gamma": 1.0}, "on_infeasible must be one of"),
     ({"rescore_steps": 3, "reweight": "static"}, "rescore_steps needs reweight='live'"),
     ({"certainty_gradient": True}, "certainty_gradient needs gamma"),
@@ -96,3 +95,8 @@ def test_settings_without_effect_or_meaning_are_refused(settings, words, tmp_pat
     with pytest.raises(ValueError) as caught:
         config(tmp_path, **settings)
     assert words in str(caught.value)
+
+
+def test_what_to_do_when_gamma_is_infeasible_needs_a_gamma(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="on_infeasible needs gamma"):
+        trained(tmp_path, tokenizer, on_infeasible="raise")

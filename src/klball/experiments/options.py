@@ -154,15 +154,18 @@ class Parser(TrlParser):
         raise ValueError(re.sub(r"^argument (--\w+)\S*: ", r"\1: ", message))
 
     def _refuse_repeated(self, arguments: Sequence[str]) -> None:
+        """The last would win without a word."""
         seen: dict[str, str] = {}
-        for word in arguments:
-            action = self._option_string_actions.get(word.partition("=")[0])
+        for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+            flag, sign, value = word.partition("=")
+            action = self._option_string_actions.get(flag)
             if action is None:
                 continue
+            value = value if sign else following
             if action.dest in seen:
                 many = ": give all its values after one" if action.nargs == "+" else ""
-                raise ValueError(f"--{action.dest} is given twice{many}")
-            seen[action.dest] = word
+                raise ValueError(f"--{action.dest} is given twice, {seen[action.dest]} and {value}{many}")
+            seen[action.dest] = value
 
 
 def refuse_ignored(options: Any, names: Sequence[str], why: str) -> None:

@@ -85,8 +85,6 @@ class RobustSFTConfig(SFTConfig):
         for name in ("psft_clip", "psft_refresh", "psft_warmup_steps"):
             if self.objective != PROXIMAL and getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"{name} needs objective={PROXIMAL!r}")
-        if self.on_infeasible != "relax" and self.gamma is None:
-            raise ValueError("on_infeasible needs gamma: without it every weight is feasible")
         if self.rescore_steps is not None and self.reweight == "static":
             raise ValueError("rescore_steps needs reweight='live': static weights stay")
         if self.certainty_gradient and self.gamma is None:

@@ -30,6 +30,9 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
             "compute_loss_func"
         ),
         "compute_metrics needs logits that are never built: use klball.score": kwargs.get("compute_metrics"),
+        "on_infeasible needs gamma: without it every weight is feasible": args.on_infeasible != "relax"
+        and args.gamma is None
+        and ambiguity is None,
         "label_smoothing_factor is not supported": args.label_smoothing_factor > 0,
         f"packing_strategy={args.packing_strategy!r} cuts samples in two: use 'bfd'": args.packing
         and args.packing_strategy != "bfd",
