@@ -8,6 +8,7 @@ import re
 from argparse import ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -156,7 +157,7 @@ class Parser(TrlParser):
     def _refuse_repeated(self, arguments: Sequence[str]) -> None:
         """The last would win without a word."""
         seen: dict[str, str] = {}
-        for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        for word, following in pairwise([*arguments, ""]):
             flag, sign, value = word.partition("=")
             action = self._option_string_actions.get(flag)
             if action is None:
