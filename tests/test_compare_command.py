@@ -113,22 +113,35 @@ def test_a_table_of_another_model_is_refused(base, whole, capsys):
     assert caught.value.code == 2 and "made from something else" in capsys.readouterr().err
 
 
+def without(command, arguments):
+    """The command without the options that the arguments give: an option given twice is refused."""
+    kept, replaced = [], False
+    for word in command:
+        replaced = word in arguments if word.startswith("--") else replaced
+        kept += [] if replaced else [word]
+    return kept
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--models", "one=klball/tiny"], "at least two"),
-        (["--models", "a=klball/tiny", "a=klball/tiny"], "same name"),
+        (["--models", "a=klball/tiny", "a=klball/tiny"], "labels repeat"),
+        (["--models", "=klball/tiny", "b=klball/tiny"], "LABEL=NAME"),
+        (["--models", "a=klball/tiny", "b=nowhere/at-all"], "could not load model 'nowhere/at-all'"),
         (["--models", "a b=klball/tiny", "a_b=klball/tiny"], "file name"),
         (["--rounds", "2"], "at least 3"),
         (["--gamma", "much"], "gamma"),
         (["--epsilon", "0"], "epsilon"),
         (["--num_jobs", "2", "--job_index", "2"], "job_index"),
-        (["--rounds_path", "nowhere.parquet"], "nowhere.parquet"),
+        (["--gamma", "nan"], "gamma"),
+        (["--rounds_path", "nowhere.parquet"], "--dataset_name has no effect with --rounds_path"),
+        (["--rounds_path", "nowhere.parquet", "--dataset_name", "stdlib-docs"], "nowhere.parquet"),
     ],
 )
 def test_bad_input_is_one_line(base, arguments, message, tmp_path, capsys):
     _, command = base
     with pytest.raises(SystemExit) as caught:
-        main([*command, *arguments, "--output_dir", str(tmp_path)])
+        main([*without(command, arguments), *arguments, "--output_dir", str(tmp_path)])
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert caught.value.code == 2 and message in error

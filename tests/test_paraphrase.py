@@ -246,14 +246,32 @@ def accepted(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--maker", "oracle"], "no maker 'oracle'"),
+        (["--maker", "oracle"], "--maker must be one of .* not 'oracle'"),
         (["--rounds", "0"], "--rounds must be at least 1"),
         (["--rounds", "500"], "the templates make 180 different rounds"),
         (["--maker", "model"], "needs --model_name_or_path"),
         (["--maker", "openai-batch", "--model_name_or_path", "m"], "needs --step"),
         (["--similarity_model", "x"], "pip install 'klball\\[similarity\\]'"),
         (["--max_rows", "0"], "--max_rows"),
-        (["--requests_per_file", "50001"], "at most"),
+        (
+            [
+                "--maker",
+                "openai-batch",
+                "--model_name_or_path",
+                "m",
+                "--step",
+                "requests",
+                "--requests_per_file",
+                "50001",
+            ],
+            "at most",
+        ),
+        (["--requests_per_file", "7"], "has no effect with --maker templates"),
+        (
+            ["--maker", "model", "--model_name_or_path", "m", "--step", "submit"],
+            "has no effect with --maker model",
+        ),
+        (["--min_similarity", "0.5"], "without --similarity_model"),
     ],
 )
 def test_bad_arguments(arguments, message, data, tmp_path):

@@ -268,8 +268,8 @@ def test_scan_command(tmp_path, capsys):
     assert not list(tmp_path.glob("*.parquet"))  # nothing beside the user's data
     assert float(same[f"nll_change_{tmp_path.name}-data.jsonl"]) == 0
     with pytest.raises(SystemExit) as caught:
-        main([*command, "--own_samples", "1"])
-    assert caught.value.code == 2 and "own_samples" in capsys.readouterr().err
+        main(["1" if word == "2" else word for word in command])
+    assert caught.value.code == 2 and "own_samples must be at least 2" in capsys.readouterr().err
 
 
 def test_scan_against_another_model_with_rows_too_long_to_answer(tokenizer, tmp_path, capsys):
@@ -286,7 +286,8 @@ def test_scan_against_another_model_with_rows_too_long_to_answer(tokenizer, tmp_
     command += ["--ood_names", str(tmp_path / "data.jsonl"), "--own_prompts", "6", "--own_samples", "2"]
     command += ["--test_name", str(tmp_path / "data.jsonl"), "--own_tokens", "4"]
     command += ["--model_name_or_path", str(tmp_path / "model-0"), "--output_dir", str(tmp_path / "scan")]
-    main([*command, "--models", str(tmp_path / "model-1")])
+    command += ["--models", str(tmp_path / "model-1")]
+    main(command)
     with (tmp_path / "scan" / "models.csv").open() as file:
         _, other = csv.DictReader(file)
     assert float(other["forgetting"]) > 0.1
@@ -294,7 +295,8 @@ def test_scan_against_another_model_with_rows_too_long_to_answer(tokenizer, tmp_
         assert len(list(csv.DictReader(file))) == 8
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
-        main([*command[:-1], str(tmp_path / "cut"), "--max_length", "1"])
+        cut = [word.replace(str(tmp_path / "scan"), str(tmp_path / "cut")) for word in command]
+        main([*cut, "--max_length", "1"])
     assert caught.value.code == 2 and "no row has an answer token" in capsys.readouterr().err
 
 

@@ -3,8 +3,12 @@
 import ctypes
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
+
+from klball.boundary import answer, interrupted, wants_traceback
+from klball.experiments.plain_text import visible
 
 COMMANDS = {  # name → (module with a class `Options` and a function `run`, what it does)
     "reproduce": (
@@ -21,30 +25,58 @@ COMMANDS = {  # name → (module with a class `Options` and a function `run`, wh
 }
 
 
+FAULT = "klball: this is a fault of klball, not of your input: please report it with the lines below"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; a bad argument or input ends with one line on stderr and exit code 2."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Run one command; a bad argument or input ends with one line on stderr and exit code 2.
+
+    An exception that is no answer to the user keeps its traceback, behind a line that asks for a report:
+    exit code 1. Ctrl-C: 130.
+    """
+    try:
+        _run(list(sys.argv[1:] if arguments is None else arguments))
+    except BrokenPipeError:  # `klball ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (Exception, KeyboardInterrupt) as error:
+        if interrupted(error):
+            print("\ninterrupted; run the same command again to continue", file=sys.stderr)
+            sys.exit(130)
+        line = answer(error)
+        if wants_traceback():
+            raise
+        if line is not None:
+            _fail(line)
+        print(FAULT, file=sys.stderr)
+        traceback.print_exception(error)
+        sys.exit(1)
+
+
+def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return
-    if arguments[0] == "--version":
+    name, *rest = arguments
+    if name == "--version":
         from importlib.metadata import version
 
         print(version("klball"))
         return
-    if arguments[0] not in COMMANDS:
-        _fail(f"no command {arguments[0]!r}; there are {', '.join(COMMANDS)}")
+    if name not in COMMANDS:
+        raise ValueError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
     prepare_process()
-    command = import_module(COMMANDS[arguments[0]][0])
-    try:
-        command.main(arguments[1:], prog=f"klball {arguments[0]}")
-    except (ValueError, OSError) as error:
-        if os.environ.get("KLBALL_TRACEBACK"):
-            raise
-        _fail(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
+    _set_environment(rest)
+    import_module(COMMANDS[name][0]).main(rest, prog=f"klball {name}")
+
+
+def _set_environment(arguments: list[str]) -> None:
+    """A recipe's section `env`: libraries read most of it while they are imported, so it comes first."""
+    from klball.experiments.recipe import read_recipe, split_config
+
+    path, _ = split_config(arguments)
+    if path is not None:
+        os.environ.update(read_recipe(path)[1])
 
 
 def _usage() -> str:
@@ -64,7 +96,7 @@ def _usage() -> str:
 
 
 def _fail(message: str) -> None:
-    print(f"klball: error: {message}", file=sys.stderr)
+    print(f"klball: error: {visible(message, one_line=True)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -254,3 +254,23 @@ def lm_head(model: PreTrainedModel) -> LMHead | None:
         scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
     softcap = getattr(config, "final_logit_softcapping", None)
     return LMHead(projection.weight, projection.bias, 1.0 if scale is None else scale, softcap)
+
+
+def check_model(name: str) -> None:
+    """Raise ValueError if there is no such model, or no base of an adapter; no weights are loaded."""
+    from transformers import AutoConfig
+
+    path = model_path(name)
+    adapter = Path(path) / "adapter_config.json"
+    try:
+        if adapter.is_file():
+            base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+            if not base:
+                raise ValueError(f"its {adapter.name} names no base model")
+            path = model_path(base)
+        AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"could not load model {name!r}: {str(error).splitlines()[0]}; give a local folder, a Hub "
+            f"name that can be reached, or {TINY}"
+        ) from error

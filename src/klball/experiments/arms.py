@@ -50,7 +50,8 @@ class Options:
     ood_split: str = field(default="test", metadata={"help": "Its split."})
     ood_rows: int | None = field(default=None, metadata={"help": "Its rows, the first after a shuffle."})
     epsilons: list[float] = field(
-        default_factory=lambda: [0.0, 0.03, 0.05], metadata={"help": "Radii, nats."}
+        default_factory=lambda: [0.0, 0.03, 0.05],
+        metadata={"help": "Radii, nats; objectives takes the largest."},
     )
     seeds: int = field(default=1, metadata={"help": "Seeds: data order and LoRA initialisation."})
     static: bool = field(default=False, metadata={"help": "Add static arms beside the live ones."})

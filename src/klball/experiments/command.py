@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,37 +15,38 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from rich.cells import cell_len
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from trl import TrlParser
+from rich.text import Text
 
-console = Console(stderr=False, width=None if sys.stdout.isatty() else 120)
+from klball.data.urls import without_secrets
+from klball.experiments.options import parse_options
+from klball.experiments.plain_text import visible
+
+console = Console(stderr=False, width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 REPEATS = 3  # of one kind of message are shown
+LONG_WAIT, SHORT_WAIT = 30.0, 1.0  # seconds between two lines of progress
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+RUN_FILE = "run.json"
+TRAIN = "klball train"  # its run.json names no command
 LIBRARIES = ("klball", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 
 
 def parse(classes: Sequence[Any], arguments: Sequence[str], prog: str, **defaults: Any) -> tuple[Any, ...]:
-    """The dataclasses filled from `--config FILE.yaml` and the command line, by TRL's own parser.
+    """The dataclasses filled from `--config FILE.yaml` and the command line; see `parse_options`.
 
-    `defaults` replace those of the classes.
-    Raises ValueError for an unreadable file or an unknown key in it.
+    `defaults` replace those of the classes. Raises ValueError also for an `--output_dir` that holds what
+    another command wrote.
     """
-    parser = TrlParser(classes, prog=prog)
-    if not torch.accelerator.is_available():
-        parser.set_defaults_with_config(use_cpu=True, bf16=False)
-    parser.set_defaults_with_config(**defaults)
-    arguments = list(arguments)
-    if "--config" in arguments:
-        position = arguments.index("--config") + 1
-        if position == len(arguments) or not Path(arguments[position]).is_file():
-            raise ValueError(
-                f"--config needs a YAML file, got {arguments[position : position + 1] or 'nothing'}"
-            )
     quieten()
-    return parser.parse_args_and_config(arguments)
+    parsed = parse_options(classes, arguments, prog, **defaults)
+    for options in parsed:
+        if getattr(options, "output_dir", None):
+            refuse_foreign_folder(Path(options.output_dir), prog)
+    return parsed
 
 
 def quieten() -> None:
@@ -60,8 +62,16 @@ def quieten() -> None:
         console=Console(stderr=True), show_path=False, show_time=False, rich_tracebacks=False
     )
     handler.addFilter(_FewRepeats())
+    handler.setFormatter(_Plain("%(message)s"))
     logging.getLogger("klball").handlers = [handler]
     logging.getLogger("klball").setLevel(logging.INFO if is_main() else logging.ERROR)
+
+
+class _Plain(logging.Formatter):
+    """Messages quote data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 class _FewRepeats(logging.Filter):
@@ -86,37 +96,69 @@ def is_main() -> bool:
 
 @contextmanager
 def progress_bar(title: str, unit: str = "rows") -> Iterator[Any]:
-    """A function (done, total) that draws a progress bar on the main process."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not is_main()
-    ) as progress:
+    """A function (done, total) that shows progress on the main process: a bar, or lines in a log file."""
+    title = visible(title, one_line=True)
+    if not is_main():
+        yield lambda done, total: None
+        return
+    if not sys.stderr.isatty():
+        yield _ProgressLines(title, unit)
+        return
+    columns = (
+        *(TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()),
+        *(TextColumn(unit, markup=False), TimeRemainingColumn()),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+class _ProgressLines:
+    """A plain line at every tenth of the work, at most one a second, and at least every half a minute."""
+
+    def __init__(self, title: str, unit: str):
+        self.title, self.unit = title, unit
+        self.said_at, self.said = time.monotonic(), 0
+
+    def __call__(self, done: int, total: int | None) -> None:
+        waited = time.monotonic() - self.said_at
+        tenth = bool(total) and (done - self.said) * 10 >= total
+        if waited >= LONG_WAIT or (tenth and waited >= SHORT_WAIT):
+            of = f" of {total:,}" if total else ""
+            print(f"{self.title}: {done:,}{of} {self.unit}", file=sys.stderr, flush=True)
+            self.said_at, self.said = time.monotonic(), done
+
+
+def say(text: str, style: str = "") -> None:
+    """Print text as it is: brackets and colons are no markup, control characters are made visible."""
+    console.print(Text(visible(text), style=style))
+
+
 def show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; numbers to the right, everything else to the left."""
+    """Print a table; numbers to the right, everything else to the left. No text is taken for markup."""
     if not is_main():
         return
-    width = min(len(title), console.width)
-    table = Table(title=title, title_justify="left", header_style="bold cyan", min_width=width)
+    title, *header = (visible(text, one_line=True) for text in (title, *header))
+    width = min(cell_len(title), console.width)
+    table = Table(title=Text(title), title_justify="left", header_style="bold cyan", min_width=width)
     rows = [[_cell(value) for value in row] for row in rows]
     for column, name in enumerate(header):
         numeric = all(_is_number(row[column]) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console.print(table)
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """Lines stay: a summary's cells have two."""
+    return f"{value:.4g}" if isinstance(value, float) else visible(str(value))
 
 
 def _is_number(text: str) -> bool:
+    words = text.split(maxsplit=1) or ["0"]
     try:
-        float(text.split(maxsplit=1)[0].rstrip("%") if text else "0")
+        float(words[0].rstrip("%"))
     except ValueError:
         return False
     return True
@@ -131,24 +173,52 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows of equal keys as CSV."""
+    """Rows of equal keys as CSV; a text that a spreadsheet would run as a formula gets a `'` before it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file)
+        writer.writerow(map(_disarmed, rows[0] if rows else ()))
+        writer.writerows(map(_disarmed, row.values()) for row in rows)
     os.replace(temporary, path)
+
+
+def _disarmed(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(FORMULA) and not _is_plain_number(value):
+        return f"'{value}"
+    return value
+
+
+def _is_plain_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def refuse_foreign_folder(folder: Path, name: str) -> None:
+    """Raise ValueError if the folder holds the results of another command, whose run.json would be lost."""
+    try:
+        recorded = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if not isinstance(recorded, dict):
+        return
+    holder = recorded.get("command", TRAIN if "training" in recorded else name)
+    if holder != name:
+        raise ValueError(f"{folder} holds the results of `{holder}`: choose another --output_dir")
 
 
 def write_run(folder: Path, options: Any, name: str) -> None:
     """The resolved options and the versions of the libraries, beside the results."""
+    refuse_foreign_folder(folder, name)
     content = {
         "command": name,
-        "options": dataclasses.asdict(options),
+        "options": {k: without_secrets(v) for k, v in dataclasses.asdict(options).items()},
         "versions": versions(),
     }
-    write_text(folder / "run.json", json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
+    write_text(folder / RUN_FILE, json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ Each model × round is one unit of work and one score table. Units are divided a
 `accelerate launch`, or among independent jobs that share the folder; finished ones are skipped.
 """
 
-import re
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,13 @@ from klball.comparison.rounds import Gamma, round_scores
 from klball.data.paraphrase.rounds import Rounds, read_rounds, write_rounds
 from klball.data.paraphrase.samples import samples_of
 from klball.data.rows import load_chat_template, load_rows
-from klball.evaluation.models import TINY, load_on_device
+from klball.evaluation.models import TINY, check_model, load_on_device
 from klball.evaluation.tables import read_scores, score
 from klball.experiments.arms import run_arm
-from klball.experiments.command import console, is_main, parse, progress_bar, write_run
+from klball.experiments.command import is_main, parse, progress_bar, say, write_run
 from klball.experiments.comparison_tables import Comparison, compare_scores, show, write
+from klball.experiments.labels import file_names, labelled
+from klball.experiments.options import DTYPES, one_of, refuse_ignored
 from klball.experiments.pages.comparison import write_comparison_report
 from klball.experiments.paraphrase import template_replies
 from klball.experiments.reproduce import tiny_experiment
@@ -73,6 +75,10 @@ def main(arguments: Sequence[str], prog: str) -> None:
     folder = Path(options.output_dir)
     rounds = _rounds(options, folder)
     models = _models(options)
+    for name in models.values():
+        check_model(name)
+    if options.rounds is not None and options.rounds > len(rounds.rounds):
+        raise ValueError(f"--rounds is {options.rounds}, but {rounds.path} holds {len(rounds.rounds)}")
     numbers = rounds.rounds[: options.rounds]
     if len(numbers) < 3:
         raise ValueError(f"a comparison needs at least 3 rounds, got {len(numbers)}")
@@ -84,9 +90,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     units = {(name, r): _table_path(folder, name, r) for name in models for r in numbers}
     missing = [path for path in units.values() if not path.exists()]
     if missing:
-        console.print(
-            f"{len(missing)} of {len(units)} tables are still to be scored by other jobs; run again then"
-        )
+        say(f"{len(missing)} of {len(units)} tables are still to be scored by other jobs; run again then")
         return
     tables = {(name, str(r)): read_scores(path) for (name, r), path in units.items()}
     comparison = _compared(tables, gamma, options)
@@ -96,22 +100,27 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 
 def _checked(options: Options) -> Gamma:
+    one_of(options, "dtype", DTYPES)
+    if options.rounds_path is not None:
+        names = ["dataset_name", "dataset_split", "dataset_config"]
+        refuse_ignored(options, names, "with --rounds_path, which holds the rows")
     if options.rounds is not None and options.rounds < 3:
         raise ValueError(f"--rounds must be at least 3, not {options.rounds}")
     if not 0 <= options.job_index < options.num_jobs:
         raise ValueError(f"--job_index must be between 0 and {options.num_jobs - 1}, not {options.job_index}")
     if options.max_rows is not None and options.max_rows < 2:
         raise ValueError(f"--max_rows must be at least 2, not {options.max_rows}")
-    if options.resamples < 0:
-        raise ValueError(f"--resamples must be 0 or more, not {options.resamples}")
     if not options.epsilon > 0:
         raise ValueError(f"--epsilon must be above 0, not {options.epsilon}: without a ball λ is infinite")
     if options.gamma in ("auto", "none"):
         return "auto" if options.gamma == "auto" else None
     try:
-        return float(options.gamma)
+        gamma = float(options.gamma)
     except ValueError:
-        raise ValueError(f"--gamma must be a number, auto or none, not {options.gamma!r}") from None
+        gamma = math.nan
+    if not math.isfinite(gamma):
+        raise ValueError(f"--gamma must be a number, auto or none, not {options.gamma!r}")
+    return gamma
 
 
 def _rounds(options: Options, folder: Path) -> Rounds:
@@ -135,12 +144,8 @@ def _models(options: Options) -> dict[str, str]:
     """name → path; without --models, the embedded model and what `klball reproduce` makes of it."""
     if not options.models:
         return _embedded()
-    named = [model.partition("=") if "=" in model else (model, "=", model) for model in options.models]
-    models = {name: path for name, _, path in named}
-    if len(models) < len(named):
-        raise ValueError(f"two models have the same name: {', '.join(name for name, _, _ in named)}")
-    if len({_file_name(name) for name in models}) < len(models):
-        raise ValueError("two models' names differ only in signs that no file name can hold: rename one")
+    models = labelled(options.models)
+    file_names(models)
     if len(models) < 2:
         raise ValueError("a comparison needs at least two --models")
     return models
@@ -157,11 +162,7 @@ def _embedded() -> dict[str, str]:
 
 
 def _table_path(folder: Path, model: str, round_: int) -> Path:
-    return folder / "scores" / _file_name(model) / f"round-{round_:04d}.parquet"
-
-
-def _file_name(model: str) -> str:
-    return re.sub(r"[^\w.=-]+", "_", model)
+    return folder / "scores" / file_names([model])[model] / f"round-{round_:04d}.parquet"
 
 
 def _score_units(
@@ -202,7 +203,7 @@ def _compared(
     scores = round_scores({unit: table for unit, (table, _) in tables.items()})
     tokenizers = {about.get("tokenizer") for _, about in tables.values()}
     if len(tokenizers) > 1:
-        console.print("the models' tokenizers differ: everything is in nats per byte, not per token")
+        say("the models' tokenizers differ: everything is in nats per byte, not per token")
         scores = scores.per_byte()
     about = {
         f"{model}, round {r}": about for (model, r), (_, about) in tables.items() if r == scores.rounds[0]

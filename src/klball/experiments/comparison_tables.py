@@ -21,7 +21,7 @@ from klball.comparison.verdicts import Verdict, verdicts
 from klball.data.paraphrase.rounds import Rounds
 from klball.evaluation.perplexity import RADII
 from klball.evaluation.tables import Progress
-from klball.experiments.command import console, show_table, write_csv, write_text
+from klball.experiments.command import say, show_table, write_csv, write_text
 from klball.robust.dual import robust_profile
 
 SOURCE_TESTS = (("welch_t", "lambda_"), ("welch_t", "beta"), ("hotelling", PAIR))
@@ -182,18 +182,18 @@ def show(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
     scores = comparison.scores
     lost = ", ".join(f"{count} {reason}" for reason, count in scores.left_out.items() if count) or "none"
     shares = [row["share"] for row in rounds.acceptance()]
-    console.print(
+    say(
         f"n = {len(scores.sample_ids)} samples × {len(scores.rounds)} rounds × {len(scores.models)} models; "
         f"rows left out for all: {lost}; rephrasings accepted: {min(shares):.0%} or more in every round"
     )
     for analysis in comparison.analyses():
         _show_ground(analysis)
     for analysis in comparison.analyses():
-        console.print(f"\n[bold]Verdicts at {analysis.name}[/bold]")
+        say(f"\nVerdicts at {analysis.name}", style="bold")
         for verdict in analysis.verdicts:
-            console.print(f"• {verdict.sentence}", highlight=False)
+            say(f"• {verdict.sentence}")
     _show_source(comparison.asked)
-    console.print(f"everything is in {folder}")
+    say(f"everything is in {folder}")
 
 
 def _show_ground(analysis: Analysis) -> None:

@@ -10,10 +10,12 @@ import torch
 from datasets import Dataset
 
 from klball.data.rows import load_chat_template, load_rows
-from klball.evaluation.models import TINY, load_model
+from klball.evaluation.models import TINY, check_model, load_model
 from klball.evaluation.perplexity import RobustnessReport, robustness_report
 from klball.evaluation.tables import read_provenance, score
 from klball.experiments.command import is_main, parse, progress_bar, show_table, write_csv, write_run
+from klball.experiments.labels import file_names, labelled
+from klball.experiments.options import DTYPES, one_of
 from klball.experiments.pages.evaluation import write_evaluation_page
 from klball.report.figures import plot_profiles
 
@@ -51,12 +53,16 @@ class Options:
 def main(arguments: Sequence[str], prog: str) -> None:
     """Score every model on every data set (finished tables are reused), then report."""
     (options,) = parse([Options], arguments, prog)
+    one_of(options, "dtype", DTYPES)
     folder = Path(options.output_dir)
-    models, datasets = _labelled(options.models), _labelled(options.datasets)
+    models, datasets = labelled(options.models), labelled(options.datasets)
+    model_files, data_files = file_names(models), file_names(datasets)
     reference = options.reference or next(iter(models))
     if reference not in models:
         raise ValueError(f"--reference {reference!r} is not among the models {', '.join(models)}")
     rows = {label: _rows(name, options) for label, name in datasets.items()}
+    for name in models.values():
+        check_model(name)
     tables: dict[str, dict[str, Dataset]] = {data: {} for data in datasets}
     about: dict[str, Any] = {}
     for label, name in models.items():
@@ -65,7 +71,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
             model.to(torch.accelerator.current_accelerator())
         load_chat_template(tokenizer, options.chat_template_path)
         for data, dataset in rows.items():
-            output = folder / "scores" / f"{_file_name(label)}--{_file_name(data)}.parquet"
+            output = folder / "scores" / f"{model_files[label]}--{data_files[data]}.parquet"
             with progress_bar(f"{label} on {data}") as progress:
                 tables[data][label] = score(
                     *(model, tokenizer, dataset),
@@ -97,18 +103,6 @@ def write_report(report: RobustnessReport, folder: Path) -> None:
     plot_profiles(report.profiles, folder)
 
 
-def _labelled(names: Sequence[str]) -> dict[str, str]:
-    pairs = [name.partition("=") if "=" in name else (name, "", name) for name in names]
-    labels = [label for label, _, _ in pairs]
-    if len(set(labels)) < len(labels):
-        raise ValueError(f"labels repeat in {', '.join(labels)}: write LABEL=NAME")
-    return {label: name for label, _, name in pairs}
-
-
 def _rows(name: str, options: Options) -> Dataset:
     dataset = load_rows(name, options.dataset_split)
     return dataset if options.max_rows is None else dataset.select(range(min(options.max_rows, len(dataset))))
-
-
-def _file_name(label: str) -> str:
-    return label.strip("/").replace("/", "-")

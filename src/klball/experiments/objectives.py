@@ -86,8 +86,6 @@ def arms_of(options: Options) -> list[Arm]:
 
 def run(options: Options, folder: Path) -> Iterator[int]:
     """Train and measure what is not there yet; report after every seed, and yield it."""
-    if options.own_prompts < 1 or options.own_tokens < 1 or options.own_samples < 2:
-        raise ValueError("--own_prompts and --own_tokens must be at least 1, --own_samples at least 2")
     options = dataclasses.replace(options, points=1)  # only the end is measured
     data = data_of(options)
     base = score_model(options.model_name_or_path, BASE, data, folder, options)

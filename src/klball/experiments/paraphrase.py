@@ -15,9 +15,16 @@ from klball.data.paraphrase.rounds import Rounds, digest, provenance, write_roun
 from klball.data.paraphrase.samples import Sample, samples_of
 from klball.data.paraphrase.templates import QUESTIONS, most_rounds, reword, templates
 from klball.data.rows import load_rows
-from klball.experiments.command import parse, progress_bar, show_table, write_csv, write_run
+from klball.experiments.command import parse, progress_bar, say, show_table, write_csv, write_run
+from klball.experiments.options import DTYPES, one_of, refuse_ignored
 
-MAKERS = ("templates", "openai-batch", "model")
+BATCH = ("step", "base_url", "results", "allow_missing", "requests_per_file")
+MODEL = ("model_name_or_path", "temperature", "max_new_tokens")
+MAKERS = {  # and the options that only they use; those of a batch are for all its steps together
+    "templates": (),
+    "openai-batch": (*MODEL, *BATCH),
+    "model": (*MODEL, "batch_size", "dtype"),
+}
 STEPS = ("requests", "submit", "status", "collect")
 
 
@@ -107,19 +114,18 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 
 def _check(options: Options) -> None:
-    if options.maker not in MAKERS:
-        raise ValueError(f"no maker {options.maker!r}; there are {', '.join(MAKERS)}")
-    for name in ("rounds", "max_new_tokens", "batch_size", "requests_per_file"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
-    if options.max_rows is not None and options.max_rows < 1:
-        raise ValueError(f"--max_rows must be at least 1, got {options.max_rows}")
+    one_of(options, "maker", MAKERS)
+    one_of(options, "dtype", DTYPES)
+    used = {name for names in MAKERS.values() for name in names} - set(MAKERS[options.maker])
+    refuse_ignored(options, sorted(used), f"with --maker {options.maker}")
+    if options.step != "collect":
+        refuse_ignored(options, ["results"], "without --step collect")
+    if options.results:
+        refuse_ignored(options, ["base_url"], "with --results: no server is asked")
+    if options.similarity_model is None:
+        refuse_ignored(options, ["min_similarity"], "without --similarity_model")
     if options.requests_per_file > MOST_REQUESTS:
         raise ValueError(f"--requests_per_file may be {MOST_REQUESTS} at most")
-    if options.temperature is not None and not 0 <= options.temperature < float("inf"):
-        raise ValueError(f"--temperature must not be negative, got {options.temperature}")
-    if not -1 <= options.min_similarity <= 1:
-        raise ValueError(f"--min_similarity is a cosine, got {options.min_similarity}")
     if options.maker != "templates" and options.model_name_or_path is None:
         raise ValueError(f"the maker {options.maker} needs --model_name_or_path")
     if options.maker == "openai-batch" and options.step not in STEPS:
@@ -168,13 +174,13 @@ def _by_batches(options: Options, samples: Sequence[Sample], layout: str) -> Mad
         return folder.write_missing(_requests(options, samples, "Writing"), options.requests_per_file)
 
     if options.step == "requests":
-        print(f"{write_missing()} requests written; the files lie in {folder.folder}")
+        say(f"{write_missing()} requests written; the files lie in {folder.folder}")
     elif options.step == "submit":
         client = connect(options.base_url)
         with server_errors():
             folder.refresh(client, download=True)
             write_missing()
-            print(f"{folder.submit(client)} batches submitted")
+            say(f"{folder.submit(client)} batches submitted")
     elif options.results:
         folder.add_results([_existing(path) for path in options.results])
     elif any(shard.batch_id and not shard.done for shard in folder.shards):
@@ -221,9 +227,9 @@ def _require_replies(options: Options, samples: Sequence[Sample], results: Resul
     missing = len(ids - set(results.replies))
     strangers = len({*results.replies, *results.errors} - ids)
     if strangers:
-        print(f"{strangers} results belong to no request of this configuration and were left out")
+        say(f"{strangers} results belong to no request of this configuration and were left out")
     for message, count in Counter(results.errors.values()).most_common(3):
-        print(f"{count} requests failed: {message}")
+        say(f"{count} requests failed: {message}")
     if missing and not options.allow_missing:
         raise ValueError(
             f"{missing} of {len(ids)} requests have no reply yet: collect again later, --step submit asks "
@@ -243,7 +249,7 @@ def _show(folder: BatchFolder) -> None:
     show_table(f"Batches in {folder.folder}", header, rows)
     for shard in folder.shards:
         if shard.problem:
-            print(f"{shard.path}: {shard.problem}")
+            say(f"{shard.path}: {shard.problem}")
 
 
 def _report(rounds: Rounds, options: Options) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from datasets import Dataset
 
 from klball.experiments import objectives, robustness
-from klball.experiments.arms import Arm, Options, data_of
-from klball.experiments.command import console, parse, write_run
+from klball.experiments.arms import OWN, Arm, Options, data_of
+from klball.experiments.command import parse, say, write_run
+from klball.experiments.options import DTYPES, distinct, one_of, refuse_ignored
+from klball.experiments.recipe import split_config
 
 EXPERIMENTS = {"robustness": robustness.run, "objectives": objectives.run}
 FOLDERS = {"robustness": "outputs/reproduce", "objectives": "outputs/objectives"}
@@ -24,26 +26,28 @@ def main(arguments: Sequence[str], prog: str) -> None:
     began = time.monotonic()
     for seed in EXPERIMENTS[options.experiment](options, folder):
         minutes = (time.monotonic() - began) / 60
-        console.print(f"seed {seed}: {minutes:.1f} minutes; everything is in {folder}")
+        say(f"seed {seed}: {minutes:.1f} minutes; everything is in {folder}")
 
 
 def _parse(arguments: list[str], prog: str) -> Options:
     """The preset's recipe first, then what the command line says."""
     (options,) = parse([Options], arguments, prog)
-    if options.preset not in PRESETS:
-        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, not {options.preset!r}")
-    if "--config" not in arguments:
+    one_of(options, "preset", PRESETS)
+    if split_config(arguments)[0] is not None:
+        refuse_ignored(options, ["preset"], "with --config, which stands in its place")
+    else:
         recipe = f"{options.preset}.yaml"
         if (options.preset, options.experiment) == ("paper", "objectives"):
             recipe = "objectives-paper.yaml"
         arguments = ["--config", str(files("klball") / "recipes" / recipe), *arguments]
         (options,) = parse([Options], arguments, prog)
-    if options.experiment not in EXPERIMENTS:
-        raise ValueError(f"--experiment must be one of {', '.join(EXPERIMENTS)}, not {options.experiment!r}")
-    if options.seeds < 1 or options.points < 1 or not options.epsilons:
-        raise ValueError("--seeds and --points must be at least 1, and --epsilons not empty")
-    if any(e < 0 for e in options.epsilons):
-        raise ValueError(f"--epsilons must be 0 or more, not {min(options.epsilons)}")
+    one_of(options, "experiment", tuple(EXPERIMENTS))
+    one_of(options, "dtype", DTYPES)
+    distinct(options, "epsilons")
+    ignored = (*OWN,) if options.experiment == "robustness" else ("static", "points")
+    refuse_ignored(options, ignored, f"with --experiment {options.experiment}")
+    if options.lora_r == 0:
+        refuse_ignored(options, ["lora_alpha"], "with --lora_r 0, which trains all parameters")
     return options
 
 

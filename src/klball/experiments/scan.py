@@ -15,12 +15,14 @@ from klball.evaluation.behaviour import behaviour_of, own_answers
 from klball.evaluation.generation import encoded_prompts
 from klball.evaluation.gradient_norms import head_gradient_norms
 from klball.evaluation.implicit_rewards import gradient_shares, gradient_weights, implicit_rewards
-from klball.evaluation.models import TINY, load_on_device
+from klball.evaluation.models import TINY, check_model, load_on_device
 from klball.evaluation.perplexity import RADII, ProfilePoint, token_mean, token_nll
 from klball.evaluation.scoring import TOKENS, encode_for
 from klball.evaluation.tables import score
 from klball.experiments.arms import provenance_of
 from klball.experiments.command import is_main, parse, progress_bar, show_table, write_csv, write_run
+from klball.experiments.labels import file_names
+from klball.experiments.options import DTYPES, distinct, one_of, refuse_ignored
 from klball.experiments.pages.scan import ScanResults, write_scan_page
 from klball.report.figures import plot_gain_against_forgetting, plot_profiles, plot_rewards
 from klball.robust.dual import robust_profile, solve_dual
@@ -28,6 +30,8 @@ from klball.robust.dual import robust_profile, solve_dual
 logger = logging.getLogger(__name__)
 
 DOMINATING = 20
+OF_MODELS = ("dataset_test_split", "test_name", "ood_names")
+OF_MODELS = (*OF_MODELS, "own_name", "own_prompts", "own_samples", "own_tokens")
 
 Rows = list[dict[str, Any]]
 
@@ -71,11 +75,7 @@ class Options:
 def main(arguments: Sequence[str], prog: str) -> None:
     """Measure, print, and write CSV tables and figures; score tables on disk are used again."""
     (options,) = parse([Options], arguments, prog)
-    if min(options.max_rows, options.gradient_rows, options.own_prompts, options.own_tokens) < 1:
-        raise ValueError("--max_rows, --gradient_rows, --own_prompts and --own_tokens must be at least 1")
-    if options.models and options.own_samples < 2:
-        raise ValueError("--own_samples must be at least 2: self-BLEU compares answers to one prompt")
-    _refuse_equal_labels(options)
+    _check(options)
     folder = Path(options.output_dir)
     model, tokenizer = load_on_device(options.model_name_or_path, options.dtype)
     rows = with_sample_ids(_rows(options, options.dataset_train_split))
@@ -90,6 +90,17 @@ def main(arguments: Sequence[str], prog: str) -> None:
         write_scan_page(replace(found, models=compared), provenance_of(folder), folder)
         what = "tables as CSV, figures as SVG and PNG, report.html"
         show_table("written", ("folder", "what"), [(str(folder), what)])
+
+
+def _check(options: Options) -> None:
+    one_of(options, "dtype", DTYPES)
+    distinct(options, "epsilons")
+    file_names(map(_label, options.models), taken=["base"])
+    file_names(map(_label, options.ood_names), taken=["train", "test"])
+    if not options.models:
+        refuse_ignored(options, OF_MODELS, "without --models")
+    for name in (options.model_name_or_path, *options.models):
+        check_model(name)
 
 
 def _show_training_set(
@@ -281,11 +292,3 @@ def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> R
 def _label(path: str) -> str:
     """The last two parts of a path tell runs apart: seed-0/sft, checkpoint-160."""
     return "-".join([part for part in Path(path).parts if part not in ("/", "..")][-2:])
-
-
-def _refuse_equal_labels(options: Options) -> None:
-    for names, taken in ((options.models, ["base"]), (options.ood_names, ["train", "test"])):
-        labels = [*taken, *map(_label, names)]
-        repeated = next((label for label in labels if labels.count(label) > 1), None)
-        if repeated is not None:
-            raise ValueError(f"two of {', '.join([*taken, *names])} would be called {repeated!r}: rename one")

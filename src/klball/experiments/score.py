@@ -10,6 +10,7 @@ from klball.data.rows import load_chat_template, load_rows
 from klball.evaluation.models import TINY, load_on_device
 from klball.evaluation.tables import score
 from klball.experiments.command import is_main, parse, progress_bar, show_table, write_run
+from klball.experiments.options import DTYPES, one_of, refuse_ignored
 
 
 @dataclass
@@ -38,6 +39,9 @@ class Options:
 def main(arguments: Sequence[str], prog: str) -> None:
     """Score, print a summary, write `scores.parquet` and `run.json`."""
     (options,) = parse([Options], arguments, prog)
+    one_of(options, "dtype", DTYPES)
+    if options.model_name_or_path == TINY or Path(options.model_name_or_path).exists():
+        refuse_ignored(options, ["model_revision"], "on a local model")
     model, tokenizer = load_on_device(options.model_name_or_path, options.dtype, options.model_revision)
     load_chat_template(tokenizer, options.chat_template_path)
     dataset = load_rows(options.dataset_name, options.dataset_split, options.dataset_config)

@@ -22,7 +22,7 @@ from trl import (
 from klball.data.rows import load_chat_template, texts_of, to_trl_format, with_sample_ids
 from klball.evaluation.models import TINY, is_adapter, load_model, public_name
 from klball.evaluation.weights import read_json_object
-from klball.experiments.command import console, is_main, parse, show_table, versions, write_csv
+from klball.experiments.command import is_main, parse, say, show_table, versions, write_csv
 from klball.experiments.training_data import training_and_evaluation_rows
 from klball.experiments.training_options import refuse_missing_packages, refuse_without_effect
 from klball.robust.ambiguity import Empirical
@@ -100,7 +100,7 @@ def train(
     started = check_same_run(folder, resolved)
     if started and (folder / DONE_FILE).exists():
         if is_main():
-            console.print(f"{folder} already holds this run, finished")
+            say(f"{folder} already holds this run, finished")
         return
     resume_from = _resumption(folder, asked, config.resume_from_checkpoint, started)
     model, tokenizer = load_for_training(config, model_options)

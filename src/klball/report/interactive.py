@@ -62,7 +62,7 @@ def intervals(
     Rows lie under each other, the names of one row close together; a line marks `reference`.
     """
     rows = list(dict.fromkeys(row for values in series.values() for row in values))
-    figure = _figure(x_title, "")
+    figure = _figure(_plain(x_title), "")
     for index, ((name, values), style) in enumerate(zip(series.items(), _styles(), strict=False)):
         own = [row for row in rows if row in values]
         shift = 0.6 * ((index + 0.5) / len(series) - 0.5)

@@ -1,11 +1,13 @@
 """RobustSFTConfig: TRL's SFTConfig and the few settings that robust training adds."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import SFTConfig
 
 from klball.robust.ambiguity import AmbiguitySet, ambiguity_set
 from klball.robust.objectives import OBJECTIVES, PROXIMAL
+from klball.training.bounds import check_bounds
 
 REWEIGHT = ("live", "static")
 NORMALIZATION = ("sample", "token", "sum")
@@ -68,6 +70,7 @@ class RobustSFTConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        check_bounds(vars(self))
         super().__post_init__()
         self.ambiguity()  # raises for bad numbers
         _one_of("reweight", self.reweight, REWEIGHT)
@@ -79,16 +82,19 @@ class RobustSFTConfig(SFTConfig):
                 raise ValueError(
                     f"objective={self.objective!r} contradicts loss_type={self.loss_type!r}: set one of them"
                 )
-        if not self.psft_clip > 0:
-            raise ValueError(f"psft_clip must be above 0, not {self.psft_clip}")
-        if self.psft_refresh < 1 or self.psft_warmup_steps < 0:
-            raise ValueError("psft_refresh must be at least 1, and psft_warmup_steps at least 0")
+        for name in ("psft_clip", "psft_refresh", "psft_warmup_steps"):
+            if self.objective != PROXIMAL and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} needs objective={PROXIMAL!r}")
+        if self.rescore_steps is not None and self.reweight == "static":
+            raise ValueError("rescore_steps needs reweight='live': static weights stay")
         if self.certainty_gradient and self.gamma is None:
             raise ValueError("certainty_gradient needs gamma: without it certainty plays no part")
         if self.certainty_gradient and self.reweight == "static":
             raise ValueError("certainty_gradient needs reweight='live': static weights have no multiplier")
-        if self.rescore_steps is not None and self.rescore_steps < 0:
-            raise ValueError(f"rescore_steps must be 0 or more, not {self.rescore_steps}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `training_args.bin` keeps: a folder that is shared holds no token."""
+        return {**vars(self), "hub_token": None}
 
     def ambiguity(self) -> AmbiguitySet:
         """The ambiguity set of epsilon, gamma and max_weight."""

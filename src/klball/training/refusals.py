@@ -37,6 +37,9 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
             args.metric_for_best_model is not None
             and not args.metric_for_best_model.endswith(METRICS)  # of one of several evaluation sets, too
         ),
+        "on_infeasible needs gamma: without it every weight is feasible": args.on_infeasible != "relax"
+        and args.gamma is None
+        and ambiguity is None,
         "label_smoothing_factor is not supported": args.label_smoothing_factor > 0,
         f"packing_strategy={args.packing_strategy!r} cuts samples in two: use 'bfd'": args.packing
         and args.packing_strategy != "bfd",

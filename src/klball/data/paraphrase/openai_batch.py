@@ -22,6 +22,7 @@ from klball.data.paraphrase.batch_files import (
     write_shards,
 )
 from klball.data.paraphrase.rounds import whole_file
+from klball.data.urls import without_secrets
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 ATTEMPTS = 3  # at creating a batch, with a look at the server's list in between
@@ -96,7 +97,7 @@ class BatchFolder:
             if file_id is None:
                 with (self.folder / shard.path).open("rb") as file:
                     file_id = shard.file_id = client.files.create(file=file, purpose="batch").id
-                shard.server = str(client.base_url)
+                shard.server = without_secrets(str(client.base_url))
                 self._save()
             self._check_server(shard, client)
             shard.batch_id = _create_once(client, file_id, resumed)
@@ -145,10 +146,9 @@ class BatchFolder:
             response.stream_to_file(temporary)
 
     def _check_server(self, shard: Shard, client: Any) -> None:
-        if shard.server != str(client.base_url):
-            raise ValueError(
-                f"{shard.path} was submitted to {shard.server}, not to {client.base_url}: give that base_url"
-            )
+        ours, here = without_secrets(shard.server), without_secrets(str(client.base_url))
+        if ours != here:
+            raise ValueError(f"{shard.path} was submitted to {ours}, not to {here}: give that base_url")
 
 
 def connect(base_url: str | None) -> Any:

@@ -1,0 +1,103 @@
+"""What numbers are possible for the settings of commands and trainers, by their names."""
+
+from collections.abc import Callable, Mapping
+from math import inf, isnan
+from typing import Any
+
+Rule = tuple[str, Callable[[float], bool]]
+
+POSITIVE: Rule = ("above 0", lambda x: 0 < x < inf)
+NOT_NEGATIVE: Rule = ("0 or more", lambda x: 0 <= x < inf)
+AT_LEAST_1: Rule = ("at least 1", lambda x: 1 <= x < inf)
+AT_LEAST_2: Rule = ("at least 2", lambda x: 2 <= x < inf)
+BELOW_1: Rule = ("at least 0 and below 1", lambda x: 0 <= x < 1)
+FINITE: Rule = ("a finite number", lambda x: -inf < x < inf)
+
+BOUNDS: dict[str, Rule] = {
+    # the adversary
+    "epsilon": NOT_NEGATIVE,
+    "epsilons": NOT_NEGATIVE,
+    "gamma": FINITE,
+    "max_weight": AT_LEAST_1,
+    "entropy_coef": FINITE,
+    "psft_clip": POSITIVE,
+    "psft_refresh": AT_LEAST_1,
+    "psft_warmup_steps": NOT_NEGATIVE,
+    "rescore_steps": NOT_NEGATIVE,
+    # optimisation
+    "learning_rate": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "adam_beta1": BELOW_1,
+    "adam_beta2": BELOW_1,
+    "adam_epsilon": POSITIVE,
+    "max_grad_norm": ("0 or more; 0 does not clip", lambda x: x >= 0),
+    "warmup_ratio": BELOW_1,
+    "warmup_steps": NOT_NEGATIVE,
+    "num_train_epochs": POSITIVE,
+    "max_steps": ("at least 1, or -1 for all epochs", lambda x: x == -1 or x >= 1),
+    "per_device_train_batch_size": AT_LEAST_1,
+    "per_device_eval_batch_size": AT_LEAST_1,
+    "gradient_accumulation_steps": AT_LEAST_1,
+    "eval_accumulation_steps": AT_LEAST_1,
+    "label_smoothing_factor": BELOW_1,
+    "neftune_noise_alpha": NOT_NEGATIVE,
+    "router_aux_loss_coef": NOT_NEGATIVE,
+    "lora_r": NOT_NEGATIVE,
+    "lora_alpha": AT_LEAST_1,
+    "lora_dropout": BELOW_1,
+    # when something happens
+    "logging_steps": POSITIVE,
+    "eval_steps": POSITIVE,
+    "eval_delay": NOT_NEGATIVE,
+    "save_steps": POSITIVE,
+    "save_total_limit": AT_LEAST_1,
+    "torch_empty_cache_steps": AT_LEAST_1,
+    "seed": ("between 0 and 4294967295", lambda x: 0 <= x < 2**32),  # NumPy's range
+    "data_seed": ("between 0 and 4294967295", lambda x: 0 <= x < 2**32),
+    "local_rank": ("-1 or more", lambda x: x >= -1),
+    # data
+    "max_length": AT_LEAST_1,
+    "max_rows": AT_LEAST_1,
+    "train_rows": AT_LEAST_1,
+    "test_rows": AT_LEAST_1,
+    "ood_rows": AT_LEAST_1,
+    "test_split_size": POSITIVE,
+    "tokens_per_batch": AT_LEAST_1,
+    "pad_to_multiple_of": AT_LEAST_1,
+    "dataset_num_proc": AT_LEAST_1,
+    "dataloader_num_workers": NOT_NEGATIVE,
+    "dataloader_prefetch_factor": AT_LEAST_1,
+    "ddp_bucket_cap_mb": AT_LEAST_1,
+    "ddp_timeout": AT_LEAST_1,
+    # experiments and comparisons
+    "seeds": AT_LEAST_1,
+    "points": AT_LEAST_1,
+    "top": NOT_NEGATIVE,
+    "gradient_rows": AT_LEAST_1,
+    "own_prompts": AT_LEAST_1,
+    "own_samples": ("at least 2: self-BLEU compares answers to one prompt", lambda x: 2 <= x < inf),
+    "own_tokens": AT_LEAST_1,
+    "rounds": AT_LEAST_1,
+    "resamples": NOT_NEGATIVE,
+    "num_jobs": AT_LEAST_1,
+    "job_index": NOT_NEGATIVE,
+    "requests_per_file": AT_LEAST_1,
+    "temperature": NOT_NEGATIVE,
+    "max_new_tokens": AT_LEAST_1,
+    "batch_size": AT_LEAST_1,
+    "min_similarity": ("a cosine, between -1 and 1", lambda x: -1 <= x <= 1),
+}
+
+
+def check_bounds(settings: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise ValueError for the first number that is not possible; NaN is never.
+
+    `prefix` goes before the setting's name: "--" on the command line.
+    """
+    for name, value in settings.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            words, holds = BOUNDS.get(name, ("a number", lambda x: True))
+            if isnan(number) or not holds(number):
+                raise ValueError(f"{prefix}{name} must be {words}, not {number}")

@@ -1,0 +1,180 @@
+"""Commands in which everything heavy is replaced by a recorder: what reaches it is what an option does."""
+
+import contextlib
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from klball import cli
+from klball.evaluation.behaviour import Behaviour
+from klball.evaluation.tables import SCHEMA, TOKENS_FIELD, write_table
+
+ROWS = 12
+
+
+class Reached(BaseException):
+    """Nothing after this matters to an option."""
+
+
+class Recorder:
+    """Calls of the replaced functions, as plain values; `folder` stands for the command's own."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.calls = folder, []
+
+    def note(self, name: str, *values: Any) -> None:
+        text = json.dumps([name, *map(_plain, values)], sort_keys=True, default=str)
+        self.calls.append(text.replace(str(self.folder), "OUT"))
+
+    def __call__(self, name: str, result: Any = None, *, last: bool = False) -> Callable[..., Any]:
+        def replacement(*arguments: Any, **named: Any) -> Any:
+            self.note(name, arguments, named)
+            if last:
+                raise Reached
+            return result(*arguments, **named) if callable(result) else result
+
+        return replacement
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Dataset):
+        return value.to_list()
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items() if k not in ("progress", "callbacks")}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(value.to_dict() if hasattr(value, "to_dict") else dataclasses.asdict(value))
+    return (
+        value
+        if isinstance(value, str | int | float | None | Path | SimpleNamespace)
+        else type(value).__name__
+    )
+
+
+def rows(*arguments: Any, **named: Any) -> Dataset:
+    return Dataset.from_list(
+        [{"question": f"What is number {i}?", "answer": f"It is {i} of {ROWS}."} for i in range(ROWS)]
+    )
+
+
+def table(model: Any, tokenizer: Any, dataset: Dataset, *, output: Any = None, **named: Any) -> Dataset:
+    """A score table of these rows, in memory and where `output` says."""
+    n = len(dataset)
+    g = [-1.0 - 0.1 * i for i in range(n)]
+    ids = dataset["sample_id"] if "sample_id" in dataset.column_names else [str(i) for i in range(n)]
+    columns = {
+        "sample_id": list(ids),
+        "log_likelihood": g,
+        "certainty": [2.0 + 0.01 * i for i in range(n)],
+        "entropy": [1.0] * n,
+        "sum_log_prob": [2 * x for x in g],
+        "num_tokens": [2] * n,
+        "num_bytes": [8] * n,
+        "truncated": [False] * n,
+        "token_log_probs": [[x, x] for x in g],
+    }
+    content = pa.table(columns, schema=SCHEMA.append(TOKENS_FIELD))
+    if output is not None:
+        write_table(content, Path(output))
+    return Dataset(content)
+
+
+def model(*arguments: Any, **named: Any) -> tuple[Any, Any]:
+    return SimpleNamespace(name="model"), SimpleNamespace(chat_template="x")
+
+
+def behaviour(*arguments: Any, **named: Any) -> Behaviour:
+    return Behaviour(0.1, 1.0, 0.5, 0.5, 10.0)
+
+
+def encoded(*arguments: Any) -> Dataset:
+    return Dataset.from_dict({"sample_id": [str(i) for i in range(len(arguments[2]))]})
+
+
+def answers(*arguments: Any, **named: Any) -> Dataset:
+    return rows().add_column("input_ids", [[i] for i in range(ROWS)])
+
+
+def norms(model: Any, dataset: Dataset, progress: Any) -> dict[str, np.ndarray]:
+    return {"nll": np.arange(1.0, 1 + len(dataset)), "dft": np.arange(2.0, 2 + len(dataset))}
+
+
+def trained(dataset: Dataset, config: Any, *arguments: Any, **named: Any) -> None:
+    steps = range(int(config.save_steps), config.max_steps + 1, int(config.save_steps))
+    for step in (*steps, config.max_steps):
+        (Path(config.output_dir) / f"checkpoint-{step}").mkdir(parents=True, exist_ok=True)
+
+
+LOADING = {"load_rows": rows, "load_chat_template": None, "check_model": None, "load_on_device": model}
+REPLACED: dict[str, dict[str, dict[str, Any]]] = {
+    "score": {"score": {**LOADING, "score": table}},
+    "solve": {},
+    "evaluate": {
+        "evaluate": {**LOADING, "load_model": model, "score": table, "robustness_report": Reached},
+    },
+    "scan": {
+        "scan": {
+            **{**LOADING, "score": table, "encode_for": encoded, "head_gradient_norms": norms},
+            **{"encoded_prompts": rows, "own_answers": answers, "behaviour_of": behaviour},
+            **{"plot_rewards": None, "plot_profiles": None, "plot_gain_against_forgetting": None},
+            **{"write_scan_page": None, "provenance_of": None, "write_csv": None},
+        }
+    },
+    "paraphrase": {
+        "paraphrase": {
+            **{"load_rows": rows, "connect": Reached},
+            "sentence_embedder": lambda name: lambda texts: [[1.0, 0.1 * len(text)] for text in texts],
+        },
+    },
+    "compare": {"compare": {**LOADING, "score": table, "compare_scores": Reached}},
+    "reproduce": {
+        "arms": {**LOADING, "score": table, "train": trained},
+        "robustness": {"_report": None},
+        "objectives": {
+            **{"load_rows": rows, "encoded_prompts": rows, "own_answers": answers, "_report": None},
+            **{"behaviour_of": behaviour, "write_text": None},
+        },
+    },
+}
+
+
+def observed(command: str, options: dict[str, Any], folder: Path, monkeypatch: Any) -> list[str]:
+    """All that the command with these options does: calls, what it prints, and files; a refusal is raised."""
+    recorder = Recorder(folder)
+    for module_name, replaced in REPLACED[command].items():
+        module = import_module(f"klball.experiments.{module_name}")
+        for name, result in replaced.items():
+            if hasattr(module, name):
+                last = result is Reached
+                monkeypatch.setattr(module, name, recorder(name, None if last else result, last=last))
+    for name in ("local_model.answer_locally", "openai_batch.BatchFolder.add_results"):
+        monkeypatch.setattr(f"klball.data.paraphrase.{name}", recorder(name, last=True))
+    monkeypatch.setattr("klball.evaluation.models.load_model", recorder("load_model", model))
+    words = [word for name, value in options.items() for word in (f"--{name}", *_words(value, folder))]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(Reached):
+        import_module(cli.COMMANDS[command][0]).main(words, f"klball {command}")
+    if command == "solve":  # the others print what has passed a recorder, with paths that the width breaks
+        recorder.note("printed", printed.getvalue())
+    for path in sorted(folder.rglob("*.jsonl")):
+        recorder.note("file", str(path), path.read_text())
+    for path in sorted(folder.rglob("acceptance.csv")):
+        recorder.note("file", str(path), path.read_text())
+    return recorder.calls
+
+
+def _words(value: Any, folder: Path) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [str(part).replace("OUT", str(folder)) for part in values]

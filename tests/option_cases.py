@@ -1,0 +1,178 @@
+"""For every option of every command: a changed value with its effect, or the words of its refusal.
+
+field → (other options first, the changed value) or (…, …, the refusal). `OUT` is the command's folder and
+FIXED what every run of the command has. A field without a case fails the test of its command.
+"""
+
+from typing import Any
+
+Case = tuple[Any, ...]
+
+LOCAL = {"maker": "model", "model_name_or_path": "m"}
+BATCH = {"maker": "openai-batch", "model_name_or_path": "m", "step": "requests"}
+OF_MODELS = {"models": ["klball/tiny"]}
+OBJECTIVES = {"experiment": "objectives"}
+
+FIXED: dict[str, dict[str, Any]] = {
+    "score": {"output_dir": "OUT"},
+    "solve": {"scores": "SCORES"},
+    "evaluate": {"output_dir": "OUT", "datasets": ["a"], "models": ["m", "n"]},
+    "scan": {"output_dir": "OUT"},
+    "paraphrase": {"output_dir": "OUT", "rounds": 3},
+    "compare": {"output_dir": "OUT", "models": ["a=m", "b=n"], "rounds": 3},
+    "reproduce": {"output_dir": "OUT", "train_rows": 8, "test_rows": 8, "epsilons": [0.0, 0.1]},
+}
+DATA: dict[str, Case] = {
+    "dataset_name": ({}, "word-problems"),
+    "dataset_split": ({}, "train"),
+    "dataset_config": ({}, "german"),
+    "id_column": ({}, "answer"),
+    "max_rows": ({}, 5),
+}
+MODEL: dict[str, Case] = {
+    "model_name_or_path": ({}, "other"),
+    "dtype": ({}, "bfloat16"),
+    "max_length": ({}, 7),
+    "chat_template_path": ({}, "template.jinja"),
+}
+CASES: dict[str, dict[str, Case]] = {
+    "score": {
+        **DATA,
+        **MODEL,
+        "model_revision": ({"model_name_or_path": "other"}, "v2"),
+        "tokens_per_batch": ({}, 99),
+        "output_dir": ({}, "OUT2"),
+    },
+    "solve": {
+        "scores": ({}, "OTHER_SCORES"),
+        "epsilon": ({}, 0.3),
+        "gamma": ({}, 2.05),
+        "max_weight": ({}, 1.5),
+        "top": ({}, 3),
+        "streamed": ({"max_weight": 2}, "true", "--max_weight is not supported with --streamed"),
+        "json": ({}, "true"),
+    },
+    "evaluate": {
+        **{name: DATA[name] for name in ("dataset_split", "id_column", "max_rows")},
+        **{name: MODEL[name] for name in ("dtype", "max_length", "chat_template_path")},
+        "models": ({}, ["m", "o"]),
+        "datasets": ({}, ["b"]),
+        "reference": ({}, "n"),
+        "output_dir": ({}, "OUT2"),
+    },
+    "scan": {
+        **{name: DATA[name] for name in ("dataset_name", "dataset_config", "id_column", "max_rows")},
+        **{name: MODEL[name] for name in ("model_name_or_path", "dtype", "max_length", "chat_template_path")},
+        "dataset_train_split": ({}, "other"),
+        "dataset_test_split": (OF_MODELS, "other"),
+        "test_name": (OF_MODELS, "word-problems"),
+        "epsilons": ({}, [0.2]),
+        "gradient_rows": ({}, 5),
+        "models": ({}, ["m"]),
+        "ood_names": (OF_MODELS, ["stdlib-docs"]),
+        "own_name": (OF_MODELS, "stdlib-docs"),
+        "own_prompts": (OF_MODELS, 5),
+        "own_samples": (OF_MODELS, 5),
+        "own_tokens": (OF_MODELS, 5),
+        "output_dir": ({}, "OUT2"),
+    },
+    "paraphrase": {
+        **DATA,
+        "rounds": ({}, 4),
+        "maker": ({"model_name_or_path": "m", "maker": "model"}, "openai-batch", "needs --step"),
+        "model_name_or_path": (LOCAL, "other"),
+        "step": (BATCH, "submit"),
+        "base_url": ({**BATCH, "step": "submit"}, "http://host/v1"),
+        "results": ({**BATCH, "step": "collect"}, ["RESULTS"]),
+        "allow_missing": ({**BATCH, "step": "collect"}, "true"),
+        "requests_per_file": (BATCH, 5),
+        "temperature": (BATCH, 0.3),
+        "max_new_tokens": (BATCH, 9),
+        "batch_size": (LOCAL, 3),
+        "dtype": (LOCAL, "bfloat16"),
+        "similarity_model": ({}, "all-MiniLM-L6-v2"),
+        "min_similarity": ({"similarity_model": "all-MiniLM-L6-v2"}, 0.99999),
+        "output_dir": ({}, "OUT2"),
+    },
+    "compare": {
+        **DATA,
+        **{name: MODEL[name] for name in ("dtype", "max_length", "chat_template_path")},
+        "models": ({}, ["a=m", "c=n"]),
+        "rounds_path": ({}, "ROUNDS"),
+        "rounds": ({}, 4),
+        "epsilon": ({}, 0.3),
+        "gamma": ({}, "14.5"),
+        "resamples": ({}, 7),
+        "num_jobs": ({}, 2),
+        "job_index": ({"num_jobs": 2}, 1),
+        "output_dir": ({}, "OUT2"),
+    },
+    "reproduce": {
+        **{name: MODEL[name] for name in ("model_name_or_path", "dtype", "max_length", "chat_template_path")},
+        "dataset_name": DATA["dataset_name"],
+        "id_column": DATA["id_column"],
+        "dataset_train_split": ({}, "other"),
+        "dataset_test_split": ({}, "other"),
+        "test_name": ({}, "word-problems"),
+        "experiment": ({}, "objectives"),
+        "preset": ({}, "paper"),
+        "train_rows": ({}, 5),
+        "test_rows": ({}, 5),
+        "ood_name": ({}, "stdlib-docs"),
+        "ood_config": ({}, "german"),
+        "ood_split": ({}, "other"),
+        "ood_rows": ({}, 5),
+        "epsilons": ({}, [0.0, 0.2]),
+        "seeds": ({}, 2),
+        "static": ({}, "true"),
+        "points": ({"train_rows": 12, "per_device_train_batch_size": 1}, 3),
+        "learning_rate": ({}, 0.1),
+        "per_device_train_batch_size": ({}, 2),
+        "gradient_accumulation_steps": ({}, 2),
+        "num_train_epochs": ({}, 9),
+        "warmup_ratio": ({}, 0.2),
+        "weight_decay": ({}, 0.2),
+        "adam_beta2": ({}, 0.2),
+        "lora_r": ({}, 2),
+        "lora_alpha": ({}, 2),
+        "own_name": (OBJECTIVES, "word-problems"),
+        "own_prompts": (OBJECTIVES, 3),
+        "own_samples": (OBJECTIVES, 3),
+        "own_tokens": (OBJECTIVES, 3),
+        "output_dir": ({}, "OUT2"),
+    },
+}
+# what would have no effect beside other options: command → (other options, the option, its value)
+IGNORED: dict[str, list[Case]] = {
+    "score": [({}, "model_revision", "v2")],
+    "scan": [({}, name, 7) for name in ("own_prompts", "own_samples", "own_tokens")]
+    + [({}, name, "word-problems") for name in ("test_name", "own_name", "dataset_test_split")]
+    + [({}, "ood_names", ["stdlib-docs"])],
+    "paraphrase": [
+        *(({}, name, 7) for name in ("requests_per_file", "temperature", "max_new_tokens", "batch_size")),
+        *(({}, name, "x") for name in ("model_name_or_path", "step", "base_url", "results")),
+        ({}, "allow_missing", "true"),
+        ({}, "dtype", "float32"),
+        ({}, "min_similarity", 0.5),
+        (LOCAL, "step", "submit"),
+        (LOCAL, "base_url", "http://host"),
+        (LOCAL, "requests_per_file", 7),
+        (LOCAL, "allow_missing", "true"),
+        (LOCAL, "results", "x"),
+        (BATCH, "batch_size", 7),
+        (BATCH, "dtype", "float32"),
+        (BATCH, "results", "x"),
+        ({**BATCH, "step": "collect", "results": "x"}, "base_url", "http://host"),
+    ],
+    "compare": [
+        ({"rounds_path": "ROUNDS"}, name, "x") for name in ("dataset_name", "dataset_split", "dataset_config")
+    ],
+    "reproduce": [
+        *(({}, name, 7) for name in ("own_prompts", "own_samples", "own_tokens")),
+        ({}, "own_name", "x"),
+        (OBJECTIVES, "static", "true"),
+        (OBJECTIVES, "points", 3),
+        ({"lora_r": 0}, "lora_alpha", 3),
+        ({"config": "RECIPE"}, "preset", "paper"),
+    ],
+}

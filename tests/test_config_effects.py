@@ -1,0 +1,102 @@
+"""Every setting that RobustSFTConfig adds to TRL's changes what is trained, or is refused."""
+
+import dataclasses
+
+import pytest
+from datasets import Dataset
+from trl import SFTConfig
+
+from conftest import small_qwen
+from klball.training.config import RobustSFTConfig
+from klball.training.trainer import RobustSFTTrainer
+
+BINDING = {"gamma": 0.01}  # below every certainty: relaxed to the least feasible bound
+PSFT = {"objective": "psft"}
+CHATS = {"data": "messages"}
+CASES = {  # setting → (other settings first, the changed value) or (…, …, the refusal)
+    "epsilon": ({}, 0.5),
+    "gamma": ({}, 0.01),
+    "max_weight": ({}, 1.05),
+    "reweight": ({}, "static"),
+    "objective": ({}, "dft"),
+    "psft_clip": (PSFT, 0.001),
+    "psft_refresh": (PSFT, 1),
+    "psft_warmup_steps": (PSFT, 2),
+    "entropy_coef": ({}, 0.5),
+    "normalization": ({}, "token"),
+    "rescore_steps": ({}, 1),
+    "on_infeasible": (BINDING, "raise", "infeasible"),
+    "certainty_gradient": (BINDING, True),
+    "assistant_only_loss": (CHATS, False),
+}
+REFUSED = [
+    ({"psft_clip": 0.5}, "psft_clip needs objective='psft'"),
+    ({"psft_refresh": 3}, "psft_refresh needs objective='psft'"),
+    ({"psft_warmup_steps": 3, "objective": "dft"}, "psft_warmup_steps needs objective='psft'"),
+    ({"on_infeasible": "perhaps", "gamma": 1.0}, "on_infeasible must be one of"),
+    ({"rescore_steps": 3, "reweight": "static"}, "rescore_steps needs reweight='live'"),
+    ({"certainty_gradient": True}, "certainty_gradient needs gamma"),
+    ({"reweight": "dead"}, "reweight must be one of"),
+    ({"normalization": "none"}, "normalization must be one of"),
+    ({"objective": "rlhf"}, "objective must be one of"),
+    ({"objective": "nll", "loss_type": "dft"}, "contradicts loss_type"),
+]
+
+
+def config(folder, **settings) -> RobustSFTConfig:
+    fixed = dict(max_steps=4, per_device_train_batch_size=4, learning_rate=0.05, logging_steps=1, seed=0)
+    quiet = dict(report_to=[], disable_tqdm=True, save_strategy="no", use_cpu=True, bf16=False)
+    return RobustSFTConfig(
+        output_dir=str(folder), gradient_checkpointing=False, **{**fixed, **quiet, **settings}
+    )
+
+
+def trained(folder, tokenizer, data="prompts", **settings) -> list[float]:
+    """Sums of the weights after four steps."""
+    pairs = [(f"What about {i}?", "It is " + "so " * (i % 4) + str(i)) for i in range(8)]
+    if data == "messages":
+        turns = [[("user", q), ("assistant", a)] for q, a in pairs]
+        rows = [{"messages": [{"role": r, "content": c} for r, c in chat]} for chat in turns]
+    else:
+        rows = [{"prompt": f"{q}\n", "completion": a} for q, a in pairs]
+    model = small_qwen(len(tokenizer))
+    trainer = RobustSFTTrainer(
+        model,
+        config(folder, **settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    return [float(parameter.detach().double().abs().sum()) for parameter in model.parameters()]
+
+
+def test_no_setting_lacks_a_case():
+    inherited = {field.name for field in dataclasses.fields(SFTConfig)}
+    own = {field.name for field in dataclasses.fields(RobustSFTConfig)} - inherited
+    assert own | {"assistant_only_loss"} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_setting_changes_what_is_trained(name, tokenizer, tmp_path):
+    before, value, *refusal = CASES[name]
+    if refusal:
+        with pytest.raises(ValueError, match=refusal[0]):
+            trained(tmp_path, tokenizer, **{**before, name: value})
+        return
+    assert trained(tmp_path, tokenizer, **{**before, name: value}) != trained(tmp_path, tokenizer, **before)
+
+
+def test_the_same_settings_train_the_same(tokenizer, tmp_path):
+    assert trained(tmp_path, tokenizer) == trained(tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize(("settings", "words"), REFUSED, ids=str)
+def test_settings_without_effect_or_meaning_are_refused(settings, words, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        config(tmp_path, **settings)
+    assert words in str(caught.value)
+
+
+def test_what_to_do_when_gamma_is_infeasible_needs_a_gamma(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="on_infeasible needs gamma"):
+        trained(tmp_path, tokenizer, on_infeasible="raise")

@@ -1,0 +1,244 @@
+"""Options from recipes and the command line: what cannot be meant is one line that names it."""
+
+import dataclasses
+import os
+from dataclasses import MISSING, dataclass, field
+from importlib import import_module
+
+import pytest
+from trl import DatasetMixtureConfig, ModelConfig
+
+from klball import cli
+from klball.experiments.command import parse
+from klball.experiments.options import Parser
+from klball.experiments.train import Options as TrainOptions
+from klball.training.config import RobustSFTConfig
+
+TRAIN = [TrainOptions, RobustSFTConfig, ModelConfig]
+
+
+@dataclass
+class Few:
+    """One option of every kind."""
+
+    rate: float = field(default=0.5, metadata={"help": "A rate, 5 % say."})
+    count: int | None = field(default=None, metadata={"help": "A count."})
+    name: str = field(default="a", metadata={"help": "A name."})
+    longer_name: str | None = field(default=None, metadata={"help": "Another."})
+    flag: bool = field(default=True, metadata={"help": "A flag."})
+    values: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Values."})
+    output_dir: str = field(default="out", metadata={"help": "A folder."})
+
+
+def refused(arguments, capsys):
+    """The one line with which a command line is refused."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    error = capsys.readouterr().err.strip()
+    assert caught.value.code == 2 and error.startswith("klball: error: ") and "\n" not in error
+    return error
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_every_command_shows_its_own_options_first_and_an_example(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert caught.value.code == 0
+    own = [f"--{name}" for name in import_module(cli.COMMANDS[command][0]).Options.__annotations__]
+    assert all(name in shown for name in own)
+    assert shown.index("options of klball") < min(map(shown.index, own))
+    assert f"example:\n  klball {command} " in shown
+    if command == "train":
+        assert shown.index("--epsilon") < shown.index("options of TRL") < shown.index("--adam_beta2")
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_the_example_of_every_command_is_understood(command):
+    from klball.experiments.options import EXAMPLES
+
+    module = import_module(cli.COMMANDS[command][0])
+    classes = TRAIN if command == "train" else [module.Options]
+    parse(classes, EXAMPLES[command].split()[2:], f"klball {command}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rat", "1"], "no option --rat: did you mean --rate?"),
+        (["--rat=1"], "no option --rat: did you mean --rate?"),
+        (["--longer", "x"], "no option --longer: did you mean --longer_name?"),
+        (["--longer-nam", "x"], "did you mean --longer_name?"),
+        (["--cuont", "1"], "no option --cuont: did you mean --count?"),
+        (["--zzzzzz", "1"], "no option --zzzzzz; --help lists them"),
+        (["--flag", "true", "stray"], "'stray' belongs to no option"),
+        (["stray"], "'stray' belongs to no option"),
+        (["--count", "x"], "--count: invalid int value: 'x'"),
+        (["--count", "1.5"], "--count: invalid int value: '1.5'"),
+        (["--flag", "perhaps"], "--flag: Truthy value expected"),
+        (["--name"], "--name: expected one argument"),
+        (["--rate", "nan"], "--rate must be a number, not nan"),
+        (["--values", "1", "nan"], "--values must be a number, not nan"),
+        (["--rate", "1", "--rate", "2"], "--rate is given twice, 1 and 2"),
+        (["--rate=1", "--rate", "2"], "--rate is given twice"),
+        (["--longer_name", "a", "--longer-name", "b"], "--longer_name is given twice"),
+        (["--flag", "--no_flag"], "--flag is given twice"),
+        (
+            ["--values", "1", "--values", "2"],
+            "--values is given twice, 1 and 2: give all its values after one",
+        ),
+        (["--config"], "--config needs a YAML file, got nothing"),
+        (["--config="], "--config needs a YAML file, got nothing"),
+        (["--config=nowhere.yaml"], "--config needs a YAML file, got nowhere.yaml"),
+        (["--config", "a.yaml", "--config", "b.yaml"], "--config is given twice"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments, words):
+    with pytest.raises(ValueError) as caught:
+        parse([Few], arguments, "klball few")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds nothing"),
+        ("# only a comment\n", "holds nothing"),
+        ("- a\n- b\n", "holds a list"),
+        ("just words\n", "holds a str"),
+        ("rate: 1\nrate: 2\n", "'rate' is given twice"),
+        ("rate: 1\n---\nrate: 2\n", "two documents"),
+        ("a: [1,\n", "line 2, column 1 is not YAML"),
+        ("rate:\n\t- 1\n", "a tab: indent with spaces"),
+        ("rate: !!python/object:os.system {}\n", "is not YAML: could not determine a constructor"),
+        ("rate: 'x\n", "is not YAML"),
+        ("name: 2024-99-99\n", "is not YAML: month must be"),
+        ("1: 2\n", "1 is no name of an option"),
+        ("rat: 1\n", "no option 'rat': did you mean rate?"),
+        ("longer-name: x\n", "no option 'longer-name': did you mean longer_name?"),
+        ("help: true\n", "no option 'help'"),
+        ("config: other.yaml\n", "no option 'config'"),
+        ("rate: [1, 2]\n", "rate: needs a number, not [1, 2]"),
+        ("rate:\n", "rate: needs a number, and has no value"),
+        ("rate: .nan\n", "rate must be a number, not nan"),
+        ("rate: true\n", "rate: needs a number, not True"),
+        ("rate: fast\n", "rate: needs a number, not 'fast'"),
+        ("count: 1.5\n", "count: needs a whole number, not 1.5"),
+        ("count: {a: 1}\n", "count: needs a whole number, not {'a': 1}"),
+        ("name:\n", "name: needs text, and has no value"),
+        ("name: 0042\n", "name: needs text, not 34 (YAML reads it so: put text in quotes)"),
+        ("name: no\n", "name: needs text, not False (YAML reads it so: put text in quotes)"),
+        ("name: 2024-01-01\n", "name: needs text, not datetime.date(2024, 1, 1)"),
+        ("name: [a, b]\n", "name: needs text, not ['a', 'b']"),
+        ("flag: 1\n", "flag: needs true or false, not 1"),
+        ("flag: 'maybe'\n", "flag: needs true or false, not 'maybe'"),
+        ("values: []\n", "values: the list is empty"),
+        ("values: [1, x]\n", "values: needs a list, not [1, 'x']"),
+        ("values: {a: 1}\n", "values: needs a list, not {'a': 1}"),
+        ("env: [A]\n", "env must be a mapping"),
+        ("env:\n  A:\n", "env: A: None is not text"),
+        ("env:\n  A: true\n", "env: A: True is not text"),
+        ("env:\n  1: x\n", "env: 1: 'x' is not text"),
+        ("\x00", "is not YAML"),
+        ("[" * 5_000, "is not YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_that_names_the_key(text, words, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        parse([Few], ["--config", str(path)], "klball few")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_is_no_text_is_one_line(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "is not UTF-8 text" in refused(["score", f"--config={path}"], capsys)
+
+
+@pytest.mark.parametrize("flag", [lambda path: ["--config", path], lambda path: [f"--config={path}"]])
+def test_a_recipe_and_the_command_line_give_the_same(flag, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("rate: 1e-3\ncount: 3\nname: b\nflag: false\nvalues: 2\n")
+    (read,) = parse([Few], flag(str(path)), "klball few")
+    given = ["--rate", "1e-3", "--count", "3", "--name", "b", "--flag", "false", "--values", "2"]
+    assert (read,) == parse([Few], given, "klball few") and read != Few()
+    (over,) = parse([Few], [*flag(str(path)), "--count", "4"], "klball few")
+    assert over.count == 4 and over.rate == 1e-3
+
+
+def test_a_recipe_may_hold_a_mixture_of_data_sets(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("datasets:\n  - path: json\n    data_files: d.jsonl\n")
+    (mixture,) = parse([DatasetMixtureConfig], ["--config", str(path)], "klball train")
+    assert (mixture.datasets[0].path, mixture.datasets[0].data_files) == ("json", "d.jsonl")
+    path.write_text("datasets:\n  - path: json\n    data_file: d.jsonl\n")
+    with pytest.raises(ValueError, match="datasets: no key 'data_file': did you mean data_files"):
+        parse([DatasetMixtureConfig], ["--config", str(path)], "klball train")
+
+
+def test_every_default_of_train_is_a_value_that_a_recipe_may_give():
+    fields = {field.name: field for cls in TRAIN for field in dataclasses.fields(cls) if field.init}
+    given = {name: field.default for name, field in fields.items() if field.default is not MISSING}
+    assert len(given) > 150
+    assert Parser(TRAIN, "klball train").from_recipe(given, "recipe.yaml") == given
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("eval_strategy: no", "eval_strategy"),
+        ("dtype: [a]", "dtype"),
+        ("learning_rate: -1", "learning_rate"),
+        ("learning_rate: [1]", "learning_rate"),
+        ("lr_scheduler_type: sometimes", "sometimes"),
+        ("optim: none_such", "none_such"),
+        ("lr_scheduler_kwargs: '{bad'", "--lr_scheduler_kwargs: {bad is not JSON"),
+        ("accelerator_config: {nonsense: 1}", "nonsense"),
+        ("max_grad_norm: .nan", "max_grad_norm"),
+        ("per_device_train_batch_size: 0", "per_device_train_batch_size"),
+        ("lora_r: -1", "lora_r"),
+        ("psft_clip: 0.5", "psft_clip"),
+        ("gradient_accumulation_steps: -1", "gradient_accumulation_steps"),
+        ("load_best_model_at_end: true", "load_best_model_at_end"),
+    ],
+)
+def test_settings_that_training_cannot_have_are_one_line(text, name, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        parse(TRAIN, ["--config", str(path), "--output_dir", str(tmp_path / "run")], "klball train")
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_environment_of_a_recipe_is_set_before_the_command_is_loaded(tmp_path, monkeypatch):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("env:\n  KLBALL_TEST_OF_RECIPES: 7\n")
+    seen = []
+    monkeypatch.delenv("KLBALL_TEST_OF_RECIPES", raising=False)
+    monkeypatch.setattr(cli, "import_module", lambda name: seen.append(os.environ["KLBALL_TEST_OF_RECIPES"]))
+    monkeypatch.setattr(cli, "prepare_process", lambda: None)
+    with pytest.raises(SystemExit):  # the command is not there
+        cli.main(["score", "--config", str(path)])
+    assert seen == ["7"]
+    monkeypatch.delenv("KLBALL_TEST_OF_RECIPES")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("output_dir", "~/x"), ("name", "~/x"), ("longer_name", "LABEL=~/x"), ("name", "~")],
+)
+def test_the_home_folder_is_expanded_on_the_command_line_and_in_recipes(option, value, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{option}: '{value}'\n")
+    expected = value.replace("~", str(tmp_path))
+    for arguments in ([f"--{option}={value}"], [f"--{option}", value], ["--config", "~/recipe.yaml"]):
+        assert getattr(parse([Few], arguments, "klball few")[0], option) == expected
+
+
+def test_a_folder_has_one_name(tmp_path):
+    assert {
+        parse([Few], ["--output_dir", name], "klball few")[0].output_dir for name in ("o", "./o", "o/")
+    } == {"o"}
