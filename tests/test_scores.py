@@ -268,7 +268,7 @@ def test_bad_rows_are_refused(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="is empty"):
         load_rows(str(tmp_path / "empty.jsonl"))
     (tmp_path / "broken.jsonl").write_text('{"a": ')
-    with pytest.raises(ValueError, match="could not read"):
+    with pytest.raises(ValueError, match="line 1: not JSON"):
         load_rows(str(tmp_path / "broken.jsonl"))
     with pytest.raises(ValueError, match="could not load data set"):
         load_rows("no-such-owner/no-such-data")

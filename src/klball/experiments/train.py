@@ -33,6 +33,10 @@ class Options(ScriptArguments):
     dataset_name: str | None = dataclasses.field(
         default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
     )
+    id_column: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
+    )
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
@@ -53,10 +57,12 @@ def main(arguments: Sequence[str], prog: str) -> None:
     # where logs go says nothing about the result
     for name in ("logging_dir", "resume_from_checkpoint", "local_rank"):
         resolved["training"].pop(name, None)
-    dataset = load_rows(options.dataset_name, options.dataset_train_split, options.dataset_config)
+    reading = {"id_column": options.id_column, "text_field": config.dataset_text_field}
+    name, of = options.dataset_name, options.dataset_config
+    dataset = load_rows(name, options.dataset_train_split, of, **reading)
     evaluation = None
     if str(config.eval_strategy) not in ("no", "IntervalStrategy.NO"):
-        evaluation = load_rows(options.dataset_name, options.dataset_test_split, options.dataset_config)
+        evaluation = load_rows(name, options.dataset_test_split, of, **reading)
     train(dataset, config, model_options, resolved, evaluation)
 
 
@@ -82,12 +88,13 @@ def train(
     model, tokenizer = _load(config, model_options)
     template = config.chat_template_path
     load_chat_template(tokenizer, template)
-    rows = to_trl_format(with_sample_ids(dataset), conversational=bool(tokenizer.chat_template))
+    field, chat = config.dataset_text_field, bool(tokenizer.chat_template)
+    rows = to_trl_format(with_sample_ids(dataset), chat, field)
     trainer = RobustSFTTrainer(
         model,
         dataclasses.replace(config, chat_template_path=None),
         train_dataset=rows,
-        eval_dataset=None if evaluation is None else to_trl_format(evaluation, bool(tokenizer.chat_template)),
+        eval_dataset=None if evaluation is None else to_trl_format(evaluation, chat, field),
         processing_class=tokenizer,
         peft_config=get_peft_config(model_options),
         callbacks=list(callbacks),

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from datasets import Dataset
-
+from klball.data.sources import as_dataset
 from klball.robust.objectives import PROXIMAL
 from klball.training.config import RobustSFTConfig
 
@@ -30,6 +29,8 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
             "compute_loss_func"
         ),
         "compute_metrics needs logits that are never built: use klball.score": kwargs.get("compute_metrics"),
+        f"max_length must be at least 1, not {args.max_length}": args.max_length is not None
+        and args.max_length < 1,
         "label_smoothing_factor is not supported": args.label_smoothing_factor > 0,
         f"packing_strategy={args.packing_strategy!r} cuts samples in two: use 'bfd'": args.packing
         and args.packing_strategy != "bfd",
@@ -62,14 +63,5 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
 def _refuse_data(dataset: Any) -> None:
     if dataset is None:
         raise ValueError("train_dataset is required")
-    if not isinstance(dataset, Dataset):
-        raise ValueError(
-            f"train_dataset must be a datasets.Dataset, not {type(dataset).__name__}: streaming data has no "
-            "fixed set of samples to weigh"
-        )
-    if dataset.format["type"] == "custom":
-        raise ValueError("data sets with with_transform() are not supported: use map() instead")
-    if "seq_lengths" in dataset.column_names:
+    if "seq_lengths" in as_dataset(dataset, "train_dataset").column_names:
         raise ValueError("the data set is packed already: give one sample a row, and packing=True")
-    if {"image", "images"} & set(dataset.column_names):
-        raise ValueError("images are not supported")
