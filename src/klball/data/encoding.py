@@ -1,19 +1,18 @@
-"""Rows → token ids and answer labels, by the tokenisation that trains: TRL's own."""
+"""Rows → token ids and answer labels, by the tokenisation that trains: TRL's."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jinja2
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from trl import SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+from trl.data_utils import _tokenize, common_prefix_length
 
-from klball.data.conversations import text_of_turn
-from klball.data.formats import IGNORED, TEXT, is_chat, refuse_unknown_tokens, to_trl_format
+from klball.data.conversations import text_of_turn, tools_of
+from klball.data.formats import IGNORED, MASKS, TEXT, is_chat, refuse_unknown_tokens, to_trl_format
 from klball.data.ids import with_sample_ids
 from klball.data.sources import as_dataset
 
@@ -93,17 +92,11 @@ def rendering_errors_named(rows: Dataset, tokenizer: Any, template: str | None) 
 
 def _render(values: dict[str, Any], row: int, tokenizer: Any, template: str | None) -> None:
     turns = values.get("messages") or [*values["prompt"], *values["completion"]]
-    options = {"tools": values.get("tools"), **(values.get("chat_template_kwargs") or {})}
+    options = {"tokenize": False, **_options(values, template)}
     try:
-        tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options)
+        tokenizer.apply_chat_template(turns, **options)
         if "prompt" in values:
-            tokenizer.apply_chat_template(
-                values["prompt"],
-                chat_template=template,
-                add_generation_prompt=True,
-                tokenize=False,
-                **options,
-            )
+            tokenizer.apply_chat_template(values["prompt"], add_generation_prompt=True, **options)
     except RENDERING_ERRORS as error:
         message = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
@@ -134,41 +127,30 @@ def encode(
         refuse_unknown_tokens(rows, vocabulary or len(tokenizer))
     if is_chat(rows):
         require_template(tokenizer)
-    template = training_template(tokenizer, rows)
-    with rendering_errors_named(rows, tokenizer, template):
-        tokens = _tokenised(rows, tokenizer, template)
-    return tokens.map(
-        _scored_part,
-        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
-        remove_columns=[
-            name for name in tokens.column_names if name not in ("sample_id", "input_ids", "labels")
-        ],
-        desc="Marking answers",
-    )
+    options = {
+        "tokenizer": tokenizer,
+        "template": training_template(tokenizer, rows),
+        "max_length": max_length,
+    }
+    with rendering_errors_named(rows, tokenizer, options["template"]):
+        return rows.map(
+            _encode_row,
+            fn_kwargs=options,
+            remove_columns=[name for name in rows.column_names if name != "sample_id"],
+            load_from_cache_file=False,  # its key does not see a change of the functions that this one calls
+            desc="Tokenising",
+        )
 
 
-def _tokenised(rows: Dataset, tokenizer: Any, template: str | None) -> Dataset:
-    """TRL's own preparation, which needs no more of a trainer than this."""
-    trainer: Any = SimpleNamespace(
-        chat_template=template,
-        completion_only_loss=True,
-        _tokenizer=SimpleNamespace(eos_token=tokenizer.eos_token or ""),
-    )
-    settings: Any = SimpleNamespace(
-        dataset_num_proc=None,
-        dataset_text_field=TEXT,
-        assistant_only_loss="messages" in rows.column_names,
-        max_length=None,
-        shuffle_dataset=False,
-    )
-    return SFTTrainer._prepare_dataset(trainer, rows, tokenizer, settings, False, None, "scored")  # pyright: ignore[reportReturnType]
-
-
-def _scored_part(row: dict[str, Any], tokenizer: Any, max_length: int | None) -> dict[str, Any]:
-    ids, labels = row["input_ids"], row["labels"]
+def _encode_row(
+    row: dict[str, Any], tokenizer: Any, template: str | None, max_length: int | None
+) -> dict[str, Any]:
+    ids, is_answer = _tokens_of(row, tokenizer, template)
+    labels = row.get("labels") or [
+        token if keep else IGNORED for token, keep in zip(ids, is_answer, strict=True)
+    ]
     truncated = max_length is not None and len(ids) > max_length
-    if truncated:
-        ids, labels = ids[:max_length], labels[:max_length]
+    ids, labels = ids[:max_length], labels[:max_length]
     return {
         "input_ids": ids,
         "labels": labels,
@@ -177,8 +159,41 @@ def _scored_part(row: dict[str, Any], tokenizer: Any, max_length: int | None) ->
     }
 
 
+def _tokens_of(row: dict[str, Any], tokenizer: Any, template: str | None) -> tuple[list[int], list[bool]]:
+    """Token ids, and which of them are the answer; the mask comes from the joint tokenisation, since
+    tokens may merge across the boundary.
+    """
+    if "input_ids" in row:
+        ids = row["input_ids"]
+        masks = [row[name] for name in MASKS if name in row] or [[1] * len(ids)]
+        return ids, [all(bits) for bits in zip(*masks, strict=True)]
+    options = _options(row, template)
+    if "messages" in row:
+        chat = _tokenize(tokenizer, row["messages"], return_assistant_tokens_mask=True, **options)
+        return chat["input_ids"], [bool(bit) for bit in chat["assistant_masks"]]
+    end = tokenizer.eos_token or ""
+    if "prompt" not in row:
+        ids = _tokenize(tokenizer, row[TEXT].removesuffix(end) + end)["input_ids"]
+        return ids, [True] * len(ids)
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, list):
+        before = _tokenize(tokenizer, prompt, add_generation_prompt=True, **options)["input_ids"]
+        ids = _tokenize(tokenizer, prompt + completion, **options)["input_ids"]
+    else:
+        before = _tokenize(tokenizer, prompt)["input_ids"]
+        ids = _tokenize(tokenizer, prompt + completion.removesuffix(end) + end)["input_ids"]
+    start = common_prefix_length(before, ids)
+    return ids, [position >= start for position in range(len(ids))]
+
+
+def _options(row: dict[str, Any], template: str | None) -> dict[str, Any]:
+    """What TRL hands to the chat template beside the turns."""
+    tools = tools_of(row.get("tools"), 0)
+    return {"chat_template": template, "tools": tools, **(row.get("chat_template_kwargs") or {})}
+
+
 def _answer_bytes(ids: list[int], labels: list[int], tokenizer: Any) -> int:
-    """Bytes of the text of the answer tokens; special tokens have none."""
+    """Bytes of the text of the scored tokens; special tokens have none, and a row's first is not scored."""
     edges = [i for i in range(len(ids) + 1) if _is_answer(labels, i - 1) != _is_answer(labels, i)]
     total = 0
     for start, end in zip(edges[::2], edges[1::2], strict=True):
@@ -188,7 +203,7 @@ def _answer_bytes(ids: list[int], labels: list[int], tokenizer: Any) -> int:
 
 
 def _is_answer(labels: list[int], position: int) -> bool:
-    return 0 <= position < len(labels) and labels[position] != IGNORED
+    return 0 < position < len(labels) and labels[position] != IGNORED
 
 
 def _bytes_of(ids: list[int], tokenizer: Any) -> int:

@@ -56,7 +56,10 @@ def read_files(paths: Sequence[Path]) -> Dataset:
     elif any(tables):
         raise ValueError(f"{paths[0].parent} mixes Parquet with other files: give those of one kind")
     else:
-        dataset = dataset_of([row for path in paths for row in _rows(path)])
+        try:
+            dataset = dataset_of([row for path in paths for row in _rows(path)])
+        except RecursionError as error:
+            raise ValueError(f"{paths[0]}: brackets are nested too deeply") from error
     if not len(dataset):
         raise ValueError(f"{paths[0]} has no rows")
     return dataset

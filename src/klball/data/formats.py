@@ -74,9 +74,14 @@ def known_columns(dataset: Dataset, text_field: str = TEXT) -> Dataset:
 
     They are named in a warning: TRL would mistake some, such as `labels`, for its own.
     """
+    if not len(dataset):
+        raise ValueError("the data set has no rows")
     columns = set(dataset.column_names)
     layout = layout_of(columns, text_field)
-    unused = sorted((columns & (MEANINGFUL | {text_field})) - layout.used)
+    used = layout.used
+    if layout.kind == "pair" and not isinstance(dataset[0]["prompt"], list):
+        used -= set(RENDERING)  # for chat templates
+    unused = sorted((columns & (MEANINGFUL | {text_field})) - used)
     told = [name for name in unused if not (name == "prompt" and _repeats_the_first_turn(dataset))]
     if told:
         logger.warning("columns not used, because rows are read as %s: %s", layout.kind, ", ".join(told))
@@ -145,10 +150,8 @@ def _pairs(dataset: Dataset) -> Dataset:
                 row, "completion", f"{found(completion)}, but the prompt is {found(prompt)}: {both}"
             )
     if not chat:
-        if unused := set(RENDERING) & set(dataset.column_names):
-            logger.warning("columns not used, because prompts are plain text: %s", ", ".join(sorted(unused)))
         plain = {name: texts(dataset, name) for name in ("prompt", "completion")}
-        return _replaced(dataset, plain, {*plain, *RENDERING})
+        return _replaced(dataset, plain, set(plain))
     made = {
         name: [turns_of(value, row, name) for row, value in enumerate(values)]
         for name, values in (("prompt", prompts), ("completion", completions))

@@ -52,12 +52,9 @@ def load_rows(
         base, cut = match.groups()
         whole = known_columns(_whole_split(name, part and base, config, default), text_field)
         rows = with_sample_ids(whole, id_column)
-        to_trl_format(rows, conversational=True, text_field=text_field)  # for its errors, by row of the file
+        to_trl_format(rows, conversational=False, text_field=text_field)  # for its errors, by row of the file
         parts.append(_slice(rows, cut) if cut else rows)
-    dataset = parts[0] if len(parts) == 1 else with_sample_ids(concatenate_datasets(parts))
-    if not len(dataset):
-        raise ValueError(f"split {split!r} of {name} has no rows")
-    return dataset
+    return parts[0] if len(parts) == 1 else with_sample_ids(concatenate_datasets(parts))
 
 
 def first_rows(dataset: Dataset, count: int | None) -> Dataset:
@@ -191,6 +188,8 @@ def _slice(rows: Dataset, cut: str) -> Dataset:
         (part,) = ReadInstruction.from_spec(f"rows{cut}").to_absolute({"rows": len(rows)})
     except (ValueError, AssertionError) as error:
         raise ValueError(f"no slice {cut}: write one such as [:100], [10%:] or [5:20] ({error})") from error
+    if part.from_ >= part.to:
+        raise ValueError(f"the slice {cut} has no rows: there are {len(rows)}")
     return rows.select(range(part.from_, part.to))
 
 
