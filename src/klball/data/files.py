@@ -68,17 +68,30 @@ def read_files(paths: Sequence[Path]) -> Dataset:
 def dataset_of(rows: Sequence[Row]) -> Dataset:
     """Rows of any keys as a data set that gives them back as they are; an absent key is None."""
     names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    features = {name: exact_feature(name, values) for name, values in columns.items()}
-    return Dataset.from_dict(columns, features=Features(features))
+    return dataset_of_columns({name: [row.get(name) for row in rows] for name in names})
 
 
-def exact_feature(name: str, values: list[Any]) -> Any:
-    """A feature type that holds a column's values exactly, JSON where Arrow's types do not.
+def dataset_of_columns(columns: dict[str, list[Any]]) -> Dataset:
+    """A data set that gives these values back as they are, in JSON where Arrow's types would not.
 
     Arrow fills absent keys with null, reorders keys and turns 1 beside 1.5 into 1.0: all of that would be
     rendered. Raises ValueError for text that UTF-8 cannot hold, and numbers that JSON columns round.
     """
+    features = {name: _exact_feature(name, values) for name, values in columns.items()}
+    stored = {name: _stored(values, features[name]) for name, values in columns.items()}
+    return Dataset.from_dict(stored, features=Features(features))
+
+
+def _stored(values: list[Any], feature: Any) -> list[Any]:
+    """JSON as text, else `datasets` takes a string that looks like JSON for it."""
+    if isinstance(feature, Json):
+        return [None if value is None else json.dumps(value) for value in values]
+    if isinstance(feature, List) and isinstance(feature.feature, Json):
+        return [None if value is None else _stored(value, feature.feature) for value in values]
+    return values
+
+
+def _exact_feature(name: str, values: list[Any]) -> Any:
     if all(value is None or isinstance(value, str) for value in values):
         _refuse_half_characters(name, values)
         return Value("string")

@@ -8,7 +8,7 @@ that only another one uses is named in a warning and left out, and columns of no
 import logging
 from typing import Any, NamedTuple
 
-from datasets import Dataset, Features, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 
 from klball.data.conversations import (
     Turn,
@@ -19,7 +19,7 @@ from klball.data.conversations import (
     turns_of,
     with_system,
 )
-from klball.data.files import exact_feature
+from klball.data.files import dataset_of_columns
 from klball.data.texts import found, refusal, texts
 
 logger = logging.getLogger(__name__)
@@ -257,7 +257,6 @@ def refuse_unknown_tokens(dataset: Dataset, vocabulary: int) -> None:
 
 def _replaced(dataset: Dataset, columns: dict[str, list[Any]], old: set[str]) -> Dataset:
     """The data set with new columns in place of old ones."""
-    features = {name: exact_feature(name, values) for name, values in columns.items()}
-    added = Dataset.from_dict(columns, features=Features(features))
+    added = dataset_of_columns(columns)
     kept = dataset.remove_columns([name for name in dataset.column_names if name in old])
     return concatenate_datasets([kept, added], axis=1) if kept.column_names else added

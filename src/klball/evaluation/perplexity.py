@@ -136,7 +136,8 @@ def _metrics(data: str, columns: dict[str, Columns], reference: str, resamples: 
     metrics = []
     for model, statistics in values.items():
         for name, draws in statistics.items():
-            ratio = draws / values[reference][name]
+            with np.errstate(invalid="ignore"):
+                ratio = draws / values[reference][name]
             low, high = _interval(draws[1:])
             ratio_low, ratio_high = _interval(ratio[1:])
             numbers = (draws[0], low, high, ratio[0], ratio_low, ratio_high)
