@@ -227,7 +227,7 @@ def test_rounds_resume_and_refuse(tmp_path):
     [
         ([{"text": "x"}], "no prompt"),
         ([{"question": "x", "answer": ""}], "no row has an answer"),
-        ([{"messages": [{"role": "user", "content": "x"}]}], "no row has"),
+        ([{"messages": [{"role": "user", "content": "x"}]}], "no assistant turn"),
         ([{"question": "x"}], "no known format"),
     ],
 )

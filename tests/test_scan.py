@@ -170,7 +170,7 @@ def test_prompts_without_room_or_answer_are_left_out_aloud(tokenizer, caplog):
     assert f"{NUM_ROWS - len(kept)} of {NUM_ROWS} prompts are left out" in caplog.text
     with pytest.raises(ValueError, match="no prompt leaves room"):
         encoded_prompts(model, tokenizer, rows(), 20)
-    silent = Dataset.from_list([{"messages": [{"role": "user", "content": "x"}]}])
+    silent = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100] * 3}])
     with pytest.raises(ValueError, match="no prompt leaves room"):
         encoded_prompts(small_qwen(len(tokenizer)), tokenizer, silent, 4)
 

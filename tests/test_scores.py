@@ -150,9 +150,12 @@ def test_truncated_rows_are_marked_and_empty_ones_null(model, tokenizer, dataset
     assert 0 in table["num_tokens"]
 
 
-def test_rows_of_one_token_have_no_scores(model, tokenizer, dataset):
-    table = klball.score(model, tokenizer, dataset.select(range(3)), max_length=1)
-    assert table["log_likelihood"] == [None] * 3 and table["num_tokens"] == [0] * 3
+def test_rows_of_one_token_have_no_scores(model, tokenizer):
+    rows = Dataset.from_list([{"input_ids": [5]}, {"input_ids": [5, 6, 7]}])
+    table = klball.score(model, tokenizer, rows)
+    assert table["log_likelihood"][0] is None and table["num_tokens"] == [0, 2]
+    with pytest.raises(ValueError, match="no row has an answer token to score within 1 tokens"):
+        klball.score(model, tokenizer, rows, max_length=1)
 
 
 def test_adapter_and_unusual_head(model, tokenizer, dataset, tmp_path, caplog):
@@ -268,7 +271,7 @@ def test_bad_rows_are_refused(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="is empty"):
         load_rows(str(tmp_path / "empty.jsonl"))
     (tmp_path / "broken.jsonl").write_text('{"a": ')
-    with pytest.raises(ValueError, match="could not read"):
+    with pytest.raises(ValueError, match="line 1: not JSON"):
         load_rows(str(tmp_path / "broken.jsonl"))
     with pytest.raises(ValueError, match="could not load data set"):
         load_rows("no-such-owner/no-such-data")

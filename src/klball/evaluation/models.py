@@ -103,6 +103,13 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
+def check_model(name: str) -> None:
+    """Raise ValueError if there is no such model, or no base of an adapter; no weights are loaded."""
+    adapter = Path(model_path(name)) / "adapter_config.json"
+    base = _adapter_config(name, adapter, None).base_model_name_or_path if adapter.is_file() else name
+    _load_config(str(base), None, trust=False)
+
+
 @contextmanager
 def _one_line(name: str) -> Iterator[None]:
     """What the libraries raise about a model, a dozen kinds, as one ValueError with its name."""
@@ -120,25 +127,30 @@ def _one_line(name: str) -> Iterator[None]:
 
 
 def _load_base(name: str, revision: str | None, options: dict[str, Any]) -> PreTrainedModel:
+    _load_config(name, revision, options["trust_remote_code"])
+    with _one_line(name):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model_path(name), revision=revision, output_loading_info=True, **options
+        )
+    model, info = loaded
+    _refuse_incomplete(name, model, info)
+    return model
+
+
+def _load_config(name: str, revision: str | None, trust: bool) -> None:
+    """Raise ValueError unless there is a causal language model of that name, whole as far as headers show."""
     path = model_path(name)
     if Path(path).is_dir():
         if revision not in (None, "main"):
             raise ValueError(f"{name} is a folder, which has no revision {revision!r}")
         _check_folder(Path(path))
-    trust = options["trust_remote_code"]
     hint = "" if Path(path).exists() else f"; give a local folder, a Hub name that can be reached, or {TINY}"
     try:
         with _one_line(name):
             config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust)
             _refuse_other_architectures(config)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path, revision=revision, output_loading_info=True, **options
-            )
     except ValueError as error:
         raise ValueError(f"{error}{hint}") from error
-    model, info = loaded
-    _refuse_incomplete(name, model, info)
-    return model
 
 
 def _check_folder(folder: Path) -> None:
@@ -254,23 +266,3 @@ def lm_head(model: PreTrainedModel) -> LMHead | None:
         scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
     softcap = getattr(config, "final_logit_softcapping", None)
     return LMHead(projection.weight, projection.bias, 1.0 if scale is None else scale, softcap)
-
-
-def check_model(name: str) -> None:
-    """Raise ValueError if there is no such model, or no base of an adapter; no weights are loaded."""
-    from transformers import AutoConfig
-
-    path = model_path(name)
-    adapter = Path(path) / "adapter_config.json"
-    try:
-        if adapter.is_file():
-            base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-            if not base:
-                raise ValueError(f"its {adapter.name} names no base model")
-            path = model_path(base)
-        AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"could not load model {name!r}: {str(error).splitlines()[0]}; give a local folder, a Hub "
-            f"name that can be reached, or {TINY}"
-        ) from error

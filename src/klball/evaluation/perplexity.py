@@ -131,16 +131,23 @@ def _metrics(data: str, columns: dict[str, Columns], reference: str, resamples: 
     hard_counts = np.vstack(
         [np.ones(len(hard)), rng.multinomial(len(hard), [1 / len(hard)] * len(hard), resamples)]
     )
-    values = {m: _statistics(c, counts, hard, hard_counts) for m, c in columns.items()}
+    with np.errstate(divide="ignore"):  # a resample of empty answers alone has no bits per byte
+        values = {m: _statistics(c, counts, hard, hard_counts) for m, c in columns.items()}
     metrics = []
     for model, statistics in values.items():
         for name, draws in statistics.items():
-            ratio = draws / values[reference][name]
-            low, high = np.quantile(draws[1:], (0.025, 0.975))
-            ratio_low, ratio_high = np.quantile(ratio[1:], (0.025, 0.975))
+            with np.errstate(invalid="ignore"):
+                ratio = draws / values[reference][name]
+            low, high = _interval(draws[1:])
+            ratio_low, ratio_high = _interval(ratio[1:])
             numbers = (draws[0], low, high, ratio[0], ratio_low, ratio_high)
             metrics.append(Metric(data, model, name, *map(float, numbers)))
     return metrics
+
+
+def _interval(draws: np.ndarray) -> np.ndarray:
+    """The 2.5 and 97.5 % quantiles of the draws that are numbers."""
+    return np.quantile(draws[np.isfinite(draws)], (0.025, 0.975))
 
 
 def _statistics(

@@ -184,10 +184,18 @@ def longest_input(
 def encode_for(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, max_length: int | None
 ) -> Dataset:
-    """`encode` at the longest input that the model holds; cut and empty rows are counted aloud."""
+    """`encode` at the longest input that the model holds; cut rows are counted aloud.
+
+    Raises ValueError if no row has an answer, or cutting leaves none.
+    """
     limit = longest_input(model, tokenizer, max_length)
-    encoded = encode(dataset, tokenizer, limit)
+    vocabulary = causal_lm(model).config.get_text_config().vocab_size
+    encoded = encode(dataset, tokenizer, limit, vocabulary)
     cut = sum(encoded["truncated"])
     if cut:
         logger.warning("%d of %d rows are longer than %s tokens and were cut", cut, len(encoded), limit)
+    if all(label == IGNORED for labels in encoded["labels"] for label in labels[1:]):
+        raise ValueError(f"no row has an answer token to score within {limit} tokens: raise max_length")
+    if not any(encoded["num_bytes"]):
+        raise ValueError("no row has an answer text to score: every answer is empty")
     return encoded

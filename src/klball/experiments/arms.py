@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import ModelConfig
 
-from klball.data.rows import load_chat_template, load_rows
+from klball.data.rows import is_one_table, load_chat_template, load_rows
 from klball.evaluation.models import load_on_device
 from klball.evaluation.tables import read_provenance, score
 from klball.experiments.command import progress_bar, versions
@@ -39,7 +39,9 @@ class Options:
         default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on; default: all of a file, else test."}
+    )
     test_name: str | None = field(default=None, metadata={"help": "Test data, if not a split of the above."})
     train_rows: int | None = field(
         default=None, metadata={"help": "Training rows, the first after a shuffle."}
@@ -47,7 +49,9 @@ class Options:
     test_rows: int | None = field(default=None, metadata={"help": "Test rows, the first after a shuffle."})
     ood_name: str = field(default="word-problems", metadata={"help": "Out-of-domain data set."})
     ood_config: str | None = field(default=None, metadata={"help": "Its Hub configuration."})
-    ood_split: str = field(default="test", metadata={"help": "Its split."})
+    ood_split: str | None = field(
+        default=None, metadata={"help": "Its split; default: all of a file, else test."}
+    )
     ood_rows: int | None = field(default=None, metadata={"help": "Its rows, the first after a shuffle."})
     epsilons: list[float] = field(
         default_factory=lambda: [0.0, 0.03, 0.05],
@@ -105,13 +109,13 @@ def data_of(options: Options) -> dict[str, Dataset]:
     """Training, test and out-of-domain rows; a single local file is split, test rows first."""
     train_split, test_split = options.dataset_train_split, options.dataset_test_split
     train = load_rows(options.dataset_name, train_split)
-    if options.test_name is None and Path(options.dataset_name).is_file():
+    if options.test_name is None and test_split is None and is_one_table(options.dataset_name):
         rows = train.shuffle(seed=0)
         held_out = min(options.test_rows or len(rows), len(rows) // 4)
         test, train = rows.select(range(held_out)), rows.select(range(held_out, len(rows)))
     else:
-        test = load_rows(options.test_name or options.dataset_name, test_split)
-    ood = load_rows(options.ood_name, options.ood_split, options.ood_config)
+        test = load_rows(options.test_name or options.dataset_name, test_split, default="test")
+    ood = load_rows(options.ood_name, options.ood_split, options.ood_config, default="test")
     return {
         "train": _first(train, options.train_rows),
         "test": _first(test, options.test_rows),

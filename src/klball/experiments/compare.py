@@ -46,8 +46,14 @@ class Options:
     dataset_name: str = field(
         default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
     )
-    dataset_split: str = field(default="test", metadata={"help": "Its split."})
+    dataset_split: str | None = field(
+        default=None, metadata={"help": "Split, or a slice of it; default: all of a file, else test."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    id_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
+    )
     max_rows: int | None = field(
         default=None,
         metadata={"help": "The first rows after a shuffle; default: 300 by templates, else all."},
@@ -130,7 +136,11 @@ def _rounds(options: Options, folder: Path) -> Rounds:
     path = folder / "rounds.parquet"
     state = PartialState(cpu=True)
     with state.main_process_first():
-        rows = load_rows(options.dataset_name, options.dataset_split, options.dataset_config).shuffle(seed=0)
+        rows = load_rows(
+            *(options.dataset_name, options.dataset_split, options.dataset_config),
+            default="test",
+            id_column=options.id_column,
+        ).shuffle(seed=0)
         samples, layout = samples_of(rows.select(range(min(options.max_rows or 300, len(rows)))))
         number = options.rounds or 20
         maker, replies = template_replies(samples, number)

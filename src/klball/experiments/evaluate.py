@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from klball.data.rows import load_chat_template, load_rows
+from klball.data.rows import first_rows, load_chat_template, load_rows
 from klball.evaluation.models import TINY, check_model, load_model
 from klball.evaluation.perplexity import RobustnessReport, robustness_report
 from klball.evaluation.tables import read_provenance, score
@@ -37,7 +37,13 @@ class Options:
         default_factory=lambda: ["stdlib-docs", "word-problems"],
         metadata={"help": "Data sets, as NAME or LABEL=NAME."},
     )
-    dataset_split: str = field(default="test", metadata={"help": "Split of built-in and Hub data sets."})
+    dataset_split: str | None = field(
+        default=None, metadata={"help": "Split, or a slice of it; default: all of a file, else test."}
+    )
+    id_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
+    )
     reference: str | None = field(
         default=None, metadata={"help": "Label of the model that chooses the hardest 1 %."}
     )
@@ -104,5 +110,5 @@ def write_report(report: RobustnessReport, folder: Path) -> None:
 
 
 def _rows(name: str, options: Options) -> Dataset:
-    dataset = load_rows(name, options.dataset_split)
-    return dataset if options.max_rows is None else dataset.select(range(min(options.max_rows, len(dataset))))
+    dataset = load_rows(name, options.dataset_split, default="test", id_column=options.id_column)
+    return first_rows(dataset, options.max_rows)

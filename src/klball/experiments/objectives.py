@@ -90,7 +90,7 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     data = data_of(options)
     base = score_model(options.model_name_or_path, BASE, data, folder, options)
     model, tokenizer = load(options.model_name_or_path, options)
-    asked = data["test"] if options.own_name is None else load_rows(options.own_name, "test")
+    asked = data["test"] if options.own_name is None else load_rows(options.own_name, default="test")
     asked = asked.select(range(min(options.own_prompts, len(asked))))
     prompts = encoded_prompts(model, tokenizer, asked, options.own_tokens)
     with progress_bar("base: answering") as progress:

@@ -14,7 +14,7 @@ from klball.data.paraphrase.quality import REASONS, Reply, Similarity, sentence_
 from klball.data.paraphrase.rounds import Rounds, digest, provenance, write_rounds
 from klball.data.paraphrase.samples import Sample, samples_of
 from klball.data.paraphrase.templates import QUESTIONS, most_rounds, reword, templates
-from klball.data.rows import load_rows
+from klball.data.rows import first_rows, load_rows
 from klball.experiments.command import parse, progress_bar, say, show_table, write_csv, write_run
 from klball.experiments.options import DTYPES, one_of, refuse_ignored
 
@@ -35,8 +35,14 @@ class Options:
     dataset_name: str = field(
         default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
     )
-    dataset_split: str = field(default="test", metadata={"help": "Split of a built-in or Hub data set."})
+    dataset_split: str | None = field(
+        default=None, metadata={"help": "Split, or a slice of it; default: all of a file, else test."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    id_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
+    )
     max_rows: int | None = field(default=None, metadata={"help": "Use the first rows only."})
     rounds: int = field(default=99, metadata={"help": "How many rounds; they are numbered from 1."})
     maker: str = field(
@@ -88,10 +94,12 @@ def main(arguments: Sequence[str], prog: str) -> None:
     similarity = None
     if options.similarity_model is not None:
         similarity = Similarity(sentence_embedder(options.similarity_model), options.min_similarity)
-    dataset = load_rows(options.dataset_name, options.dataset_split, options.dataset_config)
-    if options.max_rows is not None:
-        dataset = dataset.select(range(min(options.max_rows, len(dataset))))
-    samples, layout = samples_of(dataset)
+    dataset = load_rows(
+        *(options.dataset_name, options.dataset_split, options.dataset_config),
+        default="test",
+        id_column=options.id_column,
+    )
+    samples, layout = samples_of(first_rows(dataset, options.max_rows))
     make = {"templates": _by_templates, "model": _by_model, "openai-batch": _by_batches}[options.maker]
     made = make(options, samples, layout)
     if made is None:

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from scipy import stats
 
-from klball.data.rows import load_rows, texts_of, to_trl_format, with_sample_ids
+from klball.data.rows import is_one_table, load_rows, texts_of, to_trl_format
 from klball.evaluation.behaviour import behaviour_of, own_answers
 from klball.evaluation.generation import encoded_prompts
 from klball.evaluation.gradient_norms import head_gradient_norms
@@ -46,11 +46,15 @@ class Options:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split that SFT would train on."})
-    dataset_test_split: str = field(
-        default="test", metadata={"help": "Split for --models: held-out rows of the task."}
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Split for --models: held-out rows of the task; default: test."}
     )
     test_name: str | None = field(
         default=None, metadata={"help": "Held-out data for --models, if not a split of the above."}
+    )
+    id_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
     )
     max_rows: int = field(default=2_000, metadata={"help": "Rows of each split, the first after a shuffle."})
     epsilons: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.5], metadata={"help": "Radii, nats."})
@@ -77,8 +81,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
     (options,) = parse([Options], arguments, prog)
     _check(options)
     folder = Path(options.output_dir)
+    rows = _rows(options, options.dataset_train_split)
     model, tokenizer = load_on_device(options.model_name_or_path, options.dtype)
-    rows = with_sample_ids(_rows(options, options.dataset_train_split))
     rows = to_trl_format(rows, conversational=bool(tokenizer.chat_template))
     table = _scored(model, tokenizer, rows, "base", "train", options)
     found = None
@@ -118,9 +122,12 @@ def _show_training_set(
     )
 
 
-def _rows(options: Options, split: str, name: str | None = None) -> Dataset:
+def _rows(options: Options, split: str | None, name: str | None = None) -> Dataset:
+    own = name is None
     rows = load_rows(
-        name or options.dataset_name, split, options.dataset_config if name is None else None
+        *(name or options.dataset_name, split, options.dataset_config if own else None),
+        default="test",
+        id_column=options.id_column if own else None,
     ).shuffle(seed=0)
     return rows.select(range(min(options.max_rows, len(rows))))
 
@@ -137,8 +144,6 @@ def _scored(model: Any, tokenizer: Any, rows: Dataset, label: str, data: str, op
             token_log_probs=True,
         )
     answered = table.filter(lambda count: count > 0, input_columns="num_tokens")
-    if not len(answered):
-        raise ValueError(f"{data}: no row has an answer token (max_length {options.max_length})")
     if len(answered) < len(table):
         logger.warning("%s: %d of %d rows have no answer token", data, len(table) - len(answered), len(table))
     return answered
@@ -244,11 +249,15 @@ def _show_profile(table: Dataset, folder: Path) -> list[ProfilePoint]:
 
 def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> Rows:
     """Forgetting, entropy and diversity of every fine-tuned model against its gain on the task."""
-    if options.test_name is None and Path(options.dataset_name).is_file():
+    if (
+        options.test_name is None
+        and options.dataset_test_split is None
+        and is_one_table(options.dataset_name)
+    ):
         logger.warning("the gain is measured on the training rows: give held-out ones with --test_name")
     task = _rows(options, options.dataset_test_split, options.test_name)
-    others = {_label(name): _rows(options, "test", name) for name in options.ood_names}
-    asked = task if options.own_name is None else _rows(options, "test", options.own_name)
+    others = {_label(name): _rows(options, None, name) for name in options.ood_names}
+    asked = task if options.own_name is None else _rows(options, None, options.own_name)
     asked = asked.select(range(min(options.own_prompts, len(asked))))
     prompts = encoded_prompts(base, tokenizer, asked, options.own_tokens)
     with progress_bar("base: answering") as progress:

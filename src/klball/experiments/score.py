@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from klball.data.rows import load_chat_template, load_rows
+from klball.data.rows import first_rows, load_chat_template, load_rows
 from klball.evaluation.models import TINY, load_on_device
 from klball.evaluation.tables import score
 from klball.experiments.command import is_main, parse, progress_bar, show_table, write_run
@@ -21,8 +21,14 @@ class Options:
     dataset_name: str = field(
         default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
     )
-    dataset_split: str = field(default="test", metadata={"help": "Split of a built-in or Hub data set."})
+    dataset_split: str | None = field(
+        default=None, metadata={"help": "Split, or a slice of it; default: all of a file, else test."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    id_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
+    )
     chat_template_path: str | None = field(default=None, metadata={"help": "A .jinja file or a tokenizer."})
     model_revision: str | None = field(default=None, metadata={"help": "Revision of a Hub model."})
     dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto."})
@@ -42,11 +48,14 @@ def main(arguments: Sequence[str], prog: str) -> None:
     one_of(options, "dtype", DTYPES)
     if options.model_name_or_path == TINY or Path(options.model_name_or_path).exists():
         refuse_ignored(options, ["model_revision"], "on a local model")
+    dataset = load_rows(
+        *(options.dataset_name, options.dataset_split, options.dataset_config),
+        default="test",
+        id_column=options.id_column,
+    )
+    dataset = first_rows(dataset, options.max_rows)
     model, tokenizer = load_on_device(options.model_name_or_path, options.dtype, options.model_revision)
     load_chat_template(tokenizer, options.chat_template_path)
-    dataset = load_rows(options.dataset_name, options.dataset_split, options.dataset_config)
-    if options.max_rows is not None:
-        dataset = dataset.select(range(min(options.max_rows, len(dataset))))
     output = Path(options.output_dir) / "scores.parquet"
     with progress_bar("Scoring") as progress:
         table = score(
@@ -61,8 +70,6 @@ def main(arguments: Sequence[str], prog: str) -> None:
     if is_main():
         write_run(output.parent, options, prog)
     scored = np.array([g for g in table["log_likelihood"] if g is not None])
-    if len(scored) == 0:
-        raise ValueError("no row has an answer token to score")
     cut = sum(table["truncated"])
     rows = [
         ("rows scored", len(scored)),

@@ -58,6 +58,10 @@ class Options(ScriptArguments):
     test_name: str | None = dataclasses.field(
         default=None, metadata={"help": "Rows for --eval_strategy, if not a split of the above."}
     )
+    id_column: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
+    )
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
@@ -105,13 +109,14 @@ def train(
     resume_from = _resumption(folder, asked, config.resume_from_checkpoint, started)
     model, tokenizer = load_for_training(config, model_options)
     load_chat_template(tokenizer, config.chat_template_path)
-    rows = to_trl_format(with_sample_ids(dataset), conversational=bool(tokenizer.chat_template))
+    field, chat = config.dataset_text_field, bool(tokenizer.chat_template)
+    rows = to_trl_format(with_sample_ids(dataset), chat, field)
     done = dict.fromkeys(("chat_template_path", "model_init_kwargs"))  # in the tokenizer and the model
     trainer = RobustSFTTrainer(
         model,
         dataclasses.replace(config, **done, dataset_text_field="text"),
         train_dataset=rows,
-        eval_dataset=None if evaluation is None else to_trl_format(evaluation, bool(tokenizer.chat_template)),
+        eval_dataset=None if evaluation is None else to_trl_format(evaluation, chat, field),
         processing_class=tokenizer,
         peft_config=get_peft_config(model_options),
         callbacks=list(callbacks),

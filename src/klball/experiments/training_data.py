@@ -1,14 +1,13 @@
 """Rows to train and to evaluate on: one source or a mixture, and never the same rows for both."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import set_seed
-from trl import DatasetMixtureConfig, ScriptArguments, get_dataset
+from trl import DatasetMixtureConfig, get_dataset
 
-from klball.data.rows import load_rows
+from klball.data.rows import is_one_table, load_rows
 from klball.experiments.training_options import given
 from klball.training.config import RobustSFTConfig
 from klball.training.identity import row_digests
@@ -16,7 +15,6 @@ from klball.training.identity import row_digests
 logger = logging.getLogger(__name__)
 
 DEFAULT_DATA = "stdlib-docs"
-TEXT = "text"
 
 
 def training_and_evaluation_rows(
@@ -27,39 +25,43 @@ def training_and_evaluation_rows(
     Raises ValueError where evaluation is asked for and no rows are held out.
     """
     evaluates = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
-    parts = _mixture(mixture, config.seed) if mixture.datasets else {"train": _training_rows(options)}
+    parts = _mixture(mixture, config.seed) if mixture.datasets else {"train": _training_rows(options, config)}
     evaluation = None
     if evaluates and "test" in parts:
         if options.test_name is not None:
             raise ValueError("the test rows are given twice: --test_name and test_split_size")
         evaluation = parts["test"]
     elif evaluates:
-        evaluation = _evaluation_rows(options, mixture)
-    train = _with_text(parts["train"], config.dataset_text_field)
+        evaluation = _evaluation_rows(options, mixture, config)
+    train = parts["train"]
     if evaluation is not None:
-        evaluation = _with_text(evaluation, config.dataset_text_field)
         _refuse_training_rows(train, evaluation)
     return train, evaluation
 
 
-def _training_rows(options: ScriptArguments) -> Dataset:
+def _training_rows(options: Any, config: RobustSFTConfig) -> Dataset:
     name = options.dataset_name or DEFAULT_DATA
-    return load_rows(name, options.dataset_train_split, options.dataset_config)
+    return load_rows(
+        *(name, options.dataset_train_split, options.dataset_config),
+        id_column=options.id_column,
+        text_field=config.dataset_text_field,
+    )
 
 
-def _evaluation_rows(options: Any, mixture: DatasetMixtureConfig) -> Dataset:
+def _evaluation_rows(options: Any, mixture: DatasetMixtureConfig, config: RobustSFTConfig) -> Dataset:
+    reading = {"id_column": options.id_column, "text_field": config.dataset_text_field}
     split = options.dataset_test_split if given(options, "dataset_test_split") else None
     if options.test_name is not None:
-        return load_rows(options.test_name, split, default="test")
+        return load_rows(options.test_name, split, default="test", **reading)
     if mixture.datasets:
         raise ValueError("--eval_strategy needs test rows: give test_split_size or --test_name")
     name = options.dataset_name or DEFAULT_DATA
-    if split is None and Path(name).expanduser().is_file():
+    if split is None and is_one_table(name):
         raise ValueError(
             f"--eval_strategy needs test rows, and {name} has one set of rows: give --test_name, or "
             "--dataset_train_split 'train[:90%]' --dataset_test_split 'train[90%:]'"
         )
-    return load_rows(name, split, options.dataset_config, default="test")
+    return load_rows(name, split, options.dataset_config, default="test", **reading)
 
 
 def _mixture(mixture: DatasetMixtureConfig, seed: int) -> dict[str, Dataset]:
@@ -71,16 +73,6 @@ def _mixture(mixture: DatasetMixtureConfig, seed: int) -> dict[str, Dataset]:
     except Exception as error:  # datasets raises many kinds
         lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"could not load the mixture of `datasets`: {lines[0]}") from error
-
-
-def _with_text(rows: Dataset, field: str) -> Dataset:
-    """The column of --dataset_text_field, under the name that everything else expects."""
-    if field == TEXT:
-        return rows
-    if field not in rows.column_names:
-        raise ValueError(f"--dataset_text_field {field}: there is no such column in {rows.column_names}")
-    kept = [name for name in rows.column_names if name in (field, "id", "sample_id")]
-    return rows.select_columns(kept).rename_column(field, TEXT)
 
 
 def _refuse_training_rows(train: Dataset, evaluation: Dataset) -> None:

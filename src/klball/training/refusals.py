@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from datasets import Dataset
 
+from klball.data.sources import as_dataset
 from klball.robust.objectives import PROXIMAL
 from klball.training.config import RobustSFTConfig
 
@@ -78,14 +78,5 @@ def refuse_frozen(model: torch.nn.Module) -> None:
 def _refuse_data(dataset: Any) -> None:
     if dataset is None:
         raise ValueError("train_dataset is required")
-    if not isinstance(dataset, Dataset):
-        raise ValueError(
-            f"train_dataset must be a datasets.Dataset, not {type(dataset).__name__}: streaming data has no "
-            "fixed set of samples to weigh"
-        )
-    if dataset.format["type"] == "custom":
-        raise ValueError("data sets with with_transform() are not supported: use map() instead")
-    if "seq_lengths" in dataset.column_names:
+    if "seq_lengths" in as_dataset(dataset, "train_dataset").column_names:
         raise ValueError("the data set is packed already: give one sample a row, and packing=True")
-    if {"image", "images"} & set(dataset.column_names):
-        raise ValueError("images are not supported")

@@ -7,13 +7,17 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from klball.data.rows import IGNORED
+from klball.data.formats import IGNORED
+from klball.training.batches import INDEX
 
 logger = logging.getLogger(__name__)
 
 
 def warn_of_cut_rows(name: str, tokenised: Dataset, prepared: Dataset, max_length: int | None) -> None:
-    """Count aloud the rows that `max_length` shortens, and those it leaves without an answer."""
+    """Count aloud the rows that `max_length` shortens, and those it leaves without an answer.
+
+    Raises ValueError if it leaves none.
+    """
     limit = max_length or math.inf
     cut = sum(len(ids) > limit for ids in tokenised["input_ids"])
     dropped = len(tokenised) - len(prepared)
@@ -22,6 +26,15 @@ def warn_of_cut_rows(name: str, tokenised: Dataset, prepared: Dataset, max_lengt
             "%s: %d of %d rows are longer than max_length = %s: %d cut, %d dropped (no answer left)",
             *(name, cut, len(tokenised), max_length, cut - dropped, dropped),
         )
+    if not len(prepared):
+        raise ValueError(f"{name}: no row has an answer token within max_length = {max_length}: raise it")
+
+
+def numbered(samples: Dataset) -> Dataset:
+    """The samples with their positions, in place of a column of the user's with that name."""
+    if INDEX in samples.column_names:
+        samples = samples.remove_columns(INDEX)
+    return samples.add_column(INDEX, list(range(len(samples))))
 
 
 def num_answer_tokens(samples: Dataset) -> Tensor:

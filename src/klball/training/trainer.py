@@ -15,7 +15,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import add_fused_lm_head
 
-from klball.data.rows import with_sample_ids
+from klball.data.encoding import rendering_errors_named
+from klball.data.formats import refuse_unknown_tokens
 from klball.evaluation.models import causal_lm
 from klball.evaluation.perplexity import summary_of
 from klball.evaluation.scoring import SCORE_COLUMNS, Scorer, batches_by_length, score_encoded
@@ -24,13 +25,14 @@ from klball.robust.objectives import OBJECTIVES, PROXIMAL, Objective, objective_
 from klball.training.accountant import HISTORY_FILE, Accountant
 from klball.training.batches import INDEX, WithIndex
 from klball.training.config import RobustSFTConfig
+from klball.training.data import prepare_arguments
 from klball.training.forward import BatchScores, SampleForward
 from klball.training.packing import packed, refuse_crossing_attention
 from klball.training.proximal import ProximalWindow, without_dropout
 from klball.training.records import named_columns, sample_rows, step_metrics
 from klball.training.refusals import refuse_frozen, refuse_unsupported
 from klball.training.resumption import ResumableTrainer
-from klball.training.samples import num_answer_tokens, refuse_nonfinite, warn_of_cut_rows
+from klball.training.samples import num_answer_tokens, numbered, refuse_nonfinite, warn_of_cut_rows
 from klball.training.sharding import refuse_lost_parameters, score_sharded, shards_parameters
 
 logger = logging.getLogger(__name__)
@@ -75,8 +77,8 @@ class RobustSFTTrainer(ResumableTrainer):
         args = args or RobustSFTConfig(output_dir="robust-sft")
         refuse_unsupported(args, positional, kwargs, objective, ambiguity)
         args = copy.copy(args)
-        args.assistant_only_loss = _assistant_only(args, kwargs["train_dataset"])
-        kwargs["train_dataset"] = with_sample_ids(kwargs["train_dataset"])
+        self._row_format = prepare_arguments(model, args, kwargs)
+        given_tokens = "input_ids" in kwargs["train_dataset"].column_names
         name = args.objective or args.loss_type
         proximal = objective is None and name == PROXIMAL
         self.objective = objective or objective_named("nll" if proximal else name)
@@ -88,9 +90,11 @@ class RobustSFTTrainer(ResumableTrainer):
             raise ValueError(
                 "the router loss of mixture-of-experts is not supported: set router_aux_loss_coef=0.0"
             )
-        self.samples = self.train_dataset.add_column(INDEX, list(range(len(self.train_dataset))))
-        self._needs_certainty = self.ambiguity.gamma is not None
         inner = causal_lm(self.model)
+        if given_tokens:
+            refuse_unknown_tokens(self.train_dataset, inner.config.get_text_config().vocab_size)
+        self.samples = numbered(self.train_dataset)
+        self._needs_certainty = self.ambiguity.gamma is not None
         if self._needs_certainty:
             add_fused_lm_head(inner, outputs=FUSED_OUTPUTS)
         self.data_collator = WithIndex(self.data_collator)
@@ -116,7 +120,8 @@ class RobustSFTTrainer(ResumableTrainer):
         """TRL's preparation without packing, in two steps, to count what `max_length` cuts or drops."""
         whole = copy.copy(args)
         whole.max_length, whole.shuffle_dataset = None, False
-        tokenised: Any = super()._prepare_dataset(dataset, processing_class, whole, False, *rest)
+        with rendering_errors_named(dataset, processing_class, self.chat_template):
+            tokenised: Any = super()._prepare_dataset(dataset, processing_class, whole, False, *rest)
         prepared: Any = super()._prepare_dataset(tokenised, processing_class, args, False, *rest)
         warn_of_cut_rows(rest[-1], tokenised, prepared, args.max_length)
         return prepared
@@ -325,14 +330,17 @@ class RobustSFTTrainer(ResumableTrainer):
     ) -> dict[str, float]:
         """Metrics of the score table: `loss` is the mean NLL over all tokens, not a mean of batch means."""
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):  # the name of one of several
+            dataset = self.eval_dataset[dataset]  # pyright: ignore[reportArgumentType, reportOptionalSubscript, reportCallIssue]
+        if dataset is None:
+            raise ValueError("there is nothing to evaluate: give eval_dataset")
         if isinstance(dataset, dict):
-            parts = (self.evaluate(d, ignore_keys, f"{metric_key_prefix}_{k}") for k, d in dataset.items())
+            named = {k: k if eval_dataset is None else d for k, d in dataset.items()}
+            parts = (self.evaluate(d, ignore_keys, f"{metric_key_prefix}_{k}") for k, d in named.items())
             return {name: value for part in parts for name, value in part.items()}
-        if "labels" not in dataset.column_names:
-            tokenizer = self.processing_class
-            dataset = self._prepare_dataset(
-                dataset, tokenizer, self.args, False, self._formatting_func, "eval"
-            )
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            rows = self._row_format(dataset, "eval_dataset")
+            dataset = self._prepare_dataset(rows, self.processing_class, self.args, False, None, "eval")
         summary = summary_of(self.score_dataset(dataset))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in summary.items()}
         self.model.eval()  # TRL's log keeps training and evaluation metrics apart by this
@@ -340,6 +348,10 @@ class RobustSFTTrainer(ResumableTrainer):
         self.model.train(self.is_in_train)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: it would gather logits that are never built."""
+        raise ValueError("predict needs logits that are never built: use evaluate(rows) or klball.score")
 
     def train(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
@@ -380,9 +392,3 @@ class _BeginTraining(TrainerCallback):
             if self.trainer._window is not None:
                 self.trainer._window.close()
         self.within_epoch = False
-
-
-def _assistant_only(args: RobustSFTConfig, dataset: Dataset) -> bool:
-    if args.assistant_only_loss is not None:
-        return args.assistant_only_loss
-    return "messages" in dataset.column_names

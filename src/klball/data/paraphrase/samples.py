@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from klball.data.conversations import text_of_turn
 from klball.data.rows import to_trl_format, with_sample_ids
 
 LAYOUTS = ("question-answer", "prompt-completion", "conversation")
@@ -33,7 +34,8 @@ def samples_of(dataset: Dataset) -> tuple[list[Sample], str]:
     a prompt, or none an answer.
     """
     columns = set(dataset.column_names)
-    rows = to_trl_format(with_sample_ids(dataset), conversational=False)
+    before = bool({"system", "history"} & columns)  # turns of their own, which stay as they are
+    rows = to_trl_format(with_sample_ids(dataset), conversational=before)
     columns_now = set(rows.column_names)
     if "messages" not in columns_now and not {"prompt", "completion"} <= columns_now:
         raise ValueError(f"columns {sorted(columns)} hold no prompt with an answer that could be rephrased")
@@ -81,15 +83,11 @@ def _conversation(row: dict[str, Any]) -> Sample:
     kept = (*kept, *(name for name in ("tools", "chat_template_kwargs") if name in row))
     conversation = {name: row[name] for name in kept}
     turns = _turns(conversation)
-    if any(not isinstance(turn["content"], str) for turn in turns if turn["role"] in ("user", "assistant")):
-        raise ValueError(
-            f"sample {row['sample_id']!r} has contents that are not text; they cannot be rephrased"
-        )
     final, place = _final_answer(turns), _place(turns)
     return Sample(
         row["sample_id"],
         "" if place is None else turns[place]["content"],
-        "" if final is None else turns[final]["content"],
+        "" if final is None else text_of_turn(turns[final]),
         conversation,
     )
 

@@ -1,0 +1,67 @@
+"""One id for every row, the same in every table."""
+
+import hashlib
+import json
+import math
+from typing import Any
+
+from datasets import Dataset
+
+from klball.data.texts import found, refusal
+
+NUMBERED = "none"  # the id_column that asks for row numbers
+
+
+def with_sample_ids(dataset: Dataset, id_column: str | None = None) -> Dataset:
+    """The data set with a string column `sample_id`.
+
+    id_column: where the ids are; None: `sample_id`, else `id`, else the row's index and content hash;
+    "none": index and hash whatever the columns.
+    Raises ValueError for ids that repeat or are missing, with their rows.
+    """
+    if len(dataset) == 0:
+        raise ValueError("the data set has no rows")
+    columns = dataset.column_names
+    if id_column is None:
+        id_column = next((name for name in ("sample_id", "id") if name in columns), NUMBERED)
+    elif id_column not in (*columns, NUMBERED):
+        raise ValueError(f"no column {id_column!r} to take ids from; there are {', '.join(columns)}")
+    if id_column == NUMBERED:
+        rows = dataset.remove_columns("sample_id") if "sample_id" in columns else dataset
+        ids = [f"{index}-{_content_hash(row)}" for index, row in enumerate(rows)]
+    else:
+        ids = [_text_of(value, row, id_column) for row, value in enumerate(dataset[id_column])]
+        _refuse_repeated(ids, id_column)
+    if "sample_id" in columns:
+        dataset = dataset.remove_columns("sample_id")
+    return dataset.add_column("sample_id", ids)
+
+
+def _text_of(value: Any, row: int, column: str) -> str:
+    missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    if not missing and isinstance(value, str | int | float):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    what = "is missing" if missing else f"is {found(value)}"
+    raise refusal(row, column, f"the id {what}: {_remedy(column)}")
+
+
+def _refuse_repeated(ids: list[str], column: str) -> None:
+    first: dict[str, int] = {}
+    for row, sample_id in enumerate(ids):
+        if sample_id in first:
+            raise ValueError(
+                f"sample ids repeat: rows {first[sample_id] + 1} and {row + 1} (counted from 1) both have "
+                f"{column} {sample_id!r}: {_remedy(column)}"
+            )
+        first[sample_id] = row
+
+
+def _remedy(column: str) -> str:
+    return (
+        "correct it, name another column with --id_column, or number the rows with --id_column none "
+        f"(in Python: remove_columns({column!r}))"
+    )
+
+
+def _content_hash(row: Any) -> str:
+    return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:8]

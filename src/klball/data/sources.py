@@ -1,0 +1,197 @@
+"""Where rows come from: a built-in name, local files and folders, the Hub, or objects in Python."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import (
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    IterableDatasetDict,
+    ReadInstruction,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
+from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
+
+from klball.data.builtin import BUILTIN, load_builtin
+from klball.data.files import KINDS, READABLE, dataset_of, read_files, suffix_of
+from klball.data.formats import TEXT, known_columns, to_trl_format
+from klball.data.ids import with_sample_ids
+
+SPLIT = re.compile(r"\s*([^\[\]\s]+)\s*(\[[^\[\]]*\])?\s*")
+ALL_ROWS = "train"  # what `datasets` calls the rows of a file
+
+
+def load_rows(
+    name: str,
+    split: str | None = None,
+    config: str | None = None,
+    *,
+    default: str = "train",
+    id_column: str | None = None,
+    text_field: str = TEXT,
+) -> Dataset:
+    """The checked rows of a built-in data set, local files, or a Hub data set, with their `sample_id`.
+
+    name: local are a file, a pattern such as data/*.jsonl, a folder with files for each split, or what
+    `save_to_disk` wrote. split: a name, or slices of some as in `datasets` ("train[:10%]+test"); None: all
+    rows of a file, else `default`. Rows are numbered, with `with_sample_ids`, before they are sliced.
+    Raises ValueError in one line if there is no such source, split or configuration, or for a bad row.
+    """
+    parts = []
+    for part in [None] if split is None else split.split("+"):
+        match = SPLIT.fullmatch(part or ALL_ROWS)
+        if match is None:
+            raise ValueError(
+                f"{split!r} is no split: write a name such as test, or a slice such as test[:100]"
+            )
+        base, cut = match.groups()
+        whole = known_columns(_whole_split(name, part and base, config, default), text_field)
+        rows = with_sample_ids(whole, id_column)
+        to_trl_format(rows, conversational=False, text_field=text_field)  # for its errors, by row of the file
+        parts.append(_slice(rows, cut) if cut else rows)
+    return parts[0] if len(parts) == 1 else with_sample_ids(concatenate_datasets(parts))
+
+
+def first_rows(dataset: Dataset, count: int | None) -> Dataset:
+    """The first rows, or all of them for None. Raises ValueError unless `count` is positive."""
+    if count is None:
+        return dataset
+    if count < 1:
+        raise ValueError(f"--max_rows must be at least 1, not {count}")
+    return dataset.select(range(min(count, len(dataset))))
+
+
+def is_one_table(name: str) -> bool:
+    """Whether these local rows have no splits: a file, several by pattern, or one saved data set."""
+    path = Path(name).expanduser()
+    if name in BUILTIN:
+        return False
+    return path.is_file() or _matches(path) != [] or (path / "state.json").is_file()
+
+
+def as_dataset(rows: Any, what: str = "the data") -> Dataset:
+    """A Dataset of Python values from a Dataset in any format, rows as dictionaries, or a DataFrame.
+
+    Raises ValueError for anything that is not one fixed table of rows.
+    """
+    if isinstance(rows, Dataset):
+        if rows.format["type"] == "custom":
+            raise ValueError("data sets with with_transform() are not supported: use map() instead")
+        return rows if rows.format["type"] is None else rows.with_format(None)
+    if isinstance(rows, IterableDataset | IterableDatasetDict):
+        raise ValueError(f"{what} is streaming data, which has no fixed set of samples: load it whole")
+    if isinstance(rows, DatasetDict | dict):
+        names = ", ".join(map(str, rows))
+        raise ValueError(f"{what} has several splits ({names}): give one of them, such as data['train']")
+    if isinstance(rows, list | tuple) and all(isinstance(row, dict) for row in rows):
+        return dataset_of(rows)
+    if hasattr(rows, "iloc"):
+        return Dataset.from_pandas(rows, preserve_index=False)
+    hint = ""
+    if isinstance(rows, str | Path):
+        hint = f": read it with klball.data.rows.load_rows({str(rows)!r})"
+    raise ValueError(f"{what} must be a datasets.Dataset, not {type(rows).__name__}{hint}")
+
+
+def _whole_split(name: str, split: str | None, config: str | None, default: str) -> Dataset:
+    path = Path(name).expanduser()
+    matches = [] if path.exists() else _matches(path)
+    local = path.exists() or matches or suffix_of(path) in KINDS or name.startswith((".", "/", "~"))
+    if config is not None and (name in BUILTIN or local):
+        raise ValueError(f"{name} has no configurations: leave out the configuration {config!r}")
+    if name in BUILTIN:
+        return Dataset.from_list(load_builtin(name, split or default))
+    if path.is_dir():
+        return _of_folder(path, split, default)
+    if path.is_file() or matches or suffix_of(path) in KINDS:
+        if split not in (None, ALL_ROWS):
+            raise ValueError(
+                f"{name} is one table, which has no split {split!r}: leave the split out for all its rows, "
+                "take a slice such as 'train[:80%]', or give a folder with train.jsonl and test.jsonl"
+            )
+        return read_files(matches or [path])
+    if local:
+        raise ValueError(f"no file or folder {name}; data files end in {READABLE}")
+    return _of_hub(name, split or default, config)
+
+
+def _matches(path: Path) -> list[Path]:
+    """The files of a pattern."""
+    if not set("*?[") & set(str(path)):
+        return []
+    root = Path(path.anchor) if path.is_absolute() else Path()
+    pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
+    return sorted(match for match in root.glob(pattern) if match.is_file())
+
+
+def _of_folder(folder: Path, split: str | None, default: str) -> Dataset:
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        try:
+            saved = load_from_disk(str(folder))
+        except Exception as error:  # as many kinds as there are damaged files
+            raise ValueError(f"could not read {folder}: {_first_line(error)}") from error
+        if isinstance(saved, DatasetDict):
+            return saved[_chosen(folder, list(map(str, saved)), split, default)]
+        if split not in (None, ALL_ROWS):
+            raise ValueError(f"{folder} is one saved data set, which has no split {split!r}: leave it out")
+        return saved
+    files = _files_by_split(folder)
+    return read_files(files[_chosen(folder, list(files), split, default)])
+
+
+def _files_by_split(folder: Path) -> dict[str, list[Path]]:
+    """Data files by the split that their names say, as `datasets` reads names."""
+    try:
+        patterns = get_data_patterns(str(folder))
+    except EmptyDatasetError:
+        patterns = {}
+    found: dict[str, list[Path]] = {}
+    for split, globs in patterns.items():
+        for glob in globs:
+            try:
+                paths = [Path(path) for path in resolve_pattern(glob, str(folder))]
+            except FileNotFoundError:
+                continue
+            found.setdefault(str(split), []).extend(p for p in paths if suffix_of(p) in KINDS)
+    found = {split: sorted(set(paths)) for split, paths in found.items() if paths}
+    if not found:
+        raise ValueError(f"{folder} holds no data files: those end in {READABLE}")
+    return found
+
+
+def _chosen(folder: Path, splits: Sequence[str], split: str | None, default: str) -> str:
+    if split is None:
+        split = splits[0] if len(splits) == 1 else default
+    if split not in splits:
+        raise ValueError(f"{folder} has no split {split!r}; there are {', '.join(splits)}")
+    return split
+
+
+def _of_hub(name: str, split: str, config: str | None) -> Dataset:
+    try:
+        dataset = load_dataset(name, config, split=split)
+    except Exception as error:  # the Hub client raises a dozen kinds when offline
+        raise ValueError(
+            f"could not load data set {name!r} (split {split!r}): {_first_line(error)}; "
+            f"give a local file, a Hub name that can be reached, or one of {', '.join(BUILTIN)}"
+        ) from error
+    return as_dataset(dataset, name)
+
+
+def _slice(rows: Dataset, cut: str) -> Dataset:
+    try:
+        (part,) = ReadInstruction.from_spec(f"rows{cut}").to_absolute({"rows": len(rows)})
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"no slice {cut}: write one such as [:100], [10%:] or [5:20] ({error})") from error
+    if part.from_ >= part.to:
+        raise ValueError(f"the slice {cut} has no rows: there are {len(rows)}")
+    return rows.select(range(part.from_, part.to))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

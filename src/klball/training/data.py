@@ -1,0 +1,92 @@
+"""What the trainer is given as data → rows in TRL's formats."""
+
+from collections.abc import Callable
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoProcessor
+from trl.trainer.utils import get_config_model_id
+
+from klball.data.encoding import require_template, training_template
+from klball.data.formats import MASKS, TEXT, is_chat, to_trl_format
+from klball.data.ids import with_sample_ids
+from klball.data.sources import as_dataset
+from klball.training.config import RobustSFTConfig
+
+Formatting = Callable[[dict[str, Any]], str]
+
+
+class RowFormat:
+    """Rows of any known format, or of none with a formatting function, in the format that trains.
+
+    conversational: whether question–answer rows become chats.
+    """
+
+    def __init__(self, conversational: bool, text_field: str, formatting_func: Formatting | None):
+        self.conversational, self.text_field = conversational, text_field
+        self.formatting_func = formatting_func
+
+    def __call__(self, rows: Any, what: str) -> Dataset:
+        """Checked rows. Raises ValueError that begins with `what` the data is."""
+        try:
+            dataset = as_dataset(rows, "it")
+            if self.formatting_func is not None:
+                dataset = self._formatted(dataset, self.formatting_func)
+            return to_trl_format(dataset, self.conversational, self.text_field)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from error
+
+    def _formatted(self, dataset: Dataset, formatting_func: Formatting) -> Dataset:
+        if "input_ids" in dataset.column_names:
+            raise ValueError("formatting_func has no effect on token ids: leave it out, or give texts")
+        kept = [name for name in ("sample_id",) if name in dataset.column_names]
+        dropped = [name for name in dataset.column_names if name not in kept]
+        return dataset.map(
+            lambda row: {TEXT: formatting_func(row)}, remove_columns=dropped, desc="Formatting"
+        )
+
+
+def prepare_arguments(model: Any, args: RobustSFTConfig, kwargs: dict[str, Any]) -> RowFormat:
+    """Settles, in `args` and `kwargs` for TRL's constructor, what depends on the data's format.
+
+    Training and evaluation data in TRL's formats, training rows with their `sample_id`; which tokens count;
+    the tokenizer. Raises ValueError for rows that cannot be used, or a setting without effect on them.
+    """
+    processing_class = kwargs.get("processing_class") or _processing_class(model, args)
+    kwargs["processing_class"] = processing_class
+    conversational = bool(args.chat_template_path or processing_class.chat_template)
+    row_format = RowFormat(conversational, args.dataset_text_field, kwargs.pop("formatting_func", None))
+    args.dataset_text_field = TEXT
+    numbered = with_sample_ids(as_dataset(kwargs["train_dataset"], "train_dataset"))
+    rows = kwargs["train_dataset"] = row_format(numbered, "train_dataset")
+    evaluation = kwargs.get("eval_dataset")
+    if isinstance(evaluation, dict):
+        kwargs["eval_dataset"] = {
+            name: row_format(data, f"eval_dataset {name!r}") for name, data in evaluation.items()
+        }
+    elif evaluation is not None:
+        kwargs["eval_dataset"] = row_format(evaluation, "eval_dataset")
+    if args.assistant_only_loss is None:
+        args.assistant_only_loss = "messages" in rows.column_names
+    args.completion_only_loss = _completion_only(args, rows)
+    if is_chat(rows) and args.chat_template_path is None:
+        require_template(processing_class)
+        if args.assistant_only_loss:
+            training_template(processing_class, rows)
+    return row_format
+
+
+def _completion_only(args: RobustSFTConfig, rows: Dataset) -> bool | None:
+    """TRL's setting; None but for token ids with a `completion_mask`, which TRL would then not read."""
+    mask, _ = MASKS
+    masked = mask in rows.column_names
+    if args.completion_only_loss and not masked and "completion" not in rows.column_names:
+        raise ValueError("completion_only_loss=True has no effect on rows without a completion: leave it out")
+    return True if masked and args.completion_only_loss is None else args.completion_only_loss
+
+
+def _processing_class(model: Any, args: RobustSFTConfig) -> Any:
+    """As TRL would load it."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    revision = (args.model_init_kwargs or {}).get("revision")  # pyright: ignore[reportAttributeAccessIssue]
+    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
