@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from conftest import small_qwen
-from klball.evaluation.models import TINY_FOLDER, load_model, model_path, public_name
+from klball.evaluation.models import TINY_FOLDER, check_model, load_model, model_path, public_name
 from klball.evaluation.weights import weights_hash
 
 
@@ -99,6 +99,7 @@ def pickled(content):
 def sharded(folder):
     names = dict.fromkeys(load_file(folder / "model.safetensors"), "model-00002-of-00002.safetensors")
     (folder / "model.safetensors").unlink()
+    save_file({"x": torch.zeros(1)}, folder / "model-00001-of-00002.safetensors")
     index = {"metadata": {}, "weight_map": names}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
@@ -148,9 +149,9 @@ MODELS = {  # what is wrong → (edit, what the line says)
         text("model.safetensors", LFS),
         "model.safetensors is a Git LFS pointer",
     ),
-    "weights are missing": (gone("model.safetensors"), "could not load model"),
+    "weights are missing": (gone("model.safetensors"), "holds no weights"),
     "a pickle of objects": (pickled({"model": shutil.rmtree}), "could not load model"),
-    "a shard is missing": (sharded, "could not load model"),
+    "a shard is missing": (sharded, "lacks model-00002-of-00002.safetensors"),
     "no tokenizer": (gone(*TOKENIZER), "has no tokenizer"),
     "tokenizer.json is cut": (cut("tokenizer.json"), "could not load model"),
 }
@@ -183,7 +184,13 @@ ADAPTERS = {
     "adapter_config.json is empty": (text("adapter_config.json", ""), "adapter_config.json is not readable"),
     "weights are cut": (cut("adapter_model.safetensors"), "adapter_model.safetensors is damaged"),
     "weights are a Git LFS pointer": (text("adapter_model.safetensors", LFS), "Git LFS pointer"),
-    "weights are missing": (gone("adapter_model.safetensors"), "could not load model"),
+    "weights are missing": (gone("adapter_model.safetensors"), "holds no weights"),
+}
+ONLY_BY_LOADING = {
+    *("a tensor is missing", "the head is missing", "all names are others", "a tensor has another shape"),
+    *("more layers than weights", "fewer layers than weights", "another hidden size", "another vocabulary"),
+    *("no heads", "model_type bert", "a pickle of objects", "other names", "fewer modules than weights"),
+    *("another rank", "another base", "modules that the base lacks"),
 }
 CASES = [("model", *case) for case in MODELS.items()] + [("adapter", *case) for case in ADAPTERS.items()]
 
@@ -197,6 +204,21 @@ def test_damaged_folders_are_refused_in_one_line(kind, what, case, folders, tmp_
     edit(tmp_path / kind)
     with pytest.raises(ValueError) as caught:
         load_model(str(tmp_path / kind))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "what"), [(kind, what) for kind, what, _ in CASES])
+def test_what_can_be_seen_without_loading_is_seen_first(kind, what, folders, tmp_path):
+    edit, message = (MODELS if kind == "model" else ADAPTERS)[what]
+    shutil.copytree(folders / "model", tmp_path / "model")
+    shutil.copytree(folders / "adapter", tmp_path / "adapter")
+    check_model(str(tmp_path / kind))
+    edit(tmp_path / kind)
+    if what in ONLY_BY_LOADING:
+        check_model(str(tmp_path / kind))
+        return
+    with pytest.raises(ValueError) as caught:
+        check_model(str(tmp_path / kind))
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils.hub import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from klball.evaluation.weights import read_json_object, refuse_damaged_safetensors
+from klball.evaluation.weights import read_json_object, refuse_damaged_safetensors, refuse_missing_shards
 from klball.robust.token_scores import LMHead
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,19 @@ def load_model(
     return _with_adapter(model, name, config, revision, trainable).eval(), tokenizer
 
 
+def check_model(name: str, revision: str | None = None) -> None:
+    """Raise ValueError where `load_model` would for all that can be seen without loading weights."""
+    with _one_line(name):
+        adapter = find_adapter_config_file(model_path(name), revision=revision)
+    if adapter is not None:
+        base = _adapter_config(name, Path(adapter), revision)
+        _check_weights(Path(model_path(name)))
+        check_model(str(base.base_model_name_or_path), base.revision)
+        return
+    _check_base(name, revision, trust_remote_code=False)
+    _load_tokenizer(name, revision, {})
+
+
 def load_on_device(name: str, dtype: str = "float32", revision: str | None = None) -> tuple[Any, Any]:
     """`load_model`, on the accelerator where there is one."""
     model, tokenizer = load_model(name, dtype, revision)
@@ -103,13 +116,6 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def check_model(name: str) -> None:
-    """Raise ValueError if there is no such model, or no base of an adapter; no weights are loaded."""
-    adapter = Path(model_path(name)) / "adapter_config.json"
-    base = _adapter_config(name, adapter, None).base_model_name_or_path if adapter.is_file() else name
-    _load_config(str(base), None, trust=False)
-
-
 @contextmanager
 def _one_line(name: str) -> Iterator[None]:
     """What the libraries raise about a model, a dozen kinds, as one ValueError with its name."""
@@ -127,7 +133,7 @@ def _one_line(name: str) -> Iterator[None]:
 
 
 def _load_base(name: str, revision: str | None, options: dict[str, Any]) -> PreTrainedModel:
-    _load_config(name, revision, options["trust_remote_code"])
+    _check_base(name, revision, options["trust_remote_code"])
     with _one_line(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_path(name), revision=revision, output_loading_info=True, **options
@@ -137,17 +143,19 @@ def _load_base(name: str, revision: str | None, options: dict[str, Any]) -> PreT
     return model
 
 
-def _load_config(name: str, revision: str | None, trust: bool) -> None:
-    """Raise ValueError unless there is a causal language model of that name, whole as far as headers show."""
-    path = model_path(name)
-    if Path(path).is_dir():
+def _check_base(name: str, revision: str | None, trust_remote_code: bool) -> None:
+    """Everything about a model that is not an adapter but its weights' names and shapes."""
+    path = Path(model_path(name))
+    if path.is_dir():
         if revision not in (None, "main"):
             raise ValueError(f"{name} is a folder, which has no revision {revision!r}")
-        _check_folder(Path(path))
-    hint = "" if Path(path).exists() else f"; give a local folder, a Hub name that can be reached, or {TINY}"
+        _check_folder(path)
+    hint = "" if path.exists() else f"; give a local folder, a Hub name that can be reached, or {TINY}"
     try:
         with _one_line(name):
-            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust)
+            config = AutoConfig.from_pretrained(
+                model_path(name), revision=revision, trust_remote_code=trust_remote_code
+            )
             _refuse_other_architectures(config)
     except ValueError as error:
         raise ValueError(f"{error}{hint}") from error
@@ -157,8 +165,20 @@ def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: it has neither config.json nor adapter_config.json")
     read_json_object(folder / "config.json")
-    for path in sorted(folder.glob("*.safetensors")):
+    _check_weights(folder)
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise ValueError if files of weights are missing or cut short. A Hub name has no folder."""
+    files = sorted(folder.glob("*model*.safetensors"))
+    if folder.is_dir() and not files and not any(folder.glob("*model*.bin")):
+        raise ValueError(
+            f"{folder} holds no weights: neither model.safetensors nor adapter_model.safetensors"
+        )
+    for path in files:
         refuse_damaged_safetensors(path)
+    for index in folder.glob("*.safetensors.index.json"):
+        refuse_missing_shards(index)
 
 
 def _refuse_other_architectures(config: Any) -> None:
@@ -219,8 +239,7 @@ def _with_adapter(
     model: PreTrainedModel, name: str, config: PeftConfig, revision: str | None, trainable: bool
 ) -> PeftModel:
     path = model_path(name)
-    for weights in sorted(Path(path).glob("adapter_model.safetensors")):
-        refuse_damaged_safetensors(weights)
+    _check_weights(Path(path))
     with _one_line(name):
         adapted = PeftModel.from_pretrained(
             model, path, config=config, is_trainable=trainable, revision=revision

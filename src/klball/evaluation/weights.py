@@ -41,6 +41,13 @@ def refuse_damaged_safetensors(path: Path) -> None:
         raise ValueError(f"{path} is damaged or cut short ({error}): copy or download it again") from error
 
 
+def refuse_missing_shards(index: Path) -> None:
+    """Raise ValueError if a file that an index of weights names does not lie beside it."""
+    shards = set(read_json_object(index).get("weight_map", {}).values())
+    if lost := sorted(shard for shard in shards if not (index.parent / shard).is_file()):
+        raise ValueError(f"{index.parent} lacks {lost[0]}, which {index.name} names")
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object. Raises ValueError naming the file if it does not."""
     try:

@@ -122,8 +122,8 @@ def train(
         callbacks=list(callbacks),
     )
     if is_main():  # only now: settings that the trainer refuses leave no run behind
-        write_json(folder / RUN_FILE, resolved)
         _remove_unfinished(folder, resume_from)
+        write_json(folder / RUN_FILE, resolved)
     if callbacks:  # they show the progress; the figures are in the history
         trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume_from)
@@ -203,12 +203,14 @@ def _resumption(folder: Path, asked: Path | None, wanted: str | None, started: b
 
 
 def _remove_unfinished(folder: Path, resume_from: str | None) -> None:
-    """Checkpoints that will be written anew: a half-written one must not be taken for a whole one."""
+    """What a kill left: checkpoints that will be written anew, and files under their temporary names."""
     whole = resume_from is not None and Path(resume_from).parent.resolve() == folder.resolve()
     reached = int(str(resume_from).rpartition("-")[2]) if whole else -1
     for step, path in checkpoints_of(folder).items():
         if step > reached:
             shutil.rmtree(path)
+    for path in folder.glob(".*.[0-9]*"):
+        path.unlink()
 
 
 def _report_top_weighted(trainer: RobustSFTTrainer, rows: Dataset, folder: Path) -> None:

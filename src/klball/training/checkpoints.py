@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from klball.evaluation.models import TINY, TINY_FOLDER
-from klball.evaluation.weights import refuse_damaged_safetensors
+from klball.evaluation.weights import refuse_damaged_safetensors, refuse_missing_shards
 from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
 
 logger = logging.getLogger(__name__)
@@ -85,9 +85,7 @@ def _read(path: Path) -> None:
     if path.suffix == ".safetensors":
         refuse_damaged_safetensors(path)
     elif path.name.endswith(".index.json"):
-        shards = set(json.loads(path.read_text())["weight_map"].values())
-        if lost := sorted(shard for shard in shards if not (path.parent / shard).is_file()):
-            raise ValueError(f"{lost[0]} is missing")
+        refuse_missing_shards(path)
     elif path.suffix in (".pt", ".pth") or (path.suffix == ".bin" and path.name != TRAINING_ARGS_NAME):
         with safe_globals():
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
