@@ -102,6 +102,11 @@ BAD_ROWS = {
     "short mask": (
         {"input_ids": [1], "completion_mask": [1]}, {"input_ids": [1, 2], "completion_mask": [1]}, "1 val"
     ),
+    "odd padding": (
+        {"input_ids": [1], "attention_mask": [1]},
+        {"input_ids": [1], "attention_mask": 1.5},
+        "attention_mask: .*must be a list",
+    ),
     "padding": (
         {"input_ids": [1, 2], "attention_mask": [1, 1]},
         {"input_ids": [1, 2], "attention_mask": [1, 0]},

@@ -205,6 +205,7 @@ BAD_FILES = {
     "array.json": ('[{"text": "a"}, ', "not JSON"),
     "digits.jsonl": ('{"text": 1' + "0" * 5_000 + "}", "line 1: "),
     "half.jsonl": ('{"text": "a"}\n{"text": "\\ud83d"}', "row 2 .*text: half of a two-part character"),
+    "halves.jsonl": ('{"messages": [{"a": 1}]}\n{"messages": ["\\ud83d"]}', "row 2 .*messages: half of a"),
     "latin.jsonl": ('{"text": "a"}\n{"text": "é"}'.encode("latin-1"), "line 2: not UTF-8"),
     "wide.csv": ("text,n\na,1\n".encode("utf-16"), "UTF-16"),
     "ragged.csv": ("question,answer\na,b\nc\n", "line 3: 1 cells, but the header has 2"),

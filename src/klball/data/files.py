@@ -93,17 +93,17 @@ def _stored(values: list[Any], feature: Any) -> list[Any]:
 
 
 def _exact_feature(name: str, values: list[Any]) -> Any:
-    if all(value is None or isinstance(value, str) for value in values):
-        _refuse_half_characters(name, values)
-        return Value("string")
     try:
         array = pa.array(values)
+        if all(isinstance(value, str | None) for value in values):
+            return Value("string")
         if _written(array.to_pylist()) == _written(values):
             return generate_from_arrow_type(array.type)
     except UnicodeEncodeError:
         _refuse_half_characters(name, values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
         pass
+    _refuse_half_characters(name, values)
     if name in RENDERED:
         _refuse_rounded(name, values)
     return List(Json()) if all(isinstance(value, list | None) for value in values) else Json()
