@@ -2,16 +2,25 @@
 
 import copy
 
+import pandas as pd
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 import klball
 from conftest import small_qwen
 from gradient_grid import quiet
 from klball import cli
 from klball.data.files import dataset_of
-from klball.data.rows import encode, load_rows, texts_of, to_trl_format
-from test_rows import write
+from klball.data.rows import (
+    as_dataset,
+    encode,
+    first_rows,
+    load_rows,
+    texts_of,
+    to_trl_format,
+    with_sample_ids,
+)
+from test_rows import ROWS, write
 
 GOOD = {"question": "Who?", "answer": "Ada."}
 USER, ASSISTANT = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}
@@ -92,6 +101,11 @@ BAD_ROWS = {
     ),
     "short mask": (
         {"input_ids": [1], "completion_mask": [1]}, {"input_ids": [1, 2], "completion_mask": [1]}, "1 val"
+    ),
+    "odd padding": (
+        {"input_ids": [1], "attention_mask": [1]},
+        {"input_ids": [1], "attention_mask": 1.5},
+        "attention_mask: .*must be a list",
     ),
     "padding": (
         {"input_ids": [1, 2], "attention_mask": [1, 1]},
@@ -281,3 +295,37 @@ def test_tokens_out_of_the_vocabulary_are_refused(ids, tokenizer, tmp_path):
     ):
         with pytest.raises(ValueError, match=r"row 2 .*input_ids: token id (99999|-1), but the vocabulary"):
             refused()
+
+
+# --- objects in Python ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "pandas", "arrow"])
+def test_formatted_data_sets_are_plain_again(kind):
+    dataset = Dataset.from_list([{"id": 5, "question": "a", "answer": "b"}]).with_format(kind)
+    rows = with_sample_ids(as_dataset(dataset))
+    assert rows["sample_id"][:] == ["5"] and to_trl_format(rows, False)["completion"][:] == ["b"]
+
+
+def test_rows_in_python():
+    assert as_dataset(ROWS).to_list() == as_dataset(pd.DataFrame(ROWS)).to_list() == ROWS
+    dataset = Dataset.from_list(ROWS)
+    mixed = pd.DataFrame({"question": ["a", "b"], "answer": [7, "x"]})
+    assert to_trl_format(as_dataset(mixed), False)["completion"][:] == ["7", "x"]
+    for rows, message in [
+        (DatasetDict({"train": dataset}), r"several splits \(train\)"),
+        (dataset.to_iterable_dataset(), "streaming"),
+        (dataset.with_transform(lambda row: row), "with_transform"),
+        ("data.jsonl", r"load_rows\('data.jsonl'\)"),
+        (["a", "b"], "must be a datasets.Dataset, not list"),
+        (None, "not NoneType"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            as_dataset(rows)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_the_first_rows_are_some(count):
+    with pytest.raises(ValueError, match="--max_rows must be at least 1"):
+        first_rows(Dataset.from_list(ROWS), count)
+    assert len(first_rows(Dataset.from_list(ROWS), 99)) == len(first_rows(Dataset.from_list(ROWS), None)) == 8

@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from klball.data.files import dataset_of
-from klball.data.rows import as_dataset, first_rows, load_rows, to_trl_format, with_sample_ids
+from klball.data.rows import load_rows, to_trl_format, with_sample_ids
 
 ROWS = [{"question": f"Name {k}.", "answer": f"It is {k}."} for k in range(8)]
 
@@ -205,6 +205,7 @@ BAD_FILES = {
     "array.json": ('[{"text": "a"}, ', "not JSON"),
     "digits.jsonl": ('{"text": 1' + "0" * 5_000 + "}", "line 1: "),
     "half.jsonl": ('{"text": "a"}\n{"text": "\\ud83d"}', "row 2 .*text: half of a two-part character"),
+    "halves.jsonl": ('{"messages": [{"a": 1}]}\n{"messages": ["\\ud83d"]}', "row 2 .*messages: half of a"),
     "latin.jsonl": ('{"text": "a"}\n{"text": "é"}'.encode("latin-1"), "line 2: not UTF-8"),
     "wide.csv": ("text,n\na,1\n".encode("utf-16"), "UTF-16"),
     "ragged.csv": ("question,answer\na,b\nc\n", "line 3: 1 cells, but the header has 2"),
@@ -373,35 +374,3 @@ def test_the_column_of_ids_can_be_named(tmp_path):
     assert with_sample_ids(load_rows(path, id_column="uuid"))["sample_id"][0] == "u0"
     with pytest.raises(ValueError, match="no column 'key' to take ids from; there are id, uuid"):
         load_rows(path, id_column="key")
-
-
-# --- objects in Python ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["torch", "numpy", "pandas", "arrow"])
-def test_formatted_data_sets_are_plain_again(kind):
-    dataset = Dataset.from_list([{"id": 5, "question": "a", "answer": "b"}]).with_format(kind)
-    rows = with_sample_ids(as_dataset(dataset))
-    assert rows["sample_id"][:] == ["5"] and to_trl_format(rows, False)["completion"][:] == ["b"]
-
-
-def test_rows_in_python():
-    assert as_dataset(ROWS).to_list() == as_dataset(pd.DataFrame(ROWS)).to_list() == ROWS
-    dataset = Dataset.from_list(ROWS)
-    for rows, message in [
-        (DatasetDict({"train": dataset}), r"several splits \(train\)"),
-        (dataset.to_iterable_dataset(), "streaming"),
-        (dataset.with_transform(lambda row: row), "with_transform"),
-        ("data.jsonl", r"load_rows\('data.jsonl'\)"),
-        (["a", "b"], "must be a datasets.Dataset, not list"),
-        (None, "not NoneType"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            as_dataset(rows)
-
-
-@pytest.mark.parametrize("count", [0, -1])
-def test_the_first_rows_are_some(count):
-    with pytest.raises(ValueError, match="--max_rows must be at least 1"):
-        first_rows(Dataset.from_list(ROWS), count)
-    assert len(first_rows(Dataset.from_list(ROWS), 99)) == len(first_rows(Dataset.from_list(ROWS), None)) == 8

@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,17 +93,17 @@ def _stored(values: list[Any], feature: Any) -> list[Any]:
 
 
 def _exact_feature(name: str, values: list[Any]) -> Any:
-    if all(value is None or isinstance(value, str) for value in values):
-        _refuse_half_characters(name, values)
-        return Value("string")
     try:
         array = pa.array(values)
+        if all(isinstance(value, str | None) for value in values):
+            return Value("string")
         if _written(array.to_pylist()) == _written(values):
             return generate_from_arrow_type(array.type)
     except UnicodeEncodeError:
         _refuse_half_characters(name, values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
         pass
+    _refuse_half_characters(name, values)
     if name in RENDERED:
         _refuse_rounded(name, values)
     return List(Json()) if all(isinstance(value, list | None) for value in values) else Json()
@@ -168,7 +169,7 @@ def _json_rows(text: str, path: Path) -> Iterator[Row]:
     """One object a line, or one array of objects."""
     if re.match(r"\s*\[", text):
         values = _loads(text, str(path))
-        as_text = _once(lambda: _loads(text, str(path), parse_int=str, parse_float=str))
+        as_text = cache(lambda: _loads(text, str(path), numbers=str))
         for index, value in enumerate(values):
             row = _object(value, f"{path}, row {index + 1}")
             yield _as_written(row, lambda index=index: as_text()[index])
@@ -177,12 +178,12 @@ def _json_rows(text: str, path: Path) -> Iterator[Row]:
         if line.strip():
             where = f"{path}, line {number}"
             row = _object(_loads(line, where), where)
-            yield _as_written(row, lambda line=line: _loads(line, "", parse_int=str, parse_float=str))
+            yield _as_written(row, lambda line=line, where=where: _loads(line, where, numbers=str))
 
 
-def _loads(text: str, where: str, **hooks: Callable[[str], Any]) -> Any:
+def _loads(text: str, where: str, numbers: Callable[[str], Any] | None = None) -> Any:
     try:
-        return json.loads(text, parse_constant=lambda _: None, **hooks)
+        return json.loads(text, parse_int=numbers, parse_float=numbers, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise ValueError(
@@ -203,22 +204,10 @@ def _object(value: Any, where: str) -> Row:
 
 def _as_written(row: Row, as_text: Callable[[], Row]) -> Row:
     """Numbers, true and false become the text that the file has there."""
-    if all(isinstance(value, str | list | dict | None) for value in row.values()):
-        return row
-    words, texts = {True: "true", False: "false"}, as_text()
-    return {
-        name: words[value]
-        if isinstance(value, bool)
-        else texts[name]
-        if isinstance(value, int | float)
-        else value
-        for name, value in row.items()
-    }
-
-
-def _once(make: Callable[[], Any]) -> Callable[[], Any]:
-    made: list[Any] = []
-    return lambda: (made or made.append(make()) or made)[0]
+    scalars = [name for name, value in row.items() if isinstance(value, bool | int | float)]
+    texts = as_text() if scalars else row
+    written = {name: texts[name] for name in scalars}
+    return {**row, **{name: x if isinstance(x, str) else json.dumps(x) for name, x in written.items()}}
 
 
 def _csv_rows(text: str, path: Path, delimiter: str) -> Iterator[Row]:

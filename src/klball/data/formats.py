@@ -229,8 +229,10 @@ def _tokens(dataset: Dataset) -> Dataset:
         _whole_numbers(ids, row, "input_ids")
         if not ids:
             raise refusal(row, "input_ids", "no tokens")
-        if mask is not None and 0 in mask:
-            raise refusal(row, "attention_mask", "padding (0): give the row without it")
+        if mask is not None:
+            _whole_numbers(mask, row, "attention_mask")
+            if 0 in mask:
+                raise refusal(row, "attention_mask", "padding (0): give the row without it")
         for name, values in zip(beside, others, strict=True):
             _whole_numbers(values, row, name)
             if len(values) != len(ids):

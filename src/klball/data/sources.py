@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
 from datasets import (
     Dataset,
     DatasetDict,
@@ -90,8 +92,11 @@ def as_dataset(rows: Any, what: str = "the data") -> Dataset:
         raise ValueError(f"{what} has several splits ({names}): give one of them, such as data['train']")
     if isinstance(rows, list | tuple) and all(isinstance(row, dict) for row in rows):
         return dataset_of(rows)
-    if hasattr(rows, "iloc"):
-        return Dataset.from_pandas(rows, preserve_index=False)
+    if isinstance(rows, pd.DataFrame):
+        try:
+            return Dataset.from_pandas(rows, preserve_index=False)
+        except pa.ArrowException:  # columns of several types
+            return dataset_of(rows.to_dict("records"))
     hint = ""
     if isinstance(rows, str | Path):
         hint = f": read it with klball.data.rows.load_rows({str(rows)!r})"
