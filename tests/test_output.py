@@ -172,16 +172,14 @@ def test_no_token_is_pickled(tmp_path):
     assert pickle.loads(pickle.dumps(config)).epsilon == config.epsilon
 
 
-@pytest.mark.parametrize(
-    "label", ["", " ", ".", "..", "/", "//", "../..", "\0", "a\0b", "x" * 201, "é" * 101]
-)
+@pytest.mark.parametrize("label", ["", " ", ".", "..", "/", "//", "\0", "a\0b", "x" * 201, "é" * 101])
 def test_a_label_that_cannot_name_a_file_is_refused(label):
     with pytest.raises(ValueError, match=r"label|LABEL=NAME"):
         file_names(labelled([f"{label}=klball/tiny"]))
 
 
 @pytest.mark.parametrize(
-    "label", ["../x", "/etc/passwd", "a/../b", "m[/1]", "~", "a b", "日本", "\x1b[2J", "C:\\x"]
+    "label", ["../x", "../..", "/etc/passwd", "a/../b", "m[/1]", "~", "a b", "日本", "\x1b[2J", "C:\\x"]
 )
 def test_a_label_never_leaves_its_folder(label, tmp_path):
     (name,) = file_names([label]).values()

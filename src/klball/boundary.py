@@ -31,7 +31,8 @@ def answer(error: BaseException) -> str | None:
     chain = list(_chain(error))
     for one in chain:
         if _disk_is_full(one):
-            return f"{_first_line(one)}: make room and run the same command again; it continues"
+            what = _first_line(one)
+            return f"the disk is full: {what}: make room and run the same command again; it continues"
         if type(one).__name__ in MEMORY:
             return f"out of memory: {_first_line(one)}: smaller batches or shorter rows need less"
     return _missing_package(chain) or (_first_line(error) if _is_answer(error) else None)

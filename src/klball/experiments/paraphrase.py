@@ -122,7 +122,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 
 def _check(options: Options) -> None:
-    one_of(options, "maker", MAKERS)
+    one_of(options, "maker", tuple(MAKERS))
     one_of(options, "dtype", DTYPES)
     used = {name for names in MAKERS.values() for name in names} - set(MAKERS[options.maker])
     refuse_ignored(options, sorted(used), f"with --maker {options.maker}")
