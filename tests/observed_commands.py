@@ -65,7 +65,10 @@ def _plain(value: Any) -> Any:
 
 def rows(*arguments: Any, **named: Any) -> Dataset:
     return Dataset.from_list(
-        [{"question": f"What is number {i}?", "answer": f"It is {i} of {ROWS}."} for i in range(ROWS)]
+        [
+            {"sample_id": str(i), "question": f"What is number {i}?", "answer": f"It is {i} of {ROWS}."}
+            for i in range(ROWS)
+        ]
     )
 
 

@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from klball import cli
 from klball.data.urls import without_secrets
@@ -217,6 +219,7 @@ def test_all_models_are_looked_for_before_the_first_row_is_scored(
     (adapter / "adapter_config.json").write_text(
         '{"base_model_name_or_path": "nowhere/base", "peft_type": "LORA"}'
     )
+    save_file({"lora": torch.zeros(1)}, adapter / "adapter_model.safetensors")
     for module in (compare, evaluate, scan):
         for name in ("score", "load_model", "load_on_device"):
             monkeypatch.setattr(module, name, None, raising=False)

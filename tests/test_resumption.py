@@ -48,7 +48,17 @@ def write_rows(path, rows):
 
 def train(root, folder, *more, model="model", rows="rows.jsonl"):
     names = ["--model_name_or_path", str(root / model), "--dataset_name", str(root / rows)]
-    command.main([*names, *SETTINGS, *more, "--output_dir", str(folder)], "klball train")
+    command.main([*overridden(*names, *SETTINGS, *more), "--output_dir", str(folder)], "klball train")
+
+
+def overridden(*words):
+    """The words of a command line; of an option that comes twice, the last."""
+    options = {}
+    for word in words:
+        if word.startswith("--"):
+            options.pop(name := word, None)
+        options.setdefault(name, []).append(word)
+    return [word for option in options.values() for word in option]
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +278,7 @@ def test_folders_of_others_are_refused(root, stopped, tmp_path):
     with pytest.raises(ValueError, match=r"that this command did not begin \(no run.json\)"):
         train(root, stopped)
     for content, message in {
-        json.dumps({"command": "klball score", "options": {}}): "holds results of klball score",
+        json.dumps({"command": "klball score", "options": {}}): "holds the results of `klball score`",
         json.dumps({"options": {}}): "holds results of another command",
         "[]": "run.json holds no JSON object",
         recorded[:99]: "run.json is not readable JSON",
@@ -341,7 +351,7 @@ def test_shared_files_name_neither_token_nor_installation(root, tmp_path):
     folder = tmp_path / "run"
     names = ["--model_name_or_path", "klball/tiny", "--dataset_name", str(root / "rows.jsonl")]
     lora = [*PEFT, *shlex.split("--max_steps 1 --save_steps 1 --hub_token hf_secret")]
-    command.main([*names, *SETTINGS, *lora, "--output_dir", str(folder)], "klball train")
+    command.main([*overridden(*names, *SETTINGS, *lora), "--output_dir", str(folder)], "klball train")
     for path in (path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
         assert b"hf_secret" not in content and TINY_FOLDER.encode() not in content, path

@@ -88,7 +88,10 @@ def check_model(name: str, revision: str | None = None) -> None:
     if adapter is not None:
         base = _adapter_config(name, Path(adapter), revision)
         _check_weights(Path(model_path(name)))
-        check_model(str(base.base_model_name_or_path), base.revision)
+        try:
+            check_model(str(base.base_model_name_or_path), base.revision)
+        except ValueError as error:
+            raise ValueError(f"could not load model {name!r}: of its base: {error}") from error
         return
     _check_base(name, revision, trust_remote_code=False)
     _load_tokenizer(name, revision, {})
