@@ -62,11 +62,11 @@ def _plain(layout: str, column: str, kind: str) -> Iterator[Case]:
             row.pop(column) if value is MISSING else row.update({column: value})
         absent = where == "all" and kind == "missing" and layout != "instruction"
         numbers = where == "all" and kind in NUMBERS and layout in ("question", "instruction")
-        hints = (column,) if absent or (where == "all" and kind == "missing") else (ROW, column)
+        hints = (column,) if where == "all" and kind == "missing" else (ROW, column)
         wanted = WORKS if numbers else expected
         if layout == "prompt" and kind == "turns":
             hints = (ROW,)
-        if kind == "empty":
+        if kind == "empty" or (layout == "text" and absent):
             hints = ()
         for name in _commands(layout):
             title = f"{name}: {where} {column} {kind}"

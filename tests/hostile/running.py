@@ -90,7 +90,7 @@ def _start(case: Case, folder: Path, inside: Path | None = None) -> int:
 
 
 def _child(case: Case, folder: Path, inside: Path) -> NoReturn:
-    code = NOT_PREPARED
+    code, writers = NOT_PREPARED, []
     try:
         os.setpgid(0, 0)
         signal.alarm(TIME_LIMIT)
@@ -100,7 +100,7 @@ def _child(case: Case, folder: Path, inside: Path) -> NoReturn:
         _use_cache(folder / "cache")
         os.chdir(inside)
         case.prepare()
-        _redirect(folder)
+        writers = _redirect(folder, case.file_size is not None)
         os.environ.update(case.environment)
         if case.file_size is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (case.file_size, case.file_size))
@@ -110,6 +110,9 @@ def _child(case: Case, folder: Path, inside: Path) -> NoReturn:
     except BaseException:
         (folder / PROBLEM).write_text(f"prepare: {traceback.format_exc()}")
     finally:
+        os.closerange(1, 3)
+        for writer in writers:
+            os.waitpid(writer, 0)
         os._exit(code)
 
 
@@ -144,11 +147,36 @@ def _answer(call: Callable[[], object]) -> int:
     return code
 
 
-def _redirect(folder: Path) -> None:
-    for name, number in (("out", 1), ("err", 2)):
+def _redirect(folder: Path, limited: bool) -> list[int]:
+    """Both streams into files; new objects too, since pytest puts its own in their place.
+
+    Where files are `limited`, through pipes and processes that write them, whose ids are returned.
+    """
+    writers = []
+    for name, number, errors in (("out", 1, "strict"), ("err", 2, "backslashreplace")):
         file = os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        if limited:
+            writer, file = _through_a_pipe(file)
+            writers.append(writer)
         os.dup2(file, number)
         os.close(file)
+        stream = open(number, "w", encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
+        setattr(sys, {1: "stdout", 2: "stderr"}[number], stream)
+    return writers
+
+
+def _through_a_pipe(file: int) -> tuple[int, int]:
+    """A process that copies a pipe into the file, and the pipe's end to write to."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writing)
+        while content := os.read(reading, 1 << 16):
+            os.write(file, content)
+        os._exit(0)
+    os.close(reading)
+    os.close(file)
+    return pid, writing
 
 
 def _use_cache(folder: Path) -> None:
