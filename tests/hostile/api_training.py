@@ -7,7 +7,7 @@ from .api_dual import NUMBERS
 from .case import EITHER, REFUSED, WORKS, Case, good_rows
 from .fixtures import tiny
 from .identity import TOKENS
-from .rows import MESSAGES, MISSING, PAIRS
+from .rows import MESSAGES, MISSING, PAIRS, UNANSWERED
 
 NAN, INF = float("nan"), float("inf")
 
@@ -289,7 +289,7 @@ def _use(name: str, value: Any) -> None:
 def _odd_rows(case: Callable[..., Case]) -> Iterator[Case]:
     """The commands' odd chats, pairs and tokens in a data set of the user's own."""
     for kind, (value, expected) in MESSAGES.items():
-        if value is MISSING or kind in ("no answer", "system only"):
+        if value is MISSING or kind in UNANSWERED:
             continue
         rows = [{"messages": value}] * 4
         yield case(f"trainer: messages {kind}", "trainer", expected, lambda r=rows: _train(_of(r)))

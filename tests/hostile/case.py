@@ -3,8 +3,9 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,11 @@ def good_rows(count: int = 4) -> list[dict[str, Any]]:
 def good_data() -> Path:
     """`good_rows` in a file."""
     return jsonl(good_rows())
+
+
+def others() -> Iterator[str]:
+    """The commands that read rows as score does, in turn and train most often: no case needs them all."""
+    return cycle(("train", "evaluate", "train", "scan", "train", "paraphrase", "train", "compare"))
 
 
 TRAIN = (

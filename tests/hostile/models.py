@@ -164,7 +164,10 @@ FAULTS: dict[str, tuple[Callable[[], Any], str]] = {
     "a tensor missing": (weights(lambda t: t.pop(_first(t, "mlp"))), REFUSED),
     "the embedding missing": (weights(lambda t: t.pop(_first(t, "embed"))), REFUSED),
     "a norm missing": (weights(lambda t: t.pop(_first(t, "norm"))), REFUSED),
-    "a tensor more": (weights(lambda t: t.update({"model.extra.weight": t[_first(t, "norm")]})), EITHER),
+    "a tensor more": (
+        weights(lambda t: t.update({"model.extra.weight": t[_first(t, "norm")].clone()})),
+        EITHER,
+    ),
     "no tensors": (weights(lambda t: t.clear()), REFUSED),
     "names with a prefix": (weights(lambda t: _rename(t, "wrapped.")), REFUSED),
     "a tensor transposed": (weights(_transpose), REFUSED),
@@ -263,7 +266,7 @@ def cases() -> Iterator[Case]:
         if kind in LIKELY or "template" in kind or "config" in kind:
             asks["train"] = ["train", "--model_name_or_path", "m", *data, *TRAIN]
         for name, arguments in asks.items():
-            hints = SAID if "template" not in kind and "a larger" not in kind else ()
+            hints = SAID if "template" not in kind and "in the weights" not in kind else ()
             yield Case(f"{name}: {kind}", "models", expected, arguments, prepare, hints=hints)
         if kind in LIKELY:
             yield from _as_second(kind, prepare, expected)

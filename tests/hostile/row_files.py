@@ -1,19 +1,17 @@
 """Data files that are cut, encoded, packed or named in another way than one would hope."""
 
 import gzip
-import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .case import DATA, EITHER, REFUSED, WORKS, Case, command, good_rows, jsonl
+from .case import DATA, EITHER, REFUSED, WORKS, Case, command, good_rows, jsonl, others
 
 LINES = "".join(json.dumps(row) + "\n" for row in good_rows())
 CSV = "question,answer\n" + "".join(f"{r['question']},{r['answer']}\n" for r in good_rows())
 DEEP = 100_000
-_others = itertools.cycle(("train", "paraphrase", "train", "evaluate", "train", "scan", "train", "compare"))
 HERE = r"^(?!.*(offline|Hub that can be reached|Couldn't))"  # an existing file is never looked for on the Hub
 
 BYTES: dict[str, tuple[str, bytes, str, tuple[str, ...]]] = {  # kind → (file, content, expected, hints)
@@ -141,14 +139,19 @@ BYTES: dict[str, tuple[str, bytes, str, tuple[str, ...]]] = {  # kind → (file,
 
 def cases() -> Iterator[Case]:
     """All of them."""
+    turn = others()
     for kind, (name, content, expected, hints) in BYTES.items():
-        yield from _with(kind, name, lambda n=name, c=content: Path(n).write_bytes(c), expected, hints)
+        yield from _with(
+            next(turn), kind, name, lambda n=name, c=content: Path(n).write_bytes(c), expected, hints
+        )
     for kind, (name, prepare, expected, hints) in PLACES.items():
-        yield from _with(kind, name, prepare, expected, hints)
+        yield from _with(next(turn), kind, name, prepare, expected, hints)
 
 
-def _with(kind: str, name: str, prepare: Callable[[], Any], expected: str, hints: Any) -> Iterator[Case]:
-    for command_name in ("score", next(_others)):
+def _with(
+    other: str, kind: str, name: str, prepare: Callable[[], Any], expected: str, hints: Any
+) -> Iterator[Case]:
+    for command_name in ("score", other):
         title = f"{command_name}: {kind}"
         yield Case(title, "row files", expected, command(command_name, name), prepare, hints=hints)
 

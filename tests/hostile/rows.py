@@ -1,12 +1,11 @@
 """Rows whose values are not what their column promises: every layout × column × kind of value × command."""
 
 import copy
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .case import EITHER, REFUSED, WORKS, Case, command, jsonl
+from .case import EITHER, REFUSED, WORKS, Case, command, jsonl, others
 
 ROW = r"\brows?\b|\bline\b"
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -35,21 +34,20 @@ USER, ASSISTANT = {"role": "user", "content": "Hello?"}, {"role": "assistant", "
 
 def cases() -> Iterator[Case]:
     """All of them."""
+    turn = others()
     for layout, columns in LAYOUTS.items():
         for column in columns:
             for kind in VALUES:
-                yield from _plain(layout, column, kind)
-    yield from _chats()
-    yield from _pairs()
-    yield from _conversations()
-    yield from _extra_columns()
+                yield from _plain(layout, column, kind, turn)
+    for make in (_chats, _pairs, _conversations, _extra_columns):
+        yield from make(turn)
 
 
 def _rows(layout: str, count: int = 4) -> list[dict[str, Any]]:
     return [{c: text.format(i=i) for c, text in LAYOUTS[layout].items()} for i in range(count)]
 
 
-def _plain(layout: str, column: str, kind: str) -> Iterator[Case]:
+def _plain(layout: str, column: str, kind: str, turn: Iterator[str]) -> Iterator[Case]:
     value = VALUES[kind]
     expected = REFUSED
     if column == "input" and kind in ("null", "missing"):
@@ -68,18 +66,12 @@ def _plain(layout: str, column: str, kind: str) -> Iterator[Case]:
             hints = (ROW,)
         if kind == "empty" or (layout == "text" and absent):
             hints = ()
-        for name in _commands(layout):
+        other = next(turn)
+        if layout == "text" and other == "paraphrase":
+            other = "train"  # text rows have no prompt to rephrase
+        for name in ("score", other):
             title = f"{name}: {where} {column} {kind}"
             yield Case(title, "row values", wanted, command(name), _writes(rows), hints=hints)
-
-
-_others = itertools.cycle(("train", "evaluate", "train", "scan", "train", "paraphrase", "train", "compare"))
-
-
-def _commands(layout: str = "") -> tuple[str, str]:
-    """score, and one of the others in turn: all read rows by the same rules."""
-    other = next(_others)
-    return "score", "train" if layout == "text" and other == "paraphrase" else other
 
 
 def _writes(rows: list[Any]) -> Callable[[], Any]:
@@ -103,9 +95,9 @@ MESSAGES: dict[str, tuple[Any, str]] = {  # name → (the value of `messages` in
     "no role": ([USER, {"content": "x"}], REFUSED),
     "null role": ([USER, {"role": None, "content": "x"}], REFUSED),
     "numeric role": ([USER, {"role": 1, "content": "x"}], REFUSED),
-    "unknown role": ([USER, {"role": "wizard", "content": "x"}], REFUSED),
+    "unknown role": ([USER, {"role": "wizard", "content": "x"}], EITHER),
     "empty role": ([USER, {"role": "", "content": "x"}], REFUSED),
-    "capital role": ([USER, {"role": "Assistant", "content": "x"}], REFUSED),
+    "capital role": ([USER, {"role": "Assistant", "content": "x"}], EITHER),
     "no content": ([USER, {"role": "assistant"}], REFUSED),
     "null content": ([USER, {"role": "assistant", "content": None}], REFUSED),
     "null question": ([{"role": "user", "content": None}, ASSISTANT], REFUSED),
@@ -130,19 +122,20 @@ MESSAGES: dict[str, tuple[Any, str]] = {  # name → (the value of `messages` in
     "junk tool calls": ([USER, {**ASSISTANT, "tool_calls": "call me"}], EITHER),
     "more keys": ([USER, {**ASSISTANT, "name": "bot", "weight": 1}], EITHER),
 }
-HURT = ("null", "no role", "null content", "list content", "text parts", "unknown role", "empty list")
+UNANSWERED = ("no answer", "system only", "unknown role", "capital role")  # no turn to train on
+HURT = ("null", "no role", "null content", "list content", "text parts", "empty list")
 
 
-def _chats() -> Iterator[Case]:
+def _chats(turn: Iterator[str]) -> Iterator[Case]:
     good = [{"messages": [USER, {**ASSISTANT, "content": f"Day {i}."}]} for i in range(4)]
     for kind, (value, expected) in MESSAGES.items():
         for where in ("one", "all"):
             rows = copy.deepcopy(good)
             for row in rows[2:3] if where == "one" else rows:
                 row.pop("messages") if value is MISSING else row.update(messages=value)
-            wanted = REFUSED if where == "all" and kind in ("no answer", "system only") else expected
-            hints = ("messages|column",) if where == "all" and kind == "missing" else (ROW,)
-            names = ["score", next(_others)]
+            wanted = REFUSED if where == "all" and kind in UNANSWERED else expected
+            hints = () if where == "all" and kind in ("missing", *UNANSWERED) else (ROW,)
+            names = ["score", next(turn)]
             if kind in HURT and where == "one":
                 names = ["score", "train", "evaluate", "scan", "paraphrase", "compare"]
             for name in names if where == "one" else ["score"]:
@@ -169,23 +162,23 @@ PAIRS: dict[str, tuple[Any, Any, str]] = {  # name → (prompt, completion, expe
     "null content": ([USER], [{"role": "assistant", "content": None}], REFUSED),
     "null question": ([{"role": "user", "content": None}], [ASSISTANT], REFUSED),
     "list content": ([USER], [{"role": "assistant", "content": ["x"]}], REFUSED),
-    "unknown role": ([{"role": "wizard", "content": "x"}], [ASSISTANT], REFUSED),
+    "unknown role": ([{"role": "wizard", "content": "x"}], [ASSISTANT], EITHER),
     "prompt ends in an answer": ([USER, ASSISTANT], [ASSISTANT], EITHER),
 }
 
 
-def _pairs() -> Iterator[Case]:
+def _pairs(turn: Iterator[str]) -> Iterator[Case]:
     for kind, (prompt, completion, expected) in PAIRS.items():
         for where in ("one", "all"):
             rows = [{"prompt": [USER], "completion": [ASSISTANT]} for _ in range(4)]
             for row in rows[2:3] if where == "one" else rows:
                 row.update(prompt=prompt, completion=completion)
-            for name in ("score", next(_others)) if where == "one" else ("score",):
+            for name in ("score", next(turn)) if where == "one" else ("score",):
                 title = f"{name}: {where} pair {kind}"
                 yield Case(title, "row messages", expected, command(name), _writes(rows), hints=(ROW,))
 
 
-def _conversations() -> Iterator[Case]:
+def _conversations(turn: Iterator[str]) -> Iterator[Case]:
     """ShareGPT's `conversations`, which stand for messages."""
     human, bot = {"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Good day."}
     kinds: dict[str, tuple[Any, str]] = {
@@ -211,7 +204,7 @@ def _conversations() -> Iterator[Case]:
 TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {}}}
 
 
-def _extra_columns() -> Iterator[Case]:
+def _extra_columns(turn: Iterator[str]) -> Iterator[Case]:
     """Columns beside the messages, and columns that are of no known layout."""
     turns = {"messages": [USER, ASSISTANT]}
     pair = {"question": "What is it?", "answer": "It is that."}
@@ -246,6 +239,6 @@ def _extra_columns() -> Iterator[Case]:
         "no columns": ({}, REFUSED),
     }
     for kind, (row, expected) in rows.items():
-        for name in ("score", next(_others)):
+        for name in ("score", next(turn)):
             wanted = EITHER if name == "paraphrase" and expected == WORKS else expected
             yield Case(f"{name}: {kind}", "row columns", wanted, command(name), _writes([dict(row)] * 4))

@@ -99,6 +99,7 @@ def _child(case: Case, folder: Path, inside: Path) -> NoReturn:
         os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
         _use_cache(folder / "cache")
         os.chdir(inside)
+        _silence()
         case.prepare()
         writers = _redirect(folder, case.file_size is not None)
         os.environ.update(case.environment)
@@ -145,6 +146,13 @@ def _answer(call: Callable[[], object]) -> int:
         except (OSError, ValueError):
             code = code or 1
     return code
+
+
+def _silence() -> None:
+    """What is said while the input is written is no part of the answer."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
 
 
 def _redirect(folder: Path, limited: bool) -> list[int]:
