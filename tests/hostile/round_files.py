@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .case import EITHER, REFUSED, TWO, WORKS, Case, fixture
+from .score_tables import flipped
 
 COMPARE = ("compare", *TWO, "--rounds_path", "r.parquet", "--resamples", "0", "--output_dir", "out")
 
@@ -117,9 +118,9 @@ BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut by a byte": (lambda content: content[:-1], REFUSED),
     "junk": (lambda content: b"junk" * 99, REFUSED),
     "JSON lines": (lambda content: b'{"round": 1, "prompt": "a", "answer": "b"}\n', REFUSED),
-    "flipped at 5 %": (lambda content: _flip(content, 0.05), REFUSED),
-    "flipped at 20 %": (lambda content: _flip(content, 0.2), REFUSED),
-    "flipped at 40 %": (lambda content: _flip(content, 0.4), REFUSED),
+    "flipped at 5 %": (lambda content: flipped(content, 0.05), REFUSED),
+    "flipped at 20 %": (lambda content: flipped(content, 0.2), REFUSED),
+    "flipped at 40 %": (lambda content: flipped(content, 0.4), REFUSED),
 }
 ASKS: dict[str, tuple[list[str], str]] = {
     "more rounds than the file has": (["--rounds", "9"], EITHER),
@@ -133,9 +134,3 @@ ASKS: dict[str, tuple[list[str], str]] = {
     "a job of none": (["--num_jobs", "0"], REFUSED),
     "a job out of range": (["--num_jobs", "2", "--job_index", "2"], REFUSED),
 }
-
-
-def _flip(content: bytes, share: float) -> bytes:
-    changed = bytearray(content)
-    changed[int(len(content) * share)] ^= 0x10
-    return bytes(changed)

@@ -137,15 +137,12 @@ def _bytes(change: Callable[[bytes], bytes]) -> Callable[[], None]:
     return prepare
 
 
-def _flip(position: float) -> Callable[[], None]:
-    """One bit at a place between the first and the last byte of the column chunks."""
-
-    def change(content: bytes) -> bytes:
-        changed = bytearray(content)
-        changed[int(len(content) * position)] ^= 0x10
-        return bytes(changed)
-
-    return _bytes(change)
+def flipped(content: bytes, share: float) -> bytes:
+    """A Parquet file with one bit changed, that share of the way through its pages."""
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    changed = bytearray(content)
+    changed[4 + int((len(content) - footer - 4) * share)] ^= 0x10
+    return bytes(changed)
 
 
 def _flip_score() -> None:
@@ -219,7 +216,7 @@ FILES: dict[str, tuple[Callable[[], Any], str]] = {
     "not there": (lambda: None, REFUSED),
     "a bit of a score flipped": (_flip_score, REFUSED),
     **{
-        f"a bit flipped at {share:.0%}": (_flip(share), REFUSED)
+        f"a bit flipped at {share:.0%}": (_bytes(lambda c, share=share: flipped(c, share)), REFUSED)
         for share in (0.02, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
     },
 }
