@@ -86,7 +86,8 @@ def _option(
     more: Sequence[str],
     also: tuple[str, ...] = (),
 ) -> Iterator[Case]:
-    values = dict.fromkeys((*more, *refused), EITHER) | dict.fromkeys((*refused, *nonsense), REFUSED)
+    likely = () if name == "reproduce" else more  # it takes long where it works
+    values = dict.fromkeys((*likely, *refused), EITHER) | dict.fromkeys((*refused, *nonsense), REFUSED)
     for value, expected in values.items():
         arguments = _without(base(name), f"--{option}")
         yield Case(
@@ -95,7 +96,7 @@ def _option(
             expected,
             [*arguments, *also, f"--{option}={value}"],
             _scores if name == "solve" else good_data,
-            hints=(option,),
+            hints=(option.replace("_", "[_ -]"),),
             fixtures=("scores",) if name == "solve" else (),
         )
 

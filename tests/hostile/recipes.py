@@ -88,7 +88,7 @@ CONTENTS: dict[str, tuple[str | bytes, str, tuple[str, ...]]] = {  # kind → (c
 }
 TRAIN: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "a power without a point": ("learning_rate: 1e-3\n", WORKS, ()),
-    "NaN": ("learning_rate: .nan\n", REFUSED, ("learning_rate",)),
+    "NaN": ("learning_rate: .nan\n", REFUSED, ("learning.rate",)),
     "NaN radius": ("epsilon: .nan\n", REFUSED, ("epsilon",)),
     "infinite radius": ("epsilon: .inf\n", REFUSED, ("epsilon",)),
     "null radius": ("epsilon:\n", REFUSED, ("epsilon",)),
