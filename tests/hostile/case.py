@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 REFUSED, WORKS, EITHER = "refused", "works", "either"
+BAR = re.compile(r"\d+%\||examples/s")  # progress that a library draws
 LONGEST_LINE = 600  # characters of a refusal
 MOST_LINES = 12  # of progress and warnings around it
 PROBLEM = "problem.txt"  # what `check` found, written beside the case's folder
@@ -78,7 +79,7 @@ def verdict(case: Case, answer: Answer) -> str:  # noqa: PLR0911
 def _refusal(case: Case, answer: Answer) -> str:  # noqa: PLR0911
     if answer.code != 2:
         return f"exit code {answer.code}"
-    lines = [line for line in answer.err.splitlines() if line.strip()]
+    lines = [line for line in answer.err.splitlines() if line.strip() and not BAR.search(line)]
     ours = [line for line in lines if line.startswith("klball: error:")]
     if not ours:
         return "no line `klball: error:`"

@@ -124,13 +124,13 @@ def _command(arguments: Sequence[str]) -> None:
 
 
 def _answer(call: Callable[[], object]) -> int:
-    """The exit code; a ValueError of the API counts as the refusal that the commands make of it."""
+    """The exit code; a ValueError or OSError of the API counts as the refusal that the commands make of it."""
     try:
         call()
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if isinstance(error, UnicodeError):
             traceback.print_exc()
             code = 1

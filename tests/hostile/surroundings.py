@@ -55,7 +55,7 @@ def cases() -> Iterator[Case]:
         *("paraphrase: without sentence-transformers", "surroundings", REFUSED),
         arguments=[*command("paraphrase"), "--similarity_model", "all-MiniLM-L6-v2"],
         prepare=good_data,
-        hints=("sentence.transformers",),
+        hints=("similarity|sentence.transformers",),
     )
     yield from _full_disks()
     yield from _streams()
