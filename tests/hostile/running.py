@@ -124,7 +124,7 @@ def _command(arguments: Sequence[str]) -> None:
 
 
 def _answer(call: Callable[[], object]) -> int:
-    """The exit code; a ValueError or OSError of the API counts as the refusal that the commands make of it."""
+    """The exit code; a ValueError or OSError of the API counts as the refusal that commands make of it."""
     try:
         call()
         code = 0
