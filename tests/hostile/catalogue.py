@@ -1,0 +1,39 @@
+"""All hostile inputs, in one order that never changes."""
+
+from collections import Counter
+from functools import cache
+
+from . import (
+    adapters,
+    api_dual,
+    api_training,
+    batches,
+    checkpoints,
+    column_types,
+    flags,
+    identity,
+    labels,
+    models,
+    recipes,
+    round_files,
+    row_files,
+    rows,
+    score_tables,
+    surroundings,
+    texts,
+    words,
+)
+from .case import Case
+
+ROWS = (rows, identity, column_types, row_files, texts)
+FOLDERS = (models, adapters, checkpoints, batches, score_tables, round_files)
+ASKED = (recipes, flags, words, labels, surroundings, api_dual, api_training)
+
+
+@cache
+def catalogue() -> tuple[Case, ...]:
+    """Every case; names are unique within a class."""
+    found = tuple(case for module in (*ROWS, *FOLDERS, *ASKED) for case in module.cases())
+    repeated = [key for key, count in Counter((case.group, case.name) for case in found).items() if count > 1]
+    assert not repeated, repeated[:5]
+    return found
