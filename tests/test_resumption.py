@@ -47,18 +47,15 @@ def write_rows(path, rows):
 
 
 def train(root, folder, *more, model="model", rows="rows.jsonl"):
-    names = ["--model_name_or_path", str(root / model), "--dataset_name", str(root / rows)]
-    command.main([*overridden(*names, *SETTINGS, *more), "--output_dir", str(folder)], "klball train")
-
-
-def overridden(*words):
-    """The words of a command line; of an option that comes twice, the last."""
-    options = {}
-    for word in words:
+    """Run the command; what `more` says goes before the settings above."""
+    given = ["--model_name_or_path", str(root / model), "--dataset_name", str(root / rows), *SETTINGS, *more]
+    options: dict[str, list[str]] = {}
+    for word in [*given, "--output_dir", str(folder)]:
         if word.startswith("--"):
-            options.pop(name := word, None)
-        options.setdefault(name, []).append(word)
-    return [word for option in options.values() for word in option]
+            options[word] = values = [word]
+        else:
+            values.append(word)
+    command.main([word for words in options.values() for word in words], "klball train")
 
 
 @pytest.fixture(scope="module")
@@ -278,8 +275,8 @@ def test_folders_of_others_are_refused(root, stopped, tmp_path):
     with pytest.raises(ValueError, match=r"that this command did not begin \(no run.json\)"):
         train(root, stopped)
     for content, message in {
-        json.dumps({"command": "klball score", "options": {}}): "holds the results of `klball score`",
-        json.dumps({"options": {}}): "holds results of another command",
+        json.dumps({"command": "klball score", "options": {}}): "holds the results of .?klball score",
+        json.dumps({"options": {}}): "holds the results of another command",
         "[]": "run.json holds no JSON object",
         recorded[:99]: "run.json is not readable JSON",
     }.items():
@@ -349,15 +346,25 @@ def test_resumption_from_the_newest(word, root, stopped, finished):
 
 def test_shared_files_name_neither_token_nor_installation(root, tmp_path):
     folder = tmp_path / "run"
-    names = ["--model_name_or_path", "klball/tiny", "--dataset_name", str(root / "rows.jsonl")]
     lora = [*PEFT, *shlex.split("--max_steps 1 --save_steps 1 --hub_token hf_secret")]
-    command.main([*overridden(*names, *SETTINGS, *lora), "--output_dir", str(folder)], "klball train")
+    train(root, folder, *lora, "--model_name_or_path", "klball/tiny")
     for path in (path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
         assert b"hf_secret" not in content and TINY_FOLDER.encode() not in content, path
     adapter = json.loads((folder / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "klball/tiny"
     load_model(str(folder))
+
+
+def test_the_trainer_keeps_the_token_for_uploads(tmp_path, tokenizer):
+    config = RobustSFTConfig(output_dir=str(tmp_path), hub_token="hf_secret", use_cpu=True, bf16=False)
+    rows = Dataset.from_list([{"prompt": "a", "completion": "b"}])
+    trainer = RobustSFTTrainer(
+        small_qwen(len(tokenizer)), config, train_dataset=rows, processing_class=tokenizer
+    )
+    trainer.save_model(str(tmp_path))
+    assert trainer.args.hub_token == "hf_secret"
+    assert b"hf_secret" not in (tmp_path / "training_args.bin").read_bytes()
 
 
 def adapter(root, folder, tokenizer):

@@ -66,7 +66,7 @@ def check_same_run(folder: Path, wanted: dict[str, Any]) -> bool:
     wanted = json.loads(json.dumps(wanted, default=str))
     command = recorded.get("command", "another command")
     if command != wanted["command"]:
-        raise ValueError(f"{folder} holds results of {command}: {elsewhere}")
+        raise ValueError(f"{folder} holds the results of {command}: {elsewhere}")
     changes = _differences(recorded, wanted)
     if not changes:
         return True
