@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 import klball
 from conftest import small_qwen
 from gradient_grid import quiet
-from klball.data.files import dataset_of
+from klball.data.readers import dataset_of
 from klball.data.rows import encode, to_trl_format
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"

@@ -10,7 +10,7 @@ import klball
 from conftest import small_qwen
 from gradient_grid import quiet
 from klball import cli
-from klball.data.files import dataset_of
+from klball.data.readers import dataset_of
 from klball.data.rows import (
     as_dataset,
     encode,

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from klball.data.files import dataset_of
+from klball.data.readers import dataset_of
 from klball.data.rows import load_rows, to_trl_format, with_sample_ids
 
 ROWS = [{"question": f"Name {k}.", "answer": f"It is {k}."} for k in range(8)]

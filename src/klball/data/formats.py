@@ -19,7 +19,7 @@ from klball.data.conversations import (
     turns_of,
     with_system,
 )
-from klball.data.files import dataset_of_columns
+from klball.data.readers import dataset_of_columns
 from klball.data.texts import found, refusal, texts
 
 logger = logging.getLogger(__name__)

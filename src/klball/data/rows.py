@@ -1,6 +1,6 @@
 """From any supported source and row format to token ids, answer labels and a sample id.
 
-In four steps, each in a file of its own: `sources` (with `files`) reads, `ids` numbers, `formats` (with
+In four steps, each in a file of its own: `sources` (with `readers`) reads, `ids` numbers, `formats` (with
 `texts` and `conversations`) checks and brings into TRL's formats, `encoding` tokenises.
 """
 

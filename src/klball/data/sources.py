@@ -20,9 +20,9 @@ from datasets import (
 from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
 
 from klball.data.builtin import BUILTIN, load_builtin
-from klball.data.files import KINDS, READABLE, dataset_of, read_files, suffix_of
 from klball.data.formats import TEXT, known_columns, to_trl_format
 from klball.data.ids import with_sample_ids
+from klball.data.readers import KINDS, READABLE, dataset_of, read_files, suffix_of
 
 SPLIT = re.compile(r"\s*([^\[\]\s]+)\s*(\[[^\[\]]*\])?\s*")
 ALL_ROWS = "train"  # what `datasets` calls the rows of a file
