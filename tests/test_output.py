@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import pickle
 import sys
 from dataclasses import dataclass
 
@@ -17,7 +16,6 @@ from klball.experiments import command
 from klball.experiments.command import progress_bar, say, show_table, write_csv, write_run
 from klball.experiments.labels import file_names, labelled
 from klball.experiments.plain_text import visible
-from klball.training.config import RobustSFTConfig
 
 MARKUP = (
     *("[INST] hello [/INST]", "[/b]", "[red]", "dict[str]", "[a-z]", ":smile:", "[/path/to/x]", "[bold]x"),
@@ -166,12 +164,6 @@ def test_no_password_is_written_down(url, kept, tmp_path):
     assert without_secrets(url) == kept == without_secrets(kept)
     write_run(tmp_path, Options(url), "klball paraphrase")
     assert json.loads((tmp_path / "run.json").read_text())["options"]["base_url"] == kept
-
-
-def test_no_token_is_pickled(tmp_path):
-    config = RobustSFTConfig(output_dir=str(tmp_path), hub_token="hf_secret", use_cpu=True, bf16=False)
-    assert b"hf_secret" not in pickle.dumps(config) and config.hub_token == "hf_secret"
-    assert pickle.loads(pickle.dumps(config)).epsilon == config.epsilon
 
 
 @pytest.mark.parametrize("label", ["", " ", ".", "..", "/", "//", "\0", "a\0b", "x" * 201, "é" * 101])

@@ -1,7 +1,6 @@
 """RobustSFTConfig: TRL's SFTConfig and the few settings that robust training adds."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from trl import SFTConfig
 
@@ -91,10 +90,6 @@ class RobustSFTConfig(SFTConfig):
             raise ValueError("certainty_gradient needs gamma: without it certainty plays no part")
         if self.certainty_gradient and self.reweight == "static":
             raise ValueError("certainty_gradient needs reweight='live': static weights have no multiplier")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What `training_args.bin` keeps: a folder that is shared holds no token."""
-        return {**vars(self), "hub_token": None}
 
     def ambiguity(self) -> AmbiguitySet:
         """The ambiguity set of epsilon, gamma and max_weight."""
