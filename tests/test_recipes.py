@@ -79,10 +79,6 @@ def test_the_example_of_every_command_is_understood(command):
         (["--name"], "--name: expected one argument"),
         (["--rate", "nan"], "--rate must be a number, not nan"),
         (["--values", "1", "nan"], "--values must be a number, not nan"),
-        (["--rate", "1", "--rate", "2"], "--rate is given twice, 1 and 2"),
-        (["--rate=1", "--rate", "2"], "--rate is given twice"),
-        (["--longer_name", "a", "--longer-name", "b"], "--longer_name is given twice"),
-        (["--flag", "--no_flag"], "--flag is given twice"),
         (
             ["--values", "1", "--values", "2"],
             "--values is given twice, 1 and 2: give all its values after one",
@@ -242,3 +238,20 @@ def test_a_folder_has_one_name(tmp_path):
     assert {
         parse([Few], ["--output_dir", name], "klball few")[0].output_dir for name in ("o", "./o", "o/")
     } == {"o"}
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--rate", "1", "--rate", "2"], "--rate is given twice: 2 counts, not 1"),
+        (["--rate=1", "--rate", "2"], "--rate is given twice: 2 counts, not 1"),
+        (["--longer_name", "a", "--longer-name", "b"], "--longer_name is given twice: b counts, not a"),
+        (["--flag", "--no_flag"], "--flag is given twice: --no_flag counts, not --flag"),
+        (["--rate", "2", "--rate", "2"], None),
+        (["--flag", "--flag"], None),
+    ],
+)
+def test_of_an_option_given_twice_the_last_counts_aloud(words, said, caplog):
+    (few,) = parse([Few], words, "klball few")
+    assert (few.rate, few.longer_name, few.flag) != (0.5, None, True) or words[0] == "--flag"
+    assert [record.getMessage() for record in caplog.records] == [said] * (said is not None)

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import logging
 import os
 import re
 from argparse import ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
@@ -18,6 +19,8 @@ from trl import TrlParser
 
 from klball.experiments.recipe import read_recipe, split_config
 from klball.training.bounds import check_bounds
+
+logger = logging.getLogger(__name__)
 
 OWN_TITLE = "options of klball"
 OTHER_TITLE = "options of TRL and Transformers"
@@ -41,7 +44,7 @@ def parse_options(
     """The dataclasses filled from `--config FILE.yaml` and the command line, by TRL's own parser.
 
     `defaults` replace those of the classes. `~` stands for the home folder in every value.
-    Raises ValueError in one line for anything unknown, repeated, abbreviated, of a wrong type, or NaN.
+    Raises ValueError in one line for anything unknown, abbreviated, of a wrong type, or NaN.
     """
     path, arguments = split_config(arguments)
     parser = Parser(classes, prog, EXAMPLES.get(prog.rpartition(" ")[2], ""))
@@ -115,7 +118,7 @@ class Parser(TrlParser):
 
     def parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:
         """The dataclasses; raises ValueError in one line, also where their own checks refuse."""
-        self._refuse_repeated(arguments)
+        self._tell_repeated(arguments)
         try:
             return self.parse_args_into_dataclasses(list(arguments), look_for_args_file=False)
         except FAULTS as error:
@@ -154,18 +157,22 @@ class Parser(TrlParser):
         """One line in place of argparse's usage, which has 160."""
         raise ValueError(re.sub(r"^argument (--\w+)\S*: ", r"\1: ", message))
 
-    def _refuse_repeated(self, arguments: Sequence[str]) -> None:
-        """The last would win without a word."""
+    def _tell_repeated(self, arguments: Sequence[str]) -> None:
+        """As everywhere the last one counts, but not without a word; a list's values come after one flag."""
         seen: dict[str, str] = {}
         for word, following in pairwise([*arguments, ""]):
             flag, sign, value = word.partition("=")
             action = self._option_string_actions.get(flag)
             if action is None:
                 continue
-            value = value if sign else following
-            if action.dest in seen:
-                many = ": give all its values after one" if action.nargs == "+" else ""
-                raise ValueError(f"--{action.dest} is given twice, {seen[action.dest]} and {value}{many}")
+            value = value if sign else following if following[:2] not in ("", "--") else flag
+            before = seen.get(action.dest)
+            if before is not None and action.nargs == "+":
+                raise ValueError(
+                    f"--{action.dest} is given twice, {before} and {value}: give all its values after one"
+                )
+            if before not in (None, value):
+                logger.warning("--%s is given twice: %s counts, not %s", action.dest, value, before)
             seen[action.dest] = value
 
 
