@@ -1,13 +1,11 @@
 """The dual once more on scores that have hardly changed: from its last multipliers, without the weights."""
 
-import math
-
 import numpy as np
 from torch import Tensor
 
 from klball.robust.dual import DualSolution, Units, standardised
-from klball.robust.solver.newton import joint_tilt, moments_at, radius_tilt
-from klball.robust.solver.rounds import Ball, closed, of_moments
+from klball.robust.solver.newton import NEAR, joint_tilt, moments_at
+from klball.robust.solver.rounds import Ball, closed, of_moments, on_surface
 from klball.robust.solver.tilting import Numbers, Scores, Tilting
 
 MOST_PASSES = 12  # then a solution from scratch is as cheap
@@ -38,21 +36,24 @@ def resolve(
     scores = Scores(x[0], None if y is None else y[0], None if f is None else f[0], max_weight)
     ball = Ball(epsilon, None if gamma is None else (gamma - c0) / c_width)
     a, b = width / start[0], start[1] * c_width / start[0]
-    tilting = Tilting(scores)
+    tilting, near = Tilting(scores), NEAR if max_weight is None else 0.0
     if gamma is not None and b > 0:
         tilting = Tilting(Scores(x, y, f, max_weight))
         found = joint_tilt(
             tilting, epsilon, np.array([ball.gamma]), np.array([a]), np.array([b]), MOST_PASSES
         )
         a, b = float(found[0][0]), float(found[1][0])
-        if not found[2][0] or not b > 0:
+        if not (found[2][0] and a > 0 and b > 0):
             return None
+        answer = of_moments(moments_at(tilting, a, b, near), None, a, b, ball, tilting)
     else:
-        a, b = radius_tilt(tilting, epsilon, a, passes=MOST_PASSES), 0.0
-    if not 0 < a < math.inf or tilting.num_passes > MOST_PASSES:
-        return None
-    answer = of_moments(moments_at(tilting, a, b), None, a, b, ball, tilting)
-    if not closed(answer, ball):
+        answer = on_surface(
+            tilting,
+            epsilon,
+            a,
+            lambda a: of_moments(moments_at(tilting, a, 0.0, near), None, a, 0.0, ball, tilting),
+        )
+    if not closed(answer, ball) or answer.passes > MOST_PASSES:
         return None
     return Units(g0, width, c0, c_width).solution(answer, gamma, c is not None)
 

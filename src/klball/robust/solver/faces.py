@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from klball.robust.solver.newton import LONGEST_STEP, MOST_PASSES
+from klball.robust.solver.newton import bracketed
 from klball.robust.solver.tilting import Numbers, Scores, Tilting, quantile
 
 TIE = 1e-12  # of the range of the scores
+MET = 1e-11  # of the range of y: so close to γ is there
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _share_to(face: Face, y: Numbers, gamma: float) -> Numbers | None:
     if share is None:
         return None
     q = face.weights(share)
-    return q if abs(float(q @ y) - gamma) <= TIE else None
+    return q if abs(float(q @ y) - gamma) <= MET else None
 
 
 def _tilt_to(y: Numbers, base: Numbers, cap: float | None, target: float) -> Numbers | None:
@@ -131,16 +132,11 @@ def _tilt_to(y: Numbers, base: Numbers, cap: float | None, target: float) -> Num
     z = sign * (y - target)
     origin = z.min() if cap is None else quantile(z, base, cap)
     tilting = Tilting(Scores((z - origin) / spread, None, base, cap))
-    low, high, eta, wanted = 0.0, math.inf, 1.0, -origin / spread
-    for _ in range(MOST_PASSES):
+    wanted = -origin / spread
+
+    def look(eta: float) -> tuple[bool, float]:
         m = tilting.moments(eta)
-        low, high = (eta, high) if m.mean_x > wanted else (low, eta)
-        if low >= high * (1 - 1e-15) or eta > 1e12:
-            break
-        proposal = eta + (m.mean_x - wanted) / m.var_x if m.var_x > 0 else math.inf
-        if not low < proposal < high:
-            proposal = eta * math.exp(2 * LONGEST_STEP) if high == math.inf else (low + high) / 2
-        if abs(proposal - eta) <= 1e-15 * eta:
-            break
-        eta = proposal
-    return tilting.weights(eta)[0]
+        slope = eta * m.var_x
+        return m.mean_x > wanted, (m.mean_x - wanted) / slope if slope > 1e-300 else math.inf
+
+    return tilting.weights(bracketed(look, 1.0, settled=1e-14))[0]

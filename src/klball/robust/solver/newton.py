@@ -8,6 +8,7 @@ With q ∝ f·exp(−ax − by) and V the covariance of (x, y) under q, over the
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,51 +24,68 @@ JOINT_PASSES = 40
 MOST_PASSES = 300
 
 
-def radius_tilt(
-    tilting: Any, epsilon: float, a: float, settled: float = SETTLED, passes: int = MOST_PASSES
+def bracketed(
+    look: Callable[[float], tuple[bool, float]], value: float, settled: float, passes: int = MOST_PASSES
 ) -> float:
-    """a with KL = ε at b = 0, from a start; the ball must bind.
+    """Where something that grows with a positive value crosses its target.
 
-    Newton on log KL in log a: exact in one step where KL ∝ a², and bracketed, because KL grows with a.
+    `look(value)` says whether it is still below, and the step of log value that Newton would take. A step out
+    of the bracket, and now and then one that only crawls, is replaced by one well inside.
     """
     low, high = 0.0, math.inf
     for used in range(passes):
-        m = tilting.moments(a)
-        low, high = (a, high) if m.kl < epsilon else (low, a)
-        step = log_step(m, a, epsilon, LONGEST_STEP * (1 + used / 4))
-        proposal = a * math.exp(step)
-        if low <= proposal <= high and abs(step) < settled:
+        below, step = look(value)
+        low, high = (value, high) if below else (low, value)
+        longest = LONGEST_STEP * (1 + used / 4)
+        proposal = value * math.exp(max(-longest, min(longest, step)))
+        if abs(step) < settled and low <= proposal <= high:
             return proposal
         if low >= high * (1 - 1e-15):
-            return a
-        crawling = used % 4 == 3 and used > 8
-        if crawling or not low < proposal < high:
-            proposal = a * math.exp(LONGEST_STEP) if high == math.inf else _middle(low, high)
-        a = proposal
-    return a
+            break
+        if not low < proposal < high or (used % 4 == 3 and used > 8 and high < math.inf):
+            middle = math.sqrt(low) * math.sqrt(high) if low > 0 else high / math.exp(longest)
+            proposal = middle if high < math.inf else value * math.exp(longest)
+        value = proposal
+    return value
 
 
-def log_step(m: Moments, a: float, epsilon: float, longest: float = LONGEST_STEP) -> float:
-    """The step of log a towards KL = ε at b = 0, to second order; a long one where the moments are no help."""
+def radius_tilt(
+    tilting: Any, epsilon: float, a: float, settled: float = SETTLED, passes: int = MOST_PASSES
+) -> float:
+    """a with KL = ε at b = 0, from a start; the ball must bind."""
+
+    def look(a: float) -> tuple[bool, float]:
+        m = tilting.moments(a)
+        return m.kl < epsilon, log_step(m, a, epsilon)
+
+    return bracketed(look, a, settled, passes)
+
+
+def log_step(m: Moments, a: float, epsilon: float) -> float:
+    """The step of log a towards KL = ε at b = 0, of log KL in log a and to second order.
+
+    It is exact where KL ∝ a²; where the moments are no help it is long.
+    """
     slope = a * a * m.var_x
     if not (0 < m.kl < math.inf and slope > 1e-300):
-        return longest if m.kl < epsilon else -longest
+        return math.inf if m.kl < epsilon else -math.inf
     step = m.kl * math.log(epsilon / m.kl) / slope
     bent = (slope / m.kl - 2 + a * m.third_x / m.var_x) * step / 2
-    return max(-longest, min(longest, step * (1 + bent) if abs(bent) < 0.5 else step))
+    return step * (1 + bent) if abs(bent) < 0.5 else step
 
 
-def moments_at(tilting: Any, a: float, b: float) -> Moments:
+def moments_at(tilting: Any, a: float, b: float, near: float = NEAR) -> Moments:
     """The moments at a tilt that iterations ended at; by Taylor's series, if the last pass was near enough.
 
-    A step of d standard deviations of the exponent leaves errors of d³ in KL and d² in the means.
+    Without a cap a step of d standard deviations of the exponent leaves errors of d³ in KL and d² in the means;
+    with one it has to be `near` = 0.
     """
     (at_a, at_b), m = (float(np.squeeze(v)) for v in tilting.last[:2]), tilting.last[2]
     m = Moments(*(float(np.squeeze(v)) for v in m))
     da, db = a - at_a, b - at_b
     first_x, first_y = m.var_x * da + m.cov_xy * db, m.cov_xy * da + m.var_y * db
     spread = da * first_x + db * first_y
-    if not 0 <= spread <= NEAR**2:
+    if not 0 <= spread <= near**2:
         return tilting.moments(a, b)
     third = m.third_x * da * da / 2 if b == 0 else 0.0
     mean_x, mean_y = m.mean_x - first_x + third, m.mean_y - first_y
@@ -86,6 +104,7 @@ def radius_start(tilting: Tilting, epsilon: float) -> float:
     if n >= MANY and (part := tilting.thinned()) is not None:
         binding = min(epsilon, 0.9 * math.log(part.scores.x.shape[-1]))
         start = radius_tilt(part, binding, radius_start(part, binding), ROUGHLY)
+        tilting.last = part.last if s.cap is not None else None  # it knows about where μ is
         return start if 0 < start < math.inf else 1.0
     few = slice(None, None, max(1, n // FEW)) if s.base is None else slice(None)
     x = s.x[few]
@@ -193,21 +212,21 @@ def joint_step(m: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Number
 
 
 def nested_tilt(tilting: Tilting, epsilon: float, gamma: float, a: float) -> tuple[float, float]:
-    """(a, b) of one round by nested bracketing, slower than `joint_tilt` but never lost.
+    """(a, b) of one round by nested brackets, slower than `joint_tilt` but never lost.
 
     On the curve b(a) where E[y] = γ, or b = 0 where that is slack, KL grows with a.
     """
-    low, high, b = 0.0, math.inf, 0.0
-    for used in range(MOST_PASSES):
+    b = 0.0
+
+    def look(a: float) -> tuple[bool, float]:
+        nonlocal b
         b, m = _onto_curve(tilting, a, b, gamma)
-        low, high = (a, high) if m.kl < epsilon else (low, a)
         explained = m.cov_xy**2 / m.var_y if b > 0 and m.var_y > 0 else 0.0
-        slope = a**2 * (m.var_x - explained)
-        step = (epsilon - m.kl) / slope if slope > 0 else math.inf
-        if abs(m.kl - epsilon) <= 1e-13 * epsilon or low >= high * (1 - 1e-15):
-            break
-        a = _bracketed(a, step, low, high, used)
-    return a, b
+        slope = a * a * (m.var_x - explained)
+        return m.kl < epsilon, (epsilon - m.kl) / slope if slope > 1e-300 else math.inf
+
+    a = bracketed(look, a, settled=1e-14)
+    return a, _onto_curve(tilting, a, b, gamma)[0]
 
 
 def _onto_curve(tilting: Tilting, a: float, b: float, gamma: float) -> tuple[float, Moments]:
@@ -215,23 +234,11 @@ def _onto_curve(tilting: Tilting, a: float, b: float, gamma: float) -> tuple[flo
     m = tilting.moments(a, 0.0)
     if m.mean_y <= gamma:
         return 0.0, m
-    low, high, b = 0.0, math.inf, b or 1.0
-    for used in range(MOST_PASSES):
+
+    def look(b: float) -> tuple[bool, float]:
         m = tilting.moments(a, b)
-        excess, slope = m.mean_y - gamma, b * m.var_y
-        low, high = (b, high) if excess > 0 else (low, b)
-        step = excess / slope if slope > 0 else math.inf
-        if abs(step) < 1e-14 or excess == 0 or low >= high * (1 - 1e-15):
-            break
-        b = _bracketed(b, step, low, high, used)
-    return b, m
+        slope = b * m.var_y
+        return m.mean_y > gamma, (m.mean_y - gamma) / slope if slope > 1e-300 else math.inf
 
-
-def _bracketed(value: float, log_step: float, low: float, high: float, used: int) -> float:
-    """value·e^step where that lies in (low, high), else a point well inside; a bisection now and then."""
-    longest = LONGEST_STEP * (1 + used / 4)
-    proposal = value * math.exp(max(-longest, min(longest, log_step)))
-    crawling = used % 4 == 3 and used > 8 and high < math.inf
-    if low < proposal < high and not crawling:
-        return proposal
-    return value * math.exp(longest) if high == math.inf else _middle(low, high)
+    b = bracketed(look, b or 1.0, settled=1e-14)
+    return b, tilting.moments(a, b)

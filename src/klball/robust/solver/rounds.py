@@ -4,16 +4,25 @@ minimise E_q[x]  over  KL(q‖f) ≤ ε,  E_q[y] ≤ γ,  q ≤ c·f
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from klball.robust.solver.faces import face_of, vertex
-from klball.robust.solver.newton import joint_start, joint_tilt, nested_tilt, radius_start, radius_tilt
+from klball.robust.solver.newton import (
+    SETTLED,
+    joint_start,
+    joint_tilt,
+    nested_tilt,
+    radius_start,
+    radius_tilt,
+)
 from klball.robust.solver.tilting import Moments, Numbers, Scores, Tilting, quantile
 
 CLOSED = 1e-11  # a gap that ends the search, in units of the range of x
 FEASIBLE = 1e-11  # an excess of E[y] that is none, in units of its range
+KINKED = 1e-6  # a step of log a so short leaves an error of about its square at a kink
 SLACK = 1e-12  # of the range of y: a bound met this closely is met, without a price
 
 
@@ -104,10 +113,16 @@ def solve_ball(scores: Scores, epsilon: float) -> Answer:
             status = "point_mass" if scores.cap is None else "capped"
             return _at(scores, face.nearest(), status, a=math.inf, gap=0.0)
     tilting, ball = Tilting(scores), Ball(epsilon)
-    a = radius_tilt(tilting, epsilon, radius_start(tilting, epsilon))
-    found = tilted(tilting, a, 0.0, ball)
-    if not closed(found, ball):  # the last step was short, but KL bends much there
-        found = tilted(tilting, radius_tilt(tilting, epsilon, a, settled=1e-12), 0.0, ball)
+    start = radius_start(tilting, epsilon)
+    return on_surface(tilting, epsilon, start, lambda a: tilted(tilting, a, 0.0, ball))
+
+
+def on_surface(tilting: Tilting, epsilon: float, start: float, answer: Callable[[float], Answer]) -> Answer:
+    """The answer at the a with KL = ε; with more care where KL bends much, or a cap puts kinks in it."""
+    a = radius_tilt(tilting, epsilon, start, SETTLED if tilting.scores.cap is None else KINKED)
+    found = answer(a)
+    if not closed(found, Ball(epsilon)):
+        found = answer(radius_tilt(tilting, epsilon, a, settled=1e-12))
     return found
 
 

@@ -96,7 +96,8 @@ class Tilting:
         if self.scores.cap is not None:
             found = self._capped(a, b)[1]
         else:
-            found = self._moments([tilted_sums(*chunk, a, b)[1] for chunk in self._chunks()], a, b)
+            total = self._total([tilted_sums(*chunk, a, b)[1] for chunk in self._chunks()])
+            found = moments_of(total, self._log_n(), a, b)
         self.last = a, b, found
         return found
 
@@ -109,19 +110,19 @@ class Tilting:
         places, parts = chunks_of(q), []
         for chunk, place in zip(self._chunks(), places, strict=True):
             parts.append(tilted_sums(*chunk, a, b, out=place)[1])
-        moments = self._moments(parts, a, b)
-        log_z = self._log_n() - moments.mu
+        total = self._total(parts)
         for part, place in zip(parts, places, strict=True):
-            place *= _column(np.exp(part[0] - log_z))
-        return q, moments
+            place *= _column(np.exp(part[0] - total[0]) / total[1])
+        return q, moments_of(total, self._log_n(), a, b)
 
-    def _moments(self, parts: list[Numbers], a: Tilt, b: Tilt) -> Moments:
-        x = self.scores.x
-        if len(parts) > 1 or parts[0].ndim > x.ndim:
-            together = np.stack(parts, -1) if _rounds(x) > 1 else np.concatenate(parts, -1)
-            total = merged(together)
-            parts = [total[:, None] if x.ndim > 1 and _rounds(x) == 1 else total]
-        return moments_of(parts[0] if x.ndim > 1 else parts[0].tolist(), self._log_n(), a, b)
+    def _total(self, parts: list[Numbers]) -> Any:
+        """[9, rounds], or nine numbers where there is no such axis."""
+        single, many = self.scores.x.ndim == 1, _rounds(self.scores.x) > 1
+        total = parts[0]
+        if len(parts) > 1 or total.ndim > self.scores.x.ndim:
+            total = merged(np.stack(parts, -1) if many else np.concatenate(parts, -1))
+            total = total if single or many else total[:, None]
+        return total.tolist() if single else total
 
     def _chunks(self) -> list[tuple[Numbers, Numbers | None, Numbers | None]]:
         parts = [None if v is None else chunks_of(v) for v in (self.scores.x, self.scores.y, self.log_f)]
@@ -138,21 +139,44 @@ class Tilting:
         e = exponents(s.x, s.y, None, a, b)
         level = _level(e, s.f(), cap) if np.any(b) and not np.abs(e).max() < FAR else np.zeros(e.shape[:-1])
         w = np.exp(np.minimum(e - _column(level), FAR + 100))
-        f = 1 / e.shape[-1] if s.base is None else s.base
-        fw = f * w
-        scale, free = 1 / fw.sum(-1), np.ones(w.shape, dtype=bool)
-        while True:
-            over = w * _column(scale) >= cap
-            full = (f * over).sum(-1) if s.base is not None else np.count_nonzero(over, axis=-1) * f
-            left = 1 - cap * full
-            rest = fw.sum(-1, where=~over)
-            more = np.where((left > BARELY) & (rest > 0), left / np.where(rest > 0, rest, 1.0), scale)
-            free, scale, before = ~over, np.maximum(scale, more), scale
-            if (scale <= before * (1 + 1e-15)).all():
-                break
-        q = np.minimum(w * _column(scale), cap) * f
+        scale = self._scale(w, a, b, level)
+        q = np.minimum(w, _column(cap / scale))
+        q *= _column(scale) / e.shape[-1] if s.base is None else _column(scale) * s.base
         mu = np.log(scale) - level
-        return q, _free_moments(q, q * free, e, mu, s, cap)
+        return q, _free_moments(q, q * (w < _column(cap / scale)), e, mu, s, cap)
+
+    def _scale(self, w: Numbers, a: Tilt, b: Tilt, level: Numbers) -> Tilt:
+        """M with Σ f·min(c, M·w) = 1 by Newton's iteration: that is concave in M, so from below none overshoots.
+
+        The first may come from above: from where the last pass would put it.
+        """
+        s, cap = self.scores, self.scores.cap
+        f = 1 / w.shape[-1] if s.base is None else s.base
+
+        def newton(scale: Tilt) -> Tilt:
+            over = w >= _column(cap / scale)
+            rest = np.where(over, 0.0, w)  # no difference of sums, of which one may be out of all proportion
+            if s.base is None:
+                full, mass = np.count_nonzero(over, axis=-1) * f, np.einsum("...i->...", rest) * f
+            else:
+                full, mass = (over * f).sum(-1), np.vecdot(rest, f)
+            left = 1 - cap * full
+            usable = (left > BARELY) & (mass > 0)
+            return np.where(usable, left / np.where(usable, mass, 1.0), 0.0)
+
+        lowest = 1 / (w.mean(-1) if s.base is None else np.vecdot(w, f))
+        scale = lowest
+        if self.last is not None:
+            at_a, at_b, m = self.last
+            with np.errstate(over="ignore"):
+                guess = np.exp(m.mu + m.mean_x * (a - at_a) + m.mean_y * (b - at_b) + level)
+            if np.isfinite(guess).all() and (guess > lowest).all():
+                scale = np.maximum(newton(guess), lowest)
+        while True:
+            better = newton(scale)
+            if not (better > scale * (1 + 1e-15)).any():
+                return scale
+            scale = np.maximum(scale, better)
 
 
 def _free_moments(q: Numbers, inner: Numbers, e: Numbers, mu: Tilt, s: Scores, cap: float) -> Moments:
