@@ -16,13 +16,14 @@ from torch import Tensor
 
 from klball.robust.solver import inputs
 from klball.robust.solver.inputs import Array
-from klball.robust.solver.rounds import Answer, Ball, divergence, solve_round, start_of
-from klball.robust.solver.tilting import Numbers, Scores, Tilting, quantile
+from klball.robust.solver.rounds import Answer, Ball, divergence, solve_round, solve_together
+from klball.robust.solver.tilting import Numbers, Scores, quantile
 
-GROUP = 1 << 17  # elements of rounds started together: they stay in the cache
+GROUP = 1 << 16  # elements of rounds started together: they stay in the cache
 WIDEST_GAP = 1e-9  # of the range of g: a wider one is no answer
 TOLERANCE = 1e-9  # of ε and of the range of C, within which a constraint is met
 ROUNDING = 1e-12  # of Σq, of a weight at the cap, and of KL
+LARGE = 1e3  # exponents of which the sums of a tilt may lose the digits of KL
 
 
 class InfeasibleError(ValueError):
@@ -228,53 +229,49 @@ class _Problem:
             assert self.c_extremes is not None
             y, c0, c_width = standardised(self.c[own], _some(self.c_extremes, own), base, self.cap, middle)
         scores, balls = Scores(x, y, base, self.cap), [Ball(self.epsilon)] * len(x)
-        starts: list[tuple[float, float] | None] = [None] * len(x)
         if self.gamma is not None:
             gamma = (self.gamma - c0) / c_width
             blur = 4e-16 * np.maximum(np.abs(c0), np.abs(self.gamma)) / c_width
             balls = [Ball(self.epsilon, *both) for both in zip(gamma.tolist(), blur.tolist(), strict=True)]
-            if self.cap is None and self.epsilon > 0:
-                starts = start_of(Tilting(scores), self.epsilon, gamma)
-        solutions = []
-        for r, (ball, start) in enumerate(zip(balls, starts, strict=True)):
-            found = solve_round(scores.rounds(r), ball, start)
-            _certify(found, scores.rounds(r), ball, own.start + r if len(self.g) > 1 else None)
-            units = Units(*(float(v[r]) for v in (g0, width, c0, c_width)))
-            solutions.append(units.solution(found, self.gamma, self.c is not None))
-        return solutions
+        together = self.cap is None and self.epsilon > 0 and (len(x) > 1 or self.gamma is not None)
+        found = solve_together(scores, balls) if together else [None] * len(x)
+        answers = [solve_round(scores.rounds(r), ball, found[r]) for r, ball in enumerate(balls)]
+        _certify(answers, scores, balls, own.start if len(self.g) > 1 else None)
+        units = (Units(*each) for each in zip(*(v.tolist() for v in (g0, width, c0, c_width)), strict=True))
+        certain = self.c is not None
+        return [
+            unit.solution(answer, self.gamma, certain) for unit, answer in zip(units, answers, strict=True)
+        ]
 
 
 def _some(extremes: tuple[Numbers, Numbers], own: slice) -> tuple[Numbers, Numbers]:
     return extremes[0][own], extremes[1][own]
 
 
-def _certify(found: Answer, scores: Scores, ball: Ball, r: int | None) -> None:
-    """Raise ValueError unless q lies in the ball, keeps every bound, and closes the gap."""
-    if found.status == "infeasible":
-        return
-    q = found.weights
-    assert q is not None
-    kl = found.kl
-    if scores.y is not None or scores.base is not None or scores.cap is not None:
-        kl = max(kl, divergence(q, scores.f()))  # as the sums of a tilt say it, digits may be lost
-    inside = 0 < found.a < math.inf and found.status != "boundary"
-    faults = {
-        "close the gap": not found.gap <= WIDEST_GAP,
-        "lie in the ball": not kl <= ball.epsilon * (1 + TOLERANCE) + ROUNDING,
-        "lie on its surface": inside and not found.kl >= ball.epsilon * (1 - TOLERANCE) - ROUNDING,
-        "keep the bound on certainty": not ball.met(found.mean_y, TOLERANCE),
-        "sum to one": not abs(float(q.sum()) - 1) <= ROUNDING,
-        "keep the cap": scores.cap is not None
-        and not (
-            q.max() <= scores.cap * scores.f().min() or (q <= scores.cap * scores.f() * (1 + ROUNDING)).all()
-        ),
-    }
-    if missed := [what for what, fault in faults.items() if fault]:
-        where = "" if r is None else f"round {r}: "
-        raise ValueError(
-            f"{where}no multipliers were found that {' and '.join(missed)} (the gap is {found.gap:.1e} of the "
-            f"range of the scores, KL {found.kl}): change epsilon or gamma"
-        )
+def _certify(answers: list[Answer], scores: Scores, balls: list[Ball], first: int | None) -> None:
+    """Raise ValueError unless every q lies in the ball, keeps every bound, and closes the gap."""
+    for r, (found, ball) in enumerate(zip(answers, balls, strict=True)):
+        q, kl, inside = found.weights, found.kl, 0 < found.a < math.inf and math.isfinite(found.beta)
+        if q is None:  # infeasible
+            continue
+        f = 1 / len(q) if scores.base is None else scores.base[r]
+        if inside and found.a * (1 + found.beta) > LARGE:
+            kl = max(kl, divergence(q, f))
+        faults = {
+            "close the gap": not found.gap <= WIDEST_GAP,
+            "lie in the ball": not kl <= ball.epsilon * (1 + TOLERANCE) + ROUNDING,
+            "lie on its surface": inside and not found.kl >= ball.epsilon * (1 - TOLERANCE) - ROUNDING,
+            "keep the bound on certainty": not ball.met(found.mean_y, TOLERANCE),
+            "sum to one": not abs(float(q.sum()) - 1) <= ROUNDING,
+            "keep the cap": scores.cap is not None and bool((q > scores.cap * f * (1 + ROUNDING)).any()),
+        }
+        missed = [what for what, fault in faults.items() if fault]
+        if missed:
+            where = "" if first is None else f"round {first + r}: "
+            raise ValueError(
+                f"{where}no multipliers were found that {' and '.join(missed)} (the gap is {found.gap:.1e} of "
+                f"the range of the scores, KL {found.kl}): change epsilon or gamma"
+            )
 
 
 # --- output -----------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ minimise E_q[x]  over  KL(q‖f) ≤ ε,  E_q[y] ≤ γ,  q ≤ c·f
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from klball.robust.solver.newton import (
     joint_start,
     joint_tilt,
     nested_tilt,
+    radii,
     radius_start,
     radius_tilt,
 )
@@ -26,8 +28,7 @@ KINKED = 1e-6  # a step of log a so short leaves an error of about its square at
 SLACK = 1e-12  # of the range of y: a bound met this closely is met, without a price
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """One round: a = 1/λ, β, q, and what holds of this very q; below the cap log(q/f) = mu − a·(x + βy).
 
     gap: E_q[x] − h. least_y: the smallest E[y] in the ball, where it had to be found.
@@ -62,12 +63,10 @@ class Ball:
         return self.gamma is None or mean_y <= self.gamma + slack + self.blur
 
 
-def solve_round(scores: Scores, ball: Ball, start: tuple[float, float] | None = None) -> Answer:
-    """The answer of one round [n]; `start` is a tilt (a, b) that a batch of rounds has found."""
-    if start is not None:
-        found = tilted(Tilting(scores), *start, ball)
-        if closed(found, ball):
-            return found
+def solve_round(scores: Scores, ball: Ball, found: Answer | None = None) -> Answer:
+    """The answer of one round [n]; what was `found` for a batch of rounds will do if it proves itself."""
+    if found is not None and closed(found, ball):
+        return found
     free = solve_ball(scores, ball.epsilon)
     if ball.met(free.mean_y):
         return free
@@ -79,25 +78,45 @@ def solve_round(scores: Scores, ball: Ball, start: tuple[float, float] | None = 
         if solved[0]:
             found = tilted(Tilting(scores), float(a[0]), float(b[0]), ball)
             if closed(found, ball):
-                return replace(found, passes=passes + 1)
+                return found._replace(passes=passes + 1)
     assert ball.gamma is not None and scores.y is not None
     floor = scores.y.min() if scores.cap is None else 0.0
     least = solve_ball(Scores(scores.y - floor, None, scores.base, scores.cap), ball.epsilon)
     least_y, passes = least.mean_x + floor, passes + least.passes
     if not ball.met(least_y):
-        return replace(INFEASIBLE, least_y=least_y, passes=passes)
+        return INFEASIBLE._replace(least_y=least_y, passes=passes)
     if ball.gamma <= least_y + SLACK + ball.blur:
         found = _boundary(scores, ball, least)
     else:
         found = _by_vertex(scores, ball) or _by_brackets(scores, ball)
-    return replace(found, least_y=least_y, passes=passes + found.passes)
+    return found._replace(least_y=least_y, passes=passes + found.passes)
 
 
-def start_of(tilting: Tilting, epsilon: float, gamma: Numbers) -> list[tuple[float, float] | None]:
-    """(a, b) with KL = ε and E[y] = γ for all rounds at once; None where that was not found."""
-    a, b, solved = joint_tilt(tilting, epsilon, gamma, *joint_start(tilting, epsilon, gamma), passes=15)
-    usable = solved & (a > 0) & (b > 0) & np.isfinite(a + b)
-    return [both if ok else None for *both, ok in zip(a.tolist(), b.tolist(), usable.tolist(), strict=True)]
+def solve_together(scores: Scores, balls: list[Ball]) -> list[Answer | None]:
+    """Tilts of all rounds [rounds, n] at once: on the sphere KL = ε, and with E[y] = γ where β > 0 gives that.
+
+    Whether they are the answers is not known yet; None where there is no such tilt.
+    """
+    tilting, epsilon = Tilting(scores), balls[0].epsilon
+    a, b = np.zeros(len(balls)), np.zeros(len(balls))
+    found = np.zeros(len(balls), dtype=bool)
+    if balls[0].gamma is not None:
+        gamma = np.array([ball.gamma for ball in balls])
+        a, b, found = joint_tilt(tilting, epsilon, gamma, *joint_start(tilting, epsilon, gamma), passes=15)
+        found &= (a > 0) & (b > 0) & np.isfinite(a + b)
+    if len(balls) > 1 and not found.all():
+        rest = ~found
+        part = tilting.rounds(rest)
+        a[rest], found[rest] = radii(part, epsilon)
+        b[rest] = 0.0
+        tilting.num_passes += part.num_passes
+    if not found.any():
+        return [None] * len(balls)
+    a, b = np.where(found, a, 1.0), np.where(found, b, 0.0)
+    q, m = tilting.weights(a, b)
+    tilts = zip(np.transpose(m).tolist(), q, a.tolist(), b.tolist(), balls, strict=True)
+    answers = [of_moments(Moments(*own), *tilt, tilting) for own, *tilt in tilts]
+    return [answer if ok else None for answer, ok in zip(answers, found.tolist(), strict=True)]
 
 
 def solve_ball(scores: Scores, epsilon: float) -> Answer:
@@ -137,9 +156,12 @@ def of_moments(m: Moments, q: Numbers | None, a: float, b: float, ball: Ball, ti
     if b > 0 and ball.gamma is not None:
         lacking += b * (ball.gamma - m.mean_y)
     s, status = tilting.scores, "optimal"
-    if s.cap is not None and m.mu - a * s.x.min() - _least_price(s, b) >= math.log(s.cap) - 1e-12:
-        if q is None or _touches(q, s):
-            status = "capped"
+    if s.cap is not None:
+        highest = (
+            (m.mu - a * s.x - (0.0 if s.y is None else b * s.y)).max() if q is None else (q / s.f()).max()
+        )
+        reached = highest >= (math.log(s.cap) - 1e-12 if q is None else s.cap * (1 - 1e-12))
+        status = "capped" if reached else "optimal"
     return Answer(
         a=a,
         beta=b / a,
@@ -153,15 +175,6 @@ def of_moments(m: Moments, q: Numbers | None, a: float, b: float, ball: Ball, ti
         status=status,
         passes=tilting.num_passes,
     )
-
-
-def _least_price(s: Scores, b: float) -> float:
-    return 0.0 if s.y is None or b == 0 else b * float(s.y.min())
-
-
-def _touches(q: Numbers, s: Scores) -> bool:
-    assert s.cap is not None
-    return bool(((q >= s.cap * s.f() * (1 - 1e-12)) & (q > 0)).any())
 
 
 def closed(answer: Answer, ball: Ball) -> bool:
@@ -179,7 +192,7 @@ def _by_vertex(scores: Scores, ball: Ball) -> Answer | None:
         return None
     z = scores.x + found.beta * scores.y
     least = float(face_of(z, scores).nearest() @ z) - found.beta * ball.gamma
-    return replace(answer, gap=abs(answer.mean_x - least))
+    return answer._replace(gap=abs(answer.mean_x - least))
 
 
 def _by_brackets(scores: Scores, ball: Ball) -> Answer:
@@ -226,7 +239,8 @@ def _at(scores: Scores, q: Numbers, status: str, *, a: float, gap: float, beta: 
     )
 
 
-def divergence(q: Numbers, f: Numbers) -> float:
-    """KL(q‖f), nats."""
-    some = q > 0
-    return max(float((q[some] * (np.log(q[some]) - np.log(f[some]))).sum()), 0.0)
+def divergence(q: Numbers, f: Any) -> Any:
+    """KL(q‖f) of every round, in nats, with 0 log 0 = 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = q * (np.log(q) - np.log(f))
+    return np.maximum(np.where(q > 0, terms, 0.0).sum(-1), 0.0).tolist()
