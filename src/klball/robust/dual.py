@@ -16,7 +16,15 @@ from torch import Tensor
 
 from klball.robust.solver import inputs
 from klball.robust.solver.inputs import Array
-from klball.robust.solver.rounds import Answer, Ball, divergence, solve_round, solve_together
+from klball.robust.solver.rounds import (
+    Answer,
+    Ball,
+    closed,
+    divergence,
+    solve_ball,
+    solve_round,
+    solve_together,
+)
 from klball.robust.solver.tilting import Numbers, Scores, quantile
 
 GROUP = 1 << 16  # elements of rounds started together: they stay in the cache
@@ -220,28 +228,38 @@ class _Problem:
     cap: float | None
 
     def solve(self, own: slice) -> list[DualSolution]:
-        """The solutions of some rounds; a bound on certainty starts from tilts found for all of them at once."""
-        base = None if self.base is None else self.base[own]
-        middle = self.c is not None
-        x, g0, width = standardised(self.g[own], _some(self.extremes, own), base, self.cap, middle)
-        y, c0, c_width = None, np.zeros(len(x)), np.ones(len(x))
-        if self.c is not None:
-            assert self.c_extremes is not None
-            y, c0, c_width = standardised(self.c[own], _some(self.c_extremes, own), base, self.cap, middle)
-        scores, balls = Scores(x, y, base, self.cap), [Ball(self.epsilon)] * len(x)
+        """The solutions of some rounds; those of a batch, and with γ, start from tilts found for all together."""
+        scores, units = self._in_units(own)
+        balls = [Ball(self.epsilon)] * len(units)
         if self.gamma is not None:
-            gamma = (self.gamma - c0) / c_width
-            blur = 4e-16 * np.maximum(np.abs(c0), np.abs(self.gamma)) / c_width
-            balls = [Ball(self.epsilon, *both) for both in zip(gamma.tolist(), blur.tolist(), strict=True)]
-        together = self.cap is None and self.epsilon > 0 and (len(x) > 1 or self.gamma is not None)
-        found = solve_together(scores, balls) if together else [None] * len(x)
-        answers = [solve_round(scores.rounds(r), ball, found[r]) for r, ball in enumerate(balls)]
+            blurs = [4e-16 * max(abs(u.c0), abs(self.gamma)) / u.c_width for u in units]
+            gammas = [(self.gamma - u.c0) / u.c_width for u in units]
+            balls = [Ball(self.epsilon, *both) for both in zip(gammas, blurs, strict=True)]
+        answers = None
+        if len(units) == 1 and self.c is None and self.epsilon > 0:
+            answers = [solve_ball(scores.rounds(0), self.epsilon, overwrite=True)]
+            if 0 < answers[0].a < math.inf and not closed(answers[0], balls[0]):
+                answers, (scores, units) = None, self._in_units(own)
+        if answers is None:
+            together = self.cap is None and self.epsilon > 0 and (len(units) > 1 or self.gamma is not None)
+            found = solve_together(scores, balls) if together else [None] * len(units)
+            answers = [solve_round(scores.rounds(r), ball, found[r]) for r, ball in enumerate(balls)]
         _certify(answers, scores, balls, own.start if len(self.g) > 1 else None)
-        units = (Units(*each) for each in zip(*(v.tolist() for v in (g0, width, c0, c_width)), strict=True))
         certain = self.c is not None
         return [
             unit.solution(answer, self.gamma, certain) for unit, answer in zip(units, answers, strict=True)
         ]
+
+    def _in_units(self, own: slice) -> tuple[Scores, list[Units]]:
+        base = None if self.base is None else self.base[own]
+        middle = self.c is not None
+        x, g0, width = standardised(self.g[own], _some(self.extremes, own), base, self.cap, middle)
+        if self.c is None or self.c_extremes is None:
+            units = [Units(*each) for each in zip(g0.tolist(), width.tolist(), strict=True)]
+            return Scores(x, None, base, self.cap), units
+        y, *of_c = standardised(self.c[own], _some(self.c_extremes, own), base, self.cap, middle)
+        columns = (values.tolist() for values in (g0, width, *of_c))
+        return Scores(x, y, base, self.cap), [Units(*each) for each in zip(*columns, strict=True)]
 
 
 def _some(extremes: tuple[Numbers, Numbers], own: slice) -> tuple[Numbers, Numbers]:

@@ -21,9 +21,10 @@ from klball.robust.solver.tilting import (
     Numbers,
     Scores,
     Tilting,
-    chunks_of,
+    chunked,
     merged,
     moments_of,
+    space_for,
     tilted_sums,
 )
 
@@ -135,7 +136,7 @@ class _Data:
             (0.0, 1.0) if values is None else (float(values.mean()), float(np.ptp(values)) or 1.0)
             for values in sample
         )
-        self.num_passes = 0
+        self.num_passes, self.space = 0, space_for([])
         self.last: tuple[float, float, Moments] | None = None
         self.survey: _Survey | None = None
 
@@ -181,10 +182,11 @@ class _Data:
             x, y = self._units(g, c)
             if survey is not None:
                 survey.add(_survey_of(g, c, x, y))
-            xs, ys = chunks_of(x), [None] if y is None else chunks_of(y)
-            for own, certainty in zip(xs, ys * len(xs) if y is None else ys, strict=True):
-                _, sums = tilted_sums(own, certainty, None, a, b, shifted=True)
-                found += list(sums.reshape(9, -1).T)
+            chunks = chunked(x, y, None)
+            if self.space.shape[1] < chunks[0][0].size:
+                self.space = space_for(chunks)
+            sums = (tilted_sums(chunk, a, b, self.space, shifted=True) for chunk in chunks)
+            found += [row for own in sums for row in own.reshape(9, -1).T]
         return found
 
     def _units(self, g: Numbers, c: Numbers | None) -> tuple[Numbers, Numbers | None]:

@@ -45,13 +45,13 @@ def resolve(
         a, b = float(found[0][0]), float(found[1][0])
         if not (found[2][0] and a > 0 and b > 0):
             return None
-        answer = of_moments(moments_at(tilting, a, b, near), None, a, b, ball, tilting)
+        answer = of_moments(None, moments_at(tilting, a, b, near), a, b, ball, tilting)
     else:
         answer = on_surface(
             tilting,
             epsilon,
             a,
-            lambda a: of_moments(moments_at(tilting, a, 0.0, near), None, a, 0.0, ball, tilting),
+            lambda a: of_moments(None, moments_at(tilting, a, 0.0, near), a, 0.0, ball, tilting),
         )
     if not closed(answer, ball) or answer.passes > MOST_PASSES:
         return None

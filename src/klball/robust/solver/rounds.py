@@ -114,13 +114,13 @@ def solve_together(scores: Scores, balls: list[Ball]) -> list[Answer | None]:
         return [None] * len(balls)
     a, b = np.where(found, a, 1.0), np.where(found, b, 0.0)
     q, m = tilting.weights(a, b)
-    tilts = zip(np.transpose(m).tolist(), q, a.tolist(), b.tolist(), balls, strict=True)
-    answers = [of_moments(Moments(*own), *tilt, tilting) for own, *tilt in tilts]
+    tilts = zip(q, np.transpose(m).tolist(), a.tolist(), b.tolist(), balls, strict=True)
+    answers = [of_moments(own, Moments(*stats), *tilt, tilting) for own, stats, *tilt in tilts]
     return [answer if ok else None for answer, ok in zip(answers, found.tolist(), strict=True)]
 
 
-def solve_ball(scores: Scores, epsilon: float) -> Answer:
-    """Without a bound on E[y]."""
+def solve_ball(scores: Scores, epsilon: float, overwrite: bool = False) -> Answer:
+    """Without a bound on E[y]; `overwrite` may put the weights where x was, and then tries once only."""
     if epsilon == 0:
         return _at(scores, scores.f(), "optimal", a=0.0, gap=0.0)
     x = scores.x
@@ -133,6 +133,9 @@ def solve_ball(scores: Scores, epsilon: float) -> Answer:
             return _at(scores, face.nearest(), status, a=math.inf, gap=0.0)
     tilting, ball = Tilting(scores), Ball(epsilon)
     start = radius_start(tilting, epsilon)
+    if overwrite and scores.cap is None:
+        a = radius_tilt(tilting, epsilon, start)
+        return of_moments(*tilting.weights(a, overwrite=True), a, 0.0, ball, tilting)
     return on_surface(tilting, epsilon, start, lambda a: tilted(tilting, a, 0.0, ball))
 
 
@@ -146,11 +149,10 @@ def on_surface(tilting: Tilting, epsilon: float, start: float, answer: Callable[
 
 
 def tilted(tilting: Tilting, a: float, b: float, ball: Ball) -> Answer:
-    q, m = tilting.weights(a, b)
-    return of_moments(m, q, a, b, ball, tilting)
+    return of_moments(*tilting.weights(a, b), a, b, ball, tilting)
 
 
-def of_moments(m: Moments, q: Numbers | None, a: float, b: float, ball: Ball, tilting: Tilting) -> Answer:
+def of_moments(q: Numbers | None, m: Moments, a: float, b: float, ball: Ball, tilting: Tilting) -> Answer:
     """The answer at a tilt; its gap is what complementary slackness lacks."""
     lacking = ball.epsilon - m.kl
     if b > 0 and ball.gamma is not None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Numbers = np.ndarray
+Chunk = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]  # x, y, log f
 Tilt = Any  # a number, or one for every round: [rounds]
 
 PIECE = 1 << 13  # BLAS divides dot products of more than 10,000 terms over its threads
@@ -72,6 +73,8 @@ class Tilting:
         self.scores = scores
         with np.errstate(divide="ignore"):
             self.log_f = None if scores.base is None else np.log(scores.base)
+        self._chunks = chunked(scores.x, scores.y, self.log_f)
+        self._space = space_for(self._chunks)
         self.num_passes = 0
         self.last: tuple[Tilt, Tilt, Moments] | None = None  # the tilt of the last pass, and what it found
 
@@ -96,23 +99,23 @@ class Tilting:
         if self.scores.cap is not None:
             found = self._capped(a, b)[1]
         else:
-            total = self._total([tilted_sums(*chunk, a, b)[1] for chunk in self._chunks()])
+            total = self._total([tilted_sums(chunk, a, b, self._space) for chunk in self._chunks])
             found = moments_of(total, self._log_n(), a, b)
         self.last = a, b, found
         return found
 
-    def weights(self, a: Tilt, b: Tilt = 0.0) -> tuple[Numbers, Moments]:
-        """q itself, and its moments."""
+    def weights(self, a: Tilt, b: Tilt = 0.0, overwrite: bool = False) -> tuple[Numbers, Moments]:
+        """q itself, and its moments; `overwrite` puts q where x was, since fresh memory costs as much as a pass."""
         self.num_passes += 1
         if self.scores.cap is not None:
             return self._capped(a, b)
-        q = np.empty(self.scores.x.shape)
+        q = self.scores.x if overwrite else np.empty(self.scores.x.shape)
         places, parts = chunks_of(q), []
-        for chunk, place in zip(self._chunks(), places, strict=True):
-            parts.append(tilted_sums(*chunk, a, b, out=place)[1])
+        for chunk, place in zip(self._chunks, places, strict=True):
+            parts.append(tilted_sums(chunk, a, b, self._space, out=place))
         total = self._total(parts)
         for part, place in zip(parts, places, strict=True):
-            place *= _column(np.exp(part[0] - total[0]) / total[1])
+            np.multiply(place, _column(np.exp(part[0] - total[0]) / total[1]), out=place)
         return q, moments_of(total, self._log_n(), a, b)
 
     def _total(self, parts: list[Numbers]) -> Any:
@@ -124,11 +127,6 @@ class Tilting:
             total = total if single or many else total[:, None]
         return total.tolist() if single else total
 
-    def _chunks(self) -> list[tuple[Numbers, Numbers | None, Numbers | None]]:
-        parts = [None if v is None else chunks_of(v) for v in (self.scores.x, self.scores.y, self.log_f)]
-        nothing = [None] * len(parts[0])
-        return list(zip(*(nothing if part is None else part for part in parts), strict=True))
-
     def _log_n(self) -> float:
         return math.log(self.scores.x.shape[-1]) if self.log_f is None else 0.0
 
@@ -136,7 +134,7 @@ class Tilting:
         """Newton's iteration on Σ f·min(c, M·w) = 1, concave in M: from below it never overshoots, and ends."""
         s, cap = self.scores, self.scores.cap
         assert cap is not None
-        e = exponents(s.x, s.y, None, a, b)
+        e = exponents((s.x, s.y, None), a, b)
         level = _level(e, s.f(), cap) if np.any(b) and not np.abs(e).max() < FAR else np.zeros(e.shape[:-1])
         w = np.exp(np.minimum(e - _column(level), FAR + 100))
         scale = self._scale(w, a, b, level)
@@ -205,48 +203,57 @@ def _free_moments(q: Numbers, inner: Numbers, e: Numbers, mu: Tilt, s: Scores, c
 
 
 def exponents(
-    x: Numbers, y: Numbers | None, log_f: Numbers | None, a: Tilt, b: Tilt, out: Numbers | None = None
+    chunk: Chunk, a: Tilt, b: Tilt, out: Numbers | None = None, spare: Numbers | None = None
 ) -> Numbers:
-    """log f − ax − by."""
+    """log f − ax − by, into memory that is there, because fresh memory costs more than the arithmetic in it."""
+    x, y, log_f = chunk
     e = np.multiply(x, -_column(a), out=out)
     if y is not None and np.any(b):
-        e -= y * _column(b)
+        e -= np.multiply(y, _column(b), out=spare)
     if log_f is not None:
         e += log_f
     return e
 
 
+def space_for(chunks: list[Chunk]) -> Numbers:
+    """Memory for `tilted_sums` of any of these."""
+    return np.empty((2, max((chunk[0].size for chunk in chunks), default=0)))
+
+
 def tilted_sums(
-    x: Numbers,
-    y: Numbers | None,
-    log_f: Numbers | None,
-    a: Tilt,
-    b: Tilt,
-    shifted: bool = False,
-    out: Any = None,
-) -> tuple[Numbers, Numbers]:
-    """w = f·exp(−ax − by − shift), and [shift, Σ w·(1, w, x, x², x³, y, xy, y²)], one column a row.
+    chunk: Chunk, a: Tilt, b: Tilt, space: Numbers, *, shifted: bool = False, out: Numbers | None = None
+) -> Numbers:
+    """[shift, Σ w·(1, w, x, x², x³, y, xy, y²)], w = f·exp(−ax − by − shift), one column a row.
+
+    With `out` it is w that is wanted: it goes there, and only the first moments are taken.
 
     The shift keeps w in range; where min x = 0 and nothing else weighs in, it needs none unless `shifted`.
+    x³ is there only at b = 0.
     """
-    w = exponents(x, y, log_f, a, b, out)
-    shift = np.zeros(w.shape[:-1])
+    x, y, log_f = chunk
+    w, wx = (part[: x.size].reshape(x.shape) for part in space)
+    exponents(chunk, a, b, w, wx)
+    sums = np.zeros((9, *w.shape[:-1]))
     if shifted or log_f is not None or y is not None:
-        shift = w.max(-1)
+        sums[0] = shift = w.max(-1)
         w -= _column(shift)
     np.exp(w, out=w)
-    sums = np.zeros((9, *shift.shape))
-    sums[0], sums[1] = shift, np.einsum("...i->...", w)  # faster than NumPy's own sum
+    sums[1] = np.einsum("...i->...", w)  # faster than NumPy's own sum
     sums[2], sums[3] = np.vecdot(w, w), np.vecdot(w, x)
-    wx = w * x
+    if y is not None:
+        sums[6] = np.vecdot(w, y)
+    if out is not None:  # then the means will do
+        out[...] = w  # last: x may be there
+        return sums
+    np.multiply(w, x, out=wx)
     sums[4] = np.vecdot(wx, x)
     if y is not None:
-        sums[6], sums[7] = np.vecdot(w, y), np.vecdot(wx, y)
+        sums[7] = np.vecdot(wx, y)
     if y is None or not np.any(b):
         sums[5] = np.vecdot(np.multiply(wx, x, out=wx), x)
     if y is not None:
         sums[8] = np.vecdot(np.multiply(w, y, out=wx), y)
-    return w, sums
+    return sums
 
 
 def chunks_of(values: Numbers) -> list[Numbers]:
@@ -260,6 +267,12 @@ def chunks_of(values: Numbers) -> list[Numbers]:
     ends = [*range(0, whole, ROWS * PIECE), whole]
     pieces = [flat[start:end].reshape(-1, PIECE) for start, end in pairwise(ends)]
     return [*pieces, flat[None, whole:]] if whole < n else pieces
+
+
+def chunked(x: Numbers, y: Numbers | None, log_f: Numbers | None) -> list[Chunk]:
+    xs = chunks_of(x)
+    ys, fs = ([None] * len(xs) if v is None else chunks_of(v) for v in (y, log_f))
+    return list(zip(xs, ys, fs, strict=True))
 
 
 def _one_in(values: Numbers) -> Numbers:
