@@ -1,6 +1,6 @@
 """The streamed dual over Parquet: solve time in readings of its two columns, passes, and peak memory.
 
-Page cache warm, the same number of threads for the reading and for the solving. Memory is the peak of a
+Page cache warm; the reading has torch's number of threads, the solving one. Memory is the peak of a
 fresh process less that of one that imports the same modules and solves nothing.
 """
 
@@ -33,7 +33,7 @@ import sys
 from klball.evaluation.streaming import stream_scores
 from klball.robust.streaming import solve_dual_streamed
 if sys.argv[1]:
-    solve_dual_streamed(stream_scores(sys.argv[1]), epsilon=.05, gamma=15.1, threads=2)
+    solve_dual_streamed(stream_scores(sys.argv[1]), epsilon=.05, gamma=15.1)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(int(peak.split()[1]) / 1024)
 """
@@ -81,10 +81,7 @@ def measured(functions: Sequence[Callable[[], object]], repeats: int) -> tuple[n
 def solving(path: Path, rows: int, repeats: int, threads: int) -> list[Row]:
     """Against the faster way of reading the columns, repeat by repeat."""
     parts = stream_scores(path)
-    solves = [
-        partial(solve_dual_streamed, parts, epsilon=epsilon, gamma=gamma, threads=threads)
-        for epsilon, gamma in CASES
-    ]
+    solves = [partial(solve_dual_streamed, parts, epsilon=epsilon, gamma=gamma) for epsilon, gamma in CASES]
     passes = [solve().num_passes for solve in solves]
     readers = [partial(read, path, threads) for read in (read_row_groups, read_batches)]
     wall, cpu = measured([*readers, *solves], repeats)

@@ -62,7 +62,7 @@ def population(shape: str, epsilon: float, capped: bool) -> tuple[float | None, 
     """γ half way between γ_min and the mean of C, and the true values that intervals should cover."""
     rng = np.random.default_rng(1)
     g, c = scores_of(shape, rng.normal(size=POPULATION), rng)
-    gamma = (solve_dual(c, epsilon=epsilon).worst_case + c.mean()) / 2 if capped else None
+    gamma = (solve_dual(loss=-c, epsilon=epsilon).worst_case + c.mean()) / 2 if capped else None
     s = solve_dual(g, c, epsilon=epsilon, gamma=gamma)
     known = shape != "lognormal"  # whose exponential moments, and so whose worst case, are infinite
     return gamma, {q: getattr(s, q) if known else np.nan for q in QUANTITIES}

@@ -103,7 +103,7 @@ def test_proposed_gamma_is_feasible_for_all():
     scores = simulated(models=3)
     high = replace(scores, certainty=scores.certainty + np.array([0.0, 3.0, 1.0])[:, None, None])
     gamma = propose_gamma(high, 3.0)
-    least = [[solve_dual(c, epsilon=3.0).worst_case for c in model] for model in high.certainty]
+    least = [[solve_dual(loss=-c, epsilon=3.0).worst_case for c in model] for model in high.certainty]
     m, r = np.unravel_index(np.argmax(least), (3, 4))
     free = solve_dual(high.log_likelihood[m, r], epsilon=3.0).weights @ high.certainty[m, r]
     assert gamma == pytest.approx((least[m][r] + free) / 2) and m == 1

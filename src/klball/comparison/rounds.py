@@ -208,7 +208,7 @@ def largest_epsilon_with_ess(
 
 def _least_certainty(scores: RoundScores, epsilon: float) -> np.ndarray:
     """γ_min of every model and round: the worst case of C itself."""
-    least = solve_dual(_rows(scores.certainty), epsilon=epsilon).worst_case
+    least = solve_dual(loss=-_rows(scores.certainty), epsilon=epsilon).worst_case
     return least.reshape(scores.certainty.shape[:2])
 
 

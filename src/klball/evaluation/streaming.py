@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch.distributed
 
-from klball.robust.streaming import StreamedSolution
-from klball.robust.streaming_sums import Chunk
+from klball.robust.streaming import Chunk, StreamedSolution
 
 G, C = "log_likelihood", "certainty"
 BATCH = 1 << 16  # rows decoded at once

@@ -14,22 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klball.robust.blocks import (
-    Numbers,
-    each_block,
-    empty_like,
-    row_dots,
-    row_extremes,
-    row_sums,
+from klball.robust.solver import inputs
+from klball.robust.solver.inputs import Array
+from klball.robust.solver.rounds import (
+    Answer,
+    Ball,
+    closed,
+    divergence,
+    solve_ball,
+    solve_round,
+    solve_together,
 )
-from klball.robust.faces import face_of, least_kl
-from klball.robust.multipliers import SLACK, Rounds, base_row, solve_ball, solve_both
+from klball.robust.solver.tilting import Numbers, Scores, quantile
 
-GROUP = 1 << 20  # elements of rounds solved together: they stay in the shared cache from first pass to last
-WIDEST_GAP = 1e-6  # of the range of g: a wider one is no answer
-SMALLEST_RANGE = 1e-290  # scores closer than this are equal: 1/range would overflow
-
-Array = Any  # anything array-like: torch, NumPy, Arrow, pandas, a list
+GROUP = 1 << 16  # elements of rounds started together: they stay in the cache
+WIDEST_GAP = 1e-9  # of the range of g: a wider one is no answer
+TOLERANCE = 1e-9  # of ε and of the range of C, within which a constraint is met
+ROUNDING = 1e-12  # of Σq, of a weight at the cap, and of KL
+LARGE = 1e3  # exponents of which the sums of a tilt may lose the digits of KL
 
 
 class InfeasibleError(ValueError):
@@ -49,7 +51,7 @@ class DualSolution:
     dual_value: h at the multipliers. gap: worst_case − dual_value in units of max g − min g.
     ess: effective sample size 1/Σ(q²). mu: q_i = f_i·min(c, exp((mu − g_i − βC_i)/λ)) if λ is in (0, ∞).
     gamma_min: the smallest E_Q[C] in the ball where it had to be found (else NaN; None without gamma).
-    `solve_dual(certainty, epsilon=...).worst_case` is γ_min too.
+    `solve_dual(loss=-certainty, epsilon=...).worst_case` is γ_min too.
     status: optimal | point_mass | vertex | boundary | capped | infeasible.
     """
 
@@ -69,9 +71,10 @@ class DualSolution:
 
 
 def solve_dual(
-    log_likelihood: Array,
+    log_likelihood: Array | None = None,
     certainty: Array | None = None,
     *,
+    loss: Array | None = None,
     epsilon: float,
     gamma: float | None = None,
     base_weights: Array | None = None,
@@ -83,27 +86,34 @@ def solve_dual(
     q_i = f_i·exp(−(g_i + βC_i)/λ)/Z at the (λ, β) that maximise h; at ε = 0, λ = ∞ and q = f; where
     the ball does not bind, λ = 0 and q is uniform on the minimisers of g.
 
-    log_likelihood: g, nats, [n] or [rounds, n]; certainty: C, nats, the same shape, needed by gamma.
-    epsilon: radius of the ball, nats. gamma: upper bound on E_Q[C]. base_weights: f, [n] or like g,
-    normalised here. max_weight: c ≥ 1, a bound on q_i/f_i. throw=False returns status "infeasible"
-    and NaN multipliers instead of raising.
+    log_likelihood: g, nats, [n] or [rounds, n]; or else loss: −g. certainty: C, nats, the same shape,
+    needed by gamma. epsilon: radius of the ball, nats. gamma: upper bound on E_Q[C]. base_weights: f, [n]
+    or like g, normalised here. max_weight: c ≥ 1, a bound on q_i/f_i. throw=False returns status
+    "infeasible" and NaN multipliers instead of raising.
 
-    Raises ValueError for malformed input and InfeasibleError (naming γ_min) if no Q qualifies.
+    Raises ValueError for malformed input (log-likelihoods that are all positive among it), and
+    InfeasibleError (naming γ_min) if no Q qualifies.
     Source: F. Deng, "Robust SFT" (slides); Hu & Hong (2013) for the dual of KL-constrained DRO.
     """
-    g = _scores("log_likelihood", log_likelihood)
-    single = g.dim() == 1
-    g = torch.atleast_2d(g)
-    extremes = row_extremes(g)
-    _check_finite("log_likelihood", g, *extremes[:2])
-    c = _matching("certainty", certainty, g)
-    check_parameters(epsilon, gamma, max_weight, c)
-    problem = _Problem(g, extremes, c, _base(base_weights, g), float(epsilon), gamma, max_weight)
-    solution = _solve(problem)
-    _check_converged(solution)
-    if throw and "infeasible" in solution.status:
-        _raise_infeasible(solution, problem, single)
-    return _like_input(solution, log_likelihood, single)
+    given = loss if log_likelihood is None else log_likelihood
+    g = inputs.log_likelihoods(log_likelihood, loss)
+    single = g.ndim == 1
+    g = np.atleast_2d(g)
+    extremes = inputs.scores("log_likelihood" if loss is None else "loss", g)
+    if loss is None:
+        inputs.refuse_losses(extremes[0].min())
+    c = inputs.matching("certainty", certainty, g)
+    c_extremes = None if c is None else inputs.scores("certainty", c)
+    inputs.parameters(epsilon, gamma, max_weight, c)
+    base = inputs.base_weights(base_weights, g)
+    problem = _Problem(g, extremes, c, c_extremes, base, float(epsilon), gamma, max_weight)
+    size = max(1, GROUP // g.shape[1])
+    rounds = [
+        found for start in range(0, len(g), size) for found in problem.solve(slice(start, start + size))
+    ]
+    if throw and any(found.status == "infeasible" for found in rounds):
+        _raise_infeasible(rounds, problem, single)
+    return _like_input(rounds, g.shape, isinstance(given, Tensor), single)
 
 
 @dataclass(frozen=True)
@@ -117,9 +127,10 @@ class RobustProfile:
 
 
 def robust_profile(
-    log_likelihood: Array,
-    epsilons: Sequence[float],
+    log_likelihood: Array | None = None,
+    epsilons: Sequence[float] = (),
     *,
+    loss: Array | None = None,
     base_weights: Array | None = None,
     max_weight: float | None = None,
 ) -> RobustProfile:
@@ -128,10 +139,8 @@ def robust_profile(
     L_ε = max {E_Q[−g] : KL(Q‖F) ≤ ε} is increasing and concave in ε with slope λ.
     Raises ValueError like `solve_dual`.
     """
-    solutions = [
-        solve_dual(log_likelihood, epsilon=e, base_weights=base_weights, max_weight=max_weight)
-        for e in epsilons
-    ]
+    settings = dict(base_weights=base_weights, max_weight=max_weight)
+    solutions = [solve_dual(log_likelihood, loss=loss, epsilon=e, **settings) for e in epsilons]
     return RobustProfile(
         epsilon=[float(e) for e in epsilons],
         robust_loss=[-float(s.worst_case) for s in solutions],
@@ -140,241 +149,181 @@ def robust_profile(
     )
 
 
-# --- the certificate --------------------------------------------------------------------------
+# --- units, and the certificate ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Units:
+    """x = (g − g0)/width and y = (C − c0)/c_width of one round."""
+
+    g0: float
+    width: float
+    c0: float = 0.0
+    c_width: float = 1.0
+
+    def solution(self, found: Answer, gamma: float | None, certain: bool) -> DualSolution:
+        """The answer in nats; h lies below E_Q[g] by the gap."""
+        lambda_ = math.inf if found.a == 0 else self.width / found.a
+        beta = found.beta * self.width / self.c_width if found.beta else 0.0
+        worst = self.g0 + self.width * found.mean_x
+        inside = 0 < found.a < math.inf and math.isfinite(beta)
+        return DualSolution(
+            lambda_=lambda_,
+            beta=beta,
+            weights=found.weights,
+            kl=found.kl,
+            certainty=self.c0 + self.c_width * found.mean_y if certain else None,
+            worst_case=worst,
+            dual_value=worst - self.width * found.gap,
+            gap=found.gap,
+            ess=found.ess,
+            mu=lambda_ * found.mu + self.g0 + beta * self.c0 if inside else math.nan,
+            gamma_min=None if gamma is None else self.c0 + self.c_width * found.least_y,
+            status=found.status,
+            num_passes=found.passes,
+        )
+
+
+def standardised(
+    values: Numbers, extremes: tuple[Numbers, Numbers], base: Numbers | None, cap: float | None, middle: bool
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Of every round: scores in units of their range, where they begin, and the range; weightless ones are 1.
+
+    They begin where digits are needed: at the smallest, in the `middle`, or with a cap where it begins to bind.
+    """
+    low, high = extremes
+    used = None if base is None or base.all() else base > 0
+    if used is not None:
+        low = values.min(1, where=used, initial=math.inf)
+        high = values.max(1, where=used, initial=-math.inf)
+    origin = low
+    if cap is not None:
+        origin = np.array(
+            [quantile(own, None if base is None else base[r], cap) for r, own in enumerate(values)]
+        )
+    elif middle:
+        origin = np.partition(values, values.shape[1] // 2)[:, values.shape[1] // 2]
+    width = np.where(high > low, high - low, 1.0)
+    x = values - origin[:, None]
+    if width.min() > 1e-290:
+        x *= (1 / width)[:, None]  # half the time of a division, which reciprocals of subnormal ranges need
+    else:
+        x /= width[:, None]
+    if used is not None:
+        x[~used] = 1.0
+    return x, origin, width
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """Validated scores and base weights, float64 [rounds, n], and the constraints.
+    """Validated scores and base weights, float64 [rounds, n], their extremes [rounds], and the constraints."""
 
-    `extremes`: the smallest and the largest g of every round, and how many may be the smallest, [rounds].
-    """
-
-    g: Tensor
-    extremes: tuple[Numbers, Numbers, Numbers]
-    c: Tensor | None
-    base: Tensor | None
+    g: Numbers
+    extremes: tuple[Numbers, Numbers]
+    c: Numbers | None
+    c_extremes: tuple[Numbers, Numbers] | None
+    base: Numbers | None
     epsilon: float
     gamma: float | None
     cap: float | None
 
-    def rounds(self, chosen: slice) -> "_Problem":
-        """The same problem for some of the rounds."""
-        g, c, base = (None if part is None else part[chosen] for part in (self.g, self.c, self.base))
-        assert g is not None
-        least, most, ties = (values[chosen] for values in self.extremes)
-        return replace(self, g=g, extremes=(least, most, ties), c=c, base=base)
+    def solve(self, own: slice) -> list[DualSolution]:
+        """The solutions of some rounds; those of a batch, and with γ, start from tilts found for all together."""
+        scores, units = self._in_units(own)
+        balls = [Ball(self.epsilon)] * len(units)
+        if self.gamma is not None:
+            blurs = [4e-16 * max(abs(u.c0), abs(self.gamma)) / u.c_width for u in units]
+            gammas = [(self.gamma - u.c0) / u.c_width for u in units]
+            balls = [Ball(self.epsilon, *both) for both in zip(gammas, blurs, strict=True)]
+        answers = None
+        if len(units) == 1 and self.c is None and self.epsilon > 0:
+            answers = [solve_ball(scores.rounds(0), self.epsilon, overwrite=True)]
+            if 0 < answers[0].a < math.inf and not closed(answers[0], balls[0]):
+                answers, (scores, units) = None, self._in_units(own)
+        if answers is None:
+            together = self.cap is None and self.epsilon > 0 and (len(units) > 1 or self.gamma is not None)
+            found = solve_together(scores, balls) if together else [None] * len(units)
+            answers = [solve_round(scores.rounds(r), ball, found[r]) for r, ball in enumerate(balls)]
+        _certify(answers, scores, balls, own.start if len(self.g) > 1 else None)
+        certain = self.c is not None
+        return [
+            unit.solution(answer, self.gamma, certain) for unit, answer in zip(units, answers, strict=True)
+        ]
+
+    def _in_units(self, own: slice) -> tuple[Scores, list[Units]]:
+        base = None if self.base is None else self.base[own]
+        middle = self.c is not None
+        x, g0, width = standardised(self.g[own], _some(self.extremes, own), base, self.cap, middle)
+        if self.c is None or self.c_extremes is None:
+            units = [Units(*each) for each in zip(g0.tolist(), width.tolist(), strict=True)]
+            return Scores(x, None, base, self.cap), units
+        y, *of_c = standardised(self.c[own], _some(self.c_extremes, own), base, self.cap, middle)
+        columns = (values.tolist() for values in (g0, width, *of_c))
+        return Scores(x, y, base, self.cap), [Units(*each) for each in zip(*columns, strict=True)]
 
 
-def _solve(problem: _Problem) -> DualSolution:
-    """In groups of rounds, one after the other: each pass over one has all threads."""
-    rounds, n = problem.g.shape
-    size = max(1, GROUP // n)
-    if rounds <= size:
-        return _solve_together(problem)
-    starts = range(0, rounds, size)
-    parts = [_solve_together(problem.rounds(slice(start, start + size))) for start in starts]
-    return DualSolution(**{field.name: _joined(field.name, parts) for field in fields(DualSolution)})
+def _some(extremes: tuple[Numbers, Numbers], own: slice) -> tuple[Numbers, Numbers]:
+    return extremes[0][own], extremes[1][own]
 
 
-def _joined(name: str, parts: list[DualSolution]) -> Any:
-    values = [getattr(part, name) for part in parts]
-    if name == "status":
-        return [status for value in values for status in value]
-    if name == "num_passes":
-        return max(values)
-    if values[0] is None:
-        return None
-    return torch.cat(values) if isinstance(values[0], Tensor) else np.concatenate(values)
-
-
-def _solve_together(problem: _Problem) -> DualSolution:
-    g, c, base, gamma = problem.g, problem.c, problem.base, problem.gamma
-    least, most, ties = problem.extremes
-    x, g_min, g_range = _standardised(g, base, (least, most))
-    c_min, c_range = np.zeros_like(g_min), np.ones_like(g_min)
-    gamma_min = None
-    if c is None or gamma is None:
-        ties = np.where(most - least > SMALLEST_RANGE, ties, g.shape[1])
-        rounds = solve_ball(x, base, problem.cap, problem.epsilon, ties, overwrite=True)
-    else:
-        y, c_min, c_range = _standardised(c, base, row_extremes(c)[:2])
-        target = (gamma - c_min) / c_range
-        slack = SLACK + 4e-16 * np.maximum(np.abs(c_min), np.abs(c_min + c_range)) / c_range
-        rounds, least_y = solve_both(x, y, base, problem.cap, problem.epsilon, target, slack)
-        gamma_min = c_min + c_range * least_y
-    with np.errstate(divide="ignore", invalid="ignore"):
-        lambda_ = g_range / rounds.a  # 0 at a = ∞, ∞ at a = 0
-        beta = np.where(rounds.beta == 0, 0.0, rounds.beta * g_range / c_range)
-        mu = lambda_ * rounds.mu + g_min + beta * c_min
-    mu = np.where((rounds.a > 0) & np.isfinite(rounds.a) & np.isfinite(beta), mu, math.nan)
-    # E_Q[x] in [0, 1] keeps digits that E_Q[g] would lose to a large common offset
-    worst = g_min + g_range * rounds.mean_x
-    dual = _dual_value(problem, rounds, lambda_, beta, mu, worst)
-    return DualSolution(
-        lambda_=lambda_,
-        beta=beta,
-        weights=rounds.weights,
-        kl=rounds.kl,
-        certainty=None if c is None else row_dots(rounds.weights, c),
-        worst_case=worst,
-        dual_value=dual,
-        gap=np.abs(rounds.mean_x - (dual - g_min) / g_range),
-        ess=1 / row_dots(rounds.weights, rounds.weights),
-        mu=mu,
-        gamma_min=gamma_min,
-        status=rounds.status,
-        num_passes=rounds.passes,
-    )
-
-
-def _check_converged(solution: DualSolution) -> None:
-    for r, (gap, status) in enumerate(zip(solution.gap, solution.status, strict=True)):
-        if status != "infeasible" and not gap <= WIDEST_GAP:
-            where = "" if len(solution.status) == 1 else f"round {r}: "
+def _certify(answers: list[Answer], scores: Scores, balls: list[Ball], first: int | None) -> None:
+    """Raise ValueError unless every q lies in the ball, keeps every bound, and closes the gap."""
+    for r, (found, ball) in enumerate(zip(answers, balls, strict=True)):
+        q, kl, inside = found.weights, found.kl, 0 < found.a < math.inf and math.isfinite(found.beta)
+        if q is None:  # infeasible
+            continue
+        f = 1 / len(q) if scores.base is None else scores.base[r]
+        if inside and found.a * (1 + found.beta) > LARGE:
+            kl = max(kl, divergence(q, f))
+        faults = {
+            "close the gap": not found.gap <= WIDEST_GAP,
+            "lie in the ball": not kl <= ball.epsilon * (1 + TOLERANCE) + ROUNDING,
+            "lie on its surface": inside and not found.kl >= ball.epsilon * (1 - TOLERANCE) - ROUNDING,
+            "keep the bound on certainty": not ball.met(found.mean_y, TOLERANCE),
+            "sum to one": not abs(float(q.sum()) - 1) <= ROUNDING,
+            "keep the cap": scores.cap is not None and bool((q > scores.cap * f * (1 + ROUNDING)).any()),
+        }
+        missed = [what for what, fault in faults.items() if fault]
+        if missed:
+            where = "" if first is None else f"round {first + r}: "
             raise ValueError(
-                f"{where}no multipliers were found that close the gap (it is {gap:.1e} of the range of the "
-                "scores): change epsilon or gamma"
+                f"{where}no multipliers were found that {' and '.join(missed)} (the gap is {found.gap:.1e} of "
+                f"the range of the scores, KL {found.kl}): change epsilon or gamma"
             )
 
 
-def _dual_value(
-    problem: _Problem, rounds: Rounds, lambda_: Numbers, beta: Numbers, mu: Numbers, worst: Numbers
-) -> Numbers:
-    """h(λ, β) of every round; where λ or β is infinite h reaches the primal value in the limit."""
-    ordinary = np.isfinite(lambda_) & np.isfinite(beta) & (lambda_ > 0)
-    with np.errstate(invalid="ignore"):  # an infinite or missing multiplier: not ordinary
-        penalty = np.where(beta > 0, beta * (problem.gamma or 0.0), 0.0)
-        dual = np.where(ordinary, mu - lambda_ * problem.epsilon - penalty, worst)
-    for r in np.flatnonzero((lambda_ == 0) & np.isfinite(beta)).tolist():
-        dual[r] = _least_mean(problem, float(beta[r]), r) - penalty[r]
-    if problem.cap is not None:
-        for r in np.flatnonzero(ordinary).tolist():
-            over = mu[r] - _penalised(problem, float(beta[r]), r) - lambda_[r] * math.log(problem.cap)
-            dual[r] -= problem.cap * float(base_row(problem.base, problem.g, r) @ over.clamp(min=0))
-    return dual
+# --- output -----------------------------------------------------------------------------------
 
 
-def _penalised(problem: _Problem, beta: float, r: int) -> Tensor:
-    return problem.g[r] if problem.c is None or beta == 0 else problem.g[r] + beta * problem.c[r]
-
-
-def _least_mean(problem: _Problem, beta: float, r: int) -> Tensor:
-    """min E_q[g + βC] over q ≤ c·f: h at λ = 0, but for the term −βγ."""
-    z = _penalised(problem, beta, r)
-    return least_kl(face_of(z, base_row(problem.base, problem.g, r), problem.cap)) @ z
-
-
-def _standardised(
-    scores: Tensor, base: Tensor | None, extremes: tuple[Numbers, Numbers]
-) -> tuple[Tensor, Numbers, Numbers]:
-    """((s − min)/range, min, range) a row, over the samples with positive base weight."""
-    least, most = extremes
-    if base is not None:
-        least = scores.masked_fill(base == 0, math.inf).amin(dim=1).numpy()
-        most = scores.masked_fill(base == 0, -math.inf).amax(dim=1).numpy()
-    differ = most - least > SMALLEST_RANGE
-    span = np.where(differ, most - least, 1.0)
-    offset, factor = least[:, None], np.where(differ, 1 / span, 0.0)[:, None]
-    out = empty_like(scores)
-
-    def standardise(rows: slice, own: Numbers, x: Numbers) -> None:
-        np.subtract(own, offset[rows], out=x)
-        x *= factor[rows]
-
-    each_block(standardise, scores, out)
-    if base is not None:
-        out.masked_fill_(base == 0, 1.0)
-    return out, least, span
-
-
-# --- input and output -------------------------------------------------------------------------
-
-
-def _scores(name: str, values: Array) -> Tensor:
-    """The values as a float64 tensor of one or two dimensions."""
-    try:
-        tensor = (
-            values.detach().to(dtype=torch.float64, device="cpu")
-            if isinstance(values, Tensor)
-            else torch.from_numpy(np.asarray(values, dtype=np.float64))
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is not an array of numbers: {error}") from None
-    if tensor.dim() not in (1, 2) or tensor.numel() == 0:
-        raise ValueError(f"{name} must be a non-empty [n] or [rounds, n] array, not {list(tensor.shape)}")
-    return tensor.contiguous()
-
-
-def _check_finite(name: str, tensor: Tensor, *statistics: Numbers) -> None:
-    """`statistics` are finite unless a value is not, or they overflowed: look closer only then."""
-    if not all(np.isfinite(values).all() for values in statistics):
-        bad = int((~tensor.isfinite()).sum())
-        if bad:
-            raise ValueError(f"{name} has {bad} NaN or infinite values; drop or repair those samples first")
-
-
-def _matching(name: str, values: Array | None, g: Tensor) -> Tensor | None:
-    if values is None:
-        return None
-    tensor = torch.atleast_2d(_scores(name, values))
-    _check_finite(name, tensor, row_sums(tensor))
-    if tensor.shape != g.shape:
-        raise ValueError(f"{name} has shape {list(tensor.shape)}, log_likelihood {list(g.shape)}")
-    return tensor
-
-
-def _base(values: Array | None, g: Tensor) -> Tensor | None:
-    if values is None:
-        return None
-    base = torch.atleast_2d(_scores("base_weights", values))
-    _check_finite("base_weights", base, row_sums(base))
-    if base.shape[1] != g.shape[1] or base.shape[0] not in (1, g.shape[0]):
-        raise ValueError(f"base_weights has shape {list(base.shape)}, log_likelihood {list(g.shape)}")
-    if bool((base < 0).any()) or bool((base.sum(dim=1) == 0).any()):
-        raise ValueError("base_weights must not be negative, and not all zero")
-    return (base / base.sum(dim=1, keepdim=True)).expand_as(g).contiguous()
-
-
-def check_parameters(
-    epsilon: float, gamma: float | None, max_weight: float | None, certainty: object
-) -> None:
-    if not (math.isfinite(epsilon) and epsilon >= 0):
-        raise ValueError(f"epsilon must be a finite number of nats, 0 or more, not {epsilon}")
-    if gamma is not None and not math.isfinite(gamma):
-        raise ValueError(f"gamma must be a finite number of nats, not {gamma}; leave it out for no bound")
-    if gamma is not None and certainty is None:
-        raise ValueError("gamma bounds the mean certainty: pass certainty too")
-    if max_weight is not None and not (math.isfinite(max_weight) and max_weight >= 1):
-        raise ValueError(f"max_weight must be finite and at least 1 (the mean weight), not {max_weight}")
-
-
-def _raise_infeasible(solution: DualSolution, problem: _Problem, single: bool) -> None:
-    where = [r for r, status in enumerate(solution.status) if status == "infeasible"]
-    gamma_min = float(solution.gamma_min[where].max())
-    rounds = "" if single else f" in {len(where)} of {len(solution.status)} rounds"
+def _raise_infeasible(rounds: list[DualSolution], problem: _Problem, single: bool) -> None:
+    least = [found.gamma_min for found in rounds if found.status == "infeasible"]
+    where = "" if single else f" in {len(least)} of {len(rounds)} rounds"
     cap = "" if problem.cap is None else f" and max_weight = {problem.cap}"
     raise InfeasibleError(
-        f"infeasible{rounds}: with epsilon = {problem.epsilon}{cap} the mean certainty cannot go below "
-        f"γ_min = {gamma_min!r}, but gamma = {problem.gamma}; raise gamma to at least γ_min, or epsilon",
-        gamma_min,
+        f"infeasible{where}: with epsilon = {problem.epsilon}{cap} the mean certainty cannot go below "
+        f"γ_min = {max(least)!r}, but gamma = {problem.gamma}; raise gamma to at least γ_min, or epsilon",
+        max(least),
     )
 
 
-def _like_input(solution: DualSolution, values: Array, single: bool) -> DualSolution:
+def _like_input(
+    rounds: list[DualSolution], shape: tuple[int, ...], in_torch: bool, single: bool
+) -> DualSolution:
     """Torch in, torch out; anything else gives NumPy arrays, and plain numbers for a single problem."""
-    in_torch = isinstance(values, Tensor)
-    changes: dict[str, Any] = {}
-    for field in fields(solution):
-        value = getattr(solution, field.name)
-        if field.name == "weights":
-            own = value[0] if single else value
-            changes["weights"] = own if in_torch else own.numpy()
-        elif isinstance(value, np.ndarray):
-            if single:
-                changes[field.name] = float(value[0])
-            elif in_torch:
-                changes[field.name] = torch.from_numpy(value)
+    like = torch.from_numpy if in_torch else np.asarray
+    nothing = np.full(shape[1], math.nan)
+    weights = [nothing if found.weights is None else found.weights for found in rounds]
     if single:
-        changes["status"] = solution.status[0]
-    return replace(solution, **changes)
+        return replace(rounds[0], weights=like(weights[0]))
+    columns = {field.name: [getattr(found, field.name) for found in rounds] for field in fields(DualSolution)}
+    arrays = {
+        name: None if values[0] is None else like(np.array(values))
+        for name, values in columns.items()
+        if name not in ("weights", "status", "num_passes")
+    }
+    return DualSolution(
+        **arrays,
+        weights=like(np.stack(weights)),
+        status=columns["status"],
+        num_passes=max(columns["num_passes"]),
+    )

@@ -1,26 +1,39 @@
-r"""The dual over data that is read chunk by chunk: constant memory, few passes, any number of processes.
+"""The dual over data that is read chunk by chunk: constant memory, few passes, any number of processes.
 
-A sample of the data says where to look and how the moments bend, full passes correct it to third order: what
-a sample of a million rows guesses is exact after one pass at moderate radii, after two at large ones.
+A sample of the data says where to look; from there on the iterations are those of `solve_dual`, every pass of
+them a reading of the data (mathematics.md, "Passes over data").
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
+import torch.distributed
 
-from klball.robust.dual import InfeasibleError, check_parameters
-from klball.robust.multipliers import CLOSED, JOINT_PASSES, SLACK
-from klball.robust.newton import joint_tilt, radius_tilt
-from klball.robust.streaming_model import FEW, FIRST, At, Data, Model, log_z_at, sample_of, towards
-from klball.robust.streaming_sums import Part, Sums
-from klball.robust.tilting import Moments
+from klball.robust.dual import InfeasibleError
+from klball.robust.solver import inputs
+from klball.robust.solver.newton import joint_tilt, moments_at, radius_start, radius_tilt
+from klball.robust.solver.rounds import CLOSED, FEASIBLE, SLACK
+from klball.robust.solver.tilting import (
+    Moments,
+    Numbers,
+    Scores,
+    Tilting,
+    chunked,
+    merged,
+    moments_of,
+    space_for,
+    tilted_sums,
+)
 
-EXACT = 1e-9  # a relative error of λ
-MODEL_PASSES = 10  # full passes before the model is given up for plain safeguarded iterations
+Chunk = tuple[np.ndarray, np.ndarray | None]  # g and C of some rows, float32 or float64
+Part = Callable[[], Iterable[Chunk]]  # a share of the data, read anew at every call
+
+SAMPLE = 1 << 20  # rows, at the most, that say where to look: λ is good to about a per mille
+SHARE = 1 << 16  # of them from one part
+SAMPLED_PARTS = 64
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,7 @@ class StreamedSolution:
     lambda_, beta: multipliers of the ball (nats of score per nat of radius) and of the certainty cap.
     kl, certainty, worst_case: KL(Q‖F), E_Q[C] (None without C) and E_Q[g] at the weights.
     dual_value: h at the multipliers. gap: |worst_case − dual_value| in units of max g − min g.
-    ess: effective sample size 1/Σ(q²), to about 1e-6 of itself. mean: E_F[g].
+    ess: effective sample size 1/Σ(q²), to about 2e-5 of itself. mean: E_F[g].
     mu: n·q_i = exp((mu − g_i − βC_i)/λ) if λ is in (0, ∞), else NaN.
     num_rows: n. num_passes: full passes over the data. status: optimal | point_mass.
     """
@@ -64,156 +77,275 @@ class StreamedSolution:
 
 
 def solve_dual_streamed(
-    parts: Sequence[Part],
-    *,
-    epsilon: float,
-    gamma: float | None = None,
-    sharded: bool = False,
-    threads: int | None = None,
+    parts: Sequence[Part], *, epsilon: float, gamma: float | None = None, sharded: bool = False
 ) -> StreamedSolution:
-    """`solve_dual` of data too large for memory, exact to its answer (about 1e-12 of the range of g).
+    """`solve_dual` of data too large for memory, exact to its answer (about 1e-11 of the range of g).
 
     parts: functions without arguments, each returning an iterable of chunks (g, C) or (g, None), arrays
-    [rows] of float32 or float64; called once a pass, from several `threads` (default: those of torch).
+    [rows] of float32 or float64; called once a pass.
     sharded: every process of torch.distributed's default group calls this with its own parts; they
-    exchange 25 numbers a pass, and all get the same answer to the bit.
+    exchange some twenty numbers a pass, and all get the same answer to the bit.
     epsilon, gamma: as in `solve_dual`; a cap on weights and base weights are not supported.
 
-    Raises ValueError for malformed input and for degenerate problems (β > 0 at λ = 0 or λ = ∞), and
-    InfeasibleError, naming γ_min, if no Q qualifies.
+    Raises ValueError for malformed input (log-likelihoods that are all positive among it) and for degenerate
+    problems (β > 0 at λ = 0 or λ = ∞), and InfeasibleError, naming γ_min, if no Q qualifies.
     """
-    threads = threads or torch.get_num_threads()
-    sample = sample_of(parts, threads, sharded)
-    check_parameters(epsilon, gamma, None, sample[1])
-    data = Data(parts, sample, gamma is not None, threads, sharded)
-    return _Solver(data, float(epsilon), gamma).solve()
+    sample = _sample_of(parts, sharded)
+    inputs.parameters(epsilon, gamma, None, sample[1])
+    solver = _Solver(_Data(parts, sample, sharded), float(epsilon), gamma)
+    return solver.solve(refuse_losses=True)
+
+
+# --- passes -----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Survey:
+    """What every row has to say once."""
+
+    rows: int = 0
+    rows_with_c: int = 0
+    bad_g: int = 0
+    bad_c: int = 0
+    sum_x: float = 0.0
+    sum_y: float = 0.0
+    least_g: float = math.inf
+    most_g: float = -math.inf
+    ties: int = 0  # rows with g = least_g
+    ties_y: float = 0.0  # Σ y over those
+    least_c: float = math.inf
+    most_c: float = -math.inf
+
+    def add(self, other: "_Survey") -> None:
+        if other.least_g < self.least_g:
+            self.ties = self.ties_y = 0
+        if other.least_g <= self.least_g:
+            self.ties, self.ties_y = self.ties + other.ties, self.ties_y + other.ties_y
+        for name in ("rows", "rows_with_c", "bad_g", "bad_c", "sum_x", "sum_y"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.least_g, self.least_c = min(self.least_g, other.least_g), min(self.least_c, other.least_c)
+        self.most_g, self.most_c = max(self.most_g, other.most_g), max(self.most_c, other.most_c)
+
+
+class _Data:
+    """The data in the units of its sample, x = (g − g0)/width and likewise y, for Newton's iterations."""
+
+    def __init__(self, parts: Sequence[Part], sample: tuple[Numbers, Numbers | None], sharded: bool):
+        self.parts, self.sample, self.sharded = parts, sample, sharded
+        (self.g0, self.width), (self.c0, self.c_width) = (
+            (0.0, 1.0) if values is None else (float(values.mean()), float(np.ptp(values)) or 1.0)
+            for values in sample
+        )
+        self.num_passes, self.space = 0, space_for([])
+        self.last: tuple[float, float, Moments] | None = None
+        self.survey: _Survey | None = None
+
+    def sampled(self) -> Tilting:
+        g, c = self.sample
+        x, y = self._units(g, c)
+        return Tilting(Scores(x - x.min() if y is None else x, y, None, None))
+
+    @np.errstate(over="ignore", invalid="ignore")  # scores that are no numbers are counted
+    def moments(self, a: Any, b: Any = 0.0) -> Moments:
+        """One pass at a tilt, of which the first is a survey too."""
+        a, b = float(np.squeeze(a)), float(np.squeeze(b))
+        if self.last is not None and self.last[:2] == (a, b):
+            return self.last[2]
+        self.num_passes += 1
+        survey = _Survey() if self.survey is None else None
+        sums = (self._sums(part, a, b, survey) for part in self.parts)
+        found = [merged(np.array(own).T) for own in sums if own]
+        if self.sharded:
+            everyone = _everyones((found, survey))
+            found = [sums for own, _ in everyone for sums in own]
+            if survey is not None:
+                survey = _Survey()
+                for _, other in everyone:
+                    survey.add(other)
+        if survey is not None:
+            self.survey = survey
+        assert self.survey is not None
+        total = merged(np.array(found).T) if found else np.full(9, math.nan)
+        if not total[1] > 0:
+            return Moments(*[math.nan] * len(Moments._fields))
+        self.last = a, b, moments_of(total.tolist(), math.log(self.survey.rows), a, b)
+        return self.last[2]
+
+    def _sums(self, part: Part, a: float, b: float, survey: _Survey | None) -> list[Numbers]:
+        """The sums of the pieces of a part."""
+        found: list[Numbers] = []
+        for g, c in part():
+            if c is not None and len(c) != len(g):
+                raise ValueError(f"a chunk has {len(g)} log-likelihoods and {len(c)} certainties")
+            if not len(g):
+                continue
+            x, y = self._units(g, c)
+            if survey is not None:
+                survey.add(_survey_of(g, c, x, y))
+            chunks = chunked(x, y, None)
+            if self.space.shape[1] < chunks[0][0].size:
+                self.space = space_for(chunks)
+            sums = (tilted_sums(chunk, a, b, self.space, shifted=True) for chunk in chunks)
+            found += [row for own in sums for row in own.reshape(9, -1).T]
+        return found
+
+    def _units(self, g: Numbers, c: Numbers | None) -> tuple[Numbers, Numbers | None]:
+        x = np.subtract(g, self.g0, dtype=np.float64)
+        x /= self.width
+        if c is None:
+            return x, None
+        y = np.subtract(c, self.c0, dtype=np.float64)
+        y /= self.c_width
+        return x, y
+
+
+def _survey_of(g: Numbers, c: Numbers | None, x: Numbers, y: Numbers | None) -> _Survey:
+    least = float(g.min())
+    tied = g == least
+    found = _Survey(len(g), 0, 0, 0, float(x.sum()), 0.0, least, float(g.max()), int(tied.sum()))
+    if c is not None and y is not None:
+        found.rows_with_c, found.sum_y, found.ties_y = len(g), float(y.sum()), float(y[tied].sum())
+        found.least_c, found.most_c = float(c.min()), float(c.max())
+    if not math.isfinite(found.sum_x + found.sum_y):
+        found.bad_g = int(np.count_nonzero(~np.isfinite(g)))
+        found.bad_c = 0 if c is None else int(np.count_nonzero(~np.isfinite(c)))
+    return found
+
+
+def _everyones(values: Any) -> list[Any]:
+    """What all processes have, in rank order, to the bit; the same list everywhere."""
+    gathered: list[Any] = [values] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, values)
+    return gathered
+
+
+def _sample_of(parts: Sequence[Part], sharded: bool) -> tuple[Numbers, Numbers | None]:
+    """Finite scores from evenly spaced parts of all processes, the same everywhere."""
+    processes = torch.distributed.get_world_size() if sharded else 1
+    spread = np.unique(np.linspace(0, len(parts) - 1, min(len(parts), SAMPLED_PARTS)).round().astype(int))
+    share = min(math.ceil(SAMPLE / processes / max(len(spread), 1)), SHARE)
+    taken = [rows for index in spread.tolist() for rows in _first_rows(parts[index], share)]
+    if sharded:
+        taken = [rows for own in _everyones(taken) for rows in own]
+    if not any(rows.size for rows in taken):
+        raise ValueError("there are no rows")
+    if len({len(rows) for rows in taken}) > 1:
+        raise ValueError("some chunks have a certainty and others have none")
+    both = np.concatenate(taken, axis=1)
+    finite = np.isfinite(both).all(axis=0)
+    both = both[:, finite] if finite.any() else np.zeros((len(both), 1))  # a pass will count what is wrong
+    return both[0], both[1] if len(both) == 2 else None
+
+
+def _first_rows(part: Part, rows: int) -> Iterator[Numbers]:
+    """About the first `rows` rows, thinned where the first chunk has many more."""
+    for g, c in part():
+        stride = max(1, len(g) // rows)
+        taken = np.stack(
+            [column[::stride][:rows].astype(np.float64) for column in (g, c) if column is not None]
+        )
+        yield taken
+        rows -= taken.shape[1]
+        if rows <= 0:
+            return
+
+
+# --- the problem ------------------------------------------------------------------------------
 
 
 class _Solver:
     """One problem; the first pass also finds n, the extremes, and the ties at the smallest g."""
 
-    def __init__(self, data: Data, epsilon: float, gamma: float | None):
+    def __init__(self, data: _Data, epsilon: float, gamma: float | None):
         self.data, self.epsilon, self.gamma = data, epsilon, gamma
-        self.target = 0.0 if gamma is None else (gamma - data.origin[1]) / data.scale[1]
-        self.survey = Sums(0.0)
-        self.loose = False
+        self.target = 0.0 if gamma is None else (gamma - data.c0) / data.c_width
 
-    def solve(self) -> StreamedSolution:
-        data = self.data
-        guess = self._first_guess()
-        at = data.at(*(guess or (1.0, 0.0)))
-        self._look_around(at.sums)
+    @property
+    def survey(self) -> _Survey:
+        assert self.data.survey is not None
+        return self.data.survey
+
+    def solve(self, refuse_losses: bool) -> StreamedSolution:
+        guess = (0.0, 0.0) if self.epsilon == 0 else self._tilt_of_sample()
+        at_guess = self.data.moments(*guess)
+        self._check_rows()
+        if refuse_losses:
+            inputs.refuse_losses(self.survey.least_g)
         if self.epsilon == 0:
-            return self._uniform(at)
-        if self.loose and self._meets(self.survey.ties_y / self.survey.ties / data.scale[1]):
+            return self._uniform(at_guess)
+        s = self.survey
+        loose = self.epsilon >= math.log(s.rows / s.ties) - 1e-14
+        if loose and self._meets(s.ties_y / s.ties):
             return self._point_mass()
-        if guess is None:
-            self._check_feasible()
-        passes = [at]
-        if found := self._by_model(passes):
+        if (found := self._search(guess, loose)) is not None:
             return found
         self._check_feasible()
-        nearest = min(
-            passes, key=lambda at: abs(math.log(max(float(at.moments.kl[0]), 1e-300) / self.epsilon))
-        )
-        if found := self._by_newton(nearest):
-            return found
         why = "" if self.gamma is None else ", because β > 0 where λ is 0 or infinite, or too near to that"
         raise ValueError(
             f"no multipliers were found that close the gap{why}: change epsilon or gamma, or use solve_dual "
             "on the data in memory"
         )
 
-    def _first_guess(self) -> tuple[float, float] | None:
-        """The tilt that solves the problem of the sample; None where that has none."""
+    def _tilt_of_sample(self) -> tuple[float, float]:
         sampled = self.data.sampled()
-        at = sampled.at(0.0, 0.0)
-        self.survey = at.sums
-        ties = at.sums.ties / at.sums.rows
-        if self.epsilon == 0 or ties == 1:
-            return float(self.epsilon > 0), 0.0
-        normal = math.sqrt(2 * self.epsilon)  # a·sd for normal scores; skewed losses need less
-        start = normal / (1 + normal / 2) / math.sqrt(float(at.moments.var_x[0]))
-        radius = min(self.epsilon, -0.9 * math.log(ties))  # a sample has no larger one that binds
-        few = self.data.sampled(FIRST) if at.sums.rows > FEW else sampled
-        found = self._stationary(few, replace(at, a=start), radius)
-        if found is None or few is sampled:
+        x = sampled.scores.x
+        ties = int(np.count_nonzero(x == x.min()))
+        if ties == len(x):
+            return 1.0, 0.0
+        radius = min(self.epsilon, -0.9 * math.log(ties / len(x)))  # a sample has no larger one that binds
+        a = radius_tilt(sampled, radius, radius_start(sampled, radius))
+        if self.gamma is not None and sampled.moments(a).mean_y > self.target:
+            found = joint_tilt(sampled, radius, np.array([self.target]), np.array([a]), np.zeros(1))
+            if found[2][0]:
+                return float(found[0][0]), float(found[1][0])
+        return a, 0.0
+
+    def _search(self, guess: tuple[float, float], loose: bool) -> StreamedSolution | None:
+        """The tilt with KL = ε, and E[C] = γ or b = 0."""
+        a, b = guess
+        if b > 0 and (found := self._jointly(a, b)):
             return found
-        return self._stationary(sampled, replace(at, a=found[0], b=found[1]), radius)
-
-    def _look_around(self, sums: Sums) -> None:
-        if sums.bad_g or sums.bad_c:
-            columns = {"log_likelihood": sums.bad_g, "certainty": sums.bad_c}
-            counts = " and ".join(f"{name} has {bad:.0f}" for name, bad in columns.items() if bad)
-            raise ValueError(f"{counts} missing, NaN or infinite values; drop or repair those samples first")
-        if sums.rows_with_c not in (0, sums.rows):
-            raise ValueError("some chunks have a certainty and others have none")
-        self.survey = sums
-        self.loose = math.log(sums.rows / sums.ties) <= self.epsilon + 1e-14
-
-    def _by_model(self, passes: list[At]) -> StreamedSolution | None:
-        """More `passes` until the model is exact where it solves the problem."""
-        sample = self.data.sampled()
-        best = math.inf
-        for _ in range(MODEL_PASSES):
-            model = Model(sample, passes[-1])
-            found = self._stationary(model, passes[-1], self.epsilon)
-            if found is None:
-                return None
-            moments = model.moments(np.array([found[0]]), np.array([found[1]]))
-            error = model.error(*found, np.array([self._width(0), self._width(1)]))
-            solution = self._solution(*found, moments, error)
-            # an outlier makes the range so wide that a gap says nothing of λ
-            exact = error * self._width(0) <= EXACT * found[0] * float(moments.var_x[0])
-            if solution.gap <= CLOSED and exact:
-                return replace(solution, ess=model.ess(*found, float(log_z_at(moments, *found)[0])))
-            if not error < best / 4:  # a sample that knows nothing of a tail
-                return None
-            best = error
-            passes.append(self.data.at(*towards(passes[-1], *found)))
-        return None
-
-    def _by_newton(self, at: At) -> StreamedSolution | None:
-        """Safeguarded iterations on the data itself, for tails that no sample knows: one pass a step."""
-        found = self._stationary(self.data, at, self.epsilon)
-        if found is None:
-            return None
-        at = self.data.at(*found)
-        solution = replace(self._solution(at.a, at.b, at.moments), ess=at.sums.w**2 / at.sums.ww)
-        return solution if solution.gap <= CLOSED else None
-
-    def _stationary(self, tilting: Any, at: At, epsilon: float) -> tuple[float, float] | None:
-        """The tilt with KL = ε, and E[C] = γ or b = 0, starting from that of the last pass."""
-        if at.b > 0 and (found := self._jointly(tilting, at.a, at.b, epsilon)):
-            return found
-        a = at.a
-        if not self.loose:
-            a = float(radius_tilt(tilting, epsilon, np.array([True]), np.array([a or 1.0]))[0])
+        if not loose:
+            a = radius_tilt(self.data, self.epsilon, a)
             if not 0 < a < math.inf:
                 return None
-            if self.gamma is None or self._meets(float(tilting.moments(np.array([a])).mean_y[0])):
-                return a, 0.0
-        return self._jointly(tilting, a, 0.0, epsilon) if self.gamma is not None else None
+            found = self._closed(a, 0.0)
+            if self.gamma is None or (found is not None and self._meets(self._last.mean_y)):
+                return found
+        return None if self.gamma is None else self._jointly(a, 0.0)
 
-    def _jointly(self, tilting: Any, a: float, b: float, epsilon: float) -> tuple[float, float] | None:
-        found = joint_tilt(
-            tilting, epsilon, np.array([self.target]), np.array([a]), np.array([b]), JOINT_PASSES
+    def _jointly(self, a: float, b: float) -> StreamedSolution | None:
+        tilt = np.array([a]), np.array([b])
+        found_a, found_b, solved = joint_tilt(self.data, self.epsilon, np.array([self.target]), *tilt)
+        a, b = float(found_a[0]), float(found_b[0])
+        usable = solved[0] and 0 < a < math.inf and 0 <= b < math.inf
+        return self._closed(a, b) if usable else None
+
+    def _closed(self, a: float, b: float) -> StreamedSolution | None:
+        """The solution there, if it closes the gap, lies in the ball and meets γ."""
+        m = self._last = moments_at(self.data, a, b)
+        found = self._solution(a, b, m)
+        within = abs(m.kl - self.epsilon) <= 1e-10 * max(self.epsilon, 1e-4)
+        return (
+            found if found.gap <= CLOSED and within and (b == 0 or self._meets(m.mean_y, FEASIBLE)) else None
         )
-        a, b = float(found[0][0]), float(found[1][0])
-        return (a, b) if found[2][0] and 0 < a < math.inf and 0 <= b < math.inf else None
 
-    def _meets(self, mean_y: float) -> bool:
+    def _meets(self, mean_y: float, slack: float = SLACK) -> bool:
         """Whether E[C] ≤ γ, as closely as `solve_dual` looks."""
         if self.gamma is None:
             return True
-        largest = max(abs(self.survey.least_c), abs(self.survey.most_c)) / self.data.scale[1]
-        return mean_y <= self.target + SLACK * self._width(1) + 4e-16 * largest
+        s, unit = self.survey, self.data.c_width
+        blur = 4e-16 * max(abs(s.least_c), abs(s.most_c), abs(self.gamma)) / unit
+        return mean_y <= self.target + slack * (s.most_c - s.least_c) / unit + blur
 
-    def _width(self, column: int) -> float:
-        """The range of g or C in units of the sample's."""
+    def _check_rows(self) -> None:
         s = self.survey
-        width = (s.most_g - s.least_g, s.most_c - s.least_c)[column]
-        return max(width, 0.0) / self.data.scale[column]
+        if s.bad_g or s.bad_c:
+            columns = {"log_likelihood": s.bad_g, "certainty": s.bad_c}
+            counts = " and ".join(f"{name} has {bad}" for name, bad in columns.items() if bad)
+            raise ValueError(f"{counts} missing, NaN or infinite values; drop or repair those samples first")
+        if s.rows_with_c not in (0, s.rows):
+            raise ValueError("some chunks have a certainty and others have none")
 
     def _check_feasible(self) -> None:
         """Raise InfeasibleError if γ lies below γ_min, which is a problem of the same kind."""
@@ -221,39 +353,37 @@ class _Solver:
             return
         data = self.data
         swapped = [lambda part=part: ((c, None) for _, c in part()) for part in data.parts]
-        least = solve_dual_streamed(
-            swapped, epsilon=self.epsilon, sharded=data.sharded, threads=data.threads
-        ).worst_case
-        if not self._meets_least(least):
+        least = _Solver(_Data(swapped, (data.sample[1], None), data.sharded), self.epsilon, None).solve(False)
+        if not self._meets((least.worst_case - data.c0) / data.c_width):
             raise InfeasibleError(
                 f"infeasible: with epsilon = {self.epsilon} the mean certainty cannot go below "
-                f"γ_min = {least!r}, but gamma = {self.gamma}; raise gamma to at least γ_min, or epsilon",
-                least,
+                f"γ_min = {least.worst_case!r}, but gamma = {self.gamma}; raise gamma to at least γ_min, or epsilon",
+                least.worst_case,
             )
-
-    def _meets_least(self, least: float) -> bool:
-        return self._meets((least - self.data.origin[1]) / self.data.scale[1])
 
     # --- answers ------------------------------------------------------------------------------
 
-    def _solution(self, a: float, b: float, m: Moments, error: float = 0.0) -> StreamedSolution:
-        """All but `ess`; the gap allows for an `error` of the means."""
-        (x0, y0), (sx, sy) = self.data.origin, self.data.scale
-        mean_x, mean_y, log_z = float(m.mean_x[0]), float(m.mean_y[0]), float(log_z_at(m, a, b)[0])
-        lambda_, beta = sx / a, b / a * sx / sy
-        least = -(self.epsilon + b * self.target + log_z) / a  # h in units of x
-        offset = x0 + beta * y0
+    def _solution(self, a: float, b: float, m: Moments) -> StreamedSolution:
+        data, s = self.data, self.survey
+        lacking = self.epsilon - m.kl + b * (self.target - m.mean_y)
+        lambda_, beta = data.width / a, b / a * data.width / data.c_width
+        gap = abs(lacking) / a * data.width / ((s.most_g - s.least_g) or 1.0)
+        worst = data.g0 + data.width * m.mean_x
         return replace(
             self._answer("optimal"),
             lambda_=lambda_,
             beta=beta,
-            kl=float(m.kl[0]),
-            certainty=None if self.survey.rows_with_c == 0 else y0 + sy * mean_y,
-            worst_case=x0 + sx * mean_x,
-            dual_value=x0 + sx * least,
-            gap=abs(mean_x - least) / (self._width(0) or 1.0) + error,
-            mu=offset - lambda_ * log_z,
+            kl=m.kl,
+            certainty=self._certainty(m.mean_y),
+            worst_case=worst,
+            dual_value=worst - data.width * lacking / a,
+            gap=gap,
+            ess=m.ess,
+            mu=data.g0 + beta * data.c0 + lambda_ * m.mu,
         )
+
+    def _certainty(self, mean_y: float) -> float | None:
+        return self.data.c0 + self.data.c_width * mean_y if self.survey.rows_with_c else None
 
     def _point_mass(self) -> StreamedSolution:
         s = self.survey
@@ -261,19 +391,16 @@ class _Solver:
             self._answer("point_mass"),
             lambda_=0.0,
             kl=math.log(s.rows / s.ties),
-            certainty=None if s.rows_with_c == 0 else self.data.origin[1] + s.ties_y / s.ties,
+            certainty=self._certainty(s.ties_y / s.ties),
             worst_case=s.least_g,
             dual_value=s.least_g,
-            ess=s.ties,
+            ess=float(s.ties),
         )
 
-    def _uniform(self, at: At) -> StreamedSolution:
+    def _uniform(self, m: Moments) -> StreamedSolution:
         """ε = 0: plain SFT."""
-        mean_y = float(at.moments.mean_y[0])
-        certainty = (
-            None if self.survey.rows_with_c == 0 else self.data.origin[1] + self.data.scale[1] * mean_y
-        )
-        if not self._meets(mean_y):
+        certainty = self._certainty(m.mean_y)
+        if not self._meets(m.mean_y):
             assert certainty is not None
             raise InfeasibleError(
                 f"infeasible: with epsilon = 0 the mean certainty is {certainty!r}, but gamma = {self.gamma}",
@@ -283,7 +410,7 @@ class _Solver:
 
     def _answer(self, status: str) -> StreamedSolution:
         """The uniform distribution, to be filled in."""
-        mean = self.data.origin[0] + self.survey.sum_x / self.survey.rows
+        mean = self.data.g0 + self.data.width * self.survey.sum_x / self.survey.rows
         return StreamedSolution(
             lambda_=math.inf,
             beta=0.0,
@@ -292,10 +419,10 @@ class _Solver:
             worst_case=mean,
             dual_value=mean,
             gap=0.0,
-            ess=self.survey.rows,
+            ess=float(self.survey.rows),
             mu=math.nan,
             mean=mean,
             status=status,
-            num_rows=int(self.survey.rows),
+            num_rows=self.survey.rows,
             num_passes=self.data.num_passes,
         )
