@@ -129,7 +129,7 @@ def _sample_scores(tokens: TokenScores, answered: Tensor) -> Scores:
 
     def summed(values: Tensor) -> Tensor:
         zeros = torch.zeros(len(counts), dtype=torch.float64, device="cpu")
-        return zeros.index_add_(0, row_of.cpu(), values.double().cpu())
+        return zeros.index_add_(0, row_of.cpu(), values.cpu().double())
 
     num = counts.cpu()
     sums = {"log_likelihood": tokens.log_prob, "certainty": tokens.certainty, "entropy": tokens.entropy}

@@ -1,0 +1,61 @@
+"""How the scores in the ledger move between their visits: drift is not hardness."""
+
+import math
+
+import torch
+from torch import Tensor
+
+GAIN, PACE_GAIN = 0.5, 0.1  # of a visit's gap that goes into the shift, and into its pace
+FASTEST = 0.2  # nats a step in units of λ: no more of a pace is believed
+DEMAND = 0.5  # nats in units of λ: so much drift is worth a full re-scoring
+
+
+class Drift:
+    """What is added to every entry since the last full re-scoring, for g and C.
+
+    At each visit the gap between a batch's fresh scores and its own entries is free of sampling noise:
+
+        pace ← pace + gap/10, at most λ/5 (λ/(5β) for C)       what a step moves all scores by
+        shift ← shift + gap/2 + pace                           added to all entries, a local linear trend
+        entry ← fresh score + pace + lift − shift
+
+    lift: what training on a sample moves its score by beyond the shift. Gaps do not show it, because they
+    are seen before the step: it is learnt at each re-scoring from the samples visited since the last.
+    """
+
+    def __init__(self, num_samples: int):
+        self.shift, self.pace, self.lift = (torch.zeros(2, dtype=torch.float64) for _ in range(3))
+        self.visited = torch.zeros(num_samples, dtype=torch.bool)  # since the last re-scoring
+        self.prices = (math.inf, 0.0)  # λ, β at the last visit
+
+    def follow(self, gap: Tensor, lambda_: float, beta: float) -> None:
+        """One visit's mean gap, [2]."""
+        self.prices = (lambda_, beta)
+        fastest = FASTEST * lambda_ / torch.tensor([1.0, beta], dtype=torch.float64)
+        self.pace = (self.pace + PACE_GAIN * gap).clamp(-fastest, fastest).nan_to_num(0.0)
+        self.shift = self.shift + GAIN * gap + self.pace
+
+    def demands_rescoring(self) -> bool:
+        """Whether all scores have moved so far that what the shift cannot see would change weights."""
+        lambda_, beta = self.prices
+        moved = abs(float(self.shift[0] + beta * self.shift[1]))
+        return 0 < lambda_ < math.inf and moved > DEMAND * lambda_
+
+    def restart(self, residuals: list[Tensor]) -> None:
+        """After a re-scoring: fresh scores less what the entries foretold, [n] for each score."""
+        for k, residual in enumerate(residuals):
+            if bool(self.visited.any()):
+                others = residual[~self.visited]
+                self.lift[k] += residual[self.visited].mean() - (others.mean() if len(others) else 0.0)
+        self.shift = torch.zeros_like(self.shift)
+        self.visited.zero_()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For the checkpoint."""
+        names = {"shift": self.shift, "pace": self.pace, "lift": self.lift, "visited_since": self.visited}
+        return names | {"prices": torch.tensor(self.prices, dtype=torch.float64)}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        self.shift, self.pace, self.lift = tensors["shift"], tensors["pace"], tensors["lift"]
+        self.visited = tensors["visited_since"]
+        self.prices = (float(tensors["prices"][0]), float(tensors["prices"][1]))
