@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-GAIN, PACE_GAIN = 0.5, 0.1  # of a visit's gap that goes into the shift, and into its pace
-FASTEST = 0.2  # nats a step in units of λ: no more of a pace is believed
-DEMAND = 0.5  # nats in units of λ: so much drift is worth a full re-scoring
+GAIN, PACE_GAIN = 0.7, 0.1  # of a visit's gap that goes into the shift, and into its pace
+FASTEST = 0.4  # in units of λ: no more of a step's pace is believed
+DEMAND = 0.4  # in units of λ: so much drift is worth a full re-scoring
 
 
 class Drift:
@@ -15,11 +15,11 @@ class Drift:
 
     At each visit the gap between a batch's fresh scores and its own entries is free of sampling noise:
 
-        pace ← pace + gap/10, at most λ/5 (λ/(5β) for C)       what a step moves all scores by
-        shift ← shift + gap/2 + pace                           added to all entries, a local linear trend
+        pace ← pace + gap/10, at most .4 λ (.4 λ/β for C)      what the coming step moves all scores by
+        shift ← shift + .7 gap + pace                          added to all entries: a local linear trend
         entry ← fresh score + pace + lift − shift
 
-    lift: what training on a sample moves its score by beyond the shift. Gaps do not show it, because they
+    lift: what training on a sample moves its score by beyond the others'. Gaps do not show it, because they
     are seen before the step: it is learnt at each re-scoring from the samples visited since the last.
     """
 
@@ -43,10 +43,11 @@ class Drift:
 
     def restart(self, residuals: list[Tensor]) -> None:
         """After a re-scoring: fresh scores less what the entries foretold, [n] for each score."""
-        for k, residual in enumerate(residuals):
-            if bool(self.visited.any()):
-                others = residual[~self.visited]
-                self.lift[k] += residual[self.visited].mean() - (others.mean() if len(others) else 0.0)
+        visited, others = self.visited, ~self.visited
+        for k, residual in enumerate(residuals if bool(visited.any()) else []):
+            common = residual[others].mean() if bool(others.any()) else torch.tensor(0.0)
+            self.lift[k] += residual[visited].mean() - common
+            self.pace[k] += PACE_GAIN * common
         self.shift = torch.zeros_like(self.shift)
         self.visited.zero_()
 

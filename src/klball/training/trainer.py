@@ -203,7 +203,7 @@ class RobustSFTTrainer(SFTTrainer):
             if self._window is not None:
                 self._window.load(self._resume_folder)
         elif self.state.global_step == 0:
-            self.accountant.history.clear()
+            self.accountant = self._empty_accountant()
             if not isinstance(self.ambiguity, Empirical):  # which needs no scores
                 self.rescore("initial")
 
