@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-GAIN, PACE_GAIN = 0.7, 0.1  # of a visit's gap that goes into the shift, and into its pace
-FASTEST = 0.4  # in units of λ: no more of a step's pace is believed
-DEMAND = 0.4  # in units of λ: so much drift is worth a full re-scoring
+GAIN, PACE_GAIN = 0.5, 0.1  # of a visit's gap that goes into the shift, and into its pace
+FASTEST = 0.3  # in units of λ: no more of a step's pace is believed
+DEMAND = 0.4  # in units of λ: so much drift is worth a full re-scoring; a pace alone is not
 
 
 class Drift:
@@ -15,8 +15,8 @@ class Drift:
 
     At each visit the gap between a batch's fresh scores and its own entries is free of sampling noise:
 
-        pace ← pace + gap/10, at most .4 λ (.4 λ/β for C)      what the coming step moves all scores by
-        shift ← shift + .7 gap + pace                          added to all entries: a local linear trend
+        pace ← pace + gap/10, at most .3 λ (.3 λ/β for C)      what the coming step moves all scores by
+        shift ← shift + gap/2 + pace                           added to all entries: a local linear trend
         entry ← fresh score + pace + lift − shift
 
     lift: what training on a sample moves its score by beyond the others'. Gaps do not show it, because they
