@@ -1,5 +1,6 @@
 """Scores of many prepared rows by the model as it is now, shared out over the processes."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,5 +52,5 @@ def _finite_or_nan(score: ScoreRows, rows: list[dict[str, Any]], names: Sequence
     except NonFiniteLogitError:
         if len(rows) > 1:
             return torch.cat([_finite_or_nan(score, [row], names) for row in rows])
-        columns = dict.fromkeys(names, [torch.nan])
+        columns = {name: [math.nan] for name in names}
     return torch.stack([torch.as_tensor(columns[name], dtype=torch.float64) for name in names], dim=1)

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -216,8 +215,8 @@ class RobustSFTTrainer(SFTTrainer):
         if self.state.global_step == 0 or self.accountant.frozen or isinstance(self.ambiguity, Empirical):
             return False
         if self.args.rescore_steps is None:
-            on_time = self.state.global_step % steps_an_epoch(self.args, len(self.train_dataset)) == 0
-            return on_time or self.accountant.drift.demands_rescoring()
+            epoch = steps_an_epoch(self.args, len(self.train_dataset))
+            return self.state.global_step % epoch == 0 or self.accountant.drift.demands_rescoring(epoch)
         return self.args.rescore_steps > 0 and self.state.global_step % self.args.rescore_steps == 0
 
     # --- one optimizer step -------------------------------------------------------------------
