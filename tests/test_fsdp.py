@@ -20,7 +20,7 @@ import fsdp_runs
 from fsdp_runs import FAST, SLOW
 from klball import RobustSFTTrainer
 from klball.evaluation.models import load_model
-from klball.training.sharding import score_sharded, shards_parameters
+from klball.training.sharding import sharded_scores, shards_parameters
 
 HERE = Path(__file__).parent
 CASES = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
@@ -144,4 +144,4 @@ def test_what_a_sharded_model_cannot_do_is_refused():
     assert not shards_parameters(accelerated("DEEPSPEED", zero_stage=2), certainty=True)
     assert not shards_parameters(accelerated("MULTI_GPU"), certainty=True)
     with pytest.raises(ValueError, match="cannot be evaluated before"):
-        next(score_sharded(None, torch.nn.Linear(1, 1), None, torch.device("cpu"), None, [[0]]))
+        sharded_scores(None, torch.nn.Linear(1, 1), None, torch.device("cpu"), [])

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,6 +38,9 @@ class Scorer:
         self.model, self.autocast = model, autocast
         self.causal_lm = causal_lm(model)
         self.device = next(model.parameters()).device
+        with autocast():  # in whose dtype the head multiplies too, as in training
+            enabled = torch.is_autocast_enabled(self.device.type)
+            self.lower = torch.get_autocast_dtype(self.device.type) if enabled else None
         self.head = self._checked_head(torch.tensor([list(probe[:PROBE_TOKENS])], device=self.device))
 
     def num_logits(self) -> int:
@@ -98,7 +102,8 @@ class Scorer:
     def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         backbone = self.causal_lm.base_model
         with self.autocast():
-            return backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return hidden if self.lower is None else hidden.to(self.lower)
 
     @torch.no_grad()
     def _checked_head(self, ids: Tensor) -> LMHead | None:
@@ -107,16 +112,16 @@ class Scorer:
         if head is None:
             logger.warning("unusual LM head: scoring through full logits, which costs memory")
             return None
+        if self.lower is not None:
+            head = replace(head, weight=head.weight.to(self.lower))
         mask = torch.ones_like(ids)
         was_training = self.model.training
         self.model.eval()
         with self.autocast():
             own = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
-            lower = torch.is_autocast_enabled(self.device.type)
         ours = head.logits(self._hidden(ids, mask)[0]).float()
         self.model.train(was_training)
-        lower = lower or head.weight.dtype not in (torch.float32, torch.float64)
-        tolerance = 3e-2 if lower else 1e-4
+        tolerance = 1e-4 if head.weight.dtype in (torch.float32, torch.float64) else 3e-2
         if torch.allclose(own, ours, rtol=tolerance, atol=tolerance * float(own.abs().max().nan_to_num())):
             return head
         logger.warning("the LM head does not explain the logits: scoring through full logits")
@@ -129,7 +134,7 @@ def _sample_scores(tokens: TokenScores, answered: Tensor) -> Scores:
 
     def summed(values: Tensor) -> Tensor:
         zeros = torch.zeros(len(counts), dtype=torch.float64, device="cpu")
-        return zeros.index_add_(0, row_of.cpu(), values.double().cpu())
+        return zeros.index_add_(0, row_of.cpu(), values.cpu().double())
 
     num = counts.cpu()
     sums = {"log_likelihood": tokens.log_prob, "certainty": tokens.certainty, "entropy": tokens.entropy}

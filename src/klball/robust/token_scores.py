@@ -76,6 +76,10 @@ def _bf16_products() -> Iterator[None]:
         settings.fp32_precision = before
 
 
+class NonFiniteLogitError(ValueError):
+    """The model gave a NaN or infinite logit."""
+
+
 @dataclass(frozen=True)
 class TokenScores:
     """Nats, each (N): log p_t, C_t = KL(U‖p) ≥ 0, and the entropy H_t."""
@@ -93,7 +97,7 @@ def token_scores(hidden: Tensor, head: LMHead, labels: Tensor) -> TokenScores:
         certainty = z.logsumexp(-1) - z.mean(-1) - math.log(V)
         entropy = -(z.softmax(-1) * z.log_softmax(-1)).sum(-1)
 
-    Units: nats. No gradient. Raises ValueError where a logit is not finite (C would be infinite).
+    Units: nats. No gradient. Raises NonFiniteLogitError where a logit is not finite (C would be infinite).
     Self-certainty: Kang et al., arXiv 2502.18581.
     """
     tiles = [
@@ -140,7 +144,7 @@ def _one_tile(hidden: Tensor, head: LMHead, labels: Tensor) -> tuple[Tensor, Ten
 
 def _checked(scores: TokenScores) -> TokenScores:
     if not bool(torch.isfinite(scores.certainty).all() & torch.isfinite(scores.log_prob).all()):
-        raise ValueError(
+        raise NonFiniteLogitError(
             "the model gave a NaN or infinite logit, so certainty and log-likelihood are undefined; "
             "score in a wider dtype (--dtype float32), or remove what masks logits with −inf"
         )

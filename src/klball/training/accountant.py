@@ -1,25 +1,29 @@
 """The accountant: the latest score of every training sample, and the adversary's answer to them."""
 
+import json
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from klball.robust.ambiguity import AmbiguitySet, CertaintyKLBall, Empirical
 from klball.robust.dual import DualSolution, InfeasibleError
 from klball.robust.warm import resolve
+from klball.training.drift import Drift
 
 logger = logging.getLogger(__name__)
 
 LEDGER_FILE = "ledger.safetensors"
 HISTORY_FILE = "history.parquet"
+DRAWS = "draws"  # a key of the ledger file's metadata
 RELAXED_MARGIN = 0.01  # of the way from γ_min to the mean certainty
 
 
@@ -27,40 +31,44 @@ RELAXED_MARGIN = 0.01  # of the way from γ_min to the mean certainty
 class Accountant:
     """Ledger and adversary of one training run; every rank holds the same.
 
-    Entries age while the model moves, so stale ones look hard. Whenever a batch is visited, the mean
-    gap between its fresh scores and its own entries measures the ageing without sampling noise, and
-    half of it is added to all entries (they are on average half as stale as the oldest): the
-    paired shift, one scalar per score.
+    Entries age while the model moves, so stale ones look hard: `drift` is added to all of them.
 
-    base_weights: f ∝ T_i for token normalisation, None for 1/n. frozen: `reweight="static"`.
+    base_weights: f ∝ T_i for token normalisation, None for 1/n. frozen: `reweight="static"`. draws: what
+    decides which samples a step has (processes, batch size, seed, …): a resumed epoch goes on with the same.
     """
 
     ambiguity: AmbiguitySet
-    log_likelihood: Tensor  # [n], float64, without the shift
+    log_likelihood: Tensor  # [n], float64, without the drift's shift
     certainty: Tensor | None
     base_weights: Tensor | None
     relax: bool
     frozen: bool
+    draws: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.shift = torch.zeros(2, dtype=torch.float64)
+        self.drift = Drift(len(self.log_likelihood))
         self.visited = torch.zeros(len(self.log_likelihood), dtype=torch.bool)  # in this epoch
-        self.relaxed = 0
+        self.relaxed = 0  # how often γ was
+        self.rescores = 0  # how often all entries were replaced, the first time not counted
+        self.num_tokens = 0  # trained on, prompts included
         self.history: list[dict[str, float]] = []
+        self._heard = False  # the warning about a point mass
         self.solution: DualSolution | None = None
         self.multipliers: tuple[float, float] | None = None  # (λ, β) that the next step starts from
 
     def rewrite(self, log_likelihood: Tensor, certainty: Tensor | None) -> None:
         """Replace every entry after a full re-scoring."""
+        fresh = [v for v in (log_likelihood, certainty) if v is not None]
+        foretold = [v for v in self.scores() if v is not None]
+        self.drift.restart([new - old for new, old in zip(fresh, foretold, strict=True)])
         self.log_likelihood = log_likelihood.contiguous()
         self.certainty = None if certainty is None else certainty.contiguous()
-        self.shift.zero_()
         self.solution = None
 
     def scores(self) -> tuple[Tensor, Tensor | None]:
         """The entries, shift included: g and C, [n]."""
-        certainty = None if self.certainty is None else self.certainty + self.shift[1]
-        return self.log_likelihood + self.shift[0], certainty
+        certainty = None if self.certainty is None else self.certainty + self.drift.shift[1]
+        return self.log_likelihood + self.drift.shift[0], certainty
 
     def solve(self) -> DualSolution:
         """The adversary's multipliers for the coming optimizer step, frozen until the next call."""
@@ -72,7 +80,15 @@ class Accountant:
         """Solve anew on the entries as they are now; static weights stay."""
         if not self.frozen:
             self.solution = None
-        self.solve()
+        solution = self.solve()
+        unheard = self.ambiguity.max_weight is None and not self._heard
+        if unheard and solution.lambda_ == 0 and 2 * solution.ess < len(self.log_likelihood):
+            self._heard = True
+            logger.warning(
+                "epsilon = %s lets the adversary put all weight on %.3g of %d samples: steps without them "
+                "have no gradient; lower epsilon, or set max_weight",
+                *(self.ambiguity.epsilon, solution.ess, len(self.log_likelihood)),
+            )
 
     def weights(self) -> Tensor:
         """The adversary's weights of all samples, [n]; `solve` keeps them only where a step needs them."""
@@ -94,7 +110,7 @@ class Accountant:
         """One or two passes over the entries as they lie: a shift of them all moves only μ and the means."""
         if self.multipliers is None or self.frozen:
             return None
-        (g, c), gamma = self.shift.tolist(), self.ambiguity.gamma
+        (g, c), gamma = self.drift.shift.tolist(), self.ambiguity.gamma
         found = resolve(
             self.log_likelihood,
             None if gamma is None else self.certainty,
@@ -128,7 +144,8 @@ class Accountant:
                     "that happens; see gamma_relaxed in the log",
                     *(self.ambiguity.gamma, error.gamma_min, gamma),
                 )
-            self.relaxed += 1
+            if not (self.frozen and self.relaxed):  # a resumed run solves static weights again
+                self.relaxed += 1
             ball = CertaintyKLBall(self.ambiguity.epsilon, gamma, self.ambiguity.max_weight)
             return ball.solve(g, c, self.base_weights)
 
@@ -167,13 +184,17 @@ class Accountant:
         """Enter the fresh scores of one optimizer step's samples, and shift all the others."""
         if self.frozen or len(index) == 0:
             return
-        fresh = [(log_likelihood, self.log_likelihood), (certainty, self.certainty)]
-        for k, (scores, entries) in enumerate(fresh):
-            if scores is None or entries is None:
-                continue
-            gap = (scores.double() - entries[index] - self.shift[k]).mean()
-            self.shift[k] += gap / 2
-            entries[index] = scores.double() - self.shift[k]
+        pairs = [(log_likelihood.double(), self.log_likelihood)]
+        if certainty is not None and self.certainty is not None:
+            pairs.append((certainty.double(), self.certainty))
+        gap = torch.zeros(2, dtype=torch.float64)
+        for k, (fresh, entries) in enumerate(pairs):
+            gap[k] = (fresh - entries[index] - self.drift.shift[k]).mean()
+        solution = self.solve()
+        self.drift.follow(gap, float(solution.lambda_), float(solution.beta))
+        for k, (fresh, entries) in enumerate(pairs):
+            entries[index] = fresh + self.drift.pace[k] + self.drift.lift[k] - self.drift.shift[k]
+        self.drift.visited[index] = True
 
     def summary(self) -> dict[str, float]:
         """What every logging step reports of the adversary."""
@@ -186,6 +207,7 @@ class Accountant:
             "kl": s.kl,
             "ess_ratio": s.ess / len(self.log_likelihood),
             "robust_loss": -s.worst_case,
+            "rescores": float(self.rescores),
         }
         if isinstance(self.ambiguity, CertaintyKLBall):
             report |= {"certainty": float(s.certainty), "gamma_relaxed": float(self.relaxed)}
@@ -194,21 +216,24 @@ class Accountant:
     def save(self, folder: Path) -> None:
         """Ledger and history into a checkpoint folder, before the checkpoint counts as complete."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"log_likelihood": self.log_likelihood, "shift": self.shift, "visited": self.visited}
-        tensors["relaxed"] = torch.tensor(self.relaxed)
+        tensors = {"log_likelihood": self.log_likelihood, "visited": self.visited, **self.drift.tensors()}
+        tensors["counts"] = torch.tensor([self.relaxed, self.rescores, self.num_tokens])
         if self.certainty is not None:
             tensors["certainty"] = self.certainty
         if self.multipliers is not None:
             tensors["multipliers"] = torch.tensor(self.multipliers, dtype=torch.float64)
-        save_file(tensors, folder / LEDGER_FILE)
+        save_file(tensors, folder / LEDGER_FILE, metadata={DRAWS: json.dumps(self.draws)})
         self.save_history(folder / HISTORY_FILE)
 
     def save_history(self, path: Path) -> None:
         """One row a step: λ, β, KL, ESS/n, weights, losses, entropy."""
         pq.write_table(pa.Table.from_pylist(self.history), path)
 
-    def load(self, folder: Path) -> None:
-        """Continue from a checkpoint. Raises ValueError if its ledger is of other data."""
+    def load(self, folder: Path, within_epoch: bool) -> None:
+        """Continue from a checkpoint, whose epoch goes on with other samples where `within_epoch`.
+
+        Raises ValueError if its ledger is of other data, or its epoch was drawn in another way.
+        """
         path = folder / LEDGER_FILE
         if not path.is_file():
             raise ValueError(f"{folder} has no ledger: it was not written by RobustSFTTrainer")
@@ -218,10 +243,23 @@ class Accountant:
                 f"the ledger in {folder} has {len(tensors['log_likelihood'])} samples, "
                 f"the training data {len(self.log_likelihood)}"
             )
+        if within_epoch:
+            self._refuse_other_draws(path)
         self.log_likelihood, self.certainty = tensors["log_likelihood"], tensors.get("certainty")
-        self.shift, self.visited = tensors["shift"], tensors["visited"]
-        self.relaxed = int(tensors["relaxed"])
+        self.visited = tensors["visited"]
+        self.drift.load(tensors)
+        self.relaxed, self.rescores, self.num_tokens = tensors["counts"].tolist()
         start = tensors.get("multipliers")
         self.multipliers = None if start is None else (float(start[0]), float(start[1]))
         self.history = pq.read_table(folder / HISTORY_FILE).to_pylist()
         self.solution = None
+
+    def _refuse_other_draws(self, path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            drawn = json.loads((file.metadata() or {}).get(DRAWS, "{}"))
+        for name, value in self.draws.items():
+            if drawn.get(name) != value:
+                raise ValueError(
+                    f"{path.parent} lies within an epoch that was drawn with {name} = {drawn.get(name)}, not "
+                    f"{value}: resume it as it was, or from an epoch's end"
+                )

@@ -27,3 +27,10 @@ def _samples(example: dict[str, Any]) -> list[int]:
         return [example[INDEX]]
     starts = accumulate(example["seq_lengths"][:-1], initial=0)
     return [example[INDEX][start] for start in starts]
+
+
+def input_lengths(batch: dict[str, Any]) -> torch.Tensor:
+    """Tokens of every sample of a collated batch, prompts included and padding not, (B)."""
+    if "attention_mask" in batch:
+        return batch["attention_mask"].sum(1)
+    return batch["cu_seq_lens_q"].diff()[: len(batch[INDEX])]

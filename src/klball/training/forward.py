@@ -20,6 +20,11 @@ logger = logging.getLogger(__name__)
 PROBE_TOKENS = 64
 
 
+def token_sums(values: Tensor) -> Tensor:
+    """Sums over the tokens (B, T−1) → (B) in float64 on the CPU: not every device has float64."""
+    return values.detach().cpu().double().sum(1)
+
+
 @dataclass(frozen=True)
 class BatchScores:
     """Per token (B, T−1), zero outside `mask`, in nats; `num_tokens` is (B)."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from klball.robust.objectives import nll, psft
 from klball.training.batches import INDEX
-from klball.training.forward import BatchScores, SampleForward
+from klball.training.forward import BatchScores, SampleForward, token_sums
 
 WINDOW_FILE = "psft-window-{}.safetensors"  # one a process
 
@@ -71,8 +71,8 @@ class ProximalWindow:
     def ratio_columns(self, index: Tensor, scores: BatchScores) -> list[Tensor]:
         """Per row, for the log: the sum of the ratios r_t, and the number of tokens above 1 + c."""
         log_ratio = scores.log_probs.detach() - self._old(index, scores)
-        ratio = log_ratio.double().exp().masked_fill(~scores.mask, 0.0)
-        return [ratio.sum(1), (ratio > 1 + self.clip).sum(1)]
+        ratio = log_ratio.exp().masked_fill(~scores.mask, 0.0)
+        return [token_sums(ratio), token_sums(ratio > 1 + self.clip)]
 
     def _old(self, index: Tensor, scores: BatchScores) -> Tensor:
         if self.opening:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from klball.training.forward import BatchScores
+from klball.training.forward import BatchScores, token_sums
 
-COLUMNS = ("index", "keep", "log_likelihood", "certainty", "density", "num_tokens")
+COLUMNS = ("index", "keep", "log_likelihood", "certainty", "density", "num_inputs", "num_tokens")
 SUMS = ("log_prob", "entropy", "is_top1")  # over the answer tokens of a sample
 RATIOS = ("ratio", "clipped")  # the same, for PSFT only
 
@@ -18,14 +18,15 @@ def sample_rows(
     log_likelihood: Tensor,
     certainty: Tensor | None,
     density: Tensor,
+    num_inputs: Tensor,
     scores: BatchScores,
     ratios: Sequence[Tensor],
 ) -> Tensor:
-    """One micro-batch in float64, a row for each sample, for `named_columns`."""
-    certainty = torch.zeros_like(log_likelihood) if certainty is None else certainty.detach()
-    columns = [index, keep, log_likelihood, certainty, density, scores.num_tokens]
-    columns += [scores.log_probs.detach().sum(1), scores.entropy.detach().sum(1), scores.is_top1.sum(1)]
-    return torch.stack([column.double() for column in [*columns, *ratios]], dim=1)
+    """One micro-batch in float64 on the CPU, a row for each sample, for `named_columns`."""
+    certainty = torch.zeros_like(log_likelihood) if certainty is None else certainty
+    columns = [index, keep, log_likelihood, certainty, density, num_inputs, scores.num_tokens]
+    columns += [token_sums(v) for v in (scores.log_probs, scores.entropy, scores.is_top1)]
+    return torch.stack([column.cpu().double() for column in [*columns, *ratios]], dim=1)
 
 
 def named_columns(rows: Tensor) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from klball.data.sources import as_dataset
+from klball.robust.ambiguity import CertaintyKLBall, Empirical, KLBall
 from klball.robust.objectives import PROXIMAL
 from klball.training.config import RobustSFTConfig
 
@@ -28,7 +29,10 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
     proximal = args.objective == PROXIMAL and not objective
     flat = args.packing or args.padding_free
     default = RobustSFTConfig.__dataclass_fields__["epsilon"].default
+    gamma = args.gamma if ambiguity is None else getattr(ambiguity, "gamma", None)
     problems = {
+        "ambiguity must be klball.Empirical, KLBall or CertaintyKLBall with their own solve: other sets "
+        "are not supported yet": ambiguity is not None and not _is_known(ambiguity),
         "compute_loss_func bypasses the sample weights: pass objective= instead": kwargs.get(
             "compute_loss_func"
         ),
@@ -45,6 +49,8 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         and args.packing_strategy != "bfd",
         "packing needs max_length, the length of a pack": args.packing and args.max_length is None,
         "packing and padding_free need a process for each GPU: start with `accelerate launch`": flat
+        and args.n_gpu > 1,
+        "gamma needs a process for each GPU: start with `accelerate launch`": gamma is not None
         and args.n_gpu > 1,
         "packing and padding_free need dispatch_batches=False: one row cannot be dealt out": flat
         and getattr(args.accelerator_config, "dispatch_batches", None),
@@ -73,6 +79,12 @@ def refuse_frozen(model: torch.nn.Module) -> None:
     """Raise ValueError if training would change nothing: PEFT loads adapters frozen."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("no parameter of the model is trainable: load an adapter with is_trainable=True")
+
+
+def _is_known(ambiguity: Any) -> bool:
+    """Whether the set is solved as ours are: training starts from the last multipliers of a KL ball."""
+    kinds = (Empirical, KLBall, CertaintyKLBall)
+    return isinstance(ambiguity, kinds) and type(ambiguity).solve in [kind.solve for kind in kinds]
 
 
 def _refuse_data(dataset: Any) -> None:

@@ -49,12 +49,14 @@ def num_answer_tokens(samples: Dataset) -> Tensor:
     return counts
 
 
-def refuse_nonfinite(samples: Dataset, index: Tensor, log_likelihood: Tensor, step: int) -> None:
-    """Raise ValueError naming the first sample whose log-likelihood is NaN or infinite."""
-    if bool(log_likelihood.isfinite().all()):
-        return
-    sample = samples[int(index[~log_likelihood.isfinite()][0])]["sample_id"]
-    raise ValueError(
-        f"log-likelihood of sample {sample!r} is not finite at step {step}: "
-        "lower learning_rate, or train in float32 (--bf16 false)"
-    )
+def refuse_nonfinite(samples: Dataset, index: Tensor, scores: dict[str, Tensor], step: int) -> None:
+    """Raise ValueError naming the first sample with a score that is NaN or infinite."""
+    for name, values in scores.items():
+        if bool(values.isfinite().all()):
+            continue
+        row = int(index[~values.isfinite()][0])
+        sample = repr(samples[row]["sample_id"]) if "sample_id" in samples.column_names else f"row {row + 1}"
+        raise ValueError(
+            f"{name} of sample {sample} is not finite at step {step}: "
+            "lower learning_rate, or train in float32 (--bf16 false)"
+        )

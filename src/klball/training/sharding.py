@@ -1,18 +1,17 @@
 """Models whose parameters are spread over the processes: PyTorch's FSDP2, DeepSpeed's ZeRO-3."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import send_to_device
-from datasets import Dataset
 from torch.distributed.fsdp import FSDPModule
 
-from klball.evaluation.scoring import Scores, rows_of
+from klball.evaluation.scoring import Scores
 from klball.training.batches import INDEX
-from klball.training.forward import BatchScores, SampleForward
+from klball.training.forward import SampleForward, token_sums
 
 
 def shards_parameters(accelerator: Accelerator, certainty: bool) -> bool:
@@ -57,35 +56,28 @@ def refuse_lost_parameters(accelerator: Accelerator, optimizer: Any) -> None:
 
 
 @torch.no_grad()
-def score_sharded(
+def sharded_scores(
     forward: SampleForward,
     model: Any,
     collator: Callable[..., dict[str, Any]],
     device: torch.device,
-    dataset: Dataset,
-    batches: list[list[int]],
-) -> Iterator[tuple[list[int], Scores]]:
-    """`score_encoded` through the wrapped model's own forward, where the LM head is put together.
+    rows: list[dict[str, Any]],
+) -> Scores:
+    """`Scorer.score` through the wrapped model's own forward, where the LM head is put together.
 
-    As many batches on every process. Raises ValueError before the model is wrapped.
+    As often on every process. Raises ValueError before the model is wrapped.
     """
     if not isinstance(model, FSDPModule) and not hasattr(model, "module"):
         raise ValueError("a sharded model is put together by train(): it cannot be evaluated before")
-    for batch in batches:
-        rows = [{**row, INDEX: index} for row, index in zip(rows_of(dataset, batch), batch, strict=True)]
-        yield batch, _sample_scores(forward(model, send_to_device(collator(rows), device)))
-
-
-def _sample_scores(scores: BatchScores) -> Scores:
-    num = scores.num_tokens
-    table = {
-        "log_likelihood": scores.log_probs.double().sum(1) / num,
-        "entropy": scores.entropy.double().sum(1) / num,
-        "sum_log_prob": scores.log_probs.double().sum(1),
-        "num_tokens": num,
-    }
+    numbered = [{**row, INDEX: index} for index, row in enumerate(rows)]
+    scores = forward(model, send_to_device(collator(numbered), device))
+    num = scores.num_tokens.cpu()
+    columns = {"log_likelihood": scores.log_probs, "entropy": scores.entropy}
     if scores.certainty is not None:
-        table["certainty"] = scores.certainty.double().sum(1) / num
+        columns["certainty"] = scores.certainty
+    sums = {name: token_sums(values) for name, values in columns.items()}
+    table = {name: values / num for name, values in sums.items()}
+    table |= {"sum_log_prob": sums["log_likelihood"], "num_tokens": num}
     return {name: values.tolist() for name, values in table.items()}
 
 

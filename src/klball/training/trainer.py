@@ -2,16 +2,15 @@
 
 import copy
 import logging
-import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import add_fused_lm_head
 
@@ -19,21 +18,23 @@ from klball.data.encoding import rendering_errors_named
 from klball.data.formats import refuse_unknown_tokens
 from klball.evaluation.models import causal_lm
 from klball.evaluation.perplexity import summary_of
-from klball.evaluation.scoring import SCORE_COLUMNS, Scorer, batches_by_length, score_encoded
+from klball.evaluation.scoring import SCORE_COLUMNS, Scorer
 from klball.robust.ambiguity import AmbiguitySet, Empirical
 from klball.robust.objectives import OBJECTIVES, PROXIMAL, Objective, objective_named
 from klball.training.accountant import HISTORY_FILE, Accountant
-from klball.training.batches import INDEX, WithIndex
+from klball.training.batches import INDEX, WithIndex, input_lengths
 from klball.training.config import RobustSFTConfig
 from klball.training.data import prepare_arguments
-from klball.training.forward import BatchScores, SampleForward
+from klball.training.epochs import BeginTraining, draws, steps_an_epoch, within_epoch
+from klball.training.forward import BatchScores, SampleForward, token_sums
+from klball.training.fresh_scores import ScoreRows, fresh_scores
 from klball.training.packing import packed, refuse_crossing_attention
 from klball.training.proximal import ProximalWindow, without_dropout
 from klball.training.records import named_columns, sample_rows, step_metrics
 from klball.training.refusals import refuse_frozen, refuse_unsupported
 from klball.training.resumption import ResumableTrainer
 from klball.training.samples import num_answer_tokens, numbered, refuse_nonfinite, warn_of_cut_rows
-from klball.training.sharding import refuse_lost_parameters, score_sharded, shards_parameters
+from klball.training.sharding import refuse_lost_parameters, sharded_scores, shards_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class RobustSFTTrainer(ResumableTrainer):
             self._check_forward(inner)
         self._step_rows: list[Tensor] = []
         self.scoring_seconds = {"initial": 0.0, "rescoring": 0.0}
-        self.add_callback(_BeginTraining(self))
+        self.add_callback(BeginTraining(self))
 
     # --- data ---------------------------------------------------------------------------------
 
@@ -155,44 +156,40 @@ class RobustSFTTrainer(ResumableTrainer):
             base_weights=base_weights if self.args.normalization == "token" else None,
             relax=self.args.on_infeasible == "relax",
             frozen=self.args.reweight == "static",
+            draws=draws(self.args),
         )
 
     # --- the ledger ---------------------------------------------------------------------------
 
-    def score_dataset(self, dataset: Dataset) -> dict[str, Tensor]:
+    def score_dataset(self, dataset: Dataset, title: str = "scoring") -> dict[str, Tensor]:
         """Fresh scores of prepared rows, in their order: float64 columns of the score table.
 
-        A sharded model has no `certainty` column unless the ambiguity set needs it.
+        A sharded model has no `certainty` column unless the ambiguity set needs it. Every process raises
+        the same ValueError where a score is not finite.
         """
-        was_training = self.model.training
-        self.model.eval()
+        quiet = bool(self.args.disable_tqdm) or not self.is_local_process_zero()
         absent = {"certainty"} if self._sharded and not self._needs_certainty else set()
         names = [name for name in SCORE_COLUMNS if name not in absent]
-        table = torch.zeros(len(dataset), len(names), dtype=torch.float64)
-        batches = batches_by_length([len(ids) for ids in dataset["input_ids"]])
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        # a sharded model needs every process in every forward: the last may score a batch for nothing
-        alike = [*batches, *batches[-1:] * (-len(batches) % processes)]
-        for k, (rows, scores) in enumerate(self._scored(dataset, alike[rank::processes])):
-            if k * processes + rank < len(batches):
-                columns = [torch.as_tensor(scores[name], dtype=torch.float64) for name in names]
-                table[rows] = torch.stack(columns, dim=1).cpu()
+        was_training = self.model.training
+        self.model.eval()
+        columns = fresh_scores(self._scorer(dataset), dataset, names, self.accelerator, title, quiet)
         self.model.train(was_training)
-        if processes > 1:
-            table = self.accelerator.reduce(table.to(self.accelerator.device), reduction="sum").cpu()
-        return dict(zip(names, table.unbind(1), strict=True))
+        refuse_nonfinite(dataset, torch.arange(len(dataset)), columns, self.state.global_step)
+        return columns
 
-    def _scored(self, dataset: Dataset, batches: list[list[int]]) -> Iterator[tuple[list[int], Any]]:
+    def _scorer(self, dataset: Dataset) -> ScoreRows:
         if self._sharded:
-            model, device = self.model_wrapped, self.accelerator.device
-            return score_sharded(self._forward, model, self.data_collator, device, dataset, batches)
-        scorer = Scorer(self.model, dataset[0]["input_ids"], self.accelerator.autocast)
-        return score_encoded(scorer, dataset, batches)
+            device = self.accelerator.device
+            return partial(sharded_scores, self._forward, self.model_wrapped, self.data_collator, device)
+        return Scorer(self.model, dataset[0]["input_ids"], self.accelerator.autocast).score
 
     def rescore(self, reason: str = "rescoring") -> None:
         """Rewrite the whole ledger with fresh scores; the time it takes is kept in `scoring_seconds`."""
         began = time.perf_counter()
-        scores = self.score_dataset(self.samples)
+        step = self.state.global_step
+        when = "before the first step" if reason == "initial" else f"again after step {step}"
+        logger.info("scoring %d rows %s …", len(self.samples), when)
+        scores = self.score_dataset(self.samples, f"scoring {when}")
         g, c = scores["log_likelihood"], scores["certainty"] if self._needs_certainty else None
         if self.args.normalization == "sum":
             g, c = scores["sum_log_prob"], None if c is None else c * scores["num_tokens"]
@@ -205,23 +202,26 @@ class RobustSFTTrainer(ResumableTrainer):
             refuse_lost_parameters(self.accelerator, self.optimizer)
             self._check_forward(self.model_wrapped, exact=not (self.args.bf16 or self.args.fp16))
         if self._resume_folder is not None:
-            self.accountant.load(self._resume_folder)
+            self.accountant.load(self._resume_folder, self.within_epoch())
             if self._window is not None:
                 self._window.load(self._resume_folder)
         elif self.state.global_step == 0:
-            self.accountant.history.clear()
+            self.accountant = self._empty_accountant()
             if not isinstance(self.ambiguity, Empirical):  # which needs no scores
                 self.rescore("initial")
 
+    def within_epoch(self) -> bool:
+        """Whether training resumes in the middle of an epoch."""
+        return within_epoch(self.args, self.state, len(self.train_dataset), self._resume_folder)
+
     def _rescore_is_due(self) -> bool:
-        steps = self.args.rescore_steps
-        if steps is None:
-            per_step = (
-                self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            )
-            steps = math.ceil(len(self.train_dataset) / per_step)
-        due = steps > 0 and self.state.global_step > 0 and self.state.global_step % steps == 0
-        return due and not self.accountant.frozen and not isinstance(self.ambiguity, Empirical)
+        """Every `rescore_steps`; by default every epoch, and whenever the scores have moved far."""
+        if self.state.global_step == 0 or self.accountant.frozen or isinstance(self.ambiguity, Empirical):
+            return False
+        if self.args.rescore_steps is None:
+            epoch = steps_an_epoch(self.args, len(self.train_dataset))
+            return self.state.global_step % epoch == 0 or self.accountant.drift.demands_rescoring(epoch)
+        return self.args.rescore_steps > 0 and self.state.global_step % self.args.rescore_steps == 0
 
     # --- one optimizer step -------------------------------------------------------------------
 
@@ -238,10 +238,18 @@ class RobustSFTTrainer(ResumableTrainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and INDEX in batches[0]:
             if self._rescore_is_due():
+                self.accountant.rescores += 1
                 self.rescore()
-            self.accountant.begin_step()
+            self._begin_step()
             self._plan_step(batches, device)
         return batches, num_items
+
+    def _begin_step(self) -> None:
+        try:
+            self.accountant.begin_step()
+        except ValueError as error:
+            error.args = (f"at optimizer step {self.state.global_step + 1}: {error}",)
+            raise
 
     def _plan_step(self, batches: list[Any], device: torch.device) -> None:
         """Which rows count: one that `even_batches` repeats to fill the epoch's last step does not."""
@@ -253,7 +261,7 @@ class RobustSFTTrainer(ResumableTrainer):
             everyone = self.accelerator.gather(padded)
         everyone = everyone.cpu()
         first = self.accountant.visit(everyone.tolist())
-        keep = first[start : start + len(index)].to(device)
+        keep = first[start : start + len(index)]
         self._keep = list(keep.split([len(batch[INDEX]) for batch in batches]))
         self._divisor = float(first.sum())
         if self.args.normalization == "token":
@@ -272,23 +280,21 @@ class RobustSFTTrainer(ResumableTrainer):
         losses = self._token_losses(index, scores)
         if self.args.entropy_coef:  # a gradient of zeros would cost a pass over the vocabulary all the same
             losses = losses - self.args.entropy_coef * scores.entropy
+        g = token_sums(scores.log_probs)
+        c = None if scores.certainty is None else token_sums(scores.certainty)
+        if self.args.normalization != "sum":
+            answers = scores.num_tokens.cpu()
+            g, c = g / answers, None if c is None else c / answers
+        keep = self._keep[len(self._keep) - self._remaining]
+        density = self.accountant.density(index.cpu(), g, c)
+        if self.args.certainty_gradient and scores.certainty is not None:
+            losses = losses - float(self.accountant.solve().beta) * scores.certainty
         losses = losses.masked_fill(~scores.mask, 0.0).sum(1)  # (B)
-        scale = 1.0 if self.args.normalization == "sum" else 1 / scores.num_tokens
-        g = scores.log_probs.detach().double().sum(1) * scale
-        c = None if scores.certainty is None else scores.certainty.double().sum(1) * scale
-        on_cpu = index.cpu(), g.cpu(), None if c is None else c.detach().cpu()
-        refuse_nonfinite(self.samples, *on_cpu[:2], self.state.global_step)
-        position = len(self._keep) - self._remaining
-        keep = self._keep[position]
-        density = self.accountant.density(*on_cpu).to(g.device)
         if self.args.normalization == "sample":
             losses = losses / scores.num_tokens
-        if self.args.certainty_gradient and c is not None:
-            priced = c * scores.num_tokens if self.args.normalization == "token" else c
-            losses = losses - float(self.accountant.solve().beta) * priced.to(losses.dtype)
-        loss = ((density * keep).to(losses.dtype) * losses).sum() / self._divisor
+        loss = ((density * keep).to(losses.dtype).to(losses.device) * losses).sum() / self._divisor
         ratios = [] if self._window is None else self._window.ratio_columns(index, scores)
-        self._step_rows.append(sample_rows(index, keep, g, c, density, scores, ratios))
+        self._step_rows.append(sample_rows(index, keep, g, c, density, input_lengths(inputs), scores, ratios))
         # DDP averages gradients over ranks; the divisor already counts all of them
         return loss * self.accelerator.num_processes
 
@@ -308,18 +314,22 @@ class RobustSFTTrainer(ResumableTrainer):
     def _finish_step(self) -> None:
         rows = torch.cat(self._step_rows)
         if self.accelerator.num_processes > 1:
-            rows = self.accelerator.gather(self.accelerator.pad_across_processes(rows, dim=0, pad_index=0))
-        rows = rows.cpu()
+            padded = self.accelerator.pad_across_processes(rows.to(self.accelerator.device), dim=0)
+            rows = self.accelerator.gather(padded).cpu()
         everyone = named_columns(rows)
-        self._total_train_tokens += int(everyone["num_tokens"].sum())
+        index = everyone["index"].long()
+        # only now do all processes know of it, and the optimizer has not moved yet
+        finite = {"log-likelihood": everyone["log_likelihood"], "certainty": everyone["certainty"]}
+        refuse_nonfinite(self.samples, index, finite, self.state.global_step + 1)
         columns = named_columns(rows[everyone["keep"] > 0])
+        self.accountant.num_tokens += int(columns["num_inputs"].sum())
         step = {**self.accountant.summary(), **step_metrics(columns)}
         if self.objective is OBJECTIVES["dft-sequence"]:  # e^-100: beyond it the gradient is nothing
             step["underflow_fraction"] = float((columns["log_prob"] < -100).double().mean())
         self.accountant.history.append({"step": self.state.global_step + 1, **step})
         for name, value in step.items():
             self._metrics["train"][name].append(value)
-        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        self._metrics["train"]["num_tokens"] = [self.accountant.num_tokens]
         certainty = columns["certainty"] if self._needs_certainty else None
         self.accountant.record(columns["index"].long(), columns["log_likelihood"], certainty)
 
@@ -374,21 +384,3 @@ class RobustSFTTrainer(ResumableTrainer):
         super()._save_checkpoint(model, trial)
 
 
-class _BeginTraining(TrainerCallback):
-    """Starts the ledger once the model is on its device and the state says whether this is a resumption."""
-
-    def __init__(self, trainer: RobustSFTTrainer):
-        self.trainer = trainer
-        self.within_epoch = False
-
-    def on_train_begin(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
-        epoch = state.epoch or 0.0
-        self.within_epoch = abs(epoch - round(epoch)) > 1e-9  # resumed in its middle
-        self.trainer.begin_training()
-
-    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
-        if not self.within_epoch:
-            self.trainer.accountant.visited.zero_()
-            if self.trainer._window is not None:
-                self.trainer._window.close()
-        self.within_epoch = False

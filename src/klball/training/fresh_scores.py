@@ -1,0 +1,56 @@
+"""Scores of many prepared rows by the model as it is now, shared out over the processes."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from klball.evaluation.scoring import Scores, batches_by_length, rows_of
+from klball.robust.token_scores import NonFiniteLogitError
+
+ScoreRows = Callable[[list[dict[str, Any]]], Scores]
+
+
+def fresh_scores(
+    score: ScoreRows,
+    dataset: Dataset,
+    names: Sequence[str],
+    accelerator: Accelerator,
+    title: str,
+    quiet: bool,
+) -> dict[str, Tensor]:
+    """Columns `names` of the score table in float64, [n], with a bar like Transformers' own unless quiet.
+
+    The same on every process; NaN where a row has no finite score, which all have to hear of first.
+    """
+    table = torch.zeros(len(dataset), len(names), dtype=torch.float64)
+    batches = batches_by_length([len(ids) for ids in dataset["input_ids"]])
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    # a sharded model needs every process in every forward: the last may score a batch for nothing
+    own = [*batches, *batches[-1:] * (-len(batches) % processes)][rank::processes]
+    with tqdm(total=len(dataset), desc=title, unit=" rows", leave=False, disable=quiet) as bar:
+        for k, batch in enumerate(own):
+            scores = _finite_or_nan(score, rows_of(dataset, batch), names)
+            if k * processes + rank < len(batches):
+                table[batch] = scores
+            bar.update(min(len(batch) * processes, len(dataset) - bar.n))
+    if processes > 1:
+        reduced: Any = accelerator.reduce(table.to(accelerator.device), reduction="sum")
+        table = reduced.cpu()
+    return dict(zip(names, table.unbind(1), strict=True))
+
+
+def _finite_or_nan(score: ScoreRows, rows: list[dict[str, Any]], names: Sequence[str]) -> Tensor:
+    """(rows, names); one by one where a batch cannot be scored, to tell which row it is."""
+    try:
+        columns = score(rows)
+    except NonFiniteLogitError:
+        if len(rows) > 1:
+            return torch.cat([_finite_or_nan(score, [row], names) for row in rows])
+        columns = {name: [math.nan] for name in names}
+    return torch.stack([torch.as_tensor(columns[name], dtype=torch.float64) for name in names], dim=1)
