@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from types import TracebackType
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_WORDS = (  # the last two are torch.save's
-    *("No space left on device", "Disk quota exceeded"),
+    *("No space left on device", "Disk quota exceeded", "File too large"),
     *("PytorchStreamWriter failed", "enforce fail at inline_container"),
 )
 CONFIGURABLE = ("trl", "transformers", "peft", "accelerate")

@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. Heavy imports wait until a command is chosen."""
 
 import ctypes
+import io
 import os
 import sys
 import traceback
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     An exception that is no answer to the user keeps its traceback, behind a line that asks for a report:
     exit code 1. Ctrl-C: 130.
     """
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Greek letters must not lose a result
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))
     except BrokenPipeError:  # `klball ... | head`: nobody reads on

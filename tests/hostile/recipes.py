@@ -58,7 +58,7 @@ CONTENTS: dict[str, tuple[str | bytes, str, tuple[str, ...]]] = {  # kind → (c
     "a null key": (GOOD + "null: x\n", REFUSED, ()),
     "a list for a key": (GOOD + "? [a, b]\n: x\n", REFUSED, ()),
     "a key twice": (GOOD + "dtype: float32\ndtype: bfloat16\n", REFUSED, ("dtype",)),
-    "null for a word": (GOOD + "dtype:\n", REFUSED, ("dtype",)),
+    "null for a word": (GOOD + "dtype:\n", EITHER, ("dtype",)),
     "null for an optional number": (GOOD + "max_length:\n", WORKS, ()),
     "a list for a word": (GOOD + "dtype: [float32]\n", REFUSED, ("dtype",)),
     "a mapping for a word": (GOOD + "dtype: {a: b}\n", REFUSED, ("dtype",)),

@@ -241,7 +241,7 @@ def _tokens(dataset: Dataset) -> Dataset:
 
 
 def _whole_numbers(values: Any, row: int, column: str) -> None:
-    if not isinstance(values, list) or not all(isinstance(value, int) for value in values):
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
         raise refusal(row, column, f"{found(values)}, but it must be a list of whole numbers")
 
 

@@ -8,6 +8,7 @@ file has there, and every CSV cell is text.
 import csv
 import io
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -18,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Json, List, Value
 from datasets.features.features import generate_from_arrow_type
+
+logger = logging.getLogger(__name__)
 
 KINDS = {
     **{".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"},
@@ -183,7 +186,9 @@ def _json_rows(text: str, path: Path) -> Iterator[Row]:
 
 def _loads(text: str, where: str, numbers: Callable[[str], Any] | None = None) -> Any:
     try:
-        return json.loads(text, parse_int=numbers, parse_float=numbers, parse_constant=lambda _: None)
+        return json.loads(
+            text, parse_int=numbers, parse_float=numbers, parse_constant=lambda name: _null(name, where)
+        )
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise ValueError(
@@ -194,6 +199,11 @@ def _loads(text: str, where: str, numbers: Callable[[str], Any] | None = None) -
         raise ValueError(f"{where}: brackets are nested too deeply") from error
     except ValueError as error:  # an integer of thousands of digits
         raise ValueError(f"{where}: {error}") from error
+
+
+def _null(name: str, where: str) -> None:
+    """What pandas and Python write for a missing value."""
+    logger.warning("%s: %s is not JSON, and is read as null", where, name)
 
 
 def _object(value: Any, where: str) -> Row:
@@ -235,6 +245,12 @@ def _parquet(path: Path) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"could not read {path}: {str(error).splitlines()[0]}") from error
     for index, field in enumerate(table.schema):
+        try:
+            Features.from_arrow_schema(pa.schema([field]))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: column {field.name} is of a type that cannot be read: {error}"
+            ) from error
         plain = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         plain = pa.string() if pa.types.is_string_view(plain) else plain
         if plain != field.type:

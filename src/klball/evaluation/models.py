@@ -81,7 +81,7 @@ def load_model(
     return _with_adapter(model, name, config, revision, trainable).eval(), tokenizer
 
 
-def check_model(name: str, revision: str | None = None) -> None:
+def check_model(name: str, revision: str | None = None, trust_remote_code: bool = False) -> None:
     """Raise ValueError where `load_model` would for all that can be seen without loading weights."""
     with _one_line(name):
         adapter = find_adapter_config_file(model_path(name), revision=revision)
@@ -89,12 +89,12 @@ def check_model(name: str, revision: str | None = None) -> None:
         base = _adapter_config(name, Path(adapter), revision)
         _check_weights(Path(model_path(name)))
         try:
-            check_model(str(base.base_model_name_or_path), base.revision)
+            check_model(str(base.base_model_name_or_path), base.revision, trust_remote_code)
         except ValueError as error:
             raise ValueError(f"could not load model {name!r}: of its base: {error}") from error
         return
-    _check_base(name, revision, trust_remote_code=False)
-    _load_tokenizer(name, revision, {})
+    _check_base(name, revision, trust_remote_code)
+    _load_tokenizer(name, revision, {"trust_remote_code": trust_remote_code})
 
 
 def load_on_device(name: str, dtype: str = "float32", revision: str | None = None) -> tuple[Any, Any]:

@@ -71,6 +71,10 @@ def score(
     one works `alone` on its own table.
     Raises ValueError for unusable rows, non-finite logits, or an `output` made from something else.
     """
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"model must be a loaded model, not {type(model).__name__} {str(model)[:60]!r}")
+    if max_length is not None and type(max_length) is not int:
+        raise ValueError(f"max_length must be a whole number of tokens, not {max_length!r}")
     was_training = model.training
     model.eval()
     encoded = encode_for(model, tokenizer, dataset, max_length)

@@ -131,7 +131,7 @@ class Parser(TrlParser):
             self._refuse_unknown(rest)
         for name, value in vars(namespace).items():
             setattr(namespace, name, _expanded(name, value))
-            if isinstance(value, str) and value.startswith("{") and dict in map(_origin, self._kinds(name)):
+            if isinstance(value, str) and dict in map(_origin, self._kinds(name)):
                 self._refuse_bad_json(name, value)
         check_bounds(vars(namespace), prefix="--")
         return namespace, rest
@@ -140,6 +140,11 @@ class Parser(TrlParser):
         return get_args(self.types[name]) or (self.types[name],)
 
     def _refuse_bad_json(self, name: str, value: str) -> None:
+        """Some take the path of a file instead of a mapping in JSON; the `kwargs` do not."""
+        if not value.startswith("{"):
+            if name.endswith("kwargs"):
+                raise ValueError(f"--{name} needs a mapping such as '{{\"name\": 1}}', not {value}")
+            return
         try:
             json.loads(value)
         except ValueError as error:
@@ -256,6 +261,8 @@ def _as_kind(value: Any, kind: Any) -> Any:
     if origin is list:
         (inner,) = get_args(kind) or (Any,)
         return [_as_kind(part, inner) for part in (value if isinstance(value, list) else [value])]
+    if origin is list and value is None:
+        raise ValueError
     if kind in (int, float) and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         return kind(value)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):  # TRL's list of data sets

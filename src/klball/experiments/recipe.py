@@ -20,6 +20,20 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=f"{repeated!r} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_number(self, node: yaml.ScalarNode) -> int | float:
+        """YAML 1.1 reads 1:30 as 90."""
+        if ":" in node.value:
+            raise yaml.MarkedYAMLError(
+                problem=f"{node.value} would be a number of minutes: put text in quotes",
+                problem_mark=node.start_mark,
+            )
+        whole = node.tag.endswith(":int")
+        return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_yaml_number)
+
 
 def split_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """The recipe's path, from `--config FILE` or `--config=FILE`, and the other arguments.

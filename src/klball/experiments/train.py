@@ -20,7 +20,7 @@ from trl import (
 )
 
 from klball.data.rows import load_chat_template, texts_of, to_trl_format, with_sample_ids
-from klball.evaluation.models import TINY, is_adapter, load_model, public_name
+from klball.evaluation.models import TINY, check_model, is_adapter, load_model, public_name
 from klball.evaluation.weights import read_json_object
 from klball.experiments.command import is_main, parse, say, show_table, versions, write_csv
 from klball.experiments.training_data import training_and_evaluation_rows
@@ -100,6 +100,7 @@ def train(
     """
     folder = Path(str(config.output_dir))
     asked = _asked_checkpoint(config.resume_from_checkpoint, folder)
+    check_model(str(model_options.model_name_or_path), model_options.model_revision, config.trust_remote_code)
     resolved = {**resolved, DIGESTS: _digests(dataset, evaluation, model_options, asked, folder)}
     started = check_same_run(folder, resolved)
     if started and (folder / DONE_FILE).exists():
@@ -136,7 +137,7 @@ def load_for_training(config: RobustSFTConfig, options: ModelConfig) -> tuple[An
     name, revision = str(options.model_name_or_path), options.model_revision
     settings = {**(config.model_init_kwargs or {})}  # pyright: ignore[reportGeneralTypeIssues]
     settings = {
-        "dtype": options.dtype or "float32",
+        "dtype": options.dtype or "auto",
         "trust_remote_code": config.trust_remote_code,
         **settings,
     }

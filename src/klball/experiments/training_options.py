@@ -91,6 +91,8 @@ def refuse_missing_packages(config: RobustSFTConfig, model: ModelConfig) -> None
             raise ValueError(f"{option} needs bitsandbytes: pip install bitsandbytes")
         if not torch.accelerator.is_available():
             raise ValueError(f"{option} needs an accelerator, and there is none")
+    if None in (config.report_to or []):
+        raise ValueError("report_to has no value: write none for no log but the terminal's")
     try:
         for callback in get_reporting_integration_callbacks(config.report_to):
             callback()

@@ -96,8 +96,17 @@ def check_bounds(settings: Mapping[str, Any], prefix: str = "") -> None:
     """
     for name, value in settings.items():
         for number in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(number, bool) or not isinstance(number, int | float):
-                continue
             words, holds = BOUNDS.get(name, ("a number", lambda x: True))
-            if isnan(number) or not holds(number):
-                raise ValueError(f"{prefix}{name} must be {words}, not {number}")
+            if name not in BOUNDS and (isinstance(number, bool) or not isinstance(number, int | float)):
+                continue
+            if number is not None and not _holds(number, holds):
+                raise ValueError(f"{prefix}{name} must be {words}, not {str(number)[:40]}")
+
+
+def _holds(number: Any, rule: Callable[[float], bool]) -> bool:
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return False
+    try:
+        return not isnan(float(number)) and rule(number)
+    except OverflowError:  # a whole number that no float holds
+        return False

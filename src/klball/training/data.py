@@ -89,4 +89,10 @@ def _processing_class(model: Any, args: RobustSFTConfig) -> Any:
     """As TRL would load it."""
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     revision = (args.model_init_kwargs or {}).get("revision")  # pyright: ignore[reportAttributeAccessIssue]
-    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    try:
+        return AutoProcessor.from_pretrained(
+            name, revision=revision, trust_remote_code=args.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"there is no tokenizer of {name!r}: {reason}") from error

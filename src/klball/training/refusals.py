@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from peft import PeftConfig
 
 from klball.data.sources import as_dataset
 from klball.robust.ambiguity import CertaintyKLBall, Empirical, KLBall
@@ -26,6 +27,8 @@ def refuse_unsupported(
 
 def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: Any, ambiguity: Any) -> None:
     peft_config = kwargs.get("peft_config")
+    if peft_config is not None and not isinstance(peft_config, PeftConfig):
+        raise ValueError(f"peft_config must be a PeftConfig such as LoraConfig(), not {peft_config!r}")
     proximal = args.objective == PROXIMAL and not objective
     flat = args.packing or args.padding_free
     default = RobustSFTConfig.__dataclass_fields__["epsilon"].default

@@ -382,5 +382,3 @@ class RobustSFTTrainer(ResumableTrainer):
             self._window.save(folder, self.accelerator.process_index)
             self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
-
-
