@@ -95,6 +95,7 @@ OF_DATA = {
     "dataset_streaming": ([], [], "streaming data has no fixed set"),
     "ignore_bias_buffers": ([], [], "--ignore_bias_buffers has no effect"),
     "test_name": (EVALUATED, ["TEST"], lambda t: len(t.eval_dataset)),
+    "id_column": ([], ["question"], lambda t: t.train_dataset["sample_id"][0]),
 }
 OF_MIXTURE = {
     "datasets": None,  # in YAML only: below

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +186,8 @@ def _json_rows(text: str, path: Path) -> Iterator[Row]:
 
 def _loads(text: str, where: str, numbers: Callable[[str], Any] | None = None) -> Any:
     try:
-        return json.loads(
-            text, parse_int=numbers, parse_float=numbers, parse_constant=lambda name: _null(name, where)
-        )
+        null = partial(_null, where)
+        return json.loads(text, parse_int=numbers, parse_float=numbers, parse_constant=null)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise ValueError(
@@ -201,7 +200,7 @@ def _loads(text: str, where: str, numbers: Callable[[str], Any] | None = None) -
         raise ValueError(f"{where}: {error}") from error
 
 
-def _null(name: str, where: str) -> None:
+def _null(where: str, name: str) -> None:
     """What pandas and Python write for a missing value."""
     logger.warning("%s: %s is not JSON, and is read as null", where, name)
 

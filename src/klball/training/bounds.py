@@ -13,8 +13,7 @@ AT_LEAST_2: Rule = ("at least 2", lambda x: 2 <= x < inf)
 BELOW_1: Rule = ("at least 0 and below 1", lambda x: 0 <= x < 1)
 FINITE: Rule = ("a finite number", lambda x: -inf < x < inf)
 
-BOUNDS: dict[str, Rule] = {
-    # the adversary
+ADVERSARY: dict[str, Rule] = {  # never words, as some of TRL's may be
     "epsilon": NOT_NEGATIVE,
     "epsilons": NOT_NEGATIVE,
     "gamma": FINITE,
@@ -24,6 +23,9 @@ BOUNDS: dict[str, Rule] = {
     "psft_refresh": AT_LEAST_1,
     "psft_warmup_steps": NOT_NEGATIVE,
     "rescore_steps": NOT_NEGATIVE,
+}
+BOUNDS: dict[str, Rule] = {
+    **ADVERSARY,
     # optimisation
     "learning_rate": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,
@@ -97,7 +99,7 @@ def check_bounds(settings: Mapping[str, Any], prefix: str = "") -> None:
     for name, value in settings.items():
         for number in value if isinstance(value, list | tuple) else [value]:
             words, holds = BOUNDS.get(name, ("a number", lambda x: True))
-            if name not in BOUNDS and (isinstance(number, bool) or not isinstance(number, int | float)):
+            if name not in ADVERSARY and (isinstance(number, bool) or not isinstance(number, int | float)):
                 continue
             if number is not None and not _holds(number, holds):
                 raise ValueError(f"{prefix}{name} must be {words}, not {str(number)[:40]}")
