@@ -285,6 +285,11 @@ def test_folders_of_others_are_refused(root, stopped, tmp_path):
             train(root, stopped)
 
 
+def test_a_model_is_not_trained_in_its_own_folder(root):
+    with pytest.raises(ValueError, match="holds the model to train"):
+        train(root, root / "model")
+
+
 def test_a_run_that_never_began_does_not_block_its_folder(root, finished, tmp_path):
     (tmp_path / "run").mkdir()
     recorded = json.loads((finished / "run.json").read_text())
