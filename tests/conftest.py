@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -63,3 +64,35 @@ def data(tmp_path):
     rows = [{"question": f"What about the number {i}?", "answer": f"It is {i}."} for i in range(12)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory, tokenizer):
+    """A model, 24 rows (6 steps an epoch: step 4 is inside it), and rows with another answer."""
+    from small_runs import write_rows
+
+    folder = tmp_path_factory.mktemp("runs")
+    small_qwen(len(tokenizer)).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = [{"question": f"What is {i}?", "answer": "the value of " + "a key " * (i % 7)} for i in range(24)]
+    write_rows(folder / "rows.jsonl", rows)
+    write_rows(folder / "other.jsonl", [*rows[:-1], {**rows[-1], "answer": "nothing"}])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(root):
+    """The folder of a whole run on them, which no test changes."""
+    from small_runs import train
+
+    train(root, root / "finished")
+    return root / "finished"
+
+
+@pytest.fixture
+def stopped(finished, tmp_path):
+    """That run as a kill before its last files leaves it."""
+    from small_runs import unfinish
+
+    shutil.copytree(finished, tmp_path / "run")
+    return unfinish(tmp_path / "run")

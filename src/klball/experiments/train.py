@@ -20,7 +20,14 @@ from trl import (
 )
 
 from klball.data.rows import load_chat_template, texts_of, to_trl_format, with_sample_ids
-from klball.evaluation.models import TINY, check_model, is_adapter, load_model, public_name
+from klball.evaluation.models import (
+    TINY,
+    check_model,
+    is_adapter,
+    load_model,
+    model_path,
+    public_name,
+)
 from klball.evaluation.weights import read_json_object
 from klball.experiments.command import is_main, parse, say, show_table, versions, write_csv
 from klball.experiments.training_data import training_and_evaluation_rows
@@ -99,7 +106,9 @@ def train(
     if the folder holds no checkpoint yet.
     """
     folder = Path(str(config.output_dir))
-    asked = _asked_checkpoint(config.resume_from_checkpoint, folder)
+    if Path(model_path(str(model_options.model_name_or_path))).resolve() == folder.resolve():
+        raise ValueError(f"{folder} holds the model to train: choose another --output_dir to keep it")
+    asked = _asked_checkpoint(config.resume_from_checkpoint)
     check_model(str(model_options.model_name_or_path), model_options.model_revision, config.trust_remote_code)
     resolved = {**resolved, DIGESTS: _digests(dataset, evaluation, model_options, asked, folder)}
     started = check_same_run(folder, resolved)
@@ -159,7 +168,7 @@ def load_for_training(config: RobustSFTConfig, options: ModelConfig) -> tuple[An
     return load_model(name, revision=settings.pop("revision", revision), trainable=True, **settings)
 
 
-def _asked_checkpoint(asked: str | None, folder: Path) -> Path | None:
+def _asked_checkpoint(asked: str | None) -> Path | None:
     """The checkpoint that --resume_from_checkpoint names, if it names one by its path."""
     if asked is None or asked.lower() in ("true", "latest", "false"):
         return None
