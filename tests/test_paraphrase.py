@@ -349,6 +349,7 @@ def test_prompts_that_are_only_framed_are_said_to_be(data, tmp_path, capsys):
 
 
 def test_parts_that_a_kill_left_go_away(data, tmp_path):
+    tmp_path /= "out"
     arguments = ["--dataset_name", str(data), "--rounds", "3", "--output_dir", str(tmp_path)]
     main(arguments, prog="klball paraphrase")
     (tmp_path / "rounds.parquet.parts-0123456789abcdef").mkdir()
