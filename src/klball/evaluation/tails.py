@@ -22,9 +22,10 @@ def tail_interval(worst: np.ndarray, edge: float, share: float, value: float) ->
 
     worst: the losses of the m samples in the tail; edge: the loss where it begins, v.
 
-    The wider, on each side, of two: value ± t_{m−1} · se with se² = (s² + (1 − α)(value − v)²)/m, where s
-    is their standard deviation; and that of an exponential tail, v + 2m·e/χ²_{2m}(1 − p) with e = value − v, its distance from `value` joined with the spread of
-    v, z·e/√m, as the root of the sum of squares.
+    The wider, on each side, of two. One is value ± t_{m−1} · se, se² = (s² + (1 − α)(value − v)²)/m, with s
+    the standard deviation of the m. The other is that of an exponential tail, v + 2m·e/χ²_{2m}(1 − p) with
+    e = value − v, its distance from `value` joined with the spread of v, z·e/√m, as the root of the sum
+    of squares.
     """
     m = len(worst)
     if m < 2:

@@ -1,6 +1,7 @@
 """`klball evaluate`: models × data sets → perplexities, the hardest 1 %, tails, robust profiles."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from klball.data.files import file_name
 from klball.data.rows import load_chat_template, load_rows
 from klball.evaluation.models import TINY, load_model
-from klball.evaluation.perplexity import RobustnessReport, robustness_report
+from klball.evaluation.perplexity import Metric, RobustnessReport, decided_by, robustness_report
 from klball.evaluation.tables import read_provenance, score
 from klball.experiments.command import is_main, parse, progress_bar, show_table, write_csv, write_run
 from klball.experiments.pages.evaluation import write_evaluation_page
+from klball.experiments.pages.parts import counted
 from klball.report.figures import plot_profiles
 
 SHOWN = {  # metric → column of the printed table
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
             model.to(torch.accelerator.current_accelerator())
         load_chat_template(tokenizer, options.chat_template_path)
         for data, dataset in rows.items():
-            output = folder / "scores" / f"{_file_name(label)}--{_file_name(data)}.parquet"
+            output = folder / "scores" / f"{file_name(name)}--{file_name(datasets[data])}.parquet"
             with progress_bar(f"{label} on {data}") as progress:
                 tables[data][label] = score(
                     *(model, tokenizer, dataset),
@@ -82,15 +85,15 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 
 def write_report(report: RobustnessReport, folder: Path) -> None:
-    """Print the tables (± half a 95 % bootstrap interval); write the CSV files and the figures."""
+    """Print the tables (± half a 95 % interval); write the CSV files and the figures."""
     for data, counts in report.rows.items():
-        hard = max(1, -(-counts["kept"] // 100))
+        hard = counted(decided_by("hardest_1pct", counts["kept"]))
         dropped = f"{counts['truncated']} cut, {counts['unscored']} without answer: left out for all models"
-        title = f"{data}: {counts['kept']} rows ({dropped}); hardest 1 % = {hard} rows by {report.reference}"
+        title = f"{data}: {counted(counts['kept'])} ({dropped}); hardest 1 % = {hard} by {report.reference}"
         body = []
         for model in dict.fromkeys(m.model for m in report.metrics):
             metrics = [report.value(data, model, name) for name in SHOWN]
-            body.append([model, *(f"{m.value:.4g} ±{(m.high - m.low) / 2:.2g}" for m in metrics)])
+            body.append([model, *(_with_half(m) for m in metrics)])
         show_table(title, ("model", *SHOWN.values()), body)
     write_csv(folder / "metrics.csv", report.records())
     write_csv(folder / "profiles.csv", [dataclasses.asdict(point) for point in report.profiles])
@@ -110,5 +113,9 @@ def _rows(name: str, options: Options) -> Dataset:
     return dataset if options.max_rows is None else dataset.select(range(min(options.max_rows, len(dataset))))
 
 
-def _file_name(label: str) -> str:
-    return label.strip("/").replace("/", "-")
+def _with_half(metric: Metric) -> str:
+    """A number ± half its interval, where there is one."""
+    if not math.isfinite(metric.value):
+        return "–"
+    half = (metric.high - metric.low) / 2
+    return f"{metric.value:.4g}" + (f" ±{half:.2g}" if math.isfinite(half) else "")
