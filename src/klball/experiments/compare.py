@@ -191,6 +191,8 @@ def _check_others(
         for unit in _share(models, numbers, options, p)
     }
     others = [(name, r) for name in models for r in numbers if (name, r) not in own]
+    if not others:
+        return
     with progress_bar("Checking what other jobs made", "model × round") as progress:
         for done, _ in enumerate(_scored(models, others, rounds, options, folder), start=1):
             progress(done, len(others))

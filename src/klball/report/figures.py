@@ -19,6 +19,7 @@ from klball.evaluation.perplexity import ProfilePoint
 # Okabe–Ito, ordered by lightness so that neighbours differ in grey too
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))  # one fewer than colours
+LONGEST_NAME = 60  # characters
 MARKERS = "osD^vPX*"
 STYLE: Any = {
     "font.size": 12,
@@ -46,8 +47,9 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def name_of(label: str) -> str:
-    """A label for a legend, which leaves out what begins with an underscore."""
-    return f" {label}" if label.startswith("_") else label
+    """A label for a legend, which leaves out what begins with an underscore, and for a title's width."""
+    short = label if len(label) <= LONGEST_NAME else label[:LONGEST_NAME] + "…"
+    return f" {short}" if short.startswith("_") else short
 
 
 def logarithmic(axis: Any) -> None:
@@ -79,7 +81,7 @@ def plot_profiles(points: Sequence[ProfilePoint], folder: Path) -> None:
             ess.set_ylabel("effective sample size")
             logarithmic(ess)
             loss.legend()
-            figure.suptitle(f"Robust profile on {data}")
+            figure.suptitle(f"Robust profile on {name_of(data)}")
             save(figure, folder / f"profile-{file_name(data)}")
 
 
