@@ -95,7 +95,7 @@ def test_foreign_files_are_refused_alike(streamed, other, table_path, capsys):
     expected = {
         "lacks": "u.parquet is not a score table",
         "strings": "not a floating-point",
-        "csv": "u.csv is no",
+        "csv": "u.csv is not a readable",
     }
     assert expected[other] in error and ("klball.solve_dual" in error or other == "strings")
 

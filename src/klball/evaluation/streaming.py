@@ -136,7 +136,7 @@ def readable(path: str | Path) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         said = str(error).splitlines()[0]
         if Path(path).suffix != ".parquet" and "magic bytes" in said:
-            said = f"is no Parquet file. {ELSEWHERE}"
+            said = f"is not a readable Parquet file. {ELSEWHERE}"
         elif "CRC" in said:
             said = f"is damaged ({said}): remove it and make it again"
         else:

@@ -234,7 +234,7 @@ def _require_replies(options: Options, samples: Sequence[Sample], results: Resul
         print(f"{strangers} results belong to no request of this configuration and were left out")
     errors = (error for custom_id, error in results.errors.items() if custom_id in ids)
     for message, count in Counter(errors).most_common(3):
-        print(f"{count} requests failed: {message}")
+        print(f"{count} {'request' if count == 1 else 'requests'} failed: {message}")
     if missing and not options.allow_missing:
         raise ValueError(
             f"{missing} of {len(ids)} requests have no reply yet: collect again later, --step submit asks "
