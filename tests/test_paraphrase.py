@@ -255,6 +255,7 @@ def accepted(folder):
         (["--maker", "openai-batch", "--model_name_or_path", "m"], "needs --step"),
         (["--similarity_model", "x"], "pip install 'klball\\[similarity\\]'"),
         (["--max_rows", "0"], "--max_rows"),
+        (["--step", "collect"], "--step collect is of the maker openai-batch"),
         (["--requests_per_file", "50001"], "at most"),
     ],
 )

@@ -1,5 +1,6 @@
 """Score tables on disk: damage, foreign files, what a kill leaves, and what the tables say of their rows."""
 
+import json
 import os
 
 import numpy as np
@@ -125,7 +126,12 @@ def test_the_format_of_rows_is_in_the_provenance(rows, kind):
 
 def test_tables_of_both_kinds_of_chat_are_warned_of(caplog):
     caplog.set_level("WARNING", logger="klball")
-    warn_of_formats([{"row_format": "messages"}, {"row_format": "text"}, {}])
+
+    def table(about):
+        return Dataset(pa.table({"a": [1]}).replace_schema_metadata({"klball": json.dumps(about)}))
+
+    messages = table({"row_format": "messages"})
+    warn_of_formats([messages, table({"row_format": "text"}), table({}), Dataset.from_dict({"a": [1]})])
     assert not caplog.records
-    warn_of_formats([{"row_format": "messages"}, {"row_format": "prompt-completion"}])
+    warn_of_formats([messages, table({"row_format": "prompt-completion"})])
     assert "end of turn" in caplog.text

@@ -220,10 +220,10 @@ def _of_cvar(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
     value, base = cvar(-g, level), cvar(-reference, level)
     interval = _own_tail(-g, level, value)
     if not (value > 0 and base > 0):  # no loss at all: there is no ratio
-        return (value, *interval, *(math.nan,) * 3)
+        return (value, *interval, math.nan, math.nan, math.nan)
     effect = influence(-g, level) / value - influence(-reference, level) / base
-    ratio = paired_interval(effect, level, math.log(value / base))
-    return (value, *interval, value / base, *map(_exp, ratio))
+    low, high = paired_interval(effect, level, math.log(value / base))
+    return (value, *interval, value / base, _exp(low), _exp(high))
 
 
 def _own_tail(loss: np.ndarray, level: float, value: float) -> tuple[float, float]:

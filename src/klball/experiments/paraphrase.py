@@ -129,6 +129,8 @@ def _check(options: Options) -> None:
         raise ValueError(f"--min_similarity is a cosine, got {options.min_similarity}")
     if options.maker != "templates" and options.model_name_or_path is None:
         raise ValueError(f"the maker {options.maker} needs --model_name_or_path")
+    if options.maker != "openai-batch" and options.step is not None:
+        raise ValueError(f"--step {options.step} is of the maker openai-batch, not of {options.maker}")
     if options.maker == "openai-batch" and options.step not in STEPS:
         raise ValueError(f"the maker openai-batch needs --step, one of {', '.join(STEPS)}")
 

@@ -30,5 +30,5 @@ def clipped(edge: np.ndarray) -> np.ndarray:
     if (edge >= 0).all():
         return edge
     far = 2 * max(1.0, float(np.abs(edge).max()))
-    inside = Path(edge.T, closed=True).clip_to_bbox(Bbox([[0, 0], [far, far]])).vertices.T
+    inside = np.array(Path(edge.T, closed=True).clip_to_bbox(Bbox([[0, 0], [far, far]])).vertices).T
     return np.concatenate([inside, inside[:, :1]], axis=1)
