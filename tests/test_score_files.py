@@ -1,6 +1,5 @@
 """Score tables on disk: damage, foreign files, what a kill leaves, and what the tables say of their rows."""
 
-import json
 import os
 
 import numpy as np
@@ -126,12 +125,21 @@ def test_the_format_of_rows_is_in_the_provenance(rows, kind):
 
 def test_tables_of_both_kinds_of_chat_are_warned_of(caplog):
     caplog.set_level("WARNING", logger="klball")
-
-    def table(about):
-        return Dataset(pa.table({"a": [1]}).replace_schema_metadata({"klball": json.dumps(about)}))
-
-    messages = table({"row_format": "messages"})
-    warn_of_formats([messages, table({"row_format": "text"}), table({}), Dataset.from_dict({"a": [1]})])
+    warn_of_formats([{"row_format": "messages"}, {"row_format": "text"}, {}])
     assert not caplog.records
-    warn_of_formats([messages, table({"row_format": "prompt-completion"})])
+    warn_of_formats([{"row_format": "messages"}, {"row_format": "prompt-completion"}])
+    assert "end of turn" in caplog.text
+
+
+def test_evaluate_warns_where_both_kinds_meet(tmp_path, caplog):
+    user, answer = {"role": "user", "content": "Which bird?"}, {"role": "assistant", "content": "An owl."}
+    Dataset.from_list([{"messages": [user, answer]}] * 2).to_json(tmp_path / "m.jsonl")
+    Dataset.from_list([{"prompt": [user], "completion": [answer]}] * 2).to_json(tmp_path / "p.jsonl")
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' %}{% generation %}"
+        "{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}\n{% endfor %}"
+    )
+    arguments = ["evaluate", "--output_dir", str(tmp_path / "out"), "--chat_template_path", str(template)]
+    cli.main([*arguments, "--datasets", *(str(tmp_path / name) for name in ("m.jsonl", "p.jsonl"))])
     assert "end of turn" in caplog.text

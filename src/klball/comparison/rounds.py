@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
-from klball.evaluation.tables import warn_of_formats
 from klball.robust.dual import solve_dual
 
 COLUMNS = ("log_likelihood", "certainty", "sum_log_prob", "num_tokens", "num_bytes")
@@ -53,7 +52,6 @@ def round_scores(tables: Mapping[tuple[str, str], Dataset]) -> RoundScores:
     absent = [f"{m!r} in round {r!r}" for m in models for r in rounds if (m, r) not in tables]
     if absent or not models:
         raise ValueError(f"no score table of {', '.join(absent[:3]) or 'any model'}: {len(absent)} missing")
-    warn_of_formats(tables.values())
     positions = {key: _positions(key, table) for key, table in tables.items()}
     everywhere = set.intersection(*(set(p) for p in positions.values()))
     anywhere = set.union(*(set(p) for p in positions.values()))

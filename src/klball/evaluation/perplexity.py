@@ -10,7 +10,6 @@ from datasets import Dataset
 from scipy import stats
 from torch import Tensor
 
-from klball.evaluation.tables import warn_of_formats
 from klball.evaluation.tails import influence, mean_interval, paired_interval, tail_interval, tail_size
 from klball.robust.dual import robust_profile
 
@@ -88,7 +87,6 @@ def robustness_report(
     metrics: list[Metric] = []
     profiles: list[ProfilePoint] = []
     rows: dict[str, dict[str, int]] = {}
-    warn_of_formats([table for of_model in tables.values() for table in of_model.values()])
     for data, of_model in tables.items():
         if reference not in of_model:
             raise ValueError(f"the reference model {reference!r} has no scores on {data!r}")

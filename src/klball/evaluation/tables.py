@@ -161,9 +161,8 @@ def row_format(dataset: Dataset) -> str:
     return "messages" if "messages" in columns else "prompt-completion" if "prompt" in columns else "text"
 
 
-def warn_of_formats(tables: Iterable[Dataset]) -> None:
-    """A warning if these tables, by their provenance, score different parts of an answer."""
-    abouts = [provenance_in("a table", table.data.table.schema) for table in tables]
+def warn_of_formats(abouts: Iterable[dict[str, Any]]) -> None:
+    """A warning if tables of these provenances score different parts of an answer."""
     formats = {about.get("row_format") for about in abouts}
     if {"messages", "prompt-completion"} <= formats:
         logger.warning(

@@ -18,7 +18,7 @@ from klball.data.paraphrase.rounds import Rounds, read_rounds, write_rounds
 from klball.data.paraphrase.samples import samples_of
 from klball.data.rows import load_chat_template, load_rows
 from klball.evaluation.models import TINY, load_on_device
-from klball.evaluation.tables import read_scores, score
+from klball.evaluation.tables import read_scores, score, warn_of_formats
 from klball.experiments.arms import run_arm
 from klball.experiments.command import console, is_main, parse, progress_bar, write_run
 from klball.experiments.comparison_tables import Comparison, compare_scores, show, write
@@ -222,6 +222,7 @@ def _compared(
 ) -> Comparison:
     """Nats per token, or per byte where the models' tokenizers differ."""
     scores = round_scores({unit: table for unit, (table, _) in tables.items()})
+    warn_of_formats(about for _, about in tables.values())
     tokenizers = {about.get("tokenizer") for _, about in tables.values()}
     if len(tokenizers) > 1:
         console.print("the models' tokenizers differ: everything is in nats per byte, not per token")

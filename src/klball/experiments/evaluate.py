@@ -14,7 +14,7 @@ from klball.data.files import file_name
 from klball.data.rows import load_chat_template, load_rows
 from klball.evaluation.models import TINY, load_model
 from klball.evaluation.perplexity import Metric, RobustnessReport, decided_by, robustness_report
-from klball.evaluation.tables import read_provenance, score
+from klball.evaluation.tables import read_provenance, score, warn_of_formats
 from klball.experiments.command import is_main, parse, progress_bar, show_table, write_csv, write_run
 from klball.experiments.pages.evaluation import write_evaluation_page
 from klball.experiments.pages.parts import counted
@@ -79,6 +79,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
             about[f"{label} on {data}"] = read_provenance(output)
     if is_main():
         write_run(folder, options, prog)
+        warn_of_formats(about.values())
         report = robustness_report(tables, reference)
         write_report(report, folder)
         write_evaluation_page(report, tables, rows, about, folder)
