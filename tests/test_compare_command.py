@@ -1,6 +1,7 @@
 """`klball compare` as a user runs it: numbers against cvxpy and SciPy, shared folders, kills, bad input."""
 
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from scipy import stats
 
 from gradient_grid import rows
 from klball.cli import main
+from klball.data.files import file_name
 from klball.evaluation.models import load_model
 from klball.evaluation.tables import read_scores
 from test_dual import conic_optimum
@@ -53,7 +55,7 @@ def test_numbers_are_those_of_cvxpy_and_scipy(whole):
     recorded = read_csv(whole / "asked" / "rounds.csv")
     assert len(recorded) == 2 * ROUNDS
     own = next(row for row in recorded if (row["model"], row["round"]) == ("tiny", "2"))
-    table, _ = read_scores(whole / "scores" / "tiny" / "round-0002.parquet")
+    table, _ = read_scores(whole / "scores" / file_name("klball/tiny") / "round-0002.parquet")
     g, c = np.array(table["log_likelihood"]), np.array(table["certainty"])
     even, gamma = np.full(len(g), 1 / len(g)), float(own["gamma"])
     optimum = conic_optimum(g, c, even, 0.2, gamma, None)
@@ -105,12 +107,41 @@ def test_two_processes_divide_the_units(base, whole):
     assert tables(folder / "two") == tables(whole)
 
 
-def test_a_table_of_another_model_is_refused(base, whole, capsys):
+def test_other_labels_score_nothing_again(base, whole, tmp_path):
+    _, command = base
+    shutil.copytree(whole, tmp_path / "out")
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("round-*.parquet")}
+    renamed = [argument.replace("tiny=", "the base model=") for argument in command]
+    main([*renamed, "--output_dir", str(tmp_path / "out")])
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert "the base model" in (tmp_path / "out" / "verdicts.txt").read_text()
+
+
+@pytest.mark.parametrize("change", ["weights", "max_length"])
+def test_tables_of_another_model_or_length_are_refused_by_every_job(change, base, whole, tmp_path, capsys):
+    """Also by a job that has no table of its own to make."""
     folder, command = base
-    swapped = [argument.replace("tiny=klball/tiny", f"tiny={folder / 'other'}") for argument in command]
-    with pytest.raises(SystemExit) as caught:
-        main([*swapped, "--output_dir", str(whole)])
-    assert caught.value.code == 2 and "made from something else" in capsys.readouterr().err
+    shutil.copytree(whole, tmp_path / "out")
+    shutil.copytree(folder / "other", tmp_path / "kept")
+    more = ["--output_dir", str(tmp_path / "out"), "--num_jobs", "40", "--job_index", "39"]
+    try:
+        if change == "weights":
+            load_model("klball/tiny")[0].save_pretrained(folder / "other")
+        with pytest.raises(SystemExit) as caught:
+            main([*command, *more, *(["--max_length", "30"] if change == "max_length" else [])])
+        error = capsys.readouterr().err
+        assert caught.value.code == 2 and "made from something else" in error and change in error
+    finally:
+        shutil.copytree(tmp_path / "kept", folder / "other", dirs_exist_ok=True)
+    main([*command, *more])
+
+
+def test_few_items_and_framed_prompts_are_said(whole):
+    """22 items: no claim leads, the dropped comparison is named, and nobody speaks of rephrasings."""
+    lines = (whole / "verdicts.txt").read_text().splitlines()
+    assert lines[0].startswith("No comparison at an effective sample size of 100 or more: there are only 22")
+    assert all("Descriptive: ESS" in line and "framings like these" in line for line in lines[1:])
+    assert not any("rephrasing" in line for line in lines)
 
 
 def without(command, arguments):

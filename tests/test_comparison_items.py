@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -190,15 +191,37 @@ def test_verdicts_say_what_holds_and_conditional_on_what():
     assert "source's reading (not a claim" in far.source_reading and "more uneven" in far.source_reading
     single = verdict_of(simulated(rounds=1, n=400, shift=0.3), 0.05)
     assert single.claim == "items" and "in this one round" in single.sentence
-    small = verdict_of(simulated(rounds=20, n=100, shift=50.0), 1.0)  # p over items is tiny, and void
-    assert (
-        small.claim == "rounds" and "on these 100 items only" in small.sentence and "ESS = " in small.sentence
-    )
+    some = verdict_of(simulated(rounds=20, n=400, shift=50.0), 0.5)  # p over items is tiny, and void
+    assert some.claim == "rounds" and "on these 400 items only" in some.sentence and "ESS = " in some.sentence
+    assert "over rephrasings like these (" in some.sentence
+    small = verdict_of(simulated(rounds=20, n=100, shift=50.0), 3.0)  # however sure the rounds are
+    assert small.claim == "descriptive" and small.sentence.startswith("Descriptive: ESS = ")
+    assert "on these 100 items (95 % interval" in small.sentence and " p " not in small.sentence
     lone = verdict_of(simulated(rounds=1, n=100, shift=0.5), 3.0)
     assert lone.claim == "descriptive" and "Descriptive: ESS = " in lone.sentence
     same = simulated(rounds=20, n=400, seed=6)
     undecided = verdict_of(same, 0.05)
     assert undecided.claim == "undecided" and "rounds would settle it" in undecided.sentence
+
+
+@pytest.mark.parametrize(("n", "epsilon"), [(400, 0.05), (400, 1.0), (100, 3.0)])
+@pytest.mark.parametrize("shift", [-0.5, 0.5, 0.01, -0.01])
+def test_a_sentence_has_one_sign_and_one_format_of_p(n, epsilon, shift):
+    """The interval is that of the difference which the sentence names, whichever model is ahead."""
+    scores = simulated(rounds=20, n=n, shift=shift)
+    verdict = verdict_of(scores, epsilon)
+    s = solve_rounds(scores, epsilon=epsilon)
+    (effect,) = [e for e in effect_sizes(s) if e.quantity == "worst_case"]
+    higher, lower = ("m0", "m1") if effect.mean > 0 else ("m1", "m0")
+    assert f"{higher} has a higher worst-case log-likelihood than {lower}" in verdict.sentence
+    assert f"by {abs(effect.mean):.3g} nats" in verdict.sentence
+    found = re.findall(r"95 % interval of (\w+) − (\w+): ([−\d.e]+) to ([−\d.e]+)", verdict.sentence)
+    assert found and {pair[:2] for pair in found} == {(higher, lower)}
+    for *_, low, high in found:
+        bounds = [float(x.replace("−", "-")) for x in (low, high)]
+        assert bounds[0] <= bounds[1] and bounds[1] > 0
+    for p in re.findall(r" p [=<] [\d.]+", verdict.sentence):
+        assert re.fullmatch(r" p (= 0\.\d{3}|< 0\.001)", p)
 
 
 def test_a_model_compared_with_itself_is_degenerate_everywhere():

@@ -73,13 +73,14 @@ def test_results_of_every_kind(tmp_path):
     path.write_bytes(jsonl(rows))
     results = batch_files.read_results([path])
     assert results.replies == {
-        **{"a": Reply("Say it."), "b": Reply("Second try"), "c": Reply("unfini", quality.CUT_OFF)},
-        **{"d": Reply("No.", quality.REFUSED), "g": Reply("“Go” or “stop”")},
+        **{
+            "a": Reply('<think>hm "x"</think>\n"Say it."'),
+            "b": Reply("Second try"),
+            "c": Reply("unfini", quality.CUT_OFF),
+        },
+        **{"d": Reply("No.", quality.REFUSED), "g": Reply("Rewritten prompt: “Go” or “stop”")},
     }
     assert results.errors == {"e": "too long", "f": "expired"}
-    path.write_text(json.dumps(result(line[1], content="x")) + "\n{}\n")
-    with pytest.raises(ValueError, match=r"r\.jsonl:2 is not a line"):
-        batch_files.read_results([path])
 
 
 @pytest.fixture
@@ -277,3 +278,150 @@ def test_missing_extra_and_key_are_one_line(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ValueError, match="pip install 'klball\\[openai\\]'"):
         command("submit")
+
+
+# --- what else result files and folders hold ------------------------------------------------------
+
+GOOD = {"custom_id": "a"}
+ODD_LINES = {  # a line → the ids that are in error because of it; None: the line is foreign
+    "empty choices": ({**GOOD, "response": {"status_code": 200, "body": {"choices": []}}}, ["a"]),
+    "no choices": ({**GOOD, "response": {"status_code": 200, "body": {"id": "c"}}}, ["a"]),
+    "choices null": ({**GOOD, "response": {"status_code": 200, "body": {"choices": None}}}, ["a"]),
+    "choice a text": ({**GOOD, "response": {"status_code": 200, "body": {"choices": ["x"]}}}, ["a"]),
+    "body a text": ({**GOOD, "response": {"status_code": 200, "body": "x"}}, ["a"]),
+    "response a list": ({**GOOD, "response": [1]}, ["a"]),
+    "content a number": (result(GOOD, content=7), ["a"]),
+    "content an image": (result(GOOD, content=[{"type": "image_url", "image_url": "x"}]), ["a"]),
+    "lone surrogate": (result(GOOD, content="\ud800"), ["a"]),
+    "error a text": ({**GOOD, "response": None, "error": "bad"}, ["a"]),
+    "error within": ({**GOOD, "response": {"status_code": 200, "body": {"error": {"message": "m"}}}}, ["a"]),
+    "only an id": (GOOD, ["a"]),
+    "half a line": (json.dumps(result(GOOD, content="x"))[:-30], ["a"]),
+    "a request": ({**GOOD, "method": "POST", "url": "/v1", "body": {}}, ["a"]),
+    "not UTF-8": (json.dumps(result(GOOD, content="XX")).encode().replace(b"XX", b"\xff"), ["a"]),
+    "id a list": ({**result(GOOD, content="x"), "custom_id": ["a"]}, None),
+    "id a number": ({**result(GOOD, content="x"), "custom_id": 7}, None),
+    "id null": ({**result(GOOD, content="x"), "custom_id": None}, None),
+    "no id": ({"response": {}}, None),
+    "a list": ([1], None),
+    "a number": ("7", None),
+    "no JSON": ("Traceback (most recent call last):", None),
+    "NUL": (b"\0\0\0{", None),
+    "deep": ("[" * 100_000, None),
+    "long number": ("9" * 5_000, None),
+}
+
+
+@pytest.mark.parametrize("name", ODD_LINES)
+def test_an_odd_line_costs_no_other(name, tmp_path):
+    line, wrong = ODD_LINES[name]
+    line = line if isinstance(line, str | bytes) else json.dumps(line)
+    line = line if isinstance(line, bytes) else line.encode()
+    whole = [json.dumps(result({"custom_id": i}, content="Well.")).encode() for i in "bc"]
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(whole[0] + b"\n" + line + b"\n\n" + whole[1])
+    results = batch_files.read_results([path])
+    assert results.replies == {"b": Reply("Well."), "c": Reply("Well.")}
+    assert list(results.errors) == (wrong or []) and results.foreign == (wrong is None)
+    for last in (line, line + b"\n"):  # also as the last line, and where the good answer comes later
+        path.write_bytes(b"\n".join([*whole, json.dumps(result(GOOD, content="Late.")).encode(), last]))
+        assert set(batch_files.read_results([path]).replies) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "ending"), [("utf-8-sig", "\r\n"), ("utf-8", "\r\n"), ("utf-16", "\r\n"), ("utf-8", "\r")]
+)
+def test_encodings_of_result_files(encoding, ending, tmp_path):
+    rows = [result({"custom_id": i}, content=[{"type": "text", "text": "Wéll"}, {"text": "."}]) for i in "ab"]
+    text = ending.join(json.dumps(row, ensure_ascii=False) for row in rows) + ending
+    (tmp_path / "r.jsonl").write_bytes(text.encode(encoding))
+    results = batch_files.read_results([tmp_path / "r.jsonl"])
+    assert results.replies == {"a": Reply("Wéll."), "b": Reply("Wéll.")} and results.foreign == 0
+
+
+def test_a_good_answer_beats_one_cut_off(tmp_path):
+    cut, refused = result(GOOD, content="unfini"), result(GOOD, content="")
+    cut["response"]["body"]["choices"][0]["finish_reason"] = "length"
+    refused["response"]["body"]["choices"][0]["message"] = {"content": None, "refusal": "No."}
+    for first in (cut, refused, result(GOOD, content="")):
+        for rows in ([first, result(GOOD, content="Whole.")], [result(GOOD, content="Whole."), first]):
+            (tmp_path / "r.jsonl").write_bytes(jsonl(rows))
+            assert batch_files.read_results([tmp_path / "r.jsonl"]).replies == {"a": Reply("Whole.")}
+
+
+@pytest.mark.parametrize("what", ["junk in results", "unsubmitted file lost", "junk given"])
+def test_a_folder_does_not_get_stuck(what, command, tmp_path, capsys):
+    command("requests")
+    folder = command.folder / "batch"
+    lines = [json.loads(x) for p in sorted(folder.glob("requests-*")) for x in p.read_text().splitlines()]
+    (folder / "results").mkdir(exist_ok=True)
+    (tmp_path / "odd.jsonl").write_bytes(b"\0junk\n" + (folder / "requests-0001.jsonl").read_bytes())
+    if what == "junk in results":
+        (folder / "results" / "junk.jsonl").write_bytes(b"\xff\xfe\0\n{}\n")
+        (folder / "results" / "folder.jsonl").mkdir()
+    elif what == "unsubmitted file lost":
+        (folder / "requests-0001.jsonl").unlink()
+        command("requests")
+        assert [json.loads(x)["custom_id"] for x in (folder / "requests-0004.jsonl").read_text().splitlines()]
+    else:
+        with pytest.raises(ValueError, match="holds no Batch result"):
+            command("collect", "--results", tmp_path / "odd.jsonl")
+    command("status")
+    (tmp_path / "good.jsonl").write_bytes(jsonl([result(line) for line in lines]))
+    command("collect", "--results", tmp_path / "good.jsonl")
+    assert accepted(command.folder) == [12, 12]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{", "null", "{}", '{"about": {}}', '{"about": {}, "shards": [{}]}'),
+        *('{"about": 3, "shards": []}', '{"about": {}, "shards": [{"path": "x", "requests": 1, "y": 2}]}'),
+        *('{"about": {}, "shards": 3}', '{"about": {}, "shards": [{"path": "../a.jsonl", "requests": 1}]}'),
+    ],
+)
+def test_a_damaged_state_is_one_line_that_says_what_to_do(content, command):
+    command("requests")
+    state = command.folder / "batch" / "state.json"
+    state.write_text(content)
+    with pytest.raises(ValueError, match=r"state\.json is damaged .*: remove it to begin anew") as caught:
+        command("status")
+    assert "\n" not in str(caught.value)
+    state.unlink()
+    command("requests")
+
+
+@pytest.mark.parametrize("batch_id", ["../../../escaped", "/tmp/escaped", "a/b", "..", "x" * 400, "é\0"])
+def test_a_servers_id_names_no_other_place(batch_id, command, tmp_path):
+    from types import SimpleNamespace as Namespace
+
+    from klball.data.paraphrase.openai_batch import BatchFolder, Shard
+
+    folder = BatchFolder(tmp_path / "out", {})
+    folder.shards = [Shard("requests-0001.jsonl", 1, "f", batch_id, "http://h/")]
+    before = set(tmp_path.rglob("*"))
+    batch = Namespace(
+        status="completed", request_counts=None, errors=None, output_file_id="o", error_file_id=""
+    )
+    client = Namespace(base_url="http://h/", batches=Namespace(retrieve=lambda _: batch))
+    folder._download = lambda _client, _file, name: _write(folder.folder / "results" / name)
+    folder.refresh(client, download=True)
+    (written,) = set(tmp_path.rglob("*.jsonl")) - before
+    assert written.parent == folder.folder / "results"
+
+
+def _write(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}\n")
+
+
+def test_a_password_in_the_address_is_kept_nowhere(command, capsys):
+    with BatchServer() as server:
+        server.url = server.url.replace("http://", "http://user:pa55word@") + "?key=s3cret"
+        try:
+            command("submit", server=server)
+        except ValueError as error:
+            assert "pa55word" not in str(error)
+        command("requests", server=server)
+    kept = [p.read_text(errors="replace") for p in command.folder.rglob("*") if p.is_file()]
+    assert kept and not any("pa55word" in text or "s3cret" in text for text in kept)

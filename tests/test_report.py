@@ -3,15 +3,17 @@
 import csv
 import json
 import shutil
+import time
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from klball.evaluation.perplexity import ProfilePoint
 from klball.experiments.command import write_csv
-from klball.report import interactive
-from klball.report.ellipse import covariance_ellipse
+from klball.report import figures, interactive
+from klball.report.ellipse import clipped, covariance_ellipse
 from klball.report.page import Cell, Page, Plot, Record, Section, Table, render, script_json, write_page
 from klball.report.paper import latex_table, plot_multipliers, plot_p_values
 
@@ -267,6 +269,19 @@ def test_ellipse_holds_its_share_of_normal_pairs():
     assert inside.mean() == pytest.approx(0.95, abs=0.006)
 
 
+@pytest.mark.parametrize("centre", [(0.1, 0.2), (3, 0.1), (0.1, 3), (2, 2)])
+def test_an_ellipse_is_clipped_to_what_multipliers_can_be(centre):
+    """The clipped curve is the boundary of the ellipse's part in the quadrant: same area by counting."""
+    from matplotlib.path import Path
+
+    pairs = RNG.multivariate_normal(centre, [[0.2, 0.1], [0.1, 0.3]], size=50).T
+    whole, part = covariance_ellipse(*pairs), clipped(covariance_ellipse(*pairs))
+    assert part.min() >= -1e-12 and np.allclose(part[:, 0], part[:, -1])
+    points = RNG.uniform(-3, 6, size=(20_000, 2))
+    inside = Path(whole.T).contains_points(points) & (points >= 0).all(axis=1)
+    assert (Path(part.T).contains_points(points) != inside).mean() < 1e-3
+
+
 def test_ellipse_of_a_line_and_of_too_few():
     edge = covariance_ellipse(np.array([0.0, 1, 2]), np.zeros(3))
     np.testing.assert_allclose(edge[1], 0, atol=1e-12)
@@ -300,3 +315,46 @@ def test_figures_for_papers(tmp_path):
 def test_a_cell_sorts_by_its_number_and_shows_its_text():
     html = render(Page("p", ["v"], [Section("s", [Table("t", [{"ratio": Cell(0.5, "half")}])])]))
     assert '<td class="number" data-value="0.5">half</td>' in html
+
+
+@pytest.mark.parametrize(
+    "labels", [("d.1", "d.2"), ("a/b", "a-b"), ("../x", "x"), ("_a$b$", "$\\frac"), ("é" * 300, "e")]
+)
+def test_labels_are_no_markup_and_share_no_file(labels, tmp_path):
+    points = [ProfilePoint(d, d, e, 1.0 + e, 0.1, 50 / (1 + e)) for d in labels for e in (0.0, 0.1, 1.0)]
+    figures.plot_profiles(points, tmp_path / "f")
+    assert len(list((tmp_path / "f").iterdir())) == 4 and list(tmp_path.iterdir()) == [tmp_path / "f"]
+    figures.plot_rewards([[-1.0, -2.0]], tmp_path / "f" / "x.1")
+    plot_multipliers({d: (RNG.normal(size=5), RNG.normal(size=5)) for d in labels}, tmp_path / "f" / "x.2")
+    assert (tmp_path / "f" / "x.1.svg").exists() and (tmp_path / "f" / "x.2.svg").exists()
+
+
+@pytest.mark.parametrize("long", [(), ("text",)])
+def test_a_page_takes_time_in_proportion_to_its_rows(long):
+    """And of long texts a few hundred are drawn, of every group the first ones."""
+
+    def drawn(rows):
+        table = Table(
+            "t",
+            [{"model": f"m{i % 3}", "n": i, "text": "w " * 200} for i in range(rows)],
+            long=long,
+            group="model",
+        )
+        began = time.process_time()
+        html = render(Page("p", ["v"], [Section("s", [table])]))
+        return time.process_time() - began, html
+
+    drawn(10)
+    assert drawn(8_000)[0] < 12 * drawn(1_000)[0] + 0.5  # 20 times and more where it was quadratic
+    html = drawn(8_000)[1]
+    assert html.count("<details>") == (300 if long else 0)
+    if long:
+        assert "7700 more are in the files beside this page" in html and 'data-value="299"' in html
+
+
+def test_heat_maps_share_one_scale():
+    scales = [
+        interactive.heat_map(np.array([[np.nan, x], [x, np.nan]]), ["a", "b"], "t").data[0]
+        for x in (0.43, 9.0)
+    ]
+    assert {(h.zmin, h.zmax) for h in scales} == {(0, 4.0)}

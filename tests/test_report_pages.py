@@ -96,7 +96,7 @@ def test_few_hardest_rows_are_descriptive(kept, warned):
     ]
     report = RobustnessReport("base", metrics, [], {"data": {"kept": kept, "truncated": 0, "unscored": 0}})
     (sentence,) = _verdict(report, ["base", "tuned"])
-    assert ("descriptive: only 1 rows" in sentence) == warned
+    assert ("descriptive: only 1 row)" in sentence) == warned
     assert sentence.count("10.0 % lower (95 % interval −20.0 to −5.0 %)") == 2
 
 

@@ -318,7 +318,7 @@ def test_tables_that_cannot_be_streamed(scores, tmp_path):
     with pytest.raises(ValueError, match=r"there is no .*none\.parquet"):
         stream_scores(tmp_path / "none.parquet")
     (tmp_path / "e.parquet").write_text("text")
-    with pytest.raises(ValueError, match="not readable"):
+    with pytest.raises(ValueError, match="not a readable"):
         stream_scores(tmp_path / "e.parquet")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no \.parquet files"):

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from klball.comparison.calibration import LEVEL, supports_over_items, supports_over_rounds
+from klball.comparison.calibration import LEAST_ESS, LEVEL, supports_over_items, supports_over_rounds
 from klball.comparison.effects import Effect
 from klball.comparison.hypothesis_tests import PairTest
 from klball.comparison.items import ItemInference
 from klball.comparison.rounds import MOST_UNUSABLE, RoundSolutions
 
 LEAD = "worst_case"
+SMALLEST_P = 0.001  # that sentences spell out; the tables have −log10 p
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Verdict:
     """What the worst-case log-likelihood allows to say of two models.
 
     claim: "items" (over items, averaged over these rounds), "rounds" (over rephrasings, on these items
-    only), "undecided", or "descriptive" (no test here has a measured type I error of at most .07).
+    only), "undecided", or "descriptive" (no test here has a measured type I error of at most .07, or the
+    effective sample size is below 30).
     source_reading: the source's interpretation of λ and β, which klball shows and does not endorse.
     """
 
@@ -35,9 +37,11 @@ def verdicts(
     tests: Sequence[PairTest],
     effects: Sequence[Effect],
     items: Sequence[ItemInference],
+    like_these: str = "rephrasings like these",
 ) -> list[Verdict]:
     """A verdict for every pair, from `pairwise_tests`, `effect_sizes` and `delta_inference`.
 
+    `like_these`: what the rounds are, for claims over rounds (see `klball.data.paraphrase.rounds.Rounds`).
     Claims use Holm's correction over all pairs at level .05. A pair that lost more than 5 % of its
     rounds is descriptive. Raises ValueError if `tests` and the others are of different pairs.
     """
@@ -47,7 +51,8 @@ def verdicts(
     try:
         return [
             _verdict(
-                solutions, test, of_effect[*pair, LEAD], of_items[pair], _source_reading(of_effect, pair)
+                *(solutions, test, of_effect[*pair, LEAD], of_items[pair], like_these),
+                _source_reading(of_effect, pair),
             )
             for pair, test in by_pair.items()
         ]
@@ -56,46 +61,61 @@ def verdicts(
 
 
 def _verdict(
-    solutions: RoundSolutions, test: PairTest, effect: Effect, item: ItemInference, reading: str
+    solutions: RoundSolutions,
+    test: PairTest,
+    effect: Effect,
+    item: ItemInference,
+    like_these: str,
+    reading: str,
 ) -> Verdict:
-    claim, sentence = _claim(solutions, test, effect, item)
+    claim, sentence = _claim(solutions, test, effect, item, like_these)
     return Verdict(test.model_a, test.model_b, claim, sentence, reading)
 
 
 def _claim(
-    solutions: RoundSolutions, test: PairTest, effect: Effect, item: ItemInference
+    solutions: RoundSolutions, test: PairTest, effect: Effect, item: ItemInference, like_these: str
 ) -> tuple[Literal["items", "rounds", "undecided", "descriptive"], str]:
     lost = len(solutions.rounds) - effect.rounds
     difference = _comparison(effect, solutions)
-    ess = f"ESS = {item.ess:.0f} of {solutions.n}"
+    ess = f"ESS = {item.ess:.3g} of {solutions.n}"
     if lost > MOST_UNUSABLE * len(solutions.rounds):
         why = f"{lost} of {len(solutions.rounds)} rounds are infeasible or at γ_min for one of the models"
         return (
             "descriptive",
             f"Descriptive: {why}, so the rest is a selection; raise γ or lower ε. {difference}.",
         )
+    over_rounds = not test.degenerate and supports_over_rounds("paired_t", LEAD, test.rounds)
+    interval = _interval(effect, effect.mean_low, effect.mean_high, effect)
+    if item.ess < LEAST_ESS:
+        on_these = f" on these {solutions.n} items ({interval} over {like_these})" if over_rounds else ""
+        return (
+            "descriptive",
+            f"Descriptive: {ess}, so a few items decide. {difference}{on_these}; that is no claim.",
+        )
     over_items = not item.degenerate and supports_over_items(
         "delta", LEAD, ess=item.ess, n=solutions.n, epsilon=solutions.epsilon
     )
-    over_rounds = not test.degenerate and supports_over_rounds("paired_t", LEAD, test.rounds)
+    of_items = _interval(item, item.low, item.high, effect)
     if over_items and _significant(item):
-        interval = _interval(item, item.low, item.high)
         scope = f"for items like these {solutions.n}, {_rounds(effect.rounds)}"
-        return "items", f"{difference} {scope} (over items: {interval}, Holm {_p(item)}; {ess})."
-    beyond = f"undecided ({_interval(item, item.low, item.high)})" if over_items else f"descriptive: {ess}"
+        return "items", f"{difference} {scope} (over items: {of_items}, Holm {_p(item)}; {ess})."
+    beyond = f"undecided ({of_items})" if over_items else f"descriptive: {ess}"
     if over_rounds and _significant(test):
-        interval = _interval(effect, effect.mean_low, effect.mean_high)
-        scope = f"on these {solutions.n} items only, over rephrasings like these {effect.rounds}"
+        scope = f"on these {solutions.n} items only, over {like_these}"
         return "rounds", f"{difference} {scope} ({interval}, Holm {_p(test)}); beyond these items {beyond}."
     if not over_rounds and not over_items:
         return (
             "descriptive",
-            f"Descriptive: {ess}, {effect.rounds} usable rounds. {difference}, without a test that holds.",
+            f"Descriptive: {ess}, {_counted(effect.rounds)}. {difference}, without a test that holds.",
         )
     return (
         "undecided",
         f"Undecided: {difference}{_more_rounds(effect, over_rounds)}; beyond these items {beyond}.",
     )
+
+
+def _counted(rounds: int) -> str:
+    return "1 usable round" if rounds == 1 else f"{rounds} usable rounds"
 
 
 def _comparison(effect: Effect, solutions: RoundSolutions) -> str:
@@ -115,7 +135,7 @@ def _more_rounds(effect: Effect, over_rounds: bool) -> str:
     """How much more data a paired t would need on these items, where one may be used at all."""
     if not over_rounds or effect.degenerate:
         return ""
-    interval = _interval(effect, effect.mean_low, effect.mean_high)
+    interval = _interval(effect, effect.mean_low, effect.mean_high, effect)
     if math.isinf(effect.rounds_needed):
         return f" over {effect.rounds} rounds ({interval})"
     return (
@@ -132,14 +152,20 @@ def _significant(result: PairTest | ItemInference) -> bool:
     return result.minus_log10_holm >= -math.log10(LEVEL)
 
 
-def _interval(of: Effect | ItemInference, low: float, high: float) -> str:
+def _interval(of: Effect | ItemInference, low: float, high: float, effect: Effect) -> str:
+    """Of the difference that the sentence names: the higher model's minus the lower's."""
+    if math.isnan(low) or math.isnan(high):
+        return "no interval"
+    higher, lower = of.model_a, of.model_b
+    if effect.mean < 0:
+        higher, lower, low, high = lower, higher, -high, -low
     bounds = f"{low:.3g} to {high:.3g}".replace("-", "−")
-    return f"95 % interval of {of.model_a} − {of.model_b}: {bounds}"
+    return f"95 % interval of {higher} − {lower}: {bounds}"
 
 
 def _p(result: PairTest | ItemInference) -> str:
-    exponent = result.minus_log10_holm
-    return f"p = {10**-exponent:.2g}" if exponent < 4 else f"p = 10^−{exponent:.1f}"
+    p = 10**-result.minus_log10_holm
+    return f"p = {p:.3f}" if p >= SMALLEST_P else f"p < {SMALLEST_P}"
 
 
 def _source_reading(effects: dict[tuple[str, str, str], Effect], pair: tuple[str, str]) -> str:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from scipy import stats
 from torch import Tensor
 
+from klball.evaluation.tails import influence, mean_interval, paired_interval, tail_interval, tail_size
 from klball.robust.dual import robust_profile
 
 HARDEST = 0.01
@@ -19,9 +21,10 @@ RESAMPLES = 1_000
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of the report, with a 95 % bootstrap interval over samples.
+    """One number of the report, with a 95 % interval over samples; NaN where one sample decides.
 
-    `ratio` compares it with the reference model's on the same resamples (paired); 1 for the reference.
+    Means have bootstrap intervals, tails those of klball.evaluation.tails. `ratio` compares with the
+    reference model on the same samples (paired); 1 for the reference.
     """
 
     data: str
@@ -61,8 +64,12 @@ class RobustnessReport:
         return next(m for m in self.metrics if (m.data, m.model, m.name) == (data, model, name))
 
     def records(self) -> list[dict[str, object]]:
-        """The metrics as plain rows, for CSV and Parquet."""
-        return [asdict(metric) for metric in self.metrics]
+        """The metrics as plain rows, for CSV and Parquet; None for no number."""
+        rows = (asdict(metric).items() for metric in self.metrics)
+        return [
+            {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row}
+            for row in rows
+        ]
 
 
 def robustness_report(
@@ -123,66 +130,123 @@ def _common_rows(data: str, of_model: dict[str, Dataset]) -> tuple[dict[str, Col
 
 
 def _metrics(data: str, columns: dict[str, Columns], reference: str, resamples: int) -> list[Metric]:
-    rng = np.random.default_rng(0)
-    n = len(columns[reference]["log_likelihood"])
-    hard = hardest(columns[reference]["log_likelihood"])
-    # multinomial counts: each row one bootstrap resample, shared by all models, so ratios are paired
-    counts = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), size=resamples)])
-    hard_counts = np.vstack(
-        [np.ones(len(hard)), rng.multinomial(len(hard), [1 / len(hard)] * len(hard), resamples)]
-    )
-    with np.errstate(divide="ignore"):  # a resample of empty answers alone has no bits per byte
-        values = {m: _statistics(c, counts, hard, hard_counts) for m, c in columns.items()}
+    base = columns[reference]
+    hard = hardest(base["log_likelihood"])
     metrics = []
-    for model, statistics in values.items():
-        for name, draws in statistics.items():
-            with np.errstate(invalid="ignore"):
-                ratio = draws / values[reference][name]
-            low, high = _interval(draws[1:])
-            ratio_low, ratio_high = _interval(ratio[1:])
-            numbers = (draws[0], low, high, ratio[0], ratio_low, ratio_high)
-            metrics.append(Metric(data, model, name, *map(float, numbers)))
+    draws = _draws(columns, resamples)
+    for model, own in columns.items():
+        found = {
+            **{
+                name: _of_draws(draws[model][name], draws[reference][name], len(base["log_likelihood"]))
+                for name in draws[model]
+            },
+            "hardest_1pct": _of_hardest(own["log_likelihood"], base["log_likelihood"], hard),
+            **{
+                f"cvar_{level:g}": _of_cvar(own["log_likelihood"], base["log_likelihood"], level)
+                for level in CVAR_LEVELS
+            },
+            "own_hardest_1pct": _of_own(own["log_likelihood"], base["log_likelihood"]),
+        }
+        metrics += [Metric(data, model, name, *map(float, numbers)) for name, numbers in found.items()]
     return metrics
 
 
-def _interval(draws: np.ndarray) -> np.ndarray:
-    """The 2.5 and 97.5 % quantiles of the draws that are numbers."""
-    return np.quantile(draws[np.isfinite(draws)], (0.025, 0.975))
+Numbers = tuple[float, float, float, float, float, float]  # value, low, high, ratio, its low, its high
 
 
-def _statistics(
-    c: Columns, counts: np.ndarray, hard: np.ndarray, hard_counts: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Each statistic on the data (first entry) and on every resample."""
+def _draws(columns: dict[str, Columns], resamples: int) -> dict[str, dict[str, np.ndarray]]:
+    """Each mean over samples on the data (first entry) and on every bootstrap resample.
+
+    A resample is shared by all models, so that ratios are paired.
+    """
+    n = len(next(iter(columns.values()))["log_likelihood"])
+    rng = np.random.default_rng(0)
+    counts = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), size=resamples)])
+    return {model: _statistics(own, counts) for model, own in columns.items()}
+
+
+def _statistics(c: Columns, counts: np.ndarray) -> dict[str, np.ndarray]:
     g, n = c["log_likelihood"], counts.sum(axis=1)
-    tokens, log_prob = counts @ c["num_tokens"], counts @ c["sum_log_prob"]
-    statistics = {
+    tokens, log_prob, num_bytes = (counts @ c[name] for name in ("num_tokens", "sum_log_prob", "num_bytes"))
+    with np.errstate(divide="ignore"):
+        bits = -log_prob / math.log(2) / num_bytes
+    return {
         "perplexity_token": np.exp(-log_prob / tokens),
         "perplexity_sample": np.exp(-(counts @ g) / n),
-        "bits_per_byte": -log_prob / math.log(2) / (counts @ c["num_bytes"]),
-        "hardest_1pct": np.exp(-(hard_counts @ g[hard]) / len(hard)),
+        "bits_per_byte": np.where(num_bytes > 0, bits, np.nan),  # answers without a text, such as tool calls
         "certainty": (counts @ c["certainty"]) / n,
         "entropy": (counts @ c["entropy"]) / n,
     }
-    order = np.argsort(g, kind="stable")
-    sorted_counts, sorted_g = counts[:, order], g[order]
-    for level in CVAR_LEVELS:
-        statistics[f"cvar_{level:g}"] = _cvar(sorted_counts, sorted_g, level)
-    statistics["own_hardest_1pct"] = np.exp(_cvar(sorted_counts, sorted_g, HARDEST))
-    return statistics
 
 
-def _cvar(sorted_counts: np.ndarray, sorted_g: np.ndarray, level: float) -> np.ndarray:
-    """Mean −g of the worst `level` of the mass; the boundary sample counts in part."""
-    mass = level * sorted_counts.sum(axis=1, keepdims=True)
-    taken = np.diff(np.minimum(np.cumsum(sorted_counts, axis=1), mass), axis=1, prepend=0.0)
-    return -(taken @ sorted_g) / mass[:, 0]
+def _of_draws(draws: np.ndarray, reference: np.ndarray, n: int) -> Numbers:
+    """Percentile intervals, at the quantiles that make them as wide as t intervals; none from one sample."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = draws / reference
+    return (draws[0], *_percentiles(draws[1:], n), ratio[0], *_percentiles(ratio[1:], n))
+
+
+def _percentiles(draws: np.ndarray, n: int) -> tuple[float, float]:
+    known = draws[np.isfinite(draws)]
+    if n < 2 or len(known) == 0:
+        return math.nan, math.nan
+    level = stats.norm.cdf(-stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1)))
+    low, high = np.quantile(known, (level, 1 - level))
+    return float(low), float(high)
+
+
+def _of_hardest(g: np.ndarray, reference: np.ndarray, hard: np.ndarray) -> Numbers:
+    """exp(−mean g) of the reference's tail; its edge here is what as many samples beyond it have."""
+    beyond = np.argsort(reference, kind="stable")[len(hard) : 2 * len(hard)]
+    edge = -g[beyond].mean() if len(beyond) else math.nan
+    low, high = tail_interval(-g[hard], edge, HARDEST, -g[hard].mean())
+    difference = reference[hard] - g[hard]
+    bounds = mean_interval(difference)
+    return tuple(map(_exp, (-g[hard].mean(), low, high, difference.mean(), *bounds)))  # pyright: ignore[reportReturnType]
+
+
+def _of_own(g: np.ndarray, reference: np.ndarray) -> Numbers:
+    """exp of the mean loss of each model's own worst share."""
+    value, base = cvar(-g, HARDEST), cvar(-reference, HARDEST)
+    effect = influence(-g, HARDEST) - influence(-reference, HARDEST)
+    bounds = paired_interval(effect, HARDEST, value - base)
+    numbers = (value, *_own_tail(-g, HARDEST, value), value - base, *bounds)
+    return tuple(map(_exp, numbers))  # pyright: ignore[reportReturnType]
+
+
+def _of_cvar(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
+    value, base = cvar(-g, level), cvar(-reference, level)
+    interval = _own_tail(-g, level, value)
+    if not (value > 0 and base > 0):  # no loss at all: there is no ratio
+        return (value, *interval, math.nan, math.nan, math.nan)
+    effect = influence(-g, level) / value - influence(-reference, level) / base
+    low, high = paired_interval(effect, level, math.log(value / base))
+    return (value, *interval, value / base, _exp(low), _exp(high))
+
+
+def _own_tail(loss: np.ndarray, level: float, value: float) -> tuple[float, float]:
+    """The interval of the mean of the worst `level`; its edge is the next loss."""
+    m = tail_size(level, len(loss))
+    ordered = np.sort(loss)[::-1]
+    return tail_interval(ordered[:m], ordered[min(m, len(loss) - 1)], level, value)
+
+
+def _exp(value: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(value))
+
+
+def cvar(loss: np.ndarray, level: float) -> float:
+    """Mean loss of the worst `level` of the samples; the boundary sample counts in part."""
+    mass = level * len(loss)
+    taken = np.diff(np.minimum(np.arange(1, len(loss) + 1), mass), prepend=0.0)
+    return float(taken @ np.sort(loss)[::-1]) / mass
 
 
 def hardest(log_likelihood: np.ndarray | Sequence[float], share: float = HARDEST) -> np.ndarray:
     """Row indices of the `share` lowest log-likelihoods, at least one."""
     g = np.asarray(log_likelihood, dtype=float)
-    return np.argsort(g, kind="stable")[: max(1, math.ceil(share * len(g)))]
+    return np.argsort(g, kind="stable")[: tail_size(share, len(g))]
 
 
 def summary_of(scores: dict[str, Tensor]) -> dict[str, float]:
@@ -196,6 +260,12 @@ def summary_of(scores: dict[str, Tensor]) -> dict[str, float]:
         "own_hardest_1pct": math.exp(-float(g[hardest(g)].mean())),
         **{name: float(scores[name].mean()) for name in ("entropy", "certainty") if name in scores},
     }
+
+
+def decided_by(name: str, rows: int) -> int:
+    """How many of `rows` samples a metric rests on: those of the tail, where it is one."""
+    share = {"hardest_1pct": HARDEST, "own_hardest_1pct": HARDEST, **{f"cvar_{x:g}": x for x in CVAR_LEVELS}}
+    return tail_size(share[name], rows) if name in share else rows
 
 
 def token_nll(table: Dataset) -> float:

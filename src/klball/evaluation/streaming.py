@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch.distributed
 from klball.robust.streaming import Chunk, StreamedSolution
 
 G, C = "log_likelihood", "certainty"
+ELSEWHERE = "For scores from elsewhere use Python: klball.solve_dual(log_likelihoods, epsilon=…)"
 BATCH = 1 << 16  # rows decoded at once
 BUFFER = 1 << 20  # bytes of a column read at once, however large its row groups are
 
@@ -39,9 +41,14 @@ class RowGroup:
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """All rows, some columns of them, in the order of `columns`."""
-        with pq.ParquetFile(self.path, metadata=self.metadata, buffer_size=BUFFER, pre_buffer=False) as file:
+        left = self.num_rows
+        options: Any = {"buffer_size": BUFFER, "pre_buffer": False, "page_checksum_verification": True}
+        with readable(self.path), pq.ParquetFile(self.path, metadata=self.metadata, **options) as file:
             for batch in file.iter_batches(BATCH, [self.index], list(columns), use_threads=False):
+                left -= len(batch)
                 yield batch.select(list(columns))
+        if left:  # what a page's header says is in no checksum
+            raise ValueError(f"{self.path} is damaged (rows are lost): remove it and make it again")
 
 
 def stream_scores(
@@ -55,13 +62,11 @@ def stream_scores(
     """
     columns = (G, C) if certainty else (G,)
     parts = []
-    try:
-        for path in score_files(scores):
+    for path in score_files(scores):
+        with readable(path):
             metadata = pq.read_metadata(path)
-            _check_columns(path, metadata.schema.to_arrow_schema(), columns)
-            parts += [RowGroup(path, index, metadata, columns) for index in range(metadata.num_row_groups)]
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{scores} is not readable Parquet: {str(error).splitlines()[0]}") from error
+        check_columns(path, metadata.schema.to_arrow_schema(), columns)
+        parts += [RowGroup(path, index, metadata, columns) for index in range(metadata.num_row_groups)]
     if sharded:
         return parts[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
     return parts
@@ -120,10 +125,29 @@ def _sample_ids(part: RowGroup, rows: list[int]) -> dict[int, Any]:
     return ids
 
 
-def _check_columns(path: str, schema: pa.Schema, columns: Sequence[str]) -> None:
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Turns what Arrow raises about a file into a ValueError that says what to do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no {path}") from error
+    except (OSError, pa.ArrowException) as error:
+        said = str(error).splitlines()[0]
+        if Path(path).suffix != ".parquet" and "magic bytes" in said:
+            said = f"is not a readable Parquet file. {ELSEWHERE}"
+        elif "CRC" in said:
+            said = f"is damaged ({said}): remove it and make it again"
+        else:
+            said = f"is not a readable Parquet file: {said}"
+        raise ValueError(f"{path} {said}") from error
+
+
+def check_columns(path: str | Path, schema: pa.Schema, columns: Sequence[str]) -> None:
+    """Raise ValueError unless a table has these columns, its scores as floating-point numbers."""
     missing = [name for name in columns if name not in schema.names]
     if missing:
-        raise ValueError(f"{path} is not a score table: it lacks {', '.join(missing)}")
-    for name in columns:
+        raise ValueError(f"{path} is not a score table: it lacks {', '.join(missing)}. {ELSEWHERE}")
+    for name in set(columns) & {G, C}:
         if not pa.types.is_floating(schema.field(name).type):
             raise ValueError(f"{path}: {name} is {schema.field(name).type}, not a floating-point column")

@@ -1,10 +1,11 @@
 """Score tables on disk: written part by part, resumable to the byte, with their provenance."""
 
+import glob
 import hashlib
 import json
-import os
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from klball.data.files import remove_stale, whole_file
+from klball.data.rows import to_trl_format
 from klball.evaluation.models import causal_lm, public_name
 from klball.evaluation.scoring import (
     SCORE_COLUMNS,
@@ -26,7 +29,7 @@ from klball.evaluation.scoring import (
     encode_for,
     score_encoded,
 )
-from klball.evaluation.streaming import score_files
+from klball.evaluation.streaming import check_columns, readable, score_files
 from klball.evaluation.weights import weights_hash
 
 BATCHES_PER_PART = 16
@@ -45,6 +48,10 @@ SCHEMA = pa.schema(
 TOKENS_FIELD = pa.field(TOKENS, pa.list_(pa.float32()))
 LIBRARIES = ("klball", "torch", "transformers", "tokenizers", "datasets", "peft")
 VERSIONS = {library: version(library) for library in LIBRARIES}
+
+PLACES = {"model", "revision"}  # where a model was found; the hash of its weights says which it is
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
@@ -80,10 +87,12 @@ def score(
     encoded = encode_for(model, tokenizer, dataset, max_length)
     scorer = Scorer(model, encoded[0]["input_ids"])
     about = provenance(scorer, tokenizer, encoded, max_length, tokens_per_batch)
+    about["row_format"] = row_format(dataset)
     columns = SCORE_COLUMNS
     if token_log_probs:
         columns, about = (*SCORE_COLUMNS, TOKENS), {**about, "columns": TOKENS}
     if output is not None and (finished := _finished(Path(output), about)) is not None:
+        _remove_parts(Path(output))  # which a kill may have left
         return Dataset(finished)
     batches = batches_by_length([len(ids) for ids in encoded["input_ids"]], tokens_per_batch)
     parts = [batches[i : i + BATCHES_PER_PART] for i in range(0, len(batches), BATCHES_PER_PART)]
@@ -106,9 +115,9 @@ def score(
     if processes > 1:
         state.wait_for_everyone()
     if process == 0:
-        tables = [pq.read_table(folder / f"{index:06d}.parquet") for index in range(len(parts))]
+        tables = [_read_table(folder / f"{index:06d}.parquet") for index in range(len(parts))]
         write_table(_in_order(tables, encoded, about), Path(output))
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove_parts(Path(output))
     if processes > 1:
         state.wait_for_everyone()
     return read_scores(output)[0]
@@ -117,29 +126,59 @@ def score(
 def read_scores(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
     """A score table, a file or a folder with some, and its provenance. Raises ValueError if it is not one."""
     files = score_files(path)
-    try:
-        table = pq.read_table(files if len(files) > 1 else files[0])
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise ValueError(f"{path} is not a score table: it lacks {', '.join(missing)}")
-    metadata = (table.schema.metadata or {}).get(b"klball")
-    return Dataset(table), json.loads(metadata) if metadata else {}
+    tables = [_read_table(file) for file in files]
+    for file, table in zip(files, tables, strict=True):
+        check_columns(file, table.schema, SCHEMA.names)
+    table = pa.concat_tables(tables, promote_options="none" if len(tables) == 1 else "permissive")
+    return Dataset(table), provenance_in(files[0], tables[0].schema)
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
-    """What a score table says it was made from; empty if it says nothing."""
-    metadata = (pq.read_schema(path).metadata or {}).get(b"klball")
-    return json.loads(metadata) if metadata else {}
+    """What a score table says it was made from; empty if it says nothing. ValueError for a damaged one."""
+    with readable(path):
+        return provenance_in(path, pq.read_schema(path))
+
+
+def provenance_in(path: str | Path, schema: pa.Schema) -> dict[str, Any]:
+    """The provenance in a table's schema; empty if there is none. Raises ValueError for a damaged one."""
+    try:
+        about = json.loads((schema.metadata or {}).get(b"klball", b"{}"))
+    except ValueError:
+        about = None
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} is damaged: its provenance is no JSON; remove it and make it again")
+    return about
+
+
+def _read_table(path: str | Path) -> pa.Table:
+    """With every page's checksum verified."""
+    with readable(path):
+        return pq.ParquetFile(path, page_checksum_verification=True).read()
+
+
+def row_format(dataset: Dataset) -> str:
+    """How rows are scored: "messages", "prompt-completion" or "text".
+
+    Of chats, prompt–completion rows score what the template puts after the end of turn, messages do not.
+    """
+    columns = set(to_trl_format(dataset.select([0]), conversational=False).column_names)
+    return "messages" if "messages" in columns else "prompt-completion" if "prompt" in columns else "text"
+
+
+def warn_of_formats(abouts: Iterable[dict[str, Any]]) -> None:
+    """A warning if tables of these provenances score different parts of an answer."""
+    formats = {about.get("row_format") for about in abouts}
+    if {"messages", "prompt-completion"} <= formats:
+        logger.warning(
+            "some tables are of messages rows and some of prompt and completion: of chats, only the latter "
+            "score what the template puts after the end of turn (often a newline): do not compare them"
+        )
 
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a Parquet file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def provenance(
@@ -190,7 +229,10 @@ def _score_part(
 ) -> pa.Table:
     path = None if folder is None else folder / f"{index:06d}.parquet"
     if path is not None and path.exists():
-        return pq.read_table(path)
+        try:
+            return _read_table(path)
+        except ValueError:
+            logger.warning("%s is damaged and scored again", path)
     columns: dict[str, list[Any]] = {"row": [], **{name: [] for name in names}}
     for rows, scores in score_encoded(scorer, encoded, batches):
         columns["row"] += rows
@@ -222,13 +264,19 @@ def _parts_folder(output: Path, about: dict[str, Any]) -> Path:
     return folder
 
 
+def _remove_parts(output: Path) -> None:
+    remove_stale(output)
+    for folder in output.parent.glob(f"{glob.escape(output.name)}.parts-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _finished(output: Path, about: dict[str, Any]) -> pa.Table | None:
     if not output.exists():
         return None
     table, recorded = read_scores(output)
-    recorded, wanted = identity(recorded), identity(json.loads(json.dumps(about)))
-    if recorded != wanted:
-        changed = sorted(k for k in {*wanted, *recorded} if recorded.get(k) != wanted.get(k))
+    wanted = json.loads(json.dumps(about))
+    changed = sorted(k for k in {*wanted, *recorded} - PLACES if recorded.get(k) != wanted.get(k))
+    if changed:
         raise ValueError(
             f"{output} was made from something else (different: {', '.join(changed)}); "
             "remove it or choose another output"

@@ -17,6 +17,7 @@ from trl import ModelConfig
 
 from klball.data.rows import is_one_table, load_chat_template, load_rows
 from klball.evaluation.models import load_on_device
+from klball.evaluation.streaming import score_files
 from klball.evaluation.tables import read_provenance, score
 from klball.experiments.command import progress_bar, versions
 from klball.experiments.train import train
@@ -159,8 +160,9 @@ def load(name: str, options: Options) -> tuple[Any, Any]:
 def provenance_of(folder: Path) -> dict[str, Any]:
     """What every score table of an experiment says it was made from, by its path."""
     scores = folder / "scores"
-    paths = sorted(path for path in scores.rglob("*.parquet") if path.is_file())
-    return {path.relative_to(scores).with_suffix("").as_posix(): read_provenance(path) for path in paths}
+    paths = map(Path, score_files(scores)) if scores.is_dir() else ()
+    names = {path: path.relative_to(scores).as_posix().removesuffix(".parquet") for path in paths}
+    return {name: read_provenance(path) for path, name in names.items()}
 
 
 def run_arm(

@@ -14,15 +14,15 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from klball.comparison.rounds import Gamma, round_scores
+from klball.data.files import file_name
 from klball.data.paraphrase.rounds import Rounds, read_rounds, write_rounds
 from klball.data.paraphrase.samples import samples_of
 from klball.data.rows import load_chat_template, load_rows
 from klball.evaluation.models import TINY, check_model, load_on_device
-from klball.evaluation.tables import read_scores, score
+from klball.evaluation.tables import read_scores, score, warn_of_formats
 from klball.experiments.arms import run_arm
 from klball.experiments.command import is_main, parse, progress_bar, say, write_run
 from klball.experiments.comparison_tables import Comparison, compare_scores, show, write
-from klball.experiments.labels import file_names, labelled
 from klball.experiments.options import DTYPES, one_of, refuse_ignored
 from klball.experiments.pages.comparison import write_comparison_report
 from klball.experiments.paraphrase import template_replies
@@ -93,13 +93,14 @@ def main(arguments: Sequence[str], prog: str) -> None:
     _score_units(models, rounds, numbers, options, folder)
     if not is_main():
         return
-    units = {(name, r): _table_path(folder, name, r) for name in models for r in numbers}
+    units = {(name, r): _table_path(folder, path, r) for name, path in models.items() for r in numbers}
     missing = [path for path in units.values() if not path.exists()]
     if missing:
         say(f"{len(missing)} of {len(units)} tables are still to be scored by other jobs; run again then")
         return
+    _check_others(models, rounds, numbers, options, folder)
     tables = {(name, str(r)): read_scores(path) for (name, r), path in units.items()}
-    comparison = _compared(tables, gamma, options)
+    comparison = _compared(tables, gamma, options, rounds.like_these(len(numbers)))
     write(comparison, rounds, folder)
     write_comparison_report(comparison, rounds, folder)
     show(comparison, rounds, folder)
@@ -154,8 +155,10 @@ def _models(options: Options) -> dict[str, str]:
     """name → path; without --models, the embedded model and what `klball reproduce` makes of it."""
     if not options.models:
         return _embedded()
-    models = labelled(options.models)
-    file_names(models)
+    named = [model.partition("=") if "=" in model else (model, "=", model) for model in options.models]
+    models = {name: path for name, _, path in named}
+    if len(models) < len(named):
+        raise ValueError(f"two models have the same name: {', '.join(name for name, _, _ in named)}")
     if len(models) < 2:
         raise ValueError("a comparison needs at least two --models")
     return models
@@ -172,7 +175,8 @@ def _embedded() -> dict[str, str]:
 
 
 def _table_path(folder: Path, model: str, round_: int) -> Path:
-    return folder / "scores" / file_names([model])[model] / f"round-{round_:04d}.parquet"
+    """By the model's path: another label for it is no other table."""
+    return folder / "scores" / file_name(model) / f"round-{round_:04d}.parquet"
 
 
 def _score_units(
@@ -180,14 +184,37 @@ def _score_units(
 ) -> None:
     """This process's share of the tables that are not there yet; each is whole or absent."""
     state = PartialState(cpu=True)
-    workers = options.num_jobs * state.num_processes
-    worker = options.job_index * state.num_processes + state.process_index
-    units = [(name, r) for name in models for r in numbers]
-    mine = units[worker::workers]
+    mine = _share(models, numbers, options, state.process_index)
     with progress_bar("Scoring", "model × round") as progress:
         for done, _ in enumerate(_scored(models, mine, rounds, options, folder), start=1):
             progress(done, len(mine))
     state.wait_for_everyone()
+
+
+def _share(
+    models: dict[str, str], numbers: Sequence[int], options: Options, process: int
+) -> list[tuple[str, int]]:
+    """The units of a process of this job."""
+    processes = PartialState(cpu=True).num_processes
+    units = [(name, r) for name in models for r in numbers]
+    return units[options.job_index * processes + process :: options.num_jobs * processes]
+
+
+def _check_others(
+    models: dict[str, str], rounds: Rounds, numbers: Sequence[int], options: Options, folder: Path
+) -> None:
+    """Raise ValueError if another job's table was made from another model, other rows or another length."""
+    own = {
+        unit
+        for p in range(PartialState(cpu=True).num_processes)
+        for unit in _share(models, numbers, options, p)
+    }
+    others = [(name, r) for name in models for r in numbers if (name, r) not in own]
+    if not others:
+        return
+    with progress_bar("Checking what other jobs made", "model × round") as progress:
+        for done, _ in enumerate(_scored(models, others, rounds, options, folder), start=1):
+            progress(done, len(others))
 
 
 def _scored(
@@ -202,15 +229,19 @@ def _scored(
         rows = rounds.dataset(round_)
         if options.rounds_path is not None and options.max_rows is not None:
             rows = rows.select(range(min(options.max_rows, len(rows))))
-        output = _table_path(folder, name, round_)
+        output = _table_path(folder, models[name], round_)
         yield score(model, tokenizer, rows, max_length=options.max_length, output=output, alone=True)
 
 
 def _compared(
-    tables: dict[tuple[str, str], tuple[Dataset, dict[str, Any]]], gamma: Gamma, options: Options
+    tables: dict[tuple[str, str], tuple[Dataset, dict[str, Any]]],
+    gamma: Gamma,
+    options: Options,
+    like_these: str,
 ) -> Comparison:
     """Nats per token, or per byte where the models' tokenizers differ."""
     scores = round_scores({unit: table for unit, (table, _) in tables.items()})
+    warn_of_formats(about for _, about in tables.values())
     tokenizers = {about.get("tokenizer") for _, about in tables.values()}
     if len(tokenizers) > 1:
         say("the models' tokenizers differ: everything is in nats per byte, not per token")
@@ -219,4 +250,4 @@ def _compared(
         f"{model}, round {r}": about for (model, r), (_, about) in tables.items() if r == scores.rounds[0]
     }
     with progress_bar("Bootstrap over items", "resamples") as progress:
-        return compare_scores(scores, options.epsilon, gamma, options.resamples, about, progress)
+        return compare_scores(scores, options.epsilon, gamma, options.resamples, about, progress, like_these)

@@ -11,6 +11,7 @@ from klball.comparison.effects import Effect, Spread, effect_sizes, spreads
 from klball.comparison.hypothesis_tests import PAIR, PairTest, p_matrix, pairwise_tests
 from klball.comparison.items import ItemInference, bootstrap, delta_inference
 from klball.comparison.rounds import (
+    LEAST_ESS,
     Gamma,
     RoundScores,
     RoundSolutions,
@@ -18,7 +19,7 @@ from klball.comparison.rounds import (
     solve_rounds,
 )
 from klball.comparison.verdicts import Verdict, verdicts
-from klball.data.paraphrase.rounds import Rounds
+from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds
 from klball.evaluation.perplexity import RADII
 from klball.evaluation.tables import Progress
 from klball.experiments.command import say, show_table, write_csv, write_text
@@ -63,6 +64,23 @@ class Comparison:
         """The one with the larger effective sample size first: its claims hold the most."""
         return [a for a in (self.wide, self.asked) if a is not None]
 
+    def said(self) -> list[tuple[Analysis, str]]:
+        """The verdicts' sentences, claims before what only describes."""
+        found = [(a, v) for a in self.analyses() for v in a.verdicts]
+        claims = [(a, v.sentence) for a, v in found if v.claim != "descriptive"]
+        return claims + [(a, v.sentence) for a, v in found if v.claim == "descriptive"]
+
+    def caution(self) -> str:
+        """What comes first where there is no ground for more; "" where there is."""
+        n = len(self.scores.sample_ids)
+        if self.wide is not None or self.asked.solutions.least_ess() >= LEAST_ESS:
+            return ""
+        why = f"there are only {n} items" if n < LEAST_ESS else "at every radius few of them decide"
+        return (
+            f"No comparison at an effective sample size of {LEAST_ESS:g} or more: {why}. At "
+            f"{self.asked.name} the least is {self.asked.solutions.least_ess():.3g} of {n}."
+        )
+
 
 def compare_scores(
     scores: RoundScores,
@@ -71,20 +89,28 @@ def compare_scores(
     resamples: int,
     about: dict[str, Any],
     progress: Progress | None = None,
+    like_these: str = "rephrasings like these",
 ) -> Comparison:
     """Solve and test at (ε, γ), and at the largest radius whose ESS is at least 100.
 
     Raises ValueError where no round of some pair can be solved.
     """
-    asked = _analysed(scores, epsilon, gamma, resamples, progress)
+    asked = _analysed(scores, epsilon, gamma, resamples, progress, like_these)
     wide = largest_epsilon_with_ess(scores)
     same = wide == epsilon and asked.solutions.gamma is None
-    analysis = None if wide is None or same else _analysed(scores, wide, None, resamples, progress)
+    analysis = (
+        None if wide is None or same else _analysed(scores, wide, None, resamples, progress, like_these)
+    )
     return Comparison(scores, asked, analysis, _profiles(scores), about)
 
 
 def _analysed(
-    scores: RoundScores, epsilon: float, gamma: Gamma, resamples: int, progress: Progress | None
+    scores: RoundScores,
+    epsilon: float,
+    gamma: Gamma,
+    resamples: int,
+    progress: Progress | None,
+    like_these: str,
 ) -> Analysis:
     solutions = solve_rounds(scores, epsilon=epsilon, gamma=gamma)
     tests, effects = pairwise_tests(solutions), effect_sizes(solutions)
@@ -92,7 +118,7 @@ def _analysed(
     resampled = []
     if resamples:
         resampled = bootstrap(scores, solutions, resamples=resamples, progress=progress).inference()
-    said = verdicts(solutions, tests, effects, items)
+    said = verdicts(solutions, tests, effects, items, like_these)
     return Analysis(solutions, tests, effects, spreads(solutions), items, resampled, said)
 
 
@@ -167,8 +193,9 @@ def write(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
         for test, quantity in SOURCE_TESTS:
             matrix = p_matrix(analysis.tests, test, quantity, analysis.solutions.models)
             write_csv(own / f"p-{test}-{quantity}.csv", matrix_rows(analysis.solutions.models, matrix))
-    sentences = [f"{a.name}: {v.sentence}" for a in comparison.analyses() for v in a.verdicts]
-    write_text(folder / "verdicts.txt", "\n".join(sentences) + "\n")
+    sentences = [f"{analysis.name}: {sentence}" for analysis, sentence in comparison.said()]
+    lines = [line for line in (comparison.caution(), *sentences) if line]
+    write_text(folder / "verdicts.txt", "\n".join(lines) + "\n")
 
 
 def matrix_rows(models: Sequence[str], matrix: np.ndarray) -> list[dict[str, Any]]:
@@ -181,19 +208,31 @@ def show(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
     """What can be relied on first, then the verdicts, then the source's tables."""
     scores = comparison.scores
     lost = ", ".join(f"{count} {reason}" for reason, count in scores.left_out.items() if count) or "none"
-    shares = [row["share"] for row in rounds.acceptance()]
     say(
         f"n = {len(scores.sample_ids)} samples × {len(scores.rounds)} rounds × {len(scores.models)} models; "
-        f"rows left out for all: {lost}; rephrasings accepted: {min(shares):.0%} or more in every round"
+        f"rows left out for all: {lost}; {accepted(rounds)}"
     )
     for analysis in comparison.analyses():
         _show_ground(analysis)
-    for analysis in comparison.analyses():
-        say(f"\nVerdicts at {analysis.name}", style="bold")
-        for verdict in analysis.verdicts:
-            say(f"• {verdict.sentence}")
+    say("\nVerdicts", style="bold")
+    lines = [f"at {analysis.name}: {sentence}" for analysis, sentence in comparison.said()]
+    for line in (comparison.caution(), *lines):
+        if line:
+            say(f"• {line}")
     _show_source(comparison.asked)
     say(f"everything is in {folder}")
+
+
+def accepted(rounds: Rounds) -> str:
+    """How many of the new prompts were accepted, and how many of those only frame the old one."""
+    rows = rounds.acceptance()
+    low, high = (f"{100 * pick(row['share'] for row in rows):.0f}" for pick in (min, max))
+    share = f"{low} %" if low == high else f"{low} to {high} %"
+    taken, framed = (sum(row[key] for row in rows) for key in ("accepted", WORD_FOR_WORD))
+    said = f"new prompts accepted: {share} in every round"
+    if framed:
+        said += f", {100 * framed / taken:.0f} % of them the unchanged one with a line put before it"
+    return said
 
 
 def _show_ground(analysis: Analysis) -> None:

@@ -1,6 +1,7 @@
 """`klball evaluate`: models × data sets → perplexities, the hardest 1 %, tails, robust profiles."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from klball.data.files import file_name
 from klball.data.rows import first_rows, load_chat_template, load_rows
 from klball.evaluation.models import TINY, check_model, load_model
-from klball.evaluation.perplexity import RobustnessReport, robustness_report
-from klball.evaluation.tables import read_provenance, score
+from klball.evaluation.perplexity import Metric, RobustnessReport, decided_by, robustness_report
+from klball.evaluation.tables import read_provenance, score, warn_of_formats
 from klball.experiments.command import is_main, parse, progress_bar, show_table, write_csv, write_run
 from klball.experiments.labels import file_names, labelled
 from klball.experiments.options import DTYPES, one_of
 from klball.experiments.pages.evaluation import write_evaluation_page
+from klball.experiments.pages.parts import counted
 from klball.report.figures import plot_profiles
 
 SHOWN = {  # metric → column of the printed table
@@ -62,7 +65,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
     one_of(options, "dtype", DTYPES)
     folder = Path(options.output_dir)
     models, datasets = labelled(options.models), labelled(options.datasets)
-    model_files, data_files = file_names(models), file_names(datasets)
+    for labels in (models, datasets):
+        file_names(labels)
     reference = options.reference or next(iter(models))
     if reference not in models:
         raise ValueError(f"--reference {reference!r} is not among the models {', '.join(models)}")
@@ -77,7 +81,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
             model.to(torch.accelerator.current_accelerator())
         load_chat_template(tokenizer, options.chat_template_path)
         for data, dataset in rows.items():
-            output = folder / "scores" / f"{model_files[label]}--{data_files[data]}.parquet"
+            output = folder / "scores" / f"{file_name(name)}--{file_name(datasets[data])}.parquet"
             with progress_bar(f"{label} on {data}") as progress:
                 tables[data][label] = score(
                     *(model, tokenizer, dataset),
@@ -88,21 +92,22 @@ def main(arguments: Sequence[str], prog: str) -> None:
             about[f"{label} on {data}"] = read_provenance(output)
     if is_main():
         write_run(folder, options, prog)
+        warn_of_formats(about.values())
         report = robustness_report(tables, reference)
         write_report(report, folder)
         write_evaluation_page(report, tables, rows, about, folder)
 
 
 def write_report(report: RobustnessReport, folder: Path) -> None:
-    """Print the tables (± half a 95 % bootstrap interval); write the CSV files and the figures."""
+    """Print the tables (± half a 95 % interval); write the CSV files and the figures."""
     for data, counts in report.rows.items():
-        hard = max(1, -(-counts["kept"] // 100))
+        hard = counted(decided_by("hardest_1pct", counts["kept"]))
         dropped = f"{counts['truncated']} cut, {counts['unscored']} without answer: left out for all models"
-        title = f"{data}: {counts['kept']} rows ({dropped}); hardest 1 % = {hard} rows by {report.reference}"
+        title = f"{data}: {counted(counts['kept'])} ({dropped}); hardest 1 % = {hard} by {report.reference}"
         body = []
         for model in dict.fromkeys(m.model for m in report.metrics):
             metrics = [report.value(data, model, name) for name in SHOWN]
-            body.append([model, *(f"{m.value:.4g} ±{(m.high - m.low) / 2:.2g}" for m in metrics)])
+            body.append([model, *(_with_half(m) for m in metrics)])
         show_table(title, ("model", *SHOWN.values()), body)
     write_csv(folder / "metrics.csv", report.records())
     write_csv(folder / "profiles.csv", [dataclasses.asdict(point) for point in report.profiles])
@@ -112,3 +117,11 @@ def write_report(report: RobustnessReport, folder: Path) -> None:
 def _rows(name: str, options: Options) -> Dataset:
     dataset = load_rows(name, options.dataset_split, default="test", id_column=options.id_column)
     return first_rows(dataset, options.max_rows)
+
+
+def _with_half(metric: Metric) -> str:
+    """A number ± half its interval, where there is one."""
+    if not math.isfinite(metric.value):
+        return "–"
+    half = (metric.high - metric.low) / 2
+    return f"{metric.value:.4g}" + (f" ±{half:.2g}" if math.isfinite(half) else "")

@@ -11,9 +11,9 @@ import torch
 from klball.data.paraphrase.batch_files import MOST_REQUESTS, Asking, Results, reply_to, requests
 from klball.data.paraphrase.openai_batch import BatchFolder, connect, server_errors
 from klball.data.paraphrase.quality import REASONS, Reply, Similarity, sentence_embedder
-from klball.data.paraphrase.rounds import Rounds, digest, provenance, write_rounds
+from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds, digest, provenance, write_rounds
 from klball.data.paraphrase.samples import Sample, samples_of
-from klball.data.paraphrase.templates import QUESTIONS, most_rounds, reword, templates
+from klball.data.paraphrase.templates import QUESTIONS, kind_of, most_rounds, reword, templates
 from klball.data.rows import first_rows, load_rows
 from klball.experiments.command import parse, progress_bar, say, show_table, write_csv, write_run
 from klball.experiments.options import DTYPES, one_of, refuse_ignored
@@ -136,6 +136,8 @@ def _check(options: Options) -> None:
         raise ValueError(f"--requests_per_file may be {MOST_REQUESTS} at most")
     if options.maker != "templates" and options.model_name_or_path is None:
         raise ValueError(f"the maker {options.maker} needs --model_name_or_path")
+    if options.maker != "openai-batch" and options.step is not None:
+        raise ValueError(f"--step {options.step} is of the maker openai-batch, not of {options.maker}")
     if options.maker == "openai-batch" and options.step not in STEPS:
         raise ValueError(f"the maker openai-batch needs --step, one of {', '.join(STEPS)}")
 
@@ -153,7 +155,8 @@ def template_replies(samples: Sequence[Sample], rounds: int) -> Made:
     if rounds > most:
         raise ValueError(f"the templates make {most} different rounds of these prompts, not {rounds}")
     wording = digest([templates(kind) for kind in (*QUESTIONS, "other")])
-    maker = {"maker": "templates", "wording": wording}
+    unknown = sum(kind_of(sample.prompt.strip()) == "other" for sample in samples)
+    maker = {"maker": "templates", "wording": wording, "only_framed": unknown}
     return maker, lambda round_: [Reply(reword(sample.prompt, round_)) for sample in samples]
 
 
@@ -234,10 +237,13 @@ def _require_replies(options: Options, samples: Sequence[Sample], results: Resul
     ids = {line["custom_id"] for line in _requests(options, samples, "Joining")}
     missing = len(ids - set(results.replies))
     strangers = len({*results.replies, *results.errors} - ids)
+    if results.foreign:
+        say(f"{results.foreign} lines of the results are no Batch results and were left out")
     if strangers:
         say(f"{strangers} results belong to no request of this configuration and were left out")
-    for message, count in Counter(results.errors.values()).most_common(3):
-        say(f"{count} requests failed: {message}")
+    errors = (error for custom_id, error in results.errors.items() if custom_id in ids)
+    for message, count in Counter(errors).most_common(3):
+        say(f"{count} {'request' if count == 1 else 'requests'} failed: {message}")
     if missing and not options.allow_missing:
         raise ValueError(
             f"{missing} of {len(ids)} requests have no reply yet: collect again later, --step submit asks "
@@ -264,12 +270,20 @@ def _report(rounds: Rounds, options: Options) -> None:
     acceptance = rounds.acceptance()
     write_csv(Path(options.output_dir) / "acceptance.csv", acceptance)
     seen = [reason for reason in REASONS if any(row[reason] for row in acceptance)]
-    header = ("round", "accepted", "of", "share", *seen)
-    table = [
-        (row["round"], row["accepted"], row["rows"], f"{row['share']:.1%}", *(row[reason] for reason in seen))
-        for row in acceptance
+    framed = sum(row[WORD_FOR_WORD] for row in acceptance)
+    counted = ["accepted", *([WORD_FOR_WORD] if framed else []), "rows"]
+    header = ("round", *counted[:-1], "of", "share", *seen)
+    counts: list[tuple[Any, list[int]]] = [
+        (r["round"], [r[k] for k in (*counted, *seen)]) for r in acceptance
     ]
-    total, accepted = sum(r["rows"] for r in acceptance), sum(r["accepted"] for r in acceptance)
-    sums = (sum(row[reason] for row in acceptance) for reason in seen)
-    table.append(("all", accepted, total, f"{accepted / total:.1%}", *sums))
+    counts.append(("all", [sum(column) for column in zip(*(numbers for _, numbers in counts), strict=True)]))
+    at = len(counted)
+    table = [(name, *n[:at], f"{n[0] / n[at - 1]:.1%}", *n[at:]) for name, n in counts]
     show_table(f"{options.dataset_name} in {len(acceptance)} rounds → {rounds.path}", header, table)
+    if framed:
+        total, accepted = counts[-1][1][counted.index("rows")], counts[-1][1][0]
+        say(
+            f"{framed} of {accepted} accepted prompts ({framed / accepted:.1%}) hold the original word for "
+            "word, with a line put before it or words around it: they test framing, not wording. "
+            f"{accepted - framed} of {total} are reworded"
+        )

@@ -59,22 +59,30 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 
 def _in_memory(options: Options) -> Answer:
-    table, _ = read_scores(options.scores)
-    usable = [i for i, g in enumerate(table["log_likelihood"]) if g is not None]
-    left_out = len(table) - len(usable)
-    table = table.select(usable)
-    g, c = np.array(table["log_likelihood"]), np.array(table["certainty"])
+    scores = read_scores(options.scores)[0].data.table
+    table = scores.filter(scores["log_likelihood"].is_valid())
+    left_out = len(scores) - len(table)
+    g, c = (table[name].to_numpy() for name in ("log_likelihood", "certainty"))
     s = solve_dual(g, c, epsilon=options.epsilon, gamma=options.gamma, max_weight=options.max_weight)
-    order = np.argsort(-s.weights, kind="stable")[: options.top]
+    order = _largest(s.weights, options.top)
     top = [
         {
-            "sample_id": table["sample_id"][int(i)],
+            "sample_id": table["sample_id"][int(i)].as_py(),
             "n_q": float(s.weights[i] * len(g)),
             "log_likelihood": float(g[i]),
         }
         for i in order
     ]
     return _summary(s, len(g), left_out, float(g.mean())), top
+
+
+def _largest(weights: np.ndarray, count: int) -> np.ndarray:
+    """The places of the largest weights, largest first, ties in order."""
+    count = min(count, len(weights))
+    if count <= 0:
+        return np.array([], dtype=int)
+    large = np.flatnonzero(weights >= np.partition(weights, -count)[-count])
+    return large[np.argsort(-weights[large], kind="stable")][:count]
 
 
 def _streamed(options: Options) -> Answer:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from klball.evaluation.perplexity import RobustnessReport
+from klball.evaluation.perplexity import RobustnessReport, decided_by
 from klball.experiments.arms import Arm
 
 Measures = dict[str, tuple[str, str, str]]
@@ -57,6 +57,9 @@ def summarise(
             ratio = None
             if plain is not None and name not in (base, plain):
                 ratio = ratio_interval(values, _values(finals, plain, column))
+                data, metric, _ = measures[column]
+                if decided_by(metric, reports[min(reports)].rows[data]["kept"]) == 1:
+                    ratio = (ratio[0], math.nan, math.nan)  # of one row
             for part, value in zip(("", "_low", "_high"), ratio or (math.nan,) * 3, strict=True):
                 row[f"{column}_ratio{part}"] = value
             row[f"{column}_text"] = _text(row[column], row[f"{column}_sd"], len(values), ratio)
@@ -82,5 +85,5 @@ def _text(mean: float, sd: float, seeds: int, ratio: tuple[float, float, float] 
     if ratio is None:
         return text
     percent = [f"{100 * (part - 1):+.1f}" for part in ratio]
-    interval = f" [{percent[1]}, {percent[2]}]" if seeds > 1 else ""
+    interval = f" [{percent[1]}, {percent[2]}]" if not math.isnan(ratio[1]) else ""
     return f"{text}\n{percent[0]} %{interval}"

@@ -3,6 +3,8 @@
 import math
 
 import numpy as np
+from matplotlib.path import Path
+from matplotlib.transforms import Bbox
 
 CORNERS = 96
 
@@ -21,3 +23,12 @@ def covariance_ellipse(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> np.
     angles = np.linspace(0, 2 * math.pi, CORNERS + 1)
     circle = radius * np.array([np.cos(angles), np.sin(angles)])
     return np.array([[np.mean(x)], [np.mean(y)]]) + axes @ circle
+
+
+def clipped(edge: np.ndarray) -> np.ndarray:
+    """The part of a closed curve [2, k] around a convex region where both coordinates are ≥ 0."""
+    if (edge >= 0).all():
+        return edge
+    far = 2 * max(1.0, float(np.abs(edge).max()))
+    inside = np.array(Path(edge.T, closed=True).clip_to_bbox(Bbox([[0, 0], [far, far]])).vertices).T
+    return np.concatenate([inside, inside[:, :1]], axis=1)

@@ -1,6 +1,5 @@
 """Figures as SVG and PNG, told apart by line style and marker as well as by colour."""
 
-import os
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -12,18 +11,23 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from klball.data.files import file_name, whole_file
 from klball.evaluation.perplexity import ProfilePoint
 
 # Okabe–Ito, ordered by lightness so that neighbours differ in grey too
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))  # one fewer than colours
+LONGEST_NAME = 60  # characters
 MARKERS = "osD^vPX*"
 STYLE: Any = {
     "font.size": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
+    "text.parse_math": False,  # labels are names, which may hold any sign
     "grid.color": "#dddddd",
     "lines.linewidth": 2.0,
     "lines.markersize": 7,
@@ -34,14 +38,26 @@ STYLE: Any = {
 
 
 def save(figure: Figure, path: Path) -> None:
-    """`path` with .svg and .png, each written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """`path` with .svg and .png added, each written whole or not at all."""
     formats: Any = {".svg": {"metadata": {"Date": None}}, ".png": {"dpi": 150}}
     for suffix, options in formats.items():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
-        figure.savefig(temporary, **options)
-        os.replace(temporary, path.with_suffix(suffix))
+        with whole_file(path.with_name(path.name + suffix), suffix) as temporary:
+            figure.savefig(temporary, **options)
     plt.close(figure)
+
+
+def name_of(label: str) -> str:
+    """A label for a legend, which leaves out what begins with an underscore, and for a title's width."""
+    short = label if len(label) <= LONGEST_NAME else label[:LONGEST_NAME] + "…"
+    return f" {short}" if short.startswith("_") else short
+
+
+def logarithmic(axis: Any) -> None:
+    """A logarithmic y axis with ticks at 1, 2, 5, 10, … written as they are."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def plot_profiles(points: Sequence[ProfilePoint], folder: Path) -> None:
@@ -54,19 +70,19 @@ def plot_profiles(points: Sequence[ProfilePoint], folder: Path) -> None:
                 own = [p for p in points if (p.data, p.model) == (data, model)]
                 radii = [p.epsilon for p in own]
                 style = next(styles)
-                loss.plot(radii, [p.robust_loss for p in own], label=model, **style)
-                ess.plot(radii, [p.ess for p in own], label=model, **style)
+                loss.plot(radii, [p.robust_loss for p in own], label=name_of(model), **style)
+                ess.plot(radii, [p.ess for p in own], label=name_of(model), **style)
             for axis in (loss, ess):
                 axis.set_xscale("symlog", linthresh=0.01)
                 axis.set_xticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
                 axis.minorticks_off()
                 axis.set_xlabel("radius ε, nats")
-            loss.set_ylabel("worst-case loss $L_ε$, nats/token")
+            loss.set_ylabel("worst-case loss L(ε), nats/token")
             ess.set_ylabel("effective sample size")
-            ess.set_yscale("log")
+            logarithmic(ess)
             loss.legend()
-            figure.suptitle(f"Robust profile on {data}")
-            save(figure, folder / f"profile-{data.strip('/').replace('/', '-')}")
+            figure.suptitle(f"Robust profile on {name_of(data)}")
+            save(figure, folder / f"profile-{file_name(data)}")
 
 
 def plot_experiment(
@@ -89,7 +105,7 @@ def plot_experiment(
             style = next(styles)
             steps = sorted({row["step"] for row in own})
             means = [_mean([row[metric] for row in own if row["step"] == step]) for step in steps]
-            over.plot(steps, means, label=arm, **style)
+            over.plot(steps, means, label=name_of(arm), **style)
             if len({row["seed"] for row in own}) > 1:
                 low = [min(row[metric] for row in own if row["step"] == step) for step in steps]
                 high = [max(row[metric] for row in own if row["step"] == step) for step in steps]
@@ -130,8 +146,8 @@ def plot_rewards(token_log_probs: Sequence[Sequence[float]], path: Path) -> None
         figure, (tokens, samples) = plt.subplots(1, 2, figsize=(10, 4))
         tokens.hist(-np.concatenate([np.asarray(row) for row in token_log_probs]), bins=60, color=COLOURS[1])
         samples.hist([-float(np.sum(row)) for row in token_log_probs], bins=60, color=COLOURS[1])
-        tokens.set_yscale("log")
-        tokens.set_xlabel("log 1/$p_t$ of a token, nats")
+        logarithmic(tokens)
+        tokens.set_xlabel("log 1/p of a token, nats")
         tokens.set_ylabel("tokens")
         samples.set_xlabel("log 1/K(y|x) of a sample, nats")
         samples.set_ylabel("samples")
@@ -168,7 +184,7 @@ def _plot_method(axis: Any, row: dict[str, Any], style: dict[str, Any]) -> None:
         *(row["forgetting"], row["gain"]),
         xerr=row["forgetting_sd"],
         yerr=row["gain_sd"],
-        label=row["arm"],
+        label=name_of(row["arm"]),
         color=style["color"],
         marker=style["marker"],
         linestyle="none",
@@ -186,7 +202,7 @@ def plot_entropy(curves: dict[str, Sequence[Any]], path: Path, window: int = 10)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7.5, 5))
         for (name, tables), style in zip(curves.items(), line_styles(), strict=False):
-            axis.plot(*smoothed_entropy(tables, window), label=name, markevery=4, **style)
+            axis.plot(*smoothed_entropy(tables, window), label=name_of(name), markevery=4, **style)
         axis.set_xlabel("optimizer step")
         axis.set_ylabel("token entropy of training answers, nats")
         figure.legend(loc="outside right center")

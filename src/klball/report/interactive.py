@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from klball.report.ellipse import covariance_ellipse
+from klball.report.ellipse import clipped, covariance_ellipse
 from klball.report.figures import COLOURS
+from klball.report.paper import FULL_COLOUR
 
 INK, GRID = "#000000", "#dddddd"
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot", "8px 2px 2px 2px")
@@ -130,7 +131,7 @@ def multipliers(pairs: Mapping[str, tuple[np.ndarray, np.ndarray, Sequence[str]]
             hovertemplate="round %{text}<br>λ = %{x:.4g}<br>β = %{y:.4g}",
         )
         if len(x) > 2:
-            edge = covariance_ellipse(x, y)
+            edge = clipped(covariance_ellipse(x, y))
             figure.add_scatter(
                 x=edge[0],
                 y=edge[1],
@@ -155,8 +156,8 @@ def heat_map(matrix: np.ndarray, names: Sequence[str], title: str) -> go.Figure:
         texttemplate="%{text}",
         colorscale="Cividis",
         zmin=0,
-        zmax=float(np.nanmax(matrix, initial=1.0)),
-        colorbar={"title": {"text": title}, "thickness": 12},
+        zmax=FULL_COLOUR,
+        colorbar={"title": {"text": f"{title}<br>({FULL_COLOUR:g}+: full)"}, "thickness": 12},
         xgap=2,
         ygap=2,
         hovertemplate=f"%{{x}} and %{{y}}<br>{title} = %{{z:.4g}}",
@@ -195,7 +196,8 @@ def paired_differences(
             mode="markers",
             marker={"color": COLOURS[1], "symbol": "circle", "size": 6, "opacity": 0.6},
             text=[_plain(label) for label in rounds],
-            hovertemplate=f"{_plain(pair)}<br>round %{{text}}: %{{x:.4g}}<extra></extra>",
+            meta=_plain(pair),
+            hovertemplate="%{meta}<br>round %{text}: %{x:.4g}<extra></extra>",
         )
         mean, low, high = means[pair]
         figure.add_scatter(
@@ -206,7 +208,8 @@ def paired_differences(
             mode="markers",
             marker={"color": INK, "symbol": "diamond", "size": 10},
             error_x=_bars(np.array([mean]), np.array([low]), np.array([high]), INK),
-            hovertemplate=f"{_plain(pair)}<br>mean %{{x:.4g}} [{low:.4g}, {high:.4g}]<extra></extra>",
+            meta=_plain(pair),
+            hovertemplate=f"%{{meta}}<br>mean %{{x:.4g}} [{low:.4g}, {high:.4g}]<extra></extra>",
         )
     figure.add_vline(x=0, line={"color": INK, "width": 1, "dash": "dot"})
     pairs = list(differences)
@@ -234,8 +237,8 @@ def _figure(x_title: str, y_title: str) -> go.Figure:
         hoverlabel={"namelength": -1},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": INK, "activecolor": COLOURS[6]},
     )
-    figure.update_xaxes(title={"text": x_title, "standoff": 12}, **AXIS)
-    figure.update_yaxes(title={"text": y_title, "standoff": 8}, **AXIS)
+    figure.update_xaxes(title={"text": _plain(x_title), "standoff": 12}, **AXIS)
+    figure.update_yaxes(title={"text": _plain(y_title), "standoff": 8}, **AXIS)
     return figure
 
 

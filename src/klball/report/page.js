@@ -14,7 +14,7 @@ function drawPlots(width) {
     const figure = JSON.parse(text);
     const box = document.getElementById(source.dataset.plot);
     const narrow = box.clientWidth < 560;
-    if (narrow) wrapTitles(figure.layout);
+    if (narrow) fitNarrow(figure.layout);
     if (width) Object.assign(figure.layout, { width, autosize: false });
     Plotly.react(box, figure.data, figure.layout, {
       responsive: true,
@@ -26,9 +26,20 @@ function drawPlots(width) {
   }
 }
 
-function wrapTitles(layout) {
+function wrap(text, width) {
+  return text.replace(new RegExp(`(.{1,${width}})(\\s|$)`, "g"), "$1<br>").slice(0, -4);
+}
+
+// Names of rows would leave no room for the plot: they take several short lines, and rows more height.
+function fitNarrow(layout) {
+  if (layout.yaxis.ticktext) {
+    layout.yaxis.ticktext = layout.yaxis.ticktext.map((text) => wrap(text.replaceAll("<br>", " "), 13));
+    layout.yaxis.tickfont = { size: 11 };
+    const lines = Math.max(...layout.yaxis.ticktext.map((text) => text.split("<br>").length));
+    layout.height = Math.max(layout.height, 200 + 15 * lines * layout.yaxis.ticktext.length);
+  }
   for (const axis of [layout.xaxis, layout.yaxis]) {
-    if (axis.title.text) axis.title.text = axis.title.text.replace(/(.{1,34})(\s|$)/g, "$1<br>").slice(0, -4);
+    if (axis.title.text) axis.title.text = wrap(axis.title.text, 34);
   }
 }
 

@@ -4,9 +4,10 @@ import base64
 import hashlib
 import json
 import math
-import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from markupsafe import Markup
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
+from klball.data.files import whole_file
+
+MOST_TEXTS = 300  # rows of a table with long texts
 EXCERPT = 180  # characters of a text that are shown before it is opened
 # what a JSON text may not hold inside <script>, and the line separators that JavaScript once refused
 ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -37,7 +41,8 @@ class Cell:
 class Table:
     """Rows of equal keys under the headings of `columns` (all keys by default); sortable.
 
-    `long`: columns of long texts, folded to an excerpt. `search`: a box that filters rows, and with
+    `long`: columns of long texts, folded to an excerpt; of such a table the first few hundred rows are
+    drawn, and `rest` says where the others are. `search`: a box that filters rows, and with
     `group` also a list of that column's values.
     """
 
@@ -48,16 +53,41 @@ class Table:
     long: Sequence[str] = ()
     search: bool = False
     group: str = ""
+    rest: str = "in the files beside this page"
     kind: str = field(default="table", init=False)
 
     def headings(self) -> Mapping[str, str]:
         """Key → heading."""
         return self.columns or {key: key.replace("_", " ") for key in (self.rows[0] if self.rows else {})}
 
-    def numeric(self, key: str) -> bool:
-        """Whether a column holds numbers only, and so goes to the right."""
-        values = [row[key] for row in self.rows if row[key] is not None]
-        return bool(values) and all(isinstance(v, int | float | Cell) for v in values)
+    @cached_property
+    def numeric(self) -> set[str]:
+        """The columns that hold numbers only, and so go to the right."""
+        found = set()
+        for key in self.headings():
+            values = [row[key] for row in self.rows if row[key] is not None]
+            if values and all(isinstance(v, int | float | Cell) for v in values):
+                found.add(key)
+        return found
+
+    @cached_property
+    def shown(self) -> Sequence[Mapping[str, Any]]:
+        """The rows that are drawn: of long texts the first ones of each group, `MOST_TEXTS` in all."""
+        if not self.long or len(self.rows) <= MOST_TEXTS:
+            return self.rows
+        seen: Counter[str] = Counter()
+        places = []
+        for place, row in enumerate(self.rows):
+            group = str(row[self.group]) if self.group else ""
+            places.append((seen[group], place))
+            seen[group] += 1
+        return [self.rows[place] for place in sorted(place for _, place in sorted(places)[:MOST_TEXTS])]
+
+    def left_out(self) -> str:
+        """What is not drawn, and where it is; "" if all is."""
+        left = len(self.rows) - len(self.shown)
+        each = " of each of the list" if self.group else ""
+        return f"The first rows{each}, {len(self.shown)} in all; {left} more are {self.rest}." if left else ""
 
     def groups(self) -> list[str]:
         """The values of the `group` column, in order of appearance."""
@@ -112,11 +142,8 @@ class Page:
 
 def write_page(page: Page, path: str | Path) -> None:
     """Write the page as one HTML file, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(render(page), encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(Path(path)) as temporary:
+        temporary.write_text(render(page), encoding="utf-8")
 
 
 def render(page: Page) -> str:

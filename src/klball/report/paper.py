@@ -8,10 +8,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from klball.report.ellipse import covariance_ellipse
-from klball.report.figures import STYLE, line_styles, save
+from klball.report.ellipse import clipped, covariance_ellipse
+from klball.report.figures import STYLE, line_styles, name_of, save
 from klball.report.page import Cell
 
+FULL_COLOUR = 4.0  # −log10 p with the last colour of a heat map, whatever the others are
 ESCAPES = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -27,10 +28,17 @@ def plot_multipliers(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], path: P
         for (name, (x, y)), style in zip(pairs.items(), line_styles(), strict=False):
             colour, dash, marker = style["color"], style["linestyle"], style["marker"]
             axis.plot(
-                x, y, linestyle="none", marker=marker, color=colour, alpha=0.7, markersize=5, label=name
+                x,
+                y,
+                linestyle="none",
+                marker=marker,
+                color=colour,
+                alpha=0.7,
+                markersize=5,
+                label=name_of(name),
             )
             if len(x) > 2:
-                axis.plot(*covariance_ellipse(x, y), color=colour, linestyle=dash)
+                axis.plot(*clipped(covariance_ellipse(x, y)), color=colour, linestyle=dash)
         axis.set_xlabel("λ, nats per nat of radius")
         axis.set_ylabel("β")
         axis.legend()
@@ -42,15 +50,14 @@ def plot_p_values(matrix: np.ndarray, names: Sequence[str], title: str, path: Pa
     with plt.rc_context({**STYLE, "axes.grid": False}):
         side = 2.5 + 0.8 * len(names)
         figure, axis = plt.subplots(figsize=(side + 1, side))
-        most = np.nanmax(matrix, initial=0.0)
-        image = axis.imshow(np.ma.masked_invalid(matrix), cmap="cividis", vmin=0, vmax=most or 1.0)
+        image = axis.imshow(np.ma.masked_invalid(matrix), cmap="cividis", vmin=0, vmax=FULL_COLOUR)
         for (row, column), value in np.ndenumerate(matrix):
-            dark = not math.isnan(value) and value < most / 2
+            dark = not math.isnan(value) and value < FULL_COLOUR / 2
             text = "–" if math.isnan(value) else f"{value:.3g}"
             axis.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axis.set_yticks(range(len(names)), names)
-        figure.colorbar(image, label="−log10 p")
+        figure.colorbar(image, label=f"−log10 p, {FULL_COLOUR:g} or more: full", extend="max")
         figure.suptitle(title)
         save(figure, path)
 

@@ -1,17 +1,19 @@
 """Batch JSONL, the one interchange format: requests for a rephrasing, and the replies found in results."""
 
+import codecs
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from klball.data.paraphrase.quality import CUT_OFF, NO_PROMPT, NO_REPLY, REFUSED, Reply
-from klball.data.paraphrase.rounds import whole_file
+from klball.data.files import whole_file
+from klball.data.paraphrase.quality import CUT_OFF, NO_PROMPT, NO_REPLY, REFUSED, WRAPPED, Reply
 from klball.data.paraphrase.samples import Sample
+from klball.data.paraphrase.unwrapping import unwrap
 
 ENDPOINT = "/v1/chat/completions"
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000  # of one Batch file, as documented
@@ -33,8 +35,7 @@ INSTRUCTION = (
     "every name, and everything between backticks exactly as it is. {style} Do not answer the prompt. "
     "Reply with the rewritten prompt alone.\n\nPrompt:\n{prompt}"
 )
-THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
-LABEL = re.compile(r"^(?:rewritten|rephrased|reworded) prompt:\s*", re.IGNORECASE)
+CUSTOM_ID = re.compile(r'"custom_id"\s*:\s*"([^"\\]+)"')  # in a line that is no JSON
 
 
 @dataclass(frozen=True)
@@ -112,51 +113,90 @@ def _portions(lines: Iterable[dict[str, Any]], most_requests: int, most_bytes: i
 
 
 def request_ids(path: Path) -> list[str]:
-    """The custom ids of a request file."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line)["custom_id"] for line in file]
+    """The custom ids of a request file. Raises ValueError if it is not as it was written."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [str(json.loads(line)["custom_id"]) for line in file]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: remove it, and its requests are written anew") from error
 
 
 @dataclass
 class Results:
-    """What result files say: `replies` by custom id; `errors` of requests that were not answered."""
+    """What result files say: `replies` by custom id; `errors` of requests that were not answered.
 
-    replies: dict[str, Reply]
-    errors: dict[str, str]
+    `foreign`: lines that belong to no request at all; `results`: those that are results.
+    """
+
+    replies: dict[str, Reply] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    foreign: int = 0
+    results: int = 0
+
+    def add(self, custom_id: str, reply: Reply) -> None:
+        """The first answer to a request counts, but for one that is cut off or refused, or empty."""
+        known = self.replies.get(custom_id)
+        if known is None or (_failed(known) and not _failed(reply)):
+            self.replies[custom_id] = reply
+
+
+def _failed(reply: Reply) -> bool:
+    return bool(reply.problem) or not reply.text
 
 
 def read_results(paths: Iterable[Path]) -> Results:
-    """Results joined by custom id, whatever their order or number; the first answer to a request counts.
+    """Results joined by custom id, whatever their order or number, and whatever else is in the files.
 
-    Output and error files alike, as OpenAI's Batch API and `vllm run-batch` write them. Raises ValueError
-    for a line that is not a result.
+    Output and error files alike, as OpenAI's Batch API and `vllm run-batch` write them. A line that is
+    no result is an error of the id it names; if it names none it is counted as foreign.
     """
-    results = Results({}, {})
+    results = Results()
     for path in paths:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    _read_line(line, f"{path}:{number}", results)
+        for line in _lines(path):
+            _read_line(line, results)
     results.errors = {i: error for i, error in results.errors.items() if i not in results.replies}
     return results
 
 
-def _read_line(line: str, where: str, results: Results) -> None:
+def _lines(path: Path) -> Iterator[str]:
+    """Lines that are not blank; bytes that are not in the file's encoding become lone surrogates."""
+    with path.open("rb") as file:
+        wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as PowerShell redirects
+    errors = "replace" if wide else "surrogateescape"
+    with path.open(encoding="utf-16" if wide else "utf-8-sig", errors=errors) as file:
+        yield from (line for line in (line.strip("\0\ufeff \t\r\n") for line in file) if line)
+
+
+def _read_line(line: str, results: Results) -> None:
     try:
         result = json.loads(line)
-        custom_id, response = result["custom_id"], result.get("response") or {}
-        answered = (
-            not result.get("error") and response.get("status_code", 200) == 200 and response.get("body")
-        )
-        if not answered:
-            body = response.get("body")
-            error = result.get("error") or (body or {}).get("error") or f"HTTP {response.get('status_code')}"
-            results.errors[custom_id] = _message(error)
-            return
-        reply = _reply(response["body"]["choices"][0])
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"{where} is not a line of Batch results") from error
-    results.replies.setdefault(custom_id, reply)
+        custom_id = result["custom_id"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        result, found = {}, CUSTOM_ID.search(line)
+        custom_id = found[1] if found else None
+    if not isinstance(custom_id, str) or not _is_text(custom_id):
+        results.foreign += 1
+        return
+    results.results += bool(result.get("response") or result.get("error"))
+    outcome = _outcome(result) if result else "the line in the results is not whole"
+    if isinstance(outcome, str):
+        results.errors[custom_id] = outcome
+    else:
+        results.add(custom_id, outcome)
+
+
+def _outcome(result: dict[str, Any]) -> Reply | str:
+    """The reply, or what went wrong."""
+    response = result.get("response") or {}
+    try:
+        body = response.get("body") or {}
+        status = response.get("status_code", 200)
+        error = result.get("error") or body.get("error")
+        if error or status != 200 or not body:
+            return _message(error or (f"HTTP {status}" if response else "no response in the results"))
+        return _reply(body["choices"][0])
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return "the response in the results holds no reply"
 
 
 def _message(error: Any) -> str:
@@ -165,38 +205,38 @@ def _message(error: Any) -> str:
 
 
 def _reply(choice: dict[str, Any]) -> Reply:
-    message = choice["message"]
-    text = clean(message.get("content") or "")
-    if choice.get("finish_reason") == "length":
+    message, finish = choice["message"], choice.get("finish_reason")
+    text, refusal = _content(message.get("content")), _content(message.get("refusal"))
+    if finish == "length":
         return Reply(text, CUT_OFF)
-    if message.get("refusal") or choice.get("finish_reason") == "content_filter":
-        return Reply(text or message.get("refusal"), REFUSED)
+    if refusal or finish == "content_filter":
+        return Reply(text or refusal, REFUSED)
     return Reply(text)
 
 
-def clean(text: str) -> str:
-    """A reply without its thoughts, a label before it, or one pair of quotes around all of it."""
-    text = LABEL.sub("", THOUGHTS.sub("", text).strip())
-    for left, right in ('""', "“”"):
-        inner = text[1:-1]
-        if (
-            len(text) > 1
-            and text[0] == left
-            and text[-1] == right
-            and left not in inner
-            and right not in inner
-        ):
-            return inner.strip()
+def _content(content: Any) -> str:
+    """A text, or a list of parts that are texts. Raises TypeError or ValueError for anything else."""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content)
+    text = content or ""
+    if not isinstance(text, str) or not _is_text(text):
+        raise ValueError("not a text")
     return text
 
 
+def _is_text(text: str) -> bool:
+    """Whether a string holds no lone surrogates, which no file of ours can."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def reply_to(sample: Sample, round_: int, asking: Asking, replies: dict[str, Reply]) -> Reply:
-    """The reply to a sample's request, the white space around its prompt restored; a reason if none came."""
+    """The reply to a sample's request, unwrapped, with the white space around its prompt; or a reason."""
     if not sample.prompt.strip():
         return Reply(None, NO_PROMPT)
     reply = replies.get(request(sample, round_, asking)["custom_id"])
     if reply is None:
         return Reply(None, NO_REPLY)
     prompt = sample.prompt
+    text, whole = unwrap(reply.text or "", prompt)
     head, tail = prompt[: len(prompt) - len(prompt.lstrip())], prompt[len(prompt.rstrip()) :]
-    return Reply(head + reply.text + tail if reply.text else reply.text, reply.problem)
+    return Reply(head + text + tail if text else text, reply.problem or ("" if whole else WRAPPED))

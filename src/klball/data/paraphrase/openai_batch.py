@@ -6,6 +6,7 @@ the server has taken. Whoever is interrupted runs the same step again; nothing i
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from klball.data.files import file_name, whole_file
 from klball.data.paraphrase.batch_files import (
     ENDPOINT,
     MOST_REQUESTS,
@@ -21,10 +23,11 @@ from klball.data.paraphrase.batch_files import (
     request_ids,
     write_shards,
 )
-from klball.data.paraphrase.rounds import whole_file
 from klball.data.urls import without_secrets
 
 ENDED = ("completed", "failed", "expired", "cancelled")
+SHARD_NAME = re.compile(r"requests-\d+\.jsonl")
+CREDENTIALS = re.compile(r"//[^/@\s]*@")
 ATTEMPTS = 3  # at creating a batch, with a look at the server's list in between
 
 
@@ -50,19 +53,16 @@ class BatchFolder:
     def __init__(self, folder: Path, about: dict[str, Any]):
         self.folder, self.about = folder, about
         self.shards: list[Shard] = []
-        if self._state.exists():
-            state = json.loads(self._state.read_text(encoding="utf-8"))
-            if state["about"] != about:
-                changed = sorted(
-                    k for k in {*about, *state["about"]} if state["about"].get(k) != about.get(k)
-                )
-                raise ValueError(
-                    f"{folder} holds requests of another configuration (different: {', '.join(changed)}); "
-                    "choose another output"
-                )
-            self.shards = [Shard(**shard) for shard in state["shards"]]
-        else:
+        if not self._state.exists():
             self._save()
+            return
+        known, self.shards = _read_state(self._state)
+        changed = sorted(k for k in {*about, *known} if known.get(k) != about.get(k))
+        if changed:
+            raise ValueError(
+                f"{folder} holds requests of another configuration (different: {', '.join(changed)}); "
+                "choose another output"
+            )
 
     @property
     def _state(self) -> Path:
@@ -75,19 +75,29 @@ class BatchFolder:
 
     def results(self) -> Results:
         """All results in the folder."""
-        return read_results(sorted((self.folder / "results").glob("*.jsonl")))
+        found = (self.folder / "results").glob("*.jsonl")
+        return read_results(sorted(path for path in found if path.is_file()))
 
     def write_missing(self, lines: Iterable[dict[str, Any]], most_requests: int = MOST_REQUESTS) -> int:
         """Write files for requests neither answered nor in a file still open; returns how many."""
         covered = set(self.results().replies)
-        for shard in self.shards:
-            if not shard.done:
-                covered.update(request_ids(self.folder / shard.path))
+        for shard in (s for s in self.shards if not s.done):
+            covered.update(self._ids_of(shard))
         missing = (line for line in lines if line["custom_id"] not in covered)
         written = write_shards(missing, self.folder, len(self.shards) + 1, most_requests)
         self.shards += [Shard(path.name, count) for path, count in written]
         self._save()
         return sum(count for _, count in written)
+
+    def _ids_of(self, shard: Shard) -> list[str]:
+        """The ids in a request file; those of a lost file that was not submitted are asked anew."""
+        path = self.folder / shard.path
+        if path.exists():
+            return request_ids(path)
+        if shard.batch_id is not None:
+            raise ValueError(f"{path} is gone, but its batch is not collected yet: --step collect first")
+        shard.status, shard.done = "file lost", True
+        return []
 
     def submit(self, client: Any) -> int:
         """Upload and start every request file that has no batch yet; returns how many were started."""
@@ -119,14 +129,17 @@ class BatchFolder:
             if download and batch.status in ENDED:
                 for kind, file_id in (("output", batch.output_file_id), ("errors", batch.error_file_id)):
                     if file_id:
-                        self._download(client, file_id, f"{shard.batch_id}-{kind}.jsonl")
+                        self._download(client, file_id, f"{file_name(str(shard.batch_id))}-{kind}.jsonl")
                 shard.done = True
             self._save()
 
     def add_results(self, paths: Iterable[Path]) -> None:
         """Take over local result files, such as those of `vllm run-batch`; their request files are done."""
         for path in paths:
-            read_results([path])  # raises for anything else, before it is copied
+            if not read_results([path]).results:
+                raise ValueError(
+                    f"{path} holds no Batch result: no line has a custom_id and a response or error"
+                )
             content = path.read_bytes()
             name = f"local-{hashlib.sha256(content).hexdigest()[:16]}.jsonl"
             with whole_file(self.folder / "results" / name) as temporary:
@@ -134,7 +147,7 @@ class BatchFolder:
         results = self.results()
         known = {*results.replies, *results.errors}
         for shard in (s for s in self.shards if s.batch_id is None):
-            if known.intersection(request_ids(self.folder / shard.path)):
+            if not shard.done and known.intersection(self._ids_of(shard)):
                 shard.status, shard.done = "local results", True
         self._save()
 
@@ -149,6 +162,21 @@ class BatchFolder:
         ours, here = without_secrets(shard.server), without_secrets(str(client.base_url))
         if ours != here:
             raise ValueError(f"{shard.path} was submitted to {ours}, not to {here}: give that base_url")
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], list[Shard]]:
+    """What the folder is about, and its request files. Raises ValueError for a file that was not ours."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        about, shards = dict(state["about"]), [Shard(**shard) for shard in state["shards"]]
+        if not all(SHARD_NAME.fullmatch(shard.path) for shard in shards):
+            raise ValueError("the name of a request file")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): remove it to begin anew with "
+            "the replies in results/; batches that still run on a server are then not collected"
+        ) from error
+    return about, shards
 
 
 def connect(base_url: str | None) -> Any:
@@ -174,7 +202,8 @@ def server_errors() -> Iterator[None]:
         yield
     except openai.OpenAIError as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
-        raise ValueError(f"the batch server: {error}{cause}; run the same step again to continue") from error
+        said = CREDENTIALS.sub("//", " ".join(f"{error}{cause}".split()))
+        raise ValueError(f"the batch server: {said}; run the same step again to continue") from error
 
 
 def _create_once(client: Any, file_id: str, resumed: bool) -> str:

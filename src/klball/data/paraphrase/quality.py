@@ -15,6 +15,7 @@ from klball.data.paraphrase.samples import Sample
 NO_PROMPT = "no prompt to rephrase"
 NO_REPLY = "no reply"
 CUT_OFF = "reply cut off"
+WRAPPED = "more than a prompt"
 EMPTY = "empty"
 REFUSED = "refused"
 NUMBERS = "numbers changed"
@@ -24,7 +25,7 @@ REPEATED = "same as in an earlier round"
 SHARED = "same as another sample's"
 DISSIMILAR = "meaning too far"
 REASONS = (
-    *(NO_PROMPT, NO_REPLY, CUT_OFF, EMPTY, REFUSED, NUMBERS, CODE),
+    *(NO_PROMPT, NO_REPLY, CUT_OFF, WRAPPED, EMPTY, REFUSED, NUMBERS, CODE),
     *(UNCHANGED, REPEATED, SHARED, DISSIMILAR),
 )
 

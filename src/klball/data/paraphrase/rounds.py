@@ -1,12 +1,12 @@
 """The rounds file: one row per round and sample, written round by round, resumable, with its provenance."""
 
+import glob
 import hashlib
 import json
-import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from klball.data.files import remove_stale, whole_file
 from klball.data.paraphrase.quality import REASONS, QualityControl, Reply, Similarity, Verdict
-from klball.data.paraphrase.samples import Sample, rows_of
+from klball.data.paraphrase.samples import LAYOUTS, Sample, rows_of
 
 SCHEMA = pa.schema(
     [
@@ -36,6 +37,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+WORD_FOR_WORD = "word for word"  # a column of acceptance.csv
+ROUNDS_COLUMNS = ("round", "sample_id", "original", "prompt", "accepted", "reason")
 Replies = Callable[[int], Sequence[Reply]]  # round → a reply per sample, in the samples' order
 Progress = Callable[[int, int], None]  # rounds done, rounds in all
 
@@ -73,30 +76,68 @@ class Rounds:
         """
         table = self.table(round_)
         ids, prompts, answers = (table[name].to_pylist() for name in ("sample_id", "prompt", "answer"))
-        conversations = [None if c is None else json.loads(c) for c in table["conversation"].to_pylist()]
-        return rows_of(self.about["layout"], ids, prompts, answers, conversations)
+        try:
+            conversations = [None if c is None else json.loads(c) for c in table["conversation"].to_pylist()]
+            return rows_of(self.about["layout"], ids, prompts, answers, conversations)
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{self.path}: round {round_} holds a conversation that is not whole") from error
 
     def acceptance(self) -> list[dict[str, Any]]:
-        """Per round: rows, accepted, their share, and how many were rejected for each of `REASONS`."""
-        counts = Counter(zip(*(self._columns[name].to_pylist() for name in ("round", "reason")), strict=True))
-        rows = sum(count for (round_, _), count in counts.items() if round_ == self.rounds[0])
+        """Per round: rows, accepted, their share, how many were rejected for each of `REASONS`.
+
+        `word_for_word`: of the accepted, those in which the original stands unchanged with something
+        around it, such as a line put before it: another framing, but no other wording.
+        """
+        counts = self._counts
+        rows = len(self.sample_ids)
         return [
             {
                 "round": round_,
                 "rows": rows,
                 "accepted": counts[round_, ""],
                 "share": counts[round_, ""] / rows,
+                WORD_FOR_WORD: counts[round_, WORD_FOR_WORD],
                 **{reason: counts[round_, reason] for reason in REASONS},
             }
             for round_ in self.rounds
         ]
 
+    def like_these(self, rounds: int) -> str:
+        """What a claim over rounds may speak of: rephrasings only where prompts were reworded."""
+        accepted = sum(row["accepted"] for row in self.acceptance())
+        framed = sum(row[WORD_FOR_WORD] for row in self.acceptance())
+        if not framed:
+            return f"rephrasings like these {rounds}" if accepted else f"{rounds} rounds of unchanged prompts"
+        if framed == accepted:
+            return f"framings like these {rounds}, a line before an unchanged prompt"
+        share = f"{framed / accepted:.0%}".replace("%", " %")
+        return f"rounds like these {rounds}, {share} of whose new prompts are the old ones behind a line"
+
+    @cached_property
+    def _counts(self) -> Counter[tuple[int, str]]:
+        """(round, reason) → how many, and (round, WORD_FOR_WORD) → how many accepted hold their original."""
+        counts: Counter[tuple[int, str]] = Counter()
+        names = ("round", "reason", "original", "prompt")
+        for round_, reason, original, prompt in zip(
+            *(self._columns[n].to_pylist() for n in names), strict=True
+        ):
+            counts[round_, reason] += 1
+            counts[round_, WORD_FOR_WORD] += not reason and holds_word_for_word(original, prompt)
+        return counts
+
     @cached_property
     def _columns(self) -> pa.Table:
-        return pq.read_table(self.path, columns=["round", "sample_id", "accepted", "reason"])
+        return pq.read_table(self.path, columns=list(ROUNDS_COLUMNS))
 
     def check(self) -> None:
         """Raise ValueError unless every round holds the same samples in the same order."""
+        for name in (*ROUNDS_COLUMNS, "answer"):
+            column = pq.read_table(self.path, columns=[name])[name]
+            if column.null_count:
+                row = column.is_null().to_pylist().index(True)
+                raise ValueError(
+                    f"{self.path}: {name} of row {row} is null, not a text: make the rounds again"
+                )
         ids = self._columns["sample_id"].to_pylist()
         size = len(ids) // max(len(self.rounds), 1)
         numbers = [round_ for round_ in self.rounds for _ in range(size)]
@@ -114,7 +155,14 @@ def read_rounds(path: str | Path) -> Rounds:
     metadata = (schema.metadata or {}).get(b"klball")
     if missing or metadata is None:
         raise ValueError(f"{path} is not a rounds file: it lacks {', '.join(missing) or 'its provenance'}")
-    rounds = Rounds(Path(path), json.loads(metadata))
+    for field in SCHEMA:
+        found = schema.field(field.name).type
+        if found != field.type and not (pa.types.is_string(field.type) and pa.types.is_large_string(found)):
+            raise ValueError(f"{path} is not a rounds file: {field.name} is {found}, not {field.type}")
+    about = _provenance_in(metadata)
+    if about is None or about.get("layout") not in LAYOUTS:
+        raise ValueError(f"{path} is not a rounds file: its provenance is damaged")
+    rounds = Rounds(Path(path), about)
     rounds.check()
     return rounds
 
@@ -138,6 +186,7 @@ def write_rounds(
     path = Path(path)
     about = provenance(samples, layout, rounds, maker)
     if (finished := _finished(path, about)) is not None:
+        _remove_parts(path)  # which a kill may have left
         return finished
     folder = path.with_name(f"{path.name}.parts-{digest(about)}")
     control = QualityControl(samples, similarity)
@@ -155,8 +204,23 @@ def write_rounds(
     with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for round_ in range(1, rounds + 1):  # a row group a round: one round can be read alone
             writer.write_table(pq.read_table(folder / f"{round_:06d}.parquet").cast(schema))
-    shutil.rmtree(folder)
+    _remove_parts(path)
     return read_rounds(path)
+
+
+def _remove_parts(path: Path) -> None:
+    remove_stale(path)
+    for folder in path.parent.glob(f"{glob.escape(path.name)}.parts-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def holds_word_for_word(original: str, prompt: str) -> bool:
+    """Whether the original stands in a prompt as it is, with words around it."""
+    text = original.strip()
+    if not text or text == prompt.strip():
+        return False
+    edges = (r"(?<!\w)" if text[0].isalnum() else "", r"(?!\w)" if text[-1].isalnum() else "")
+    return text in prompt and re.search(edges[0] + re.escape(text) + edges[1], prompt) is not None
 
 
 def provenance(samples: Sequence[Sample], layout: str, rounds: int, maker: dict[str, Any]) -> dict[str, Any]:
@@ -178,18 +242,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, which becomes `path` at the end, or is removed on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _table(round_: int, samples: Sequence[Sample], verdicts: Sequence[Verdict], maker: str) -> pa.Table:
     rows = []
     for sample, verdict in zip(samples, verdicts, strict=True):
@@ -202,6 +254,14 @@ def _table(round_: int, samples: Sequence[Sample], verdicts: Sequence[Verdict], 
         judged = {"accepted": accepted, "reason": verdict.reason, "similarity": verdict.similarity}
         rows.append({"round": round_, "sample_id": sample.sample_id, "maker": maker, **texts, **judged})
     return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _provenance_in(metadata: bytes) -> dict[str, Any] | None:
+    try:
+        about = json.loads(metadata)
+    except ValueError:
+        return None
+    return about if isinstance(about, dict) else None
 
 
 def _finished(path: Path, about: dict[str, Any]) -> Rounds | None:

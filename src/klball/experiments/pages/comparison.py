@@ -78,7 +78,10 @@ def comparison_page(comparison: Comparison, rounds: Rounds, folder: Path) -> Pag
     return Page(
         title="Which model is more reliable?",
         subtitle=f"{len(scores.models)} models, {len(scores.rounds)} rounds of {n} samples",
-        verdict=[_said(a, v.sentence) for a in comparison.analyses() for v in a.verdicts],
+        verdict=[
+            *filter(None, [comparison.caution()]),
+            *(_said(analysis, sentence) for analysis, sentence in comparison.said()),
+        ],
         sections=[
             *(_effects_section(analysis) for analysis in comparison.analyses()),
             _profiles_section(comparison),
@@ -305,7 +308,8 @@ def _quality_section(comparison: Comparison, rounds: Rounds) -> Section:
             Table(
                 "Rephrasings accepted in each round",
                 accepted,
-                note="A rejected one is replaced by the original prompt.",
+                note="A rejected one is replaced by the original prompt. Word for word: of the accepted, "
+                "those that hold the original unchanged, with a line put before it.",
             ),
         ],
     )

@@ -1,18 +1,17 @@
 """The report of `klball evaluate`: models side by side on every data set."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from klball.evaluation.perplexity import HARDEST, RobustnessReport
+from klball.evaluation.perplexity import RobustnessReport, decided_by
 from klball.experiments.pages.parts import (
     REPORT_FILE,
     change,
+    counted,
     interval,
     profile_plot,
     provenance_section,
@@ -26,6 +25,7 @@ from klball.report.page import Page, Part, Plot, Section, Table, write_page
 from klball.robust.dual import solve_dual
 
 FEW = 20  # rows; a bootstrap of fewer says little
+TAILS = "Tails of fewer than 20 rows are descriptive, and one row has no interval."
 WEIGHED_AT = 0.5  # the radius of the weights in the sample table
 COMPARED = {
     "perplexity_sample": "perplexity, mean over samples",
@@ -117,7 +117,7 @@ def _common(of_model: Mapping[str, Dataset]) -> np.ndarray:
 def _verdict(report: RobustnessReport, models: list[str]) -> list[str]:
     sentences = []
     for data in report.rows:
-        few = _few_rows(report, data)
+        few = few_rows(report, data)
         for model in models:
             hard, whole = (report.value(data, model, name) for name in ("hardest_1pct", "perplexity_sample"))
             if model == report.reference:
@@ -135,10 +135,10 @@ def _verdict(report: RobustnessReport, models: list[str]) -> list[str]:
     return sentences
 
 
-def _few_rows(report: RobustnessReport, data: str) -> str:
+def few_rows(report: RobustnessReport, data: str) -> str:
     """A warning where the hardest 1 % are too few for their interval to mean much."""
-    rows = max(1, math.ceil(HARDEST * report.rows[data]["kept"]))
-    return f" (descriptive: only {rows} rows)" if rows < FEW else ""
+    rows = decided_by("hardest_1pct", report.rows[data]["kept"])
+    return f" (descriptive: only {counted(rows)})" if rows < FEW else ""
 
 
 def _effects_table(report: RobustnessReport, data: str, others: list[str]) -> Table:
@@ -151,8 +151,8 @@ def _effects_table(report: RobustnessReport, data: str, others: list[str]) -> Ta
         f"Change against {report.reference}",
         rows,
         {"model": "model", **COMPARED},
-        "Ratio to the reference on the same samples, minus 1; paired 95 % bootstrap interval over samples. "
-        "Below 0 is better.",
+        "Ratio to the reference on the same samples, minus 1; paired 95 % interval over samples. Below 0 is "
+        f"better. {TAILS}",
     )
 
 
@@ -174,9 +174,9 @@ def _metrics_table(report: RobustnessReport, data: str, models: list[str]) -> Ta
     for model in models:
         metrics = {name: report.value(data, model, name) for name in names}
         rows.append({"model": model, **{k: interval(m.value, m.low, m.high) for k, m in metrics.items()}})
-    return Table("Values", rows, {"model": "model", **names}, "95 % bootstrap intervals over samples.")
+    return Table("Values", rows, {"model": "model", **names}, f"95 % intervals over samples. {TAILS}")
 
 
 def _all_metrics(report: RobustnessReport, data: str) -> Table:
-    rows = [asdict(metric) for metric in report.metrics if metric.data == data]
+    rows = [row for row in report.records() if row["data"] == data]
     return Table("All metrics", rows, note="The rows of metrics.csv.")

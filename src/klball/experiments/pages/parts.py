@@ -60,6 +60,7 @@ def samples_section(title: str, rows: Sequence[dict[str, Any]], intro: str, grou
         long=("prompt", "answer"),
         search=True,
         group=group,
+        rest="in the score tables (Parquet) of this folder",
     )
     return Section("Samples", [table], intro)
 
@@ -88,6 +89,11 @@ def profile_plot(points: Sequence[ProfilePoint], data: str, unit: str = "token")
         f"Line chart of the worst-case loss in nats per {unit} against the radius. {ends}.",
         "The loss when an adversary may re-weight the samples within radius ε. Flatter is more even.",
     )
+
+
+def counted(rows: int) -> str:
+    """ "1 row", "7 rows"."""
+    return "1 row" if rows == 1 else f"{rows} rows"
 
 
 def interval(value: float, low: float, high: float) -> Cell:

@@ -11,6 +11,7 @@ from klball.experiments.arms import BASE
 from klball.experiments.pages.evaluation import (
     Tables,
     evaluation_sections,
+    few_rows,
     quality_section,
     weighed_samples,
 )
@@ -39,7 +40,7 @@ def write_robustness_page(
     page = Page(
         title="What robust fine-tuning costs and buys",
         subtitle=f"{len(summary) - 1} arms at equal budget, {seeds} seed(s)",
-        verdict=_robustness_verdict(summary, measures, seeds),
+        verdict=_robustness_verdict(summary, measures, seeds, report),
         sections=[
             Section("Change against SFT", _change_parts(summary, measures, seeds)),
             Section("Values over seeds", [_values_table(summary, measures)]),
@@ -63,10 +64,13 @@ def _compared(summary: Rows, measures: Measures) -> list[dict[str, Any]]:
     return [row for row in summary if row[f"{column}_ratio"] == row[f"{column}_ratio"]]
 
 
-def _robustness_verdict(summary: Rows, measures: Measures, seeds: int) -> list[str]:
+def _robustness_verdict(summary: Rows, measures: Measures, seeds: int, report: RobustnessReport) -> list[str]:
+    few = {"hardest_1pct": few_rows(report, "test")} if "test" in report.rows else {}
     sentences = []
     for row in _compared(summary, measures):
-        parts = [f"{says(*_ratio(row, column))} on {_where(column)}" for column in measures]
+        parts = [
+            f"{says(*_ratio(row, column))} on {_where(column)}{few.get(column, '')}" for column in measures
+        ]
         sentences.append(f"{row['arm']} against SFT: perplexity is {', '.join(parts[:-1])} and {parts[-1]}.")
     if seeds == 1:
         sentences.append("One seed: differences between arms have no interval over seeds.")
