@@ -243,6 +243,8 @@ class Accountant:
                 f"the ledger in {folder} has {len(tensors['log_likelihood'])} samples, "
                 f"the training data {len(self.log_likelihood)}"
             )
+        if "counts" not in tensors:
+            raise ValueError(f"{path} was written by an earlier version of klball: start the run again")
         if within_epoch:
             self._refuse_other_draws(path)
         self.log_likelihood, self.certainty = tensors["log_likelihood"], tensors.get("certainty")

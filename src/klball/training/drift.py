@@ -53,10 +53,10 @@ class Drift:
 
     def restart(self, residuals: list[Tensor]) -> None:
         """After a re-scoring: fresh scores less what the entries foretold, [n] for each score."""
-        visited, others = self.visited, ~self.visited
-        for k, residual in enumerate(residuals if bool(visited.any()) else []):
-            common = residual[others].mean() if bool(others.any()) else -self.offset[k]
-            self.lift[k] += residual[visited].mean() - common
+        contrast = bool(self.visited.any()) and not bool(self.visited.all())
+        for k, residual in enumerate(residuals if contrast else []):
+            common = residual[~self.visited].mean()
+            self.lift[k] += residual[self.visited].mean() - common
             self.pace[k] += PACE_GAIN * (common + self.offset[k])
         self.shift = torch.zeros_like(self.shift)
         self.visited.zero_()
