@@ -30,6 +30,8 @@ class StreamedSolution:
     ess: effective sample size 1/Σ(q²), to about 2e-5 of itself. mean: E_F[g].
     mu: n·q_i = exp((mu − g_i − βC_i)/λ) if λ is in (0, ∞), else NaN.
     num_rows: n. num_passes: full passes over the data. status: optimal | point_mass.
+    tilt: g0, C0, widths of g and C, a, b and m of log(n·q) = m − a·(g − g0)/width − b·(C − C0)/width, which keeps
+    digits that λ and mu lose to a large offset or a tiny range.
     """
 
     lambda_: float
@@ -45,19 +47,22 @@ class StreamedSolution:
     status: str
     num_rows: int
     num_passes: int
+    tilt: tuple[float, ...] = ()
 
     def density(self, log_likelihood: Any, certainty: Any = None) -> np.ndarray:
-        """n·q of some rows: exp((mu − g − βC)/λ), shaped like `log_likelihood`; C is needed if β > 0."""
+        """n·q of some rows, exp((mu − g − βC)/λ) shaped like `log_likelihood`; C is needed if β > 0."""
         g = np.asarray(log_likelihood, dtype=np.float64)
         if self.status == "point_mass":
             return (g == self.worst_case) * (self.num_rows / self.ess)
         if math.isinf(self.lambda_):
             return np.ones_like(g)
-        if self.beta == 0:
-            return np.exp((self.mu - g) / self.lambda_)
-        if certainty is None:
-            raise ValueError("the weights depend on the certainty: pass it too")
-        return np.exp((self.mu - g - self.beta * np.asarray(certainty, dtype=np.float64)) / self.lambda_)
+        g0, c0, width, c_width, a, b, m = self.tilt
+        exponents = m - a * ((g - g0) / width)
+        if b > 0:
+            if certainty is None:
+                raise ValueError("the weights depend on the certainty: pass it too")
+            exponents = exponents - b * ((np.asarray(certainty, dtype=np.float64) - c0) / c_width)
+        return np.exp(exponents)
 
 
 def solve_dual_streamed(
@@ -207,6 +212,7 @@ class _Solver:
             gap=gap,
             ess=m.ess,
             mu=data.g0 + beta * data.c0 + lambda_ * m.mu,
+            tilt=(data.g0, data.c0, data.width, data.c_width, a, b, m.mu),
         )
 
     def _certainty(self, mean_y: float) -> float | None:

@@ -76,7 +76,7 @@ class Data:
     def __init__(self, parts: Sequence[Part], sample: tuple[Numbers, Numbers | None], sharded: bool):
         self.parts, self.sample, self.sharded = parts, sample, sharded
         (self.g0, self.width), (self.c0, self.c_width) = (
-            (0.0, 1.0) if values is None else (float(values.mean()), float(np.ptp(values)) or 1.0)
+            (0.0, 1.0) if values is None else (float(np.median(values)), float(np.ptp(values)) or 1.0)
             for values in sample
         )
         self.num_passes, self.space = 0, space_for([])
