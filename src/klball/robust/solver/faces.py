@@ -1,7 +1,7 @@
 """The adversary's optima at λ = 0, where weights are no longer exponential tilts (mathematics.md, "Faces").
 
-They form a face of the simplex cut by the weight cap: some samples sit at the cap, the rest of the mass lies on
-samples tied in what is minimised, and on those the remaining freedom is settled by the smallest KL divergence.
+They form a face of the simplex cut by the weight cap: some samples sit at the cap, the rest of the mass lies
+on samples tied in what is minimised, and there the smallest KL divergence settles the remaining freedom.
 """
 
 import math

@@ -94,8 +94,8 @@ def radii(tilting: Tilting, epsilon: float) -> tuple[Numbers, Numbers]:
 def moments_at(tilting: Any, a: float, b: float, near: float = NEAR) -> Moments:
     """The moments at a tilt that iterations ended at; by Taylor's series, if the last pass was near enough.
 
-    Without a cap a step of d standard deviations of the exponent leaves errors of d³ in KL and d² in the means;
-    with one it has to be `near` = 0.
+    Without a cap a step of d standard deviations of the exponent leaves errors of d³ in KL and d² in the
+    means; with one it has to be `near` = 0.
     """
     at_a, at_b, *found = (float(np.squeeze(v)) for v in (*tilting.last[:2], *tilting.last[2]))
     m = Moments(*found)
@@ -115,7 +115,7 @@ def _middle(low: float, high: float) -> float:
 
 
 def radius_start(tilting: Tilting, epsilon: float) -> float:
-    """From a part of many samples; else √(2ε)/sd, as for normal scores, less for skewed ones at large radii."""
+    """From a part of many samples; else √(2ε)/sd, as for normal scores, less at large radii."""
     s = tilting.scores
     n = s.x.shape[-1]
     if n >= MANY and (part := tilting.thinned()) is not None:

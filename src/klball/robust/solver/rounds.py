@@ -1,4 +1,4 @@
-"""One problem in the units of its scores: which constraints bind, and the answer (mathematics.md, "Which bind").
+"""One problem in units of its scores: what binds, and the answer (mathematics.md, "Which constraints bind").
 
 minimise E_q[x]  over  KL(q‖f) ≤ ε,  E_q[y] ≤ γ,  q ≤ c·f
 """
@@ -48,7 +48,8 @@ class Answer(NamedTuple):
     least_y: float = math.nan
 
 
-INFEASIBLE = Answer(*[math.nan] * 2, None, *[math.nan] * 6, "infeasible", 0)
+NAN = math.nan
+INFEASIBLE = Answer(NAN, NAN, None, NAN, NAN, NAN, NAN, NAN, NAN, "infeasible", 0)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def solve_round(scores: Scores, ball: Ball, found: Answer | None = None) -> Answ
 
 
 def solve_together(scores: Scores, balls: list[Ball]) -> list[Answer | None]:
-    """Tilts of all rounds [rounds, n] at once: on the sphere KL = ε, and with E[y] = γ where β > 0 gives that.
+    """Tilts of all rounds [rounds, n] at once: with KL = ε, and E[y] = γ where a β > 0 gives that.
 
     Whether they are the answers is not known yet; None where there is no such tilt.
     """
@@ -114,9 +115,11 @@ def solve_together(scores: Scores, balls: list[Ball]) -> list[Answer | None]:
         return [None] * len(balls)
     a, b = np.where(found, a, 1.0), np.where(found, b, 0.0)
     q, m = tilting.weights(a, b)
-    tilts = zip(q, np.transpose(m).tolist(), a.tolist(), b.tolist(), balls, strict=True)
-    answers = [of_moments(own, Moments(*stats), *tilt, tilting) for own, stats, *tilt in tilts]
-    return [answer if ok else None for answer, ok in zip(answers, found.tolist(), strict=True)]
+    stats = np.transpose(m).tolist()
+    return [
+        of_moments(q[r], Moments(*stats[r]), float(a[r]), float(b[r]), ball, tilting) if found[r] else None
+        for r, ball in enumerate(balls)
+    ]
 
 
 def solve_ball(scores: Scores, epsilon: float, overwrite: bool = False) -> Answer:
