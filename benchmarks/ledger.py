@@ -52,7 +52,7 @@ def measured_here(power: int, name: str) -> list[Row]:
     before = resident()["VmRSS"]
     g = -torch.randn(n, dtype=torch.float64, generator=generator).exp_()
     c = None
-    if ball.gamma is not None:
+    if "certainty" in ball.needs:
         c = torch.randn(n, dtype=torch.float64, generator=generator).add_(14).sub_(g, alpha=0.5)
     accountant = Accountant(ball, g, c, None, relax=True, frozen=False)
     stored = resident()["VmRSS"] - before
@@ -69,7 +69,7 @@ def measured_here(power: int, name: str) -> list[Row]:
         accountant.record(index, fresh, sure)
         accountant.begin_step()
         seconds.append(time.perf_counter() - began)
-        passes.append(accountant.solve().num_passes)
+        passes.append(accountant.solve().dual.num_passes)
     peak = resident()["VmHWM"] - before
     unit = exp_seconds(n)
     return [

@@ -20,7 +20,16 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from conftest import small_qwen
-from klball import CertaintyKLBall, Empirical, KLBall, RobustSFTConfig, RobustSFTTrainer
+from guide import ReverseKLBall
+from klball import (
+    CertaintyKLBall,
+    ChiSquareBall,
+    CVaR,
+    Empirical,
+    KLBall,
+    RobustSFTConfig,
+    RobustSFTTrainer,
+)
 from klball.evaluation.models import load_model
 
 SETS = {"none": Empirical(), "ball": KLBall(0.5), "certainty": CertaintyKLBall(0.5, 3.2)}
@@ -48,6 +57,14 @@ CASES["nll-certainty-sample-exact"] = dict(
     objective="nll", ambiguity=CertaintyKLBall(0.5, 3.2), certainty_gradient=True, gamma=3.2
 )
 CASES["nll-capped-sample"] = dict(objective="nll", ambiguity=KLBall(0.5, max_weight=2))
+for name, ambiguity in {
+    "optimistic": KLBall(0.5, direction="optimistic"),
+    "cvar": CVaR(0.3),
+    "chi2": ChiSquareBall(0.5),
+    "chi2-capped": ChiSquareBall(0.5, max_weight=1.5),
+    "guide": ReverseKLBall(0.3),  # one that klball does not ship
+}.items():
+    CASES[f"nll-{name}-token"] = dict(objective="nll", ambiguity=ambiguity, normalization="token")
 
 PACK = 32  # tokens; holds two rows of `paired_rows`
 ARRANGEMENTS = {  # micro-batch, accumulation, more

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from klball import CertaintyKLBall, KLBall, solve_dual
+from klball.robust import ambiguity as sets
 from klball.robust.warm import resolve
 from klball.training.accountant import LEDGER_FILE, Accountant
 
@@ -19,7 +20,7 @@ def ledger(ambiguity, weighted=False, n=N, seed=0):
     g = -torch.randn(n, dtype=torch.float64, generator=generator).exp()
     c = 14 - 0.5 * g + torch.randn(n, dtype=torch.float64, generator=generator)
     base = torch.rand(n, dtype=torch.float64, generator=generator)
-    certainty = c if ambiguity.gamma is not None else None
+    certainty = c if "certainty" in ambiguity.needs else None
     accountant = Accountant(
         ambiguity, g, certainty, base / base.sum() if weighted else None, relax=True, frozen=False
     )
@@ -42,7 +43,7 @@ def drift(accountant, generator, size=32, pace=0.02):
 def assert_exact(solution, accountant, gamma=None):
     g, c = accountant.scores()
     ball = accountant.ambiguity
-    gamma = ball.gamma if gamma is None else gamma
+    gamma = getattr(ball, "gamma", None) if gamma is None else gamma
     expected = solve_dual(
         *(g, c),
         epsilon=ball.epsilon,
@@ -50,6 +51,7 @@ def assert_exact(solution, accountant, gamma=None):
         base_weights=accountant.base_weights,
         max_weight=ball.max_weight,
     )
+    solution = solution.dual
     assert solution.gap <= 1e-9
     for field, tolerance in FIELDS.items():
         wanted = getattr(expected, field)
@@ -61,20 +63,27 @@ def assert_exact(solution, accountant, gamma=None):
 
 
 @pytest.mark.parametrize(
-    "ball", [KLBall(0.05), KLBall(3.0), CertaintyKLBall(0.05, 15.0), CertaintyKLBall(0.1, 99.0)], ids=str
+    "ball",
+    [
+        KLBall(0.05),
+        KLBall(3.0),
+        KLBall(0.5, max_weight=4.0),
+        CertaintyKLBall(0.05, 15.0),
+        CertaintyKLBall(0.1, 99.0),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("weighted", [False, True])
-def test_warm_equals_afresh_on_a_drifting_ledger(ball, weighted):
+def test_warm_equals_afresh_on_a_drifting_ledger(ball, weighted, monkeypatch):
     accountant, generator = ledger(ball, weighted)
     accountant.begin_step()
     afresh = []
-    solve_afresh = accountant._solve_afresh
-    accountant._solve_afresh = lambda: afresh.append(1) or solve_afresh()
+    monkeypatch.setattr(sets, "solve_dual", lambda **named: afresh.append(1) or solve_dual(**named))
     for _ in range(30):
         drift(accountant, generator)
         accountant.begin_step()
         assert_exact(accountant.solution, accountant)
-    assert len(afresh) <= 1  # a first step may be too long
+    assert len(afresh) <= (1 if ball.max_weight is None else 3)  # a first step may be too long
 
 
 def test_price_of_certainty_comes_and_goes():
@@ -85,11 +94,11 @@ def test_price_of_certainty_comes_and_goes():
         accountant.certainty += move
         accountant.begin_step()
         assert_exact(accountant.solution, accountant)
-        prices.append(accountant.solution.beta)
+        prices.append(accountant.solution.dual.beta)
     assert prices[0] == prices[-1] == 0 and max(prices) > 0
 
 
-def test_relaxed_point_mass_and_capped_are_solved_afresh():
+def test_relaxed_point_mass_and_capped():
     accountant, generator = ledger(CertaintyKLBall(0.1, 5.0))
     for _ in range(3):
         accountant.begin_step()
@@ -104,7 +113,6 @@ def test_relaxed_point_mass_and_capped_are_solved_afresh():
         capped.begin_step()
         assert_exact(capped.solution, capped)
         drift(capped, generator)
-    assert capped.multipliers is None
 
 
 @pytest.mark.parametrize("ball", [KLBall(0.05), CertaintyKLBall(0.05, 15.0)], ids=str)
@@ -125,7 +133,7 @@ def test_a_checkpoint_changes_no_bit(ball, tmp_path):
         either.begin_step()
     assert torch.equal(accountant.drift.pace, again.drift.pace)
     for field in ("lambda_", "beta", "mu", "kl", "ess", "num_passes"):
-        assert getattr(accountant.solution, field) == getattr(again.solution, field), field
+        assert getattr(accountant.solution.dual, field) == getattr(again.solution.dual, field), field
 
 
 def test_a_ledger_of_an_earlier_version_is_refused_in_one_line(tmp_path):

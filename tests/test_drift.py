@@ -64,11 +64,11 @@ def replayed(world: World, ball: KLBall, on_demand: bool = True) -> tuple[list[f
             accountant.rewrite(fresh.clone(), None)
             rescores += 1
         accountant.begin_step()
-        truth = ball.solve(fresh)
+        truth = ball.solve({"score": fresh})
         trained_on = fresh[index] + world.dropout
         ours.append(float(accountant.density(index, trained_on, None).mean()))
         exact.append(float(truth.weights[index].mean()) * world.n)
-        lambdas.append(accountant.solve().lambda_ / truth.lambda_)
+        lambdas.append(accountant.solve().dual.lambda_ / truth.dual.lambda_)
         accountant.record(index, trained_on, None)
         world.train(index)
     epochs = [sum(ours[part]) / sum(exact[part]) for part in (slice(half), slice(half, None))]
@@ -141,10 +141,11 @@ def watched_run(case: str, epsilon: float, rescore_steps: int | None, folder: st
         def get_batch_samples(self, *args):
             batches, number = super().get_batch_samples(*args)
             if self.state.global_step % every == every - 1:
-                solution = KLBall(epsilon).solve(self.score_dataset(self.samples)["log_likelihood"])
+                scores = {"score": self.score_dataset(self.samples)["log_likelihood"]}
+                solution = KLBall(epsilon).solve(scores)
                 index = torch.cat([batch["sample_index"] for batch in batches])
                 weight = float(solution.weights[index].mean()) * len(self.samples)
-                exact[self.state.global_step + 1] = (solution.lambda_, weight)
+                exact[self.state.global_step + 1] = (solution.dual.lambda_, weight)
             return batches, number
 
     settings = {"num_train_epochs": 2, "optim": "adamw_torch", "max_length": 512, **settings}

@@ -32,7 +32,6 @@ from klball.evaluation.weights import read_json_object
 from klball.experiments.command import is_main, parse, say, show_table, versions, write_csv
 from klball.experiments.training_data import training_and_evaluation_rows
 from klball.experiments.training_options import refuse_missing_packages, refuse_without_effect
-from klball.robust.ambiguity import Empirical
 from klball.robust.objectives import PROXIMAL
 from klball.training.checkpoints import checkpoints_of, newest_complete, problem_of, write_json
 from klball.training.config import RobustSFTConfig
@@ -225,7 +224,7 @@ def _remove_unfinished(folder: Path, resume_from: str | None) -> None:
 
 def _report_top_weighted(trainer: RobustSFTTrainer, rows: Dataset, folder: Path) -> None:
     """Which samples the adversary weighs most at the end: rare, hard, or mislabelled?"""
-    live = trainer.args.reweight == "live" and not isinstance(trainer.ambiguity, Empirical)
+    live = trainer.args.reweight == "live" and bool(trainer.ambiguity.needs)
     if live and trainer.args.rescore_steps != 0:
         trainer.rescore()  # drift is not hardness: stale entries must not lead the list
     if not is_main():

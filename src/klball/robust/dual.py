@@ -37,9 +37,9 @@ LARGE = 1e3  # exponents of which the sums of a tilt may lose the digits of KL
 class InfeasibleError(ValueError):
     """No distribution in the ball has mean certainty γ or less; `gamma_min` is the smallest there."""
 
-    def __init__(self, message: str, gamma_min: float):
+    def __init__(self, message: str, gamma_min: float, mean_certainty: float = math.nan):
         super().__init__(message)
-        self.gamma_min = gamma_min
+        self.gamma_min, self.mean_certainty = gamma_min, mean_certainty
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 import json
 import logging
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from klball.robust.ambiguity import AmbiguitySet, CertaintyKLBall, Empirical
-from klball.robust.dual import DualSolution, InfeasibleError
-from klball.robust.warm import resolve
+from klball.robust.ambiguity import AmbiguitySet
+from klball.robust.dual import InfeasibleError
+from klball.robust.solution import Solution
 from klball.training.drift import Drift
 
 logger = logging.getLogger(__name__)
@@ -24,7 +23,6 @@ logger = logging.getLogger(__name__)
 LEDGER_FILE = "ledger.safetensors"
 HISTORY_FILE = "history.parquet"
 DRAWS = "draws"  # a key of the ledger file's metadata
-RELAXED_MARGIN = 0.01  # of the way from γ_min to the mean certainty
 
 
 @dataclass
@@ -53,8 +51,8 @@ class Accountant:
         self.num_tokens = 0  # trained on, prompts included
         self.history: list[dict[str, float]] = []
         self._heard = False  # the warning about a point mass
-        self.solution: DualSolution | None = None
-        self.multipliers: tuple[float, float] | None = None  # (λ, β) that the next step starts from
+        self.solution: Solution | None = None
+        self._last: Solution | None = None  # which the next step may start from
 
     def rewrite(self, log_likelihood: Tensor, certainty: Tensor | None) -> None:
         """Replace every entry after a full re-scoring."""
@@ -70,84 +68,58 @@ class Accountant:
         certainty = None if self.certainty is None else self.certainty + self.drift.shift[1]
         return self.log_likelihood + self.drift.shift[0], certainty
 
-    def solve(self) -> DualSolution:
-        """The adversary's multipliers for the coming optimizer step, frozen until the next call."""
+    def solve(self) -> Solution:
+        """The adversary's answer for the coming optimizer step, frozen until the next call."""
         if self.solution is None:
-            self.solution = self._solve()
+            self.solution = self._solve(self._last)
+            self._last = None if self.frozen else self.solution
         return self.solution
 
     def begin_step(self) -> None:
         """Solve anew on the entries as they are now; static weights stay."""
         if not self.frozen:
             self.solution = None
-        solution = self.solve()
-        unheard = self.ambiguity.max_weight is None and not self._heard
-        if unheard and solution.lambda_ == 0 and 2 * solution.ess < len(self.log_likelihood):
-            self._heard = True
-            logger.warning(
-                "epsilon = %s lets the adversary put all weight on %.3g of %d samples: steps without them "
-                "have no gradient; lower epsilon, or set max_weight",
-                *(self.ambiguity.epsilon, solution.ess, len(self.log_likelihood)),
-            )
+        self._tell_of_point_mass(self.solve())
+
+    def _tell_of_point_mass(self, solution: Solution) -> None:
+        if self._heard or solution.status != "point_mass" or 2 * solution.ess >= len(self.log_likelihood):
+            return
+        self._heard = True
+        logger.warning(
+            "%s lets all weight lie on %.3g of %d samples: steps without them have no gradient: "
+            "take a smaller radius, or set max_weight",
+            *(self.ambiguity, solution.ess, len(self.log_likelihood)),
+        )
 
     def weights(self) -> Tensor:
-        """The adversary's weights of all samples, [n]; `solve` keeps them only where a step needs them."""
+        """The adversary's weights of all samples, [n]; a warm solve does not build them."""
         weights = self.solve().weights
-        return self._solve_afresh().weights if weights is None else weights
+        if weights is None:
+            weights = self._solve(start=None).weights
+        assert weights is not None
+        return weights
 
-    def _solve(self) -> DualSolution:
-        """From the last multipliers, else afresh; nothing but the entries and these decides the answer."""
-        solution = self._solve_again() or self._solve_afresh()
-        between = 0 < solution.lambda_ < math.inf and math.isfinite(solution.beta)
-        self.multipliers = None
-        if between and not self.frozen:
-            solution = replace(solution, weights=None)  # `density` is a formula there
-            if self.ambiguity.max_weight is None:
-                self.multipliers = (solution.lambda_, solution.beta)
-        return solution
-
-    def _solve_again(self) -> DualSolution | None:
-        """One or two passes over the entries as they lie: a shift of them all moves only μ and the means."""
-        if self.multipliers is None or self.frozen:
-            return None
-        (g, c), gamma = self.drift.shift.tolist(), self.ambiguity.gamma
-        found = resolve(
-            self.log_likelihood,
-            None if gamma is None else self.certainty,
-            self.base_weights,
-            epsilon=self.ambiguity.epsilon,
-            gamma=None if gamma is None else gamma - c,
-            start=self.multipliers,
-        )
-        if found is None:
-            return None
-        return replace(
-            found,
-            worst_case=found.worst_case + g,
-            dual_value=found.dual_value + g,
-            mu=found.mu + g + found.beta * c,
-            certainty=None if found.certainty is None else found.certainty + c,
-        )
-
-    def _solve_afresh(self) -> DualSolution:
+    def _problem(self) -> dict[str, Tensor]:
         g, c = self.scores()
+        return {"score": g} if c is None else {"score": g, "certainty": c}
+
+    def _solve(self, start: Solution | None) -> Solution:
+        """Nothing but the entries and the last solution decides the answer."""
         try:
-            return self.ambiguity.solve(g, c, self.base_weights)
+            return self.ambiguity.solve(self._problem(), self.base_weights, start=start)
         except InfeasibleError as error:
-            if not self.relax or c is None:
+            if not self.relax:
                 raise
-            mean = float(c.mean()) if self.base_weights is None else float(self.base_weights @ c)
-            gamma = error.gamma_min + RELAXED_MARGIN * max(mean - error.gamma_min, 1e-6)
+            wider = self.ambiguity.relaxed(error)
             if self.relaxed == 0:
                 logger.warning(
-                    "gamma = %s has become infeasible (γ_min = %.4f): relaxed to %.4f, and again whenever "
-                    "that happens; see gamma_relaxed in the log",
-                    *(self.ambiguity.gamma, error.gamma_min, gamma),
+                    "%s has become infeasible: relaxed to %s, and again whenever that happens; see "
+                    "gamma_relaxed in the log",
+                    *(self.ambiguity, wider),
                 )
             if not (self.frozen and self.relaxed):  # a resumed run solves static weights again
                 self.relaxed += 1
-            ball = CertaintyKLBall(self.ambiguity.epsilon, gamma, self.ambiguity.max_weight)
-            return ball.solve(g, c, self.base_weights)
+            return wider.solve(self._problem(), self.base_weights)
 
     def visit(self, samples: list[int]) -> Tensor:
         """Mark samples as visited in this epoch; True where it is the first time. −1 is padding."""
@@ -158,27 +130,18 @@ class Accountant:
         return first
 
     def density(self, index: Tensor, log_likelihood: Tensor, certainty: Tensor | None) -> Tensor:
-        """q_i/f_i of visited samples from their fresh scores, float64, mean about 1.
-
-        min(c, exp((μ − g − βC)/λ)); where λ is 0 or ∞, or weights are static, the ledger's own.
-        """
+        """q_i/f_i of visited samples from their fresh scores, float64, mean about 1; static ones' own."""
         solution = self.solve()
-        if self.frozen or not 0 < solution.lambda_ < math.inf or not math.isfinite(solution.mu):
-            weights = solution.weights[index]
-            return (
-                weights * len(self.log_likelihood)
-                if self.base_weights is None
-                else (weights / self.base_weights[index])
-            )
-        score = log_likelihood.double()
-        if certainty is not None and solution.beta > 0:
-            score = score + solution.beta * certainty.double()
-        density = ((solution.mu - score) / solution.lambda_).exp()
-        if self.ambiguity.max_weight is not None:
-            density = density.clamp(max=self.ambiguity.max_weight)
-        # no q_i exceeds 1, however far a score has moved since the multipliers were solved
-        base = 1 / len(self.log_likelihood) if self.base_weights is None else self.base_weights[index]
-        return torch.minimum(density, 1 / torch.as_tensor(base, dtype=density.dtype))
+        n = len(self.log_likelihood)
+        base = torch.full((len(index),), 1 / n, dtype=torch.float64)
+        if self.base_weights is not None:
+            base = self.base_weights[index]
+        if self.frozen:
+            return self.weights()[index] / base
+        fresh = {"score": log_likelihood.double(), "unit": index, "base": base}
+        if certainty is not None:
+            fresh["certainty"] = certainty.double()
+        return solution.density(fresh)
 
     def record(self, index: Tensor, log_likelihood: Tensor, certainty: Tensor | None) -> None:
         """Enter the fresh scores of one optimizer step's samples, and shift all the others."""
@@ -190,38 +153,33 @@ class Accountant:
         gap = torch.zeros(2, dtype=torch.float64)
         for k, (fresh, entries) in enumerate(pairs):
             gap[k] = (fresh - entries[index] - self.drift.shift[k]).mean()
-        solution = self.solve()
-        self.drift.follow(gap, float(solution.lambda_), float(solution.beta))
+        self.drift.follow(gap, self.solve().scales)
         for k, (fresh, entries) in enumerate(pairs):
             entries[index] = fresh + self.drift.pace[k] + self.drift.lift[k] - self.drift.shift[k]
         self.drift.visited[index] = True
 
     def summary(self) -> dict[str, float]:
         """What every logging step reports of the adversary."""
-        s = self.solve()
-        if isinstance(self.ambiguity, Empirical):
-            return {"kl": s.kl, "ess_ratio": s.ess / len(self.log_likelihood)}
+        solution = self.solve()
         report = {
-            "lambda": s.lambda_,
-            "beta": s.beta,
-            "kl": s.kl,
-            "ess_ratio": s.ess / len(self.log_likelihood),
-            "robust_loss": -s.worst_case,
-            "rescores": float(self.rescores),
+            **self.ambiguity.summary(solution),
+            "kl": float(solution.kl),
+            "ess_ratio": float(solution.ess) / len(self.log_likelihood),
         }
-        if isinstance(self.ambiguity, CertaintyKLBall):
-            report |= {"certainty": float(s.certainty), "gamma_relaxed": float(self.relaxed)}
+        if self.ambiguity.needs:
+            report |= {"robust_loss": -float(solution.worst_case), "rescores": float(self.rescores)}
+        if "certainty" in self.ambiguity.needs:
+            report["gamma_relaxed"] = float(self.relaxed)
         return report
 
     def save(self, folder: Path) -> None:
         """Ledger and history into a checkpoint folder, before the checkpoint counts as complete."""
         folder.mkdir(parents=True, exist_ok=True)
+        self._last = None  # a resumed run has none either: both solve afresh, to the same bits
         tensors = {"log_likelihood": self.log_likelihood, "visited": self.visited, **self.drift.tensors()}
         tensors["counts"] = torch.tensor([self.relaxed, self.rescores, self.num_tokens])
         if self.certainty is not None:
             tensors["certainty"] = self.certainty
-        if self.multipliers is not None:
-            tensors["multipliers"] = torch.tensor(self.multipliers, dtype=torch.float64)
         save_file(tensors, folder / LEDGER_FILE, metadata={DRAWS: json.dumps(self.draws)})
         self.save_history(folder / HISTORY_FILE)
 
@@ -251,10 +209,8 @@ class Accountant:
         self.visited = tensors["visited"]
         self.drift.load(tensors)
         self.relaxed, self.rescores, self.num_tokens = tensors["counts"].tolist()
-        start = tensors.get("multipliers")
-        self.multipliers = None if start is None else (float(start[0]), float(start[1]))
         self.history = pq.read_table(folder / HISTORY_FILE).to_pylist()
-        self.solution = None
+        self.solution = self._last = None
 
     def _refuse_other_draws(self, path: Path) -> None:
         with safe_open(path, "pt") as file:

@@ -1,6 +1,7 @@
 """How the scores in the ledger move between their visits: drift is not hardness."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -30,26 +31,27 @@ class Drift:
         self.shift, self.pace, self.lift, self.offset = (zeros.clone() for _ in range(4))
         self.visited = torch.zeros(num_samples, dtype=torch.bool)  # since the last re-scoring
         self.visits = 0
-        self.prices = (math.inf, 0.0)  # λ, β at the last visit
+        self.scales = torch.full((2,), math.inf, dtype=torch.float64)  # λ and λ/β at the last visit
 
-    def follow(self, gap: Tensor, lambda_: float, beta: float) -> None:
-        """One visit's mean gap, [2]."""
-        self.prices = (lambda_, beta)
+    def follow(self, gap: Tensor, scales: Mapping[str, float]) -> None:
+        """One visit's mean gap, [2]; scales: the solution's."""
+        known = [scales.get(name, math.inf) for name in ("score", "certainty")]
+        self.scales = torch.tensor(known, dtype=torch.float64)
         self.visits += 1
         if self.visits == 1:
             self.offset = gap
             self.shift = gap + self.pace
             return
-        fastest = FASTEST * lambda_ / torch.tensor([1.0, beta], dtype=torch.float64)
-        self.pace = (self.pace + PACE_GAIN * gap).clamp(-fastest, fastest).nan_to_num(0.0)
+        fastest = FASTEST * self.scales
+        self.pace = (self.pace + PACE_GAIN * gap).clamp(-fastest, fastest)
         self.shift = self.shift + GAIN * gap + self.pace
 
     def demands_rescoring(self, steps_an_epoch: int) -> bool:
         """Whether all scores have moved so far that what the shift cannot see would change weights."""
-        lambda_, beta = self.prices
-        moved = self.shift - self.offset
-        far = abs(float(moved[0] + beta * moved[1])) > DEMAND * lambda_
-        return far and 0 < lambda_ < math.inf and self.visits * AN_EPOCH >= steps_an_epoch
+        if not 0 < float(self.scales[0]) < math.inf:
+            return False
+        far = abs(float(((self.shift - self.offset) / self.scales).sum())) > DEMAND
+        return far and self.visits * AN_EPOCH >= steps_an_epoch
 
     def restart(self, residuals: list[Tensor]) -> None:
         """After a re-scoring: fresh scores less what the entries foretold, [n] for each score."""
@@ -66,10 +68,10 @@ class Drift:
         """For the checkpoint."""
         names = {"shift": self.shift, "pace": self.pace, "lift": self.lift, "offset": self.offset}
         names |= {"visited_since": self.visited, "visits": torch.tensor(self.visits)}
-        return names | {"prices": torch.tensor(self.prices, dtype=torch.float64)}
+        return names | {"scales": self.scales}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         self.shift, self.pace, self.lift = tensors["shift"], tensors["pace"], tensors["lift"]
         self.offset, self.visited = tensors["offset"], tensors["visited_since"]
         self.visits = int(tensors["visits"])
-        self.prices = (float(tensors["prices"][0]), float(tensors["prices"][1]))
+        self.scales = tensors["scales"]

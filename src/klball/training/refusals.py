@@ -6,10 +6,11 @@ import torch
 from peft import PeftConfig
 
 from klball.data.sources import as_dataset
-from klball.robust.ambiguity import CertaintyKLBall, Empirical, KLBall
 from klball.robust.objectives import PROXIMAL
 from klball.training.config import RobustSFTConfig
 
+PROTOCOL = ("needs", "solve", "relaxed", "scaled", "summary")
+SCORES = ("score", "certainty")
 METRICS = ("loss", "perplexity_token", "perplexity_sample", "own_hardest_1pct", "entropy", "certainty")
 
 
@@ -32,10 +33,12 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
     proximal = args.objective == PROXIMAL and not objective
     flat = args.packing or args.padding_free
     default = RobustSFTConfig.__dataclass_fields__["epsilon"].default
-    gamma = args.gamma if ambiguity is None else getattr(ambiguity, "gamma", None)
+    needs = getattr(ambiguity or args.ambiguity(), "needs", ())
     problems = {
-        "ambiguity must be klball.Empirical, KLBall or CertaintyKLBall with their own solve: other sets "
-        "are not supported yet": ambiguity is not None and not _is_known(ambiguity),
+        f"ambiguity={ambiguity!r} is no ambiguity set: it needs {', '.join(PROTOCOL)} (docs/extending.md)": (
+            ambiguity is not None and not all(hasattr(ambiguity, name) for name in PROTOCOL)
+        ),
+        f"an ambiguity set can need {' and '.join(SCORES)}, not {needs}": not set(needs) <= set(SCORES),
         "compute_loss_func bypasses the sample weights: pass objective= instead": kwargs.get(
             "compute_loss_func"
         ),
@@ -53,7 +56,7 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         "packing needs max_length, the length of a pack": args.packing and args.max_length is None,
         "packing and padding_free need a process for each GPU: start with `accelerate launch`": flat
         and args.n_gpu > 1,
-        "gamma needs a process for each GPU: start with `accelerate launch`": gamma is not None
+        "gamma needs a process for each GPU: start with `accelerate launch`": "certainty" in needs
         and args.n_gpu > 1,
         "packing and padding_free need dispatch_batches=False: one row cannot be dealt out": flat
         and getattr(args.accelerator_config, "dispatch_batches", None),
@@ -82,12 +85,6 @@ def refuse_frozen(model: torch.nn.Module) -> None:
     """Raise ValueError if training would change nothing: PEFT loads adapters frozen."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("no parameter of the model is trainable: load an adapter with is_trainable=True")
-
-
-def _is_known(ambiguity: Any) -> bool:
-    """Whether the set is solved as ours are: training starts from the last multipliers of a KL ball."""
-    kinds = (Empirical, KLBall, CertaintyKLBall)
-    return isinstance(ambiguity, kinds) and type(ambiguity).solve in [kind.solve for kind in kinds]
 
 
 def _refuse_data(dataset: Any) -> None:

@@ -19,7 +19,7 @@ from klball.data.formats import refuse_unknown_tokens
 from klball.evaluation.models import causal_lm
 from klball.evaluation.perplexity import summary_of
 from klball.evaluation.scoring import SCORE_COLUMNS, Scorer
-from klball.robust.ambiguity import AmbiguitySet, Empirical
+from klball.robust.ambiguity import AmbiguitySet
 from klball.robust.objectives import OBJECTIVES, PROXIMAL, Objective, objective_named
 from klball.training.accountant import HISTORY_FILE, Accountant
 from klball.training.batches import INDEX, WithIndex, input_lengths
@@ -95,7 +95,7 @@ class RobustSFTTrainer(ResumableTrainer):
         if given_tokens:
             refuse_unknown_tokens(self.train_dataset, inner.config.get_text_config().vocab_size)
         self.samples = numbered(self.train_dataset)
-        self._needs_certainty = self.ambiguity.gamma is not None
+        self._needs_certainty = "certainty" in self.ambiguity.needs
         if self._needs_certainty:
             add_fused_lm_head(inner, outputs=FUSED_OUTPUTS)
         self.data_collator = WithIndex(self.data_collator)
@@ -207,7 +207,7 @@ class RobustSFTTrainer(ResumableTrainer):
                 self._window.load(self._resume_folder)
         elif self.state.global_step == 0:
             self.accountant = self._empty_accountant()
-            if not isinstance(self.ambiguity, Empirical):  # which needs no scores
+            if self.ambiguity.needs:
                 self.rescore("initial")
 
     def within_epoch(self) -> bool:
@@ -216,7 +216,7 @@ class RobustSFTTrainer(ResumableTrainer):
 
     def _rescore_is_due(self) -> bool:
         """Every `rescore_steps`; by default every epoch, and whenever the scores have moved far."""
-        if self.state.global_step == 0 or self.accountant.frozen or isinstance(self.ambiguity, Empirical):
+        if self.state.global_step == 0 or self.accountant.frozen or not self.ambiguity.needs:
             return False
         if self.args.rescore_steps is None:
             epoch = steps_an_epoch(self.args, len(self.train_dataset))
@@ -288,7 +288,8 @@ class RobustSFTTrainer(ResumableTrainer):
         keep = self._keep[len(self._keep) - self._remaining]
         density = self.accountant.density(index.cpu(), g, c)
         if self.args.certainty_gradient and scores.certainty is not None:
-            losses = losses - float(self.accountant.solve().beta) * scores.certainty
+            price = self.ambiguity.summary(self.accountant.solve())["beta"]
+            losses = losses - price * scores.certainty
         losses = losses.masked_fill(~scores.mask, 0.0).sum(1)  # (B)
         if self.args.normalization == "sample":
             losses = losses / scores.num_tokens
