@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from klball.data.files import remove_stale, whole_file
-from klball.data.rows import to_trl_format
+from klball.data.rows import as_dataset, to_trl_format
 from klball.evaluation.models import causal_lm, public_name
 from klball.evaluation.scoring import (
     SCORE_COLUMNS,
@@ -87,7 +87,7 @@ def score(
     encoded = encode_for(model, tokenizer, dataset, max_length)
     scorer = Scorer(model, encoded[0]["input_ids"])
     about = provenance(scorer, tokenizer, encoded, max_length, tokens_per_batch)
-    about["row_format"] = row_format(dataset)
+    about["row_format"] = row_format(as_dataset(dataset))
     columns = SCORE_COLUMNS
     if token_log_probs:
         columns, about = (*SCORE_COLUMNS, TOKENS), {**about, "columns": TOKENS}

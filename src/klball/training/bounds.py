@@ -1,6 +1,6 @@
 """What numbers are possible for the settings of commands and trainers, by their names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import inf, isnan
 from typing import Any
 
@@ -13,7 +13,7 @@ AT_LEAST_2: Rule = ("at least 2", lambda x: 2 <= x < inf)
 BELOW_1: Rule = ("at least 0 and below 1", lambda x: 0 <= x < 1)
 FINITE: Rule = ("a finite number", lambda x: -inf < x < inf)
 
-ADVERSARY: dict[str, Rule] = {  # never words, as some of TRL's may be
+ADVERSARY: dict[str, Rule] = {
     "epsilon": NOT_NEGATIVE,
     "epsilons": NOT_NEGATIVE,
     "gamma": FINITE,
@@ -91,15 +91,16 @@ BOUNDS: dict[str, Rule] = {
 }
 
 
-def check_bounds(settings: Mapping[str, Any], prefix: str = "") -> None:
+def check_bounds(settings: Mapping[str, Any], prefix: str = "", numbers: Collection[str] = ()) -> None:
     """Raise ValueError for the first number that is not possible; NaN is never.
 
-    `prefix` goes before the setting's name: "--" on the command line.
+    `prefix` goes before the setting's name: "--" on the command line. Other settings than `numbers` may be
+    words, such as "auto".
     """
     for name, value in settings.items():
         for number in value if isinstance(value, list | tuple) else [value]:
             words, holds = BOUNDS.get(name, ("a number", lambda x: True))
-            if name not in ADVERSARY and (isinstance(number, bool) or not isinstance(number, int | float)):
+            if name not in numbers and (isinstance(number, bool) or not isinstance(number, int | float)):
                 continue
             if number is not None and not _holds(number, holds):
                 raise ValueError(f"{prefix}{name} must be {words}, not {str(number)[:40]}")

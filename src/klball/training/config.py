@@ -6,7 +6,7 @@ from trl import SFTConfig
 
 from klball.robust.ambiguity import AmbiguitySet, ambiguity_set
 from klball.robust.objectives import OBJECTIVES, PROXIMAL
-from klball.training.bounds import check_bounds
+from klball.training.bounds import ADVERSARY, check_bounds
 
 REWEIGHT = ("live", "static")
 NORMALIZATION = ("sample", "token", "sum")
@@ -73,7 +73,7 @@ class RobustSFTConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
-        check_bounds(vars(self))
+        check_bounds(vars(self), numbers=ADVERSARY)
         super().__post_init__()
         self.ambiguity()  # raises for bad numbers
         _one_of("reweight", self.reweight, REWEIGHT)
