@@ -133,7 +133,8 @@ class Parser(TrlParser):
             setattr(namespace, name, _expanded(name, value))
             if isinstance(value, str) and dict in map(_origin, self._kinds(name)):
                 self._refuse_bad_json(name, value)
-        check_bounds(vars(namespace), prefix="--")
+        numbers = {name: value for name, value in vars(namespace).items() if str not in self._kinds(name)}
+        check_bounds(numbers, prefix="--")  # compare's gamma may be a word
         return namespace, rest
 
     def _kinds(self, name: str) -> tuple[Any, ...]:
