@@ -1,7 +1,8 @@
 """What numbers are possible for the settings of commands and trainers, by their names."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from math import inf, isnan
+from numbers import Real
 from typing import Any
 
 Rule = tuple[str, Callable[[float], bool]]
@@ -24,6 +25,8 @@ ADVERSARY: dict[str, Rule] = {
     "psft_warmup_steps": NOT_NEGATIVE,
     "rescore_steps": NOT_NEGATIVE,
 }
+WORDS = {"pad_to_multiple_of"}  # TRL's "auto"
+NEVER_NONE = {*ADVERSARY} - {"gamma", "max_weight", "rescore_steps"}
 BOUNDS: dict[str, Rule] = {
     **ADVERSARY,
     # optimisation
@@ -91,23 +94,28 @@ BOUNDS: dict[str, Rule] = {
 }
 
 
-def check_bounds(settings: Mapping[str, Any], prefix: str = "", numbers: Collection[str] = ()) -> None:
+def check_bounds(settings: Mapping[str, Any], prefix: str = "") -> None:
     """Raise ValueError for the first number that is not possible; NaN is never.
 
-    `prefix` goes before the setting's name: "--" on the command line. Other settings than `numbers` may be
-    words, such as "auto".
+    `prefix` goes before the setting's name: "--" on the command line.
     """
     for name, value in settings.items():
         for number in value if isinstance(value, list | tuple) else [value]:
             words, holds = BOUNDS.get(name, ("a number", lambda x: True))
-            if name not in numbers and (isinstance(number, bool) or not isinstance(number, int | float)):
+            if number is None and name not in NEVER_NONE:
                 continue
-            if number is not None and not _holds(number, holds):
+            if (name not in BOUNDS or name in WORDS) and not _is_number(number):
+                continue
+            if not _holds(number, holds):
                 raise ValueError(f"{prefix}{name} must be {words}, not {str(number)[:40]}")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _holds(number: Any, rule: Callable[[float], bool]) -> bool:
-    if isinstance(number, bool) or not isinstance(number, int | float):
+    if not _is_number(number):
         return False
     try:
         return not isnan(float(number)) and rule(number)

@@ -31,7 +31,12 @@ from klball.training.fresh_scores import ScoreRows, fresh_scores
 from klball.training.packing import packed, refuse_crossing_attention
 from klball.training.proximal import ProximalWindow, without_dropout
 from klball.training.records import named_columns, sample_rows, step_metrics
-from klball.training.refusals import refuse_frozen, refuse_unsupported
+from klball.training.refusals import (
+    refuse_frozen,
+    refuse_no_model,
+    refuse_unmatched,
+    refuse_unsupported,
+)
 from klball.training.resumption import ResumableTrainer
 from klball.training.samples import num_answer_tokens, numbered, refuse_nonfinite, warn_of_cut_rows
 from klball.training.sharding import refuse_lost_parameters, sharded_scores, shards_parameters
@@ -77,6 +82,7 @@ class RobustSFTTrainer(ResumableTrainer):
     ):
         args = args or RobustSFTConfig(output_dir="robust-sft")
         refuse_unsupported(args, positional, kwargs, objective, ambiguity)
+        refuse_no_model(model, args)
         args = copy.copy(args)
         self._row_format = prepare_arguments(model, args, kwargs)
         given_tokens = "input_ids" in kwargs["train_dataset"].column_names
@@ -86,6 +92,7 @@ class RobustSFTTrainer(ResumableTrainer):
         self.ambiguity = ambiguity or args.ambiguity()
         super().__init__(model, args, **kwargs)
         refuse_frozen(self.model)
+        refuse_unmatched(self.model, kwargs.get("peft_config"))
         self.loss_is_scaled_for_ga = True  # normalised over the whole optimizer step, here
         if self.aux_loss_enabled:
             raise ValueError(
@@ -301,7 +308,10 @@ class RobustSFTTrainer(ResumableTrainer):
     def _token_losses(self, index: Tensor, scores: BatchScores) -> Tensor:
         if self._window is not None:
             return self._window.losses(index, scores)
-        return self.objective(scores.log_probs)
+        losses = self.objective(scores.log_probs)
+        if getattr(losses, "shape", None) != scores.log_probs.shape:
+            raise ValueError(f"objective must return a tensor of a loss a token, not {losses!r:.60}")
+        return losses
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """TRL's step; after the last micro-batch the fresh scores of all ranks go to the ledger."""
