@@ -128,7 +128,7 @@ class RobustProfile:
 
 def robust_profile(
     log_likelihood: Array | None = None,
-    epsilons: Sequence[float] = (),
+    epsilons: Sequence[float] | None = None,
     *,
     loss: Array | None = None,
     base_weights: Array | None = None,
@@ -139,6 +139,8 @@ def robust_profile(
     L_ε = max {E_Q[−g] : KL(Q‖F) ≤ ε} is increasing and concave in ε with slope λ.
     Raises ValueError like `solve_dual`.
     """
+    if epsilons is None:
+        raise ValueError("epsilons: pass the radii of the profile")
     solutions = [
         solve_dual(log_likelihood, loss=loss, epsilon=e, base_weights=base_weights, max_weight=max_weight)
         for e in epsilons

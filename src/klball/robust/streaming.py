@@ -30,7 +30,7 @@ class StreamedSolution:
     ess: effective sample size 1/Σ(q²), to about 2e-5 of itself. mean: E_F[g].
     mu: n·q_i = exp((mu − g_i − βC_i)/λ) if λ is in (0, ∞), else NaN.
     num_rows: n. num_passes: full passes over the data. status: optimal | point_mass.
-    tilt: g0, C0, widths of g and C, a, b and m of log(n·q) = m − a·(g − g0)/width − b·(C − C0)/width, which keeps
+    tilt: g0, C0, widths, a, b and m of log(n·q) = m − a·(g − g0)/width − b·(C − C0)/width, which keeps
     digits that λ and mu lose to a large offset or a tiny range.
     """
 

@@ -19,7 +19,7 @@ Tilt = Any  # a number, or one for every round: [rounds]
 
 PIECE = 1 << 13  # BLAS divides dot products of more than 10,000 terms over its threads
 ROWS = 4  # pieces that stay in the cache from the first operation on them to the last
-MANY = 1 << 14  # samples from which a start from a part of them pays
+MANY = 1 << 16  # samples from which a start from a part of them pays
 THINNING, RUN = 16, 8  # one run of samples that share a cache line in so many
 FAR = 600.0  # exponents within this need no care
 BARELY = 1e-15  # of mass: nothing
