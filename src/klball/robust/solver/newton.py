@@ -168,18 +168,13 @@ def joint_tilt(
     dual value D(a,b) = (ε + bγ + A)/a, since ∇D = −Vδ/a, so backtracking on D makes it safe. Rounds in
     which no b > 0 is called for are left alone, unsolved.
     """
-    m = tilting.moments(a, b)
-    value = _dual_value(m, a, b, epsilon, gamma)
-    direction, slope = joint_step(m, a, b, epsilon, gamma)
-    length = np.ones_like(a)
-    solved = np.zeros_like(a, dtype=bool)
-    idle = (b == 0) & ((m.mean_y <= gamma) | (m.kl < epsilon / 100))
+    new_a, new_b, value, slope = a, b, np.full_like(a, math.inf), np.zeros_like(a)
+    direction, length = np.zeros((2, len(a))), np.ones_like(a)
+    solved = idle = np.zeros_like(a, dtype=bool)
     for used in range(passes):
-        if idle.all():
-            break
-        new_a = np.where(idle, a, a + length * direction[0])
-        new_b = np.where(idle, b, b + length * direction[1])
         m = tilting.moments(new_a, new_b)
+        if used == 0:
+            idle = (b == 0) & ((m.mean_y <= gamma) | (m.kl < epsilon / 100))
         new_value = _dual_value(m, new_a, new_b, epsilon, gamma)
         kl_error = np.abs(m.kl - epsilon) / min(epsilon, 1.0)
         error = np.maximum(kl_error, np.abs(m.mean_y - gamma)) / np.minimum(new_a, 1)  # the gap is error/a
@@ -191,10 +186,12 @@ def joint_tilt(
         direction = np.where(taken, new_direction, direction)
         slope = np.where(taken, new_slope, slope)
         length = np.where(taken, 1.0, length / 4)
-        finished = taken & (error < 1e-6)
+        finished = taken & (error < 1e-6) & (b > 0)
         a, b = np.where(finished, a + direction[0], a), np.where(finished, b + direction[1], b)
         solved, idle = solved | finished, idle | finished
-        if 0.5 < idle.mean() < 1:  # stragglers need not drag the others along
+        if idle.all():
+            break
+        if idle.mean() > 0.5:  # stragglers need not drag the others along
             rest = ~idle
             part = tilting.rounds(rest)
             a[rest], b[rest], solved[rest] = joint_tilt(
@@ -202,6 +199,8 @@ def joint_tilt(
             )
             tilting.num_passes += part.num_passes
             break
+        new_a = np.where(idle, a, a + length * direction[0])
+        new_b = np.where(idle, b, b + length * direction[1])
     return a, b, solved
 
 
