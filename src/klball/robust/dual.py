@@ -256,7 +256,7 @@ class _Problem:
 
     def _in_units(self, own: slice) -> tuple[Scores, list[Units]]:
         base = None if self.base is None else self.base[own]
-        middle = self.c is not None
+        middle = self.gamma is not None
         x, g0, width = standardised(self.g[own], _some(self.extremes, own), base, self.cap, middle)
         if self.c is None or self.c_extremes is None:
             units = [Units(*each) for each in zip(g0.tolist(), width.tolist(), strict=True)]
