@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from klball.robust.solver.tilting import MANY, Moments, Numbers, Tilting
+from klball.robust.solver.tilting import MANY, Moments, Numbers, Tilting, dot
 
 LONGEST_STEP = 1.5  # in log a
 SETTLED = 1e-4  # a step of log a so short leaves an error of about its cube
@@ -125,9 +125,9 @@ def radius_start(tilting: Tilting, epsilon: float) -> float:
         return start if 0 < start < math.inf else 1.0
     few = slice(None, None, max(1, n // FEW)) if s.base is None else slice(None)
     x = s.x[few]
-    deviation = x - (np.mean(x) if s.base is None else s.base @ x)
+    deviation = x - (np.mean(x) if s.base is None else dot(s.base, x))
     deviation *= deviation
-    return float(_normal_radius(np.mean(deviation) if s.base is None else s.base @ deviation, epsilon))
+    return float(_normal_radius(np.mean(deviation) if s.base is None else dot(s.base, deviation), epsilon))
 
 
 def _normal_radius(variance: Any, epsilon: float) -> Any:
