@@ -18,7 +18,7 @@ from klball.robust.solver.tilting import MANY, Moments, Numbers, Tilting, dot
 LONGEST_STEP = 1.5  # in log a
 SETTLED = 1e-4  # a step of log a so short leaves an error of about its cube
 FEW = 4_000  # samples that know the spread well enough
-NEAR = 3e-6  # standard deviations of the exponent, by which a step needs no pass
+NEAR = 1e-5  # standard deviations of the exponent, by which a step needs no pass
 ROUGHLY = 1e-2  # a step that ends the search for a start
 JOINT_PASSES = 40
 MOST_PASSES = 300
@@ -160,13 +160,19 @@ def joint_start(tilting: Tilting, epsilon: float, gamma: Numbers) -> tuple[Numbe
 
 
 def joint_tilt(
-    tilting: Any, epsilon: float, gamma: Numbers, a: Numbers, b: Numbers, passes: int = JOINT_PASSES
+    tilting: Any,
+    epsilon: float,
+    gamma: Numbers,
+    a: Numbers,
+    b: Numbers,
+    passes: int = JOINT_PASSES,
+    enough: float = 1e-6,
 ) -> tuple[Numbers, Numbers, Numbers]:
     """(a, b, solved) with KL = ε and E[y] = γ, from a start; all [rounds].
 
     The root-finding direction δ solves V δ = (−(KL − ε + b·(E[y] − γ))/a, E[y] − γ). It descends the
     dual value D(a,b) = (ε + bγ + A)/a, since ∇D = −Vδ/a, so backtracking on D makes it safe. Rounds in
-    which no b > 0 is called for are left alone, unsolved.
+    which no b > 0 is called for are left alone, unsolved. An error below `enough` is squared by a last step.
     """
     new_a, new_b, value, slope = a, b, np.full_like(a, math.inf), np.zeros_like(a)
     direction, length = np.zeros((2, len(a))), np.ones_like(a)
@@ -179,14 +185,14 @@ def joint_tilt(
         kl_error = np.abs(m.kl - epsilon) / min(epsilon, 1.0)
         error = np.maximum(kl_error, np.abs(m.mean_y - gamma)) / np.minimum(new_a, 1)  # the gap is error/a
         descends = new_value <= value + 1e-4 * length * slope + 1e-13 * np.abs(value)
-        taken = (descends | (error < 1e-6)) & ~idle
+        taken = (descends | (error < enough)) & ~idle
         a, b = np.where(taken, new_a, a), np.where(taken, new_b, b)
         value = np.where(taken, new_value, value)
         new_direction, new_slope = joint_step(m, a, b, epsilon, gamma)
         direction = np.where(taken, new_direction, direction)
         slope = np.where(taken, new_slope, slope)
         length = np.where(taken, 1.0, length / 4)
-        finished = taken & (error < 1e-6) & (b > 0)
+        finished = taken & (error < enough) & (b > 0)
         a, b = np.where(finished, a + direction[0], a), np.where(finished, b + direction[1], b)
         solved, idle = solved | finished, idle | finished
         if idle.all():
@@ -195,7 +201,7 @@ def joint_tilt(
             rest = ~idle
             part = tilting.rounds(rest)
             a[rest], b[rest], solved[rest] = joint_tilt(
-                part, epsilon, gamma[rest], a[rest], b[rest], passes - used - 1
+                part, epsilon, gamma[rest], a[rest], b[rest], passes - used - 1, enough
             )
             tilting.num_passes += part.num_passes
             break
