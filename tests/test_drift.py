@@ -46,10 +46,12 @@ class World:
         left = math.exp(-self.step / 8)
         return -2 - self.drift * left + self.own * (0.6 + 0.1 * self.drift * left)
 
+    def pace(self) -> float:
+        return 1 - self.step / len(self.order)  # the learning rate falls
+
     def train(self, index: torch.Tensor) -> None:
-        pace = 1 - self.step / len(self.order)  # the learning rate falls
-        self.own += 0.01 * pace * self.noise()
-        self.own[index] += self.lift * pace
+        self.own += 0.01 * self.pace() * self.noise()
+        self.own[index] += self.lift * self.pace()
         self.step += 1
 
 
@@ -69,7 +71,7 @@ def replayed(world: World, ball: KLBall, on_demand: bool = True) -> tuple[list[f
         ours.append(float(accountant.density(index, trained_on, None).mean()))
         exact.append(float(truth.weights[index].mean()) * world.n)
         lambdas.append(accountant.solve().lambda_ / truth.lambda_)
-        accountant.record(index, trained_on, None)
+        accountant.record(index, trained_on, None, world.pace())
         world.train(index)
     epochs = [sum(ours[part]) / sum(exact[part]) for part in (slice(half), slice(half, None))]
     return epochs, torch.tensor(lambdas[len(lambdas) // 10 :]), rescores

@@ -180,7 +180,9 @@ class Accountant:
         base = 1 / len(self.log_likelihood) if self.base_weights is None else self.base_weights[index]
         return torch.minimum(density, 1 / torch.as_tensor(base, dtype=density.dtype))
 
-    def record(self, index: Tensor, log_likelihood: Tensor, certainty: Tensor | None) -> None:
+    def record(
+        self, index: Tensor, log_likelihood: Tensor, certainty: Tensor | None, learning_rate: float = 1.0
+    ) -> None:
         """Enter the fresh scores of one optimizer step's samples, and shift all the others."""
         if self.frozen or len(index) == 0:
             return
@@ -191,7 +193,7 @@ class Accountant:
         for k, (fresh, entries) in enumerate(pairs):
             gap[k] = (fresh - entries[index] - self.drift.shift[k]).mean()
         solution = self.solve()
-        self.drift.follow(gap, float(solution.lambda_), float(solution.beta))
+        self.drift.follow(gap, float(solution.lambda_), float(solution.beta), learning_rate)
         for k, (fresh, entries) in enumerate(pairs):
             entries[index] = fresh + self.drift.pace[k] + self.drift.lift[k] - self.drift.shift[k]
         self.drift.visited[index] = True

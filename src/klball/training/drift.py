@@ -21,7 +21,8 @@ class Drift:
         entry ← fresh score + pace + lift − shift
 
     lift: what training on a sample moves its score by beyond the others'. Gaps do not show it, because they
-    are seen before the step: it is learnt at each re-scoring from the samples visited since the last.
+    are seen before the step: it is learnt at each re-scoring from the samples visited since the last, and
+    falls with the learning rate.
     offset: the first gap after a re-scoring, by the same model: not drift, but what dropout does.
     """
 
@@ -31,10 +32,13 @@ class Drift:
         self.visited = torch.zeros(num_samples, dtype=torch.bool)  # since the last re-scoring
         self.visits = 0
         self.prices = (math.inf, 0.0)  # λ, β at the last visit
+        self.rate = 0.0  # the learning rate then
 
-    def follow(self, gap: Tensor, lambda_: float, beta: float) -> None:
-        """One visit's mean gap, [2]."""
-        self.prices = (lambda_, beta)
+    def follow(self, gap: Tensor, lambda_: float, beta: float, learning_rate: float) -> None:
+        """One visit's mean gap, [2], and what its step is made with."""
+        if learning_rate < self.rate:
+            self.lift *= learning_rate / self.rate
+        self.prices, self.rate = (lambda_, beta), learning_rate
         self.visits += 1
         if self.visits == 1:
             self.offset = gap
@@ -66,10 +70,11 @@ class Drift:
         """For the checkpoint."""
         names = {"shift": self.shift, "pace": self.pace, "lift": self.lift, "offset": self.offset}
         names |= {"visited_since": self.visited, "visits": torch.tensor(self.visits)}
-        return names | {"prices": torch.tensor(self.prices, dtype=torch.float64)}
+        return names | {"prices": torch.tensor([*self.prices, self.rate], dtype=torch.float64)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         self.shift, self.pace, self.lift = tensors["shift"], tensors["pace"], tensors["lift"]
         self.offset, self.visited = tensors["offset"], tensors["visited_since"]
         self.visits = int(tensors["visits"])
-        self.prices = (float(tensors["prices"][0]), float(tensors["prices"][1]))
+        lambda_, beta, self.rate = tensors["prices"].tolist()
+        self.prices = (lambda_, beta)

@@ -327,7 +327,8 @@ class RobustSFTTrainer(SFTTrainer):
             self._metrics["train"][name].append(value)
         self._metrics["train"]["num_tokens"] = [self.accountant.num_tokens]
         certainty = columns["certainty"] if self._needs_certainty else None
-        self.accountant.record(columns["index"].long(), columns["log_likelihood"], certainty)
+        rate = float(self._get_learning_rate())
+        self.accountant.record(columns["index"].long(), columns["log_likelihood"], certainty, rate)
 
     # --- evaluation and checkpoints -----------------------------------------------------------
 
