@@ -65,6 +65,8 @@ def replayed(world: World, ball: KLBall, on_demand: bool = True) -> tuple[list[f
         if step == half or (on_demand and accountant.drift.demands_rescoring(half)):
             accountant.rewrite(fresh.clone(), None)
             rescores += 1
+        elif on_demand and accountant.drift.looks_back(step, half, ball.epsilon):
+            accountant.look_back(fresh[accountant.drift.visited], None)
         accountant.begin_step()
         truth = ball.solve(fresh)
         trained_on = fresh[index] + world.dropout
@@ -78,13 +80,15 @@ def replayed(world: World, ball: KLBall, on_demand: bool = True) -> tuple[list[f
 
 
 @pytest.mark.parametrize("epsilon", EPSILONS)
-@pytest.mark.parametrize(("drift", "lift"), [(5.0, 0.1), (0.05, 0.02)], ids=["strong", "mild"])
+@pytest.mark.parametrize(
+    ("drift", "lift"), [(5.0, 0.1), (0.05, 0.02), (0.05, 0.2)], ids=["strong", "mild", "learnt by heart"]
+)
 def test_mean_weights_are_those_of_a_rescoring_at_every_step(drift, lift, epsilon):
     epochs, lambdas, rescores = replayed(World(drift, lift), KLBall(epsilon))
     assert epochs == pytest.approx([1, 1], abs=tolerance(epsilon))
     assert lambdas.quantile(0.05) > 0.85 and lambdas.quantile(0.95) < 1.15
     assert rescores <= (20 if drift > 1 else 1)  # of 80 steps; one an epoch at no drift
-    if drift > 1 and epsilon > 0.05:  # what the demand is for
+    if epsilon > 0.1 and max(drift, 10 * lift) > 1:  # what the demand, and looking back, are for
         without, _, _ = replayed(World(drift, lift), KLBall(epsilon), on_demand=False)
         assert abs(without[0] - 1) > tolerance(epsilon)
 

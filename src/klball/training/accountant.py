@@ -65,6 +65,18 @@ class Accountant:
         self.certainty = None if certainty is None else certainty.contiguous()
         self.solution = None
 
+    def look_back(self, log_likelihood: Tensor, certainty: Tensor | None) -> None:
+        """Learn the lift from fresh scores of the samples visited since the last re-scoring, in their order."""
+        visited = self.drift.visited
+        for k, (fresh, entries) in enumerate(
+            [(log_likelihood, self.log_likelihood), (certainty, self.certainty)]
+        ):
+            if fresh is not None and entries is not None:
+                lift = (fresh - entries[visited] - self.drift.shift[k]).mean() + self.drift.offset[k]
+                self.drift.lift[k] += lift
+                entries[visited] += lift
+        self.solution = None
+
     def scores(self) -> tuple[Tensor, Tensor | None]:
         """The entries, shift included: g and C, [n]."""
         certainty = None if self.certainty is None else self.certainty + self.drift.shift[1]

@@ -9,6 +9,7 @@ GAIN, PACE_GAIN = 0.5, 0.1  # of a visit's gap that goes into the shift, and int
 FASTEST = 0.3  # in units of λ: no more of a step's pace is believed
 DEMAND = 0.4  # in units of λ: so much drift is worth a full re-scoring; a pace alone is not
 AN_EPOCH = 20  # so often at most
+LOOK_BACK = 0.1  # radii above it need the lift from the first epoch on
 
 
 class Drift:
@@ -21,8 +22,8 @@ class Drift:
         entry ← fresh score + pace + lift − shift
 
     lift: what training on a sample moves its score by beyond the others'. Gaps do not show it, because they
-    are seen before the step: it is learnt at each re-scoring from the samples visited since the last, and
-    falls with the learning rate.
+    are seen before the step: it is learnt at each re-scoring from the samples visited since the last, or by
+    looking back at those alone, and falls with the learning rate.
     offset: the first gap after a re-scoring, by the same model: not drift, but what dropout does.
     """
 
@@ -65,6 +66,11 @@ class Drift:
         self.shift = torch.zeros_like(self.shift)
         self.visited.zero_()
         self.visits = 0
+
+    def looks_back(self, step: int, steps_an_epoch: int, epsilon: float) -> bool:
+        """Whether a tenth of an epoch is over, whose samples tell the lift; at small radii it hardly matters."""
+        due = step % steps_an_epoch == max(1, steps_an_epoch // 10)
+        return due and epsilon > LOOK_BACK and bool(self.visited.any())
 
     def tensors(self) -> dict[str, Tensor]:
         """For the checkpoint."""
