@@ -227,7 +227,7 @@ def test_three_thousand_hard_problems(start):
 
 
 def streamed_faults_at(seed):
-    """The same of `solve_dual_streamed`, where it takes the problem; what lies at λ = 0 or β = ∞ it refuses."""
+    """The same of `solve_dual_streamed`, which refuses what lies at λ = 0 or β = ∞."""
     (g, c, f, epsilon, gamma, cap), kinds = random_problem(seed)
     if kinds[2] != "uniform" or cap is not None:
         return [], []

@@ -11,6 +11,7 @@ from trl import ModelConfig
 
 from klball import cli
 from klball.evaluation.tables import write_table
+from klball.experiments.options import parse_options
 from klball.training.bounds import BOUNDS
 from klball.training.config import RobustSFTConfig
 from observed_commands import observed, rows, table
@@ -106,6 +107,16 @@ def numbers(cls) -> list[str]:
 
 
 CLASSES = [*(import_module(cli.COMMANDS[c][0]).Options for c in COMMANDS), RobustSFTConfig, ModelConfig]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_defaults_pass_the_checks_of_options(command):
+    words = [word for name, value in FIXED[command].items() for word in (f"--{name}", *_words(value))]
+    parse_options([import_module(cli.COMMANDS[command][0]).Options], words, f"klball {command}")
+
+
+def _words(value) -> list[str]:
+    return [str(part) for part in (value if isinstance(value, list) else [value])]
 
 
 def test_every_number_has_bounds():

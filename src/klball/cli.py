@@ -26,6 +26,7 @@ COMMANDS = {  # name → (module with a class `Options` and a function `run`, wh
 }
 
 
+LONGEST_LINE = 560  # characters
 FAULT = "klball: this is a fault of klball, not of your input: please report it with the lines below"
 
 
@@ -100,7 +101,10 @@ def _usage() -> str:
 
 
 def _fail(message: str) -> None:
-    print(f"klball: error: {visible(message, one_line=True)}", file=sys.stderr)
+    line = visible(message, one_line=True)
+    if len(line) > LONGEST_LINE:  # it quotes an endless name
+        line = f"{line[: LONGEST_LINE - 100]} … {line[-90:]}"
+    print(f"klball: error: {line}", file=sys.stderr)
     sys.exit(2)
 
 

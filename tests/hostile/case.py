@@ -12,6 +12,7 @@ from typing import Any
 REFUSED, WORKS, EITHER = "refused", "works", "either"
 BAR = re.compile(r"\d+%\||examples/s")  # progress that a library draws
 LONGEST_LINE = 600  # characters of a refusal
+LONGEST_OF_LIBRARIES = 1000  # of a ValueError in Python: Transformers lists its 50 optimizers
 MOST_LINES = 12  # of progress and warnings around it
 PROBLEM = "problem.txt"  # what `check` found, written beside the case's folder
 DATA = "d.jsonl"
@@ -65,7 +66,8 @@ def verdict(case: Case, answer: Answer) -> str:  # noqa: PLR0911
         return f"killed by signal {-answer.code}"
     if answer.strangers:
         return f"wrote outside its folder: {', '.join(answer.strangers)}"
-    if "\x1b" in answer.out + answer.err:
+    bars = "\x1b[A" if case.call is not None else ""  # in Python the libraries' bars move the cursor up
+    if "\x1b" in (answer.out + answer.err).replace(bars, ""):
         return "an escape sequence reaches the terminal"
     if "Traceback (most recent call last)" in answer.err:
         return "traceback"
@@ -87,7 +89,8 @@ def _refusal(case: Case, answer: Answer) -> str:  # noqa: PLR0911
         return "the error is not one last line"
     if len(lines) > MOST_LINES or any(line.startswith("usage:") for line in lines):
         return "the error drowns in other lines"
-    if len(ours[0]) > LONGEST_LINE:
+    most = LONGEST_LINE if case.call is None else LONGEST_OF_LIBRARIES
+    if len(ours[0]) > most:
         return f"the line has {len(ours[0])} characters"
     if not ours[0].removeprefix("klball: error:").strip():
         return "the line says nothing"

@@ -212,7 +212,7 @@ def _finished_outputs() -> Iterator[Case]:
         "score": ("score", "scores", "out/scores.parquet"),
         "paraphrase": ("paraphrase", "rounds", "out/rounds.parquet"),
         "evaluate": ("evaluate", "evaluate", "out/scores/*.parquet"),
-        "compare": ("compare", "compare", "out/scores/b/*.parquet"),
+        "compare": ("compare", "compare", "out/scores/*/*.parquet"),
         "scan": ("scan", "scan", "out/scores/base/*.parquet"),
     }
     for name, (asked, made, pattern) in tables.items():

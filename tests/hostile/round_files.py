@@ -1,6 +1,7 @@
 """rounds.parquet that is cut, foreign or inconsistent, for klball compare."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ def cases() -> Iterator[Case]:
         )
         yield _case(kind, expected, prepare, hints)
     for kind, (content, expected) in BYTES.items():
-        yield _case(kind, expected, _bytes(content), ("r.parquet",))
+        check = _same_rounds if kind.startswith("flipped") else None
+        yield replace(_case(kind, expected, _bytes(content), ("r.parquet",)), check=check)
     for kind, (more, expected) in ASKS.items():
         prepare = _bytes(lambda content: content)
         yield Case(
@@ -37,6 +39,14 @@ def _bytes(change: Callable[[bytes], bytes]) -> Callable[[], None]:
     return lambda: Path("r.parquet").write_bytes(
         change((fixture("rounds") / "out/rounds.parquet").read_bytes())
     )
+
+
+def _same_rounds() -> str | None:
+    """A flipped bit is found, or changed nothing that is read."""
+    import pyarrow.parquet as pq
+
+    whole = pq.read_table(fixture("rounds") / "out/rounds.parquet")
+    return None if pq.read_table("r.parquet").equals(whole) else "other rounds were compared"
 
 
 def _changed(change: Callable[[Any], Any]) -> Callable[[], None]:
@@ -120,9 +130,9 @@ BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut by a byte": (lambda content: content[:-1], REFUSED),
     "junk": (lambda content: b"junk" * 99, REFUSED),
     "JSON lines": (lambda content: b'{"round": 1, "prompt": "a", "answer": "b"}\n', REFUSED),
-    "flipped at 5 %": (lambda content: flipped(content, 0.05), REFUSED),
-    "flipped at 20 %": (lambda content: flipped(content, 0.2), REFUSED),
-    "flipped at 40 %": (lambda content: flipped(content, 0.4), REFUSED),
+    "flipped at 5 %": (lambda content: flipped(content, 0.05), EITHER),
+    "flipped at 20 %": (lambda content: flipped(content, 0.2), EITHER),
+    "flipped at 40 %": (lambda content: flipped(content, 0.4), EITHER),
 }
 ASKS: dict[str, tuple[list[str], str]] = {
     "more rounds than the file has": (["--rounds", "9"], EITHER),

@@ -50,7 +50,7 @@ def _rows(layout: str, count: int = 4) -> list[dict[str, Any]]:
 def _plain(layout: str, column: str, kind: str, turn: Iterator[str]) -> Iterator[Case]:
     value = VALUES[kind]
     expected = REFUSED
-    if column == "input" and kind in ("null", "missing"):
+    if column == "input" and kind in ("null", "missing", "nan"):
         expected = WORKS  # most rows of such data have no input
     elif kind in NUMBERS or kind in UNCLEAR:  # a whole column of numbers is written as it was written
         expected = EITHER
@@ -67,7 +67,7 @@ def _plain(layout: str, column: str, kind: str, turn: Iterator[str]) -> Iterator
         if kind == "empty" or (layout == "text" and absent):
             hints = ()
         other = next(turn)
-        if layout == "text" and other == "paraphrase":
+        if layout == "text" and other in ("paraphrase", "compare"):
             other = "train"  # text rows have no prompt to rephrase
         for name in ("score", other):
             title = f"{name}: {where} {column} {kind}"

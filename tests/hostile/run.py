@@ -71,8 +71,9 @@ def main() -> None:
         slowest.append((answer.seconds, case.name))
         if options.only:
             print(f"{case.name}: {answer.code} {wrong or 'well'}\n{answer.out[-2000:]}{answer.err[-3000:]}")
-        elif done % 100 == 0:
-            print(f"{done} of {len(cases)}", file=sys.stderr, flush=True)
+        elif wrong or done % 100 == 0:
+            told = f" [{case.group}] {case.name}: {wrong}" if wrong else ""
+            print(f"{done} of {len(cases)}{told}", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory(prefix="hostile-") as work:
         failures = failures_of(cases, Path(work), options.jobs, watch)

@@ -135,7 +135,7 @@ def _answer(call: Callable[[], object]) -> int:
             traceback.print_exc()
             code = 1
         else:
-            print(f"klball: error: {error}", file=sys.stderr)
+            print(f"\nklball: error: {error}", file=sys.stderr)  # a bar may not have ended its line
             code = 2
     except BaseException:
         traceback.print_exc()

@@ -90,7 +90,15 @@ def _solves(
             prepare=prepare,
             hints=hints,
             fixtures=("scores",),
+            check=_same_table if kind.startswith("a bit flipped") else None,
         )
+
+
+def _same_table() -> str | None:
+    """A flipped bit is found, or changed nothing that is read."""
+    import pyarrow.parquet as pq
+
+    return None if pq.read_table(TABLE).equals(_table()) else "other scores were solved"
 
 
 def _table() -> Any:
@@ -216,7 +224,7 @@ FILES: dict[str, tuple[Callable[[], Any], str]] = {
     "not there": (lambda: None, REFUSED),
     "a bit of a score flipped": (_flip_score, REFUSED),
     **{
-        f"a bit flipped at {share:.0%}": (_bytes(lambda c, share=share: flipped(c, share)), REFUSED)
+        f"a bit flipped at {share:.0%}": (_bytes(lambda c, share=share: flipped(c, share)), EITHER)
         for share in (0.02, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
     },
 }

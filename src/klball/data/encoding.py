@@ -16,7 +16,10 @@ from klball.data.formats import IGNORED, MASKS, TEXT, is_chat, refuse_unknown_to
 from klball.data.ids import with_sample_ids
 from klball.data.sources import as_dataset
 
-RENDERING_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, RuntimeError)
+RENDERING_ERRORS = (  # what a template's own code can raise
+    *(jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError),
+    RuntimeError,
+)
 CONTEXT = 8  # tokens before an answer that its first bytes may depend on, as the space of SentencePiece does
 
 

@@ -77,6 +77,8 @@ def known_columns(dataset: Dataset, text_field: str = TEXT) -> Dataset:
     if not len(dataset):
         raise ValueError("the data set has no rows")
     columns = set(dataset.column_names)
+    if {"input_ids", "seq_lengths"} <= columns:
+        raise ValueError("the data set is packed already: give one sample a row")
     layout = layout_of(columns, text_field)
     used = layout.used
     if layout.kind == "pair" and not isinstance(dataset[0]["prompt"], list):

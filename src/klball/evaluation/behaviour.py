@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +18,14 @@ from klball.evaluation.generation import (
     self_bleu,
 )
 from klball.evaluation.scoring import Scorer, batches_by_length, score_encoded
-from klball.evaluation.tables import Progress, identity, provenance, write_table
+from klball.evaluation.tables import (
+    Progress,
+    identity,
+    provenance,
+    provenance_in,
+    read_table,
+    write_table,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +66,8 @@ def own_answers(
             **{"max_new_tokens": max_new_tokens, "samples": samples, "ends": end_tokens(model, tokenizer)},
         }
         if output.exists():
-            table = pq.read_table(output)
-            known = json.loads((table.schema.metadata or {}).get(b"klball", b"{}"))
+            table = read_table(output)
+            known = provenance_in(output, table.schema)
             if identity(known) == identity(about):
                 return Dataset(table)
             logger.warning("%s was made from something else: answering again", output)

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers import AutoHfQuantizer
 from transformers.utils.hub import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -85,15 +86,19 @@ def check_model(name: str, revision: str | None = None, trust_remote_code: bool 
     """Raise ValueError where `load_model` would for all that can be seen without loading weights."""
     with _one_line(name):
         adapter = find_adapter_config_file(model_path(name), revision=revision)
-    if adapter is not None:
-        base = _adapter_config(name, Path(adapter), revision)
-        _check_weights(Path(model_path(name)))
-        try:
-            check_model(str(base.base_model_name_or_path), base.revision, trust_remote_code)
-        except ValueError as error:
-            raise ValueError(f"could not load model {name!r}: of its base: {error}") from error
+    if adapter is None:
+        _check_whole(name, revision, trust_remote_code)
         return
-    _check_base(name, revision, trust_remote_code)
+    base = _adapter_config(name, Path(adapter), revision)
+    _check_weights(Path(model_path(name)))
+    try:
+        _check_whole(str(base.base_model_name_or_path), base.revision, trust_remote_code)
+    except ValueError as error:
+        raise ValueError(f"could not load model {name!r}: of its base: {error}") from error
+
+
+def _check_whole(name: str, revision: str | None, trust_remote_code: bool) -> None:
+    check_base(name, revision, trust_remote_code)
     _load_tokenizer(name, revision, {"trust_remote_code": trust_remote_code})
 
 
@@ -136,7 +141,7 @@ def _one_line(name: str) -> Iterator[None]:
 
 
 def _load_base(name: str, revision: str | None, options: dict[str, Any]) -> PreTrainedModel:
-    _check_base(name, revision, options["trust_remote_code"])
+    check_base(name, revision, options["trust_remote_code"])
     with _one_line(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_path(name), revision=revision, output_loading_info=True, **options
@@ -146,8 +151,8 @@ def _load_base(name: str, revision: str | None, options: dict[str, Any]) -> PreT
     return model
 
 
-def _check_base(name: str, revision: str | None, trust_remote_code: bool) -> None:
-    """Everything about a model that is not an adapter but its weights' names and shapes."""
+def check_base(name: str, revision: str | None, trust_remote_code: bool) -> None:
+    """Raise ValueError for all that is wrong with a whole model but its weights' names and shapes."""
     path = Path(model_path(name))
     if path.is_dir():
         if revision not in (None, "main"):
@@ -160,11 +165,14 @@ def _check_base(name: str, revision: str | None, trust_remote_code: bool) -> Non
                 model_path(name), revision=revision, trust_remote_code=trust_remote_code
             )
             _refuse_other_architectures(config)
+            _refuse_unknown_quantisation(config)
     except ValueError as error:
         raise ValueError(f"{error}{hint}") from error
 
 
 def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} is an adapter, not a whole model: merge it into its base first")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: it has neither config.json nor adapter_config.json")
     read_json_object(folder / "config.json")
@@ -192,17 +200,30 @@ def _refuse_other_architectures(config: Any) -> None:
         raise ValueError(f"{declared[0]} is not a causal language model")
 
 
+def _refuse_unknown_quantisation(config: Any) -> None:
+    """Transformers would take the quantised numbers for the weights."""
+    asked = getattr(config, "quantization_config", None)
+    if isinstance(asked, dict) and not AutoHfQuantizer.supports_quant_method(asked):
+        raise ValueError(f"transformers does not know its quantisation {asked['quant_method']!r}")
+
+
 def _refuse_incomplete(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
     """Tensors that the files lack would be random; layers that the configuration lacks would be dropped."""
     absent = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if absent:
         raise ValueError(f"could not load model {name!r}: its weights lack {_some(absent)}")
-    known = {re.sub(r"\d+", "#", key) for key in model.state_dict()}
-    layers = sorted(key for key in info["unexpected_keys"] if re.sub(r"\d+", "#", key) in known)
-    if layers:
-        raise ValueError(f"could not load model {name!r}: its config.json has no place for {_some(layers)}")
+    layers = {layer for key in model.state_dict() if (layer := _layer(key))}
+    dropped = sorted(key for key in info["unexpected_keys"] if _layer(key) in layers)
+    if dropped:
+        raise ValueError(f"could not load model {name!r}: its config.json has no place for {_some(dropped)}")
     if info["unexpected_keys"]:
         logger.warning("%s: not used are %s", name, _some(sorted(info["unexpected_keys"])))
+
+
+def _layer(key: str) -> str | None:
+    """What a parameter of one of many layers begins with, whatever the layer's number."""
+    match = re.match(r"(.*?)\.\d+\..*(weight|bias)$", key)
+    return match and match[1]
 
 
 def _some(names: list[str]) -> str:
@@ -259,12 +280,13 @@ def _with_adapter(
 
 
 def causal_lm(model: torch.nn.Module) -> PreTrainedModel:
-    """The causal language model inside a PEFT or distributed wrapper."""
+    """The causal language model inside a PEFT or distributed wrapper. Raises ValueError if there is none."""
     while hasattr(model, "module"):
         model = model.module  # pyright: ignore[reportAssignmentType]
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()  # pyright: ignore[reportCallIssue]
-    assert isinstance(model, PreTrainedModel)
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"{type(model).__name__} is no causal language model of transformers")
     return model
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from klball.data.files import remove_stale, whole_file
 from klball.data.rows import to_trl_format
+from klball.data.sources import as_dataset
 from klball.evaluation.models import causal_lm, public_name
 from klball.evaluation.scoring import (
     SCORE_COLUMNS,
@@ -78,10 +79,8 @@ def score(
     one works `alone` on its own table.
     Raises ValueError for unusable rows, non-finite logits, or an `output` made from something else.
     """
-    if not isinstance(model, torch.nn.Module):
-        raise ValueError(f"model must be a loaded model, not {type(model).__name__} {str(model)[:60]!r}")
-    if max_length is not None and type(max_length) is not int:
-        raise ValueError(f"max_length must be a whole number of tokens, not {max_length!r}")
+    _refuse_arguments(model, tokenizer, max_length, tokens_per_batch, output)
+    dataset = as_dataset(dataset)
     was_training = model.training
     model.eval()
     encoded = encode_for(model, tokenizer, dataset, max_length)
@@ -115,7 +114,7 @@ def score(
     if processes > 1:
         state.wait_for_everyone()
     if process == 0:
-        tables = [_read_table(folder / f"{index:06d}.parquet") for index in range(len(parts))]
+        tables = [read_table(folder / f"{index:06d}.parquet") for index in range(len(parts))]
         write_table(_in_order(tables, encoded, about), Path(output))
         _remove_parts(Path(output))
     if processes > 1:
@@ -123,10 +122,25 @@ def score(
     return read_scores(output)[0]
 
 
+def _refuse_arguments(
+    model: Any, tokenizer: Any, max_length: Any, tokens_per_batch: Any, output: Any
+) -> None:
+    if not isinstance(output, str | Path | None):
+        raise ValueError(f"output must be the path of a file, not {output!r}")
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"model must be a loaded model, not {type(model).__name__} {str(model)[:60]!r}")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(f"tokenizer must be a loaded tokenizer, not {type(tokenizer).__name__}")
+    if type(tokens_per_batch) is not int or tokens_per_batch < 1:
+        raise ValueError(f"tokens_per_batch must be a whole number, at least 1, not {tokens_per_batch!r}")
+    if max_length is not None and type(max_length) is not int:
+        raise ValueError(f"max_length must be a whole number of tokens, not {max_length!r}")
+
+
 def read_scores(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
     """A score table, a file or a folder with some, and its provenance. Raises ValueError if it is not one."""
     files = score_files(path)
-    tables = [_read_table(file) for file in files]
+    tables = [read_table(file) for file in files]
     for file, table in zip(files, tables, strict=True):
         check_columns(file, table.schema, SCHEMA.names)
     table = pa.concat_tables(tables, promote_options="none" if len(tables) == 1 else "permissive")
@@ -143,17 +157,20 @@ def provenance_in(path: str | Path, schema: pa.Schema) -> dict[str, Any]:
     """The provenance in a table's schema; empty if there is none. Raises ValueError for a damaged one."""
     try:
         about = json.loads((schema.metadata or {}).get(b"klball", b"{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         about = None
     if not isinstance(about, dict):
         raise ValueError(f"{path} is damaged: its provenance is no JSON; remove it and make it again")
     return about
 
 
-def _read_table(path: str | Path) -> pa.Table:
-    """With every page's checksum verified."""
+def read_table(path: str | Path) -> pa.Table:
+    """A Parquet file, with every page's checksum verified. Raises ValueError for one that is damaged."""
     with readable(path):
-        return pq.ParquetFile(path, page_checksum_verification=True).read()
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        plain = [pa.string() if pa.types.is_string_view(field.type) else field.type for field in table.schema]
+        fields = [field.with_type(kind) for field, kind in zip(table.schema, plain, strict=True)]
+        return table.cast(pa.schema(fields, table.schema.metadata))  # Arrow filters no views
 
 
 def row_format(dataset: Dataset) -> str:
@@ -230,7 +247,7 @@ def _score_part(
     path = None if folder is None else folder / f"{index:06d}.parquet"
     if path is not None and path.exists():
         try:
-            return _read_table(path)
+            return read_table(path)
         except ValueError:
             logger.warning("%s is damaged and scored again", path)
     columns: dict[str, list[Any]] = {"row": [], **{name: [] for name in names}}

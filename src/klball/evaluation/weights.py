@@ -43,8 +43,10 @@ def refuse_damaged_safetensors(path: Path) -> None:
 
 def refuse_missing_shards(index: Path) -> None:
     """Raise ValueError if a file that an index of weights names does not lie beside it."""
-    shards = set(read_json_object(index).get("weight_map", {}).values())
-    if lost := sorted(shard for shard in shards if not (index.parent / shard).is_file()):
+    shards = read_json_object(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise ValueError(f"{index}: weight_map is no object of tensors and their files")
+    if lost := sorted({shard for shard in shards.values() if not (index.parent / shard).is_file()}):
         raise ValueError(f"{index.parent} lacks {lost[0]}, which {index.name} names")
 
 
@@ -52,7 +54,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object. Raises ValueError naming the file if it does not."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object but {type(content).__name__}")

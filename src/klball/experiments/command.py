@@ -91,7 +91,10 @@ class _FewRepeats(logging.Filter):
 
 def is_main() -> bool:
     """Whether this process is the one that prints and writes."""
-    return int(os.environ.get("RANK", "0")) == 0
+    rank = os.environ.get("RANK", "0")
+    if not rank.isdecimal():
+        raise ValueError(f"RANK={rank!r} in the environment is no number: unset it, or use accelerate launch")
+    return int(rank) == 0
 
 
 @contextmanager

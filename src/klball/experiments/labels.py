@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
+CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")  # tables and figures show labels
 LONGEST = 200  # bytes: file systems hold 255, and a suffix follows
 
 
@@ -28,7 +29,7 @@ def file_names(labels: Iterable[str], taken: Iterable[str] = ()) -> dict[str, st
     owners = {name.casefold(): name for name in taken}
     for label in labels:
         name = re.sub(r"[^\w.=-]+", "_", label.strip("/"))
-        if not name.strip(".") or "\0" in label or len(name.encode()) > LONGEST:
+        if not name.strip(".") or CONTROL.search(label) or len(name.encode()) > LONGEST:
             raise ValueError(f"{label[:60]!r} cannot name a file: write LABEL=NAME with a short label")
         if name.casefold() in owners:
             raise ValueError(

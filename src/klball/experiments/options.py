@@ -130,10 +130,12 @@ class Parser(TrlParser):
         if rest:
             self._refuse_unknown(rest)
         for name, value in vars(namespace).items():
+            _refuse_no_text(name, value)
             setattr(namespace, name, _expanded(name, value))
             if isinstance(value, str) and dict in map(_origin, self._kinds(name)):
                 self._refuse_bad_json(name, value)
-        check_bounds(vars(namespace), prefix="--")
+        numbers = {name: value for name, value in vars(namespace).items() if str not in self._kinds(name)}
+        check_bounds(numbers, prefix="--")  # compare's gamma may be a word
         return namespace, rest
 
     def _kinds(self, name: str) -> tuple[Any, ...]:
@@ -222,6 +224,13 @@ def _nearest(name: str, known: Any) -> str:
 def _one_line(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+def _refuse_no_text(name: str, value: Any) -> None:
+    """Names of files that Python holds and most libraries do not take."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and ("\0" in text or text.encode(errors="replace").decode() != text):
+            raise ValueError(f"--{name}: {text!r} is no UTF-8 text, or holds a NUL")
 
 
 def _expanded(name: str, value: Any) -> Any:

@@ -78,9 +78,8 @@ def read_recipe(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise ValueError(f"{path} must hold lines such as `epsilon: 0.05`, and holds {found}")
-    unnamed = next((key for key in content if not isinstance(key, str)), None)
-    if unnamed is not None:
-        raise ValueError(f"{path}: {unnamed!r} is no name of an option: put names in quotes")
+    if unnamed := [key for key in content if not isinstance(key, str)]:
+        raise ValueError(f"{path}: {unnamed[0]!r} is no name of an option: put names in quotes")
     return content, _environment(content.pop("env", {}), path)
 
 
@@ -99,4 +98,6 @@ def _environment(section: Any, path: str) -> dict[str, str]:
     for name, value in section.items():
         if not isinstance(name, str) or not isinstance(value, str | int | float) or isinstance(value, bool):
             raise ValueError(f"{path}: env: {name}: {value!r} is not text: put it in quotes")
+        if not name or set("=\0") & set(name) or "\0" in str(value):
+            raise ValueError(f"{path}: env: no variable can be called {name!r} and hold {value!r}")
     return {name: str(value) for name, value in section.items()}

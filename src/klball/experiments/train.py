@@ -115,7 +115,9 @@ def train(
         if is_main():
             say(f"{folder} already holds this run, finished")
         return
-    resume_from = _resumption(folder, asked, config.resume_from_checkpoint, started)
+    resume_from = _resumption(
+        folder, asked, config.resume_from_checkpoint, started, config.objective == PROXIMAL
+    )
     model, tokenizer = load_for_training(config, model_options)
     load_chat_template(tokenizer, config.chat_template_path)
     field, chat = config.dataset_text_field, bool(tokenizer.chat_template)
@@ -198,12 +200,14 @@ def _digests(
     return {**digests, "starting checkpoint": checkpoint_digest(asked)}
 
 
-def _resumption(folder: Path, asked: Path | None, wanted: str | None, started: bool) -> str | None:
+def _resumption(
+    folder: Path, asked: Path | None, wanted: str | None, started: bool, proximal: bool
+) -> str | None:
     """Where to begin: at the checkpoint asked for, else at this run's newest whole one."""
     own = checkpoints_of(folder)
     if asked is not None and (asked.name in {path.name for path in own.values()} or not own):
         return str(asked)
-    newest = newest_complete(folder) if started else None
+    newest = newest_complete(folder, proximal) if started else None
     if newest is None and own:
         logger.warning("no checkpoint in %s can be resumed from: starting from the beginning", folder)
     if newest is None and not started and str(wanted).lower() in ("true", "latest"):

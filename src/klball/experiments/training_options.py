@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import MLflowCallback, get_reporting_integration_callbacks
 from transformers.utils.import_utils import is_liger_kernel_available
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
@@ -93,6 +93,7 @@ def refuse_missing_packages(config: RobustSFTConfig, model: ModelConfig) -> None
             raise ValueError(f"{option} needs an accelerator, and there is none")
     if None in (config.report_to or []):
         raise ValueError("report_to has no value: write none for no log but the terminal's")
+    MLflowCallback._auto_end_run = False  # one that cannot be made fails again, aloud, when it is deleted
     try:
         for callback in get_reporting_integration_callbacks(config.report_to):
             callback()

@@ -128,7 +128,7 @@ class RobustProfile:
 
 def robust_profile(
     log_likelihood: Array | None = None,
-    epsilons: Sequence[float] = (),
+    epsilons: Sequence[float] | None = None,
     *,
     loss: Array | None = None,
     base_weights: Array | None = None,
@@ -139,6 +139,8 @@ def robust_profile(
     L_ε = max {E_Q[−g] : KL(Q‖F) ≤ ε} is increasing and concave in ε with slope λ.
     Raises ValueError like `solve_dual`.
     """
+    if epsilons is None:
+        raise ValueError("epsilons: pass the radii of the profile")
     solutions = [
         solve_dual(log_likelihood, loss=loss, epsilon=e, base_weights=base_weights, max_weight=max_weight)
         for e in epsilons
@@ -254,7 +256,7 @@ class _Problem:
 
     def _in_units(self, own: slice) -> tuple[Scores, list[Units]]:
         base = None if self.base is None else self.base[own]
-        middle = self.c is not None
+        middle = self.gamma is not None
         x, g0, width = standardised(self.g[own], _some(self.extremes, own), base, self.cap, middle)
         if self.c is None or self.c_extremes is None:
             units = [Units(*each) for each in zip(g0.tolist(), width.tolist(), strict=True)]

@@ -63,6 +63,18 @@ class Accountant:
         self.certainty = None if certainty is None else certainty.contiguous()
         self.solution = None
 
+    def look_back(self, log_likelihood: Tensor, certainty: Tensor | None) -> None:
+        """Learn the lift from fresh scores of the samples visited since the last re-scoring, in their order."""
+        visited = self.drift.visited
+        for k, (fresh, entries) in enumerate(
+            [(log_likelihood, self.log_likelihood), (certainty, self.certainty)]
+        ):
+            if fresh is not None and entries is not None:
+                lift = (fresh - entries[visited] - self.drift.shift[k]).mean() + self.drift.offset[k]
+                self.drift.lift[k] += lift
+                entries[visited] += lift
+        self.solution = None
+
     def scores(self) -> tuple[Tensor, Tensor | None]:
         """The entries, shift included: g and C, [n]."""
         certainty = None if self.certainty is None else self.certainty + self.drift.shift[1]
@@ -143,7 +155,9 @@ class Accountant:
             fresh["certainty"] = certainty.double()
         return solution.density(fresh)
 
-    def record(self, index: Tensor, log_likelihood: Tensor, certainty: Tensor | None) -> None:
+    def record(
+        self, index: Tensor, log_likelihood: Tensor, certainty: Tensor | None, learning_rate: float = 1.0
+    ) -> None:
         """Enter the fresh scores of one optimizer step's samples, and shift all the others."""
         if self.frozen or len(index) == 0:
             return
@@ -153,7 +167,7 @@ class Accountant:
         gap = torch.zeros(2, dtype=torch.float64)
         for k, (fresh, entries) in enumerate(pairs):
             gap[k] = (fresh - entries[index] - self.drift.shift[k]).mean()
-        self.drift.follow(gap, self.solve().scales)
+        self.drift.follow(gap, self.solve().scales, learning_rate)
         for k, (fresh, entries) in enumerate(pairs):
             entries[index] = fresh + self.drift.pace[k] + self.drift.lift[k] - self.drift.shift[k]
         self.drift.visited[index] = True

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from math import inf, isnan
+from numbers import Real
 from typing import Any
 
 Rule = tuple[str, Callable[[float], bool]]
@@ -13,7 +14,7 @@ AT_LEAST_2: Rule = ("at least 2", lambda x: 2 <= x < inf)
 BELOW_1: Rule = ("at least 0 and below 1", lambda x: 0 <= x < 1)
 FINITE: Rule = ("a finite number", lambda x: -inf < x < inf)
 
-ADVERSARY: dict[str, Rule] = {  # never words, as some of TRL's may be
+ADVERSARY: dict[str, Rule] = {
     "epsilon": NOT_NEGATIVE,
     "epsilons": NOT_NEGATIVE,
     "gamma": FINITE,
@@ -24,6 +25,8 @@ ADVERSARY: dict[str, Rule] = {  # never words, as some of TRL's may be
     "psft_warmup_steps": NOT_NEGATIVE,
     "rescore_steps": NOT_NEGATIVE,
 }
+WORDS = {"pad_to_multiple_of"}  # TRL's "auto"
+NEVER_NONE = {*ADVERSARY} - {"gamma", "max_weight", "rescore_steps"}
 BOUNDS: dict[str, Rule] = {
     **ADVERSARY,
     # optimisation
@@ -99,14 +102,20 @@ def check_bounds(settings: Mapping[str, Any], prefix: str = "") -> None:
     for name, value in settings.items():
         for number in value if isinstance(value, list | tuple) else [value]:
             words, holds = BOUNDS.get(name, ("a number", lambda x: True))
-            if name not in ADVERSARY and (isinstance(number, bool) or not isinstance(number, int | float)):
+            if number is None and name not in NEVER_NONE:
                 continue
-            if number is not None and not _holds(number, holds):
+            if (name not in BOUNDS or name in WORDS) and not _is_number(number):
+                continue
+            if not _holds(number, holds):
                 raise ValueError(f"{prefix}{name} must be {words}, not {str(number)[:40]}")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _holds(number: Any, rule: Callable[[float], bool]) -> bool:
-    if isinstance(number, bool) or not isinstance(number, int | float):
+    if not _is_number(number):
         return False
     try:
         return not isnan(float(number)) and rule(number)

@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from klball.evaluation.models import TINY, TINY_FOLDER
 from klball.evaluation.weights import refuse_damaged_safetensors, refuse_missing_shards
 from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
+from klball.training.proximal import WINDOW_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -41,31 +42,38 @@ NEEDED = {  # what a resumption reads → names that it may have; folders are FS
 def checkpoints_of(folder: Path) -> dict[int, Path]:
     """The folder's checkpoints by their step, whole or not."""
     paths = {path.name.rpartition("-")[2]: path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
-    return {int(step): path for step, path in sorted(paths.items()) if step.isdigit()}
+    return {int(step): path for step, path in sorted(paths.items()) if step.isdigit() and path.is_dir()}
 
 
-def newest_complete(folder: Path) -> str | None:
-    """The newest checkpoint that can be resumed from, None if there is none; says why newer ones cannot."""
+def newest_complete(folder: Path, proximal: bool = False) -> str | None:
+    """The newest checkpoint that can be resumed from, None if there is none; says why newer ones cannot.
+
+    `proximal`: of a PSFT run, which needs its window too.
+    """
     for _, path in sorted(checkpoints_of(folder).items(), reverse=True):
-        problem = problem_of(path)
+        problem = problem_of(path, proximal)
         if problem is None:
             return str(path)
         logger.warning("%s is passed over: %s", path, problem)
     return None
 
 
-def problem_of(checkpoint: Path) -> str | None:
+def problem_of(checkpoint: Path, proximal: bool = False) -> str | None:
     """Why training cannot be resumed from a checkpoint; None if all it needs is there and readable.
 
     Weights and optimizer state are not read but for their headers.
     """
     try:
-        TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
     except FileNotFoundError:
         return "it was not finished"
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return f"{STATE_FILE} is damaged"
-    absent = [what for what, names in NEEDED.items() if not any(_has(checkpoint, name) for name in names)]
+    step = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+    if state.train_batch_size is None or (step.isdigit() and state.global_step != int(step)):
+        return f"{STATE_FILE} is damaged (it is of step {state.global_step})"
+    needed = {**NEEDED, "PSFT window": (WINDOW_FILE.format("*"),)} if proximal else NEEDED
+    absent = [what for what, names in needed.items() if not any(_has(checkpoint, name) for name in names)]
     if absent:
         return f"it has no {absent[0]}"
     for path in sorted(checkpoint.iterdir()):
@@ -82,6 +90,8 @@ def _has(checkpoint: Path, name: str) -> bool:
 
 
 def _read(path: Path) -> None:
+    if path.suffix and path.is_dir():
+        raise ValueError("it is a folder")
     if path.suffix == ".safetensors":
         refuse_damaged_safetensors(path)
     elif path.name.endswith(".index.json"):

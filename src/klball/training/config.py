@@ -1,12 +1,13 @@
 """RobustSFTConfig: TRL's SFTConfig and the few settings that robust training adds."""
 
 from dataclasses import dataclass, field
+from typing import get_args, get_origin, get_type_hints
 
 from trl import SFTConfig
 
 from klball.robust.ambiguity import AmbiguitySet, ambiguity_set
 from klball.robust.objectives import OBJECTIVES, PROXIMAL
-from klball.training.bounds import check_bounds
+from klball.training.bounds import BOUNDS, check_bounds
 
 REWEIGHT = ("live", "static")
 NORMALIZATION = ("sample", "token", "sum")
@@ -24,8 +25,7 @@ class RobustSFTConfig(SFTConfig):
     (f_i ∝ T_i) or "sum" (f = 1/n, scores summed over tokens). psft_clip, psft_refresh, psft_warmup_steps:
     for objective="psft", the upper clip c of the ratio, the optimizer steps between refreshes of p^old, and
     the steps of plain NLL before the first. rescore_steps: optimizer steps between full
-    re-scorings of all samples (None: an epoch, and whenever all scores have drifted by .4 λ, at most 20 times
-    an epoch; 0: never). on_infeasible: "relax" gamma or "raise". certainty_gradient:
+    re-scorings (None: an epoch; 0: never). on_infeasible: "relax" gamma or "raise". certainty_gradient:
     add the −β Σ q ∇C of the envelope theorem.
     """
 
@@ -57,10 +57,7 @@ class RobustSFTConfig(SFTConfig):
     )
     rescore_steps: int | None = field(
         default=None,
-        metadata={
-            "help": "Optimizer steps between full re-scorings; default: an epoch, and whenever the scores' "
-            "drift demands it; 0: never."
-        },
+        metadata={"help": "Optimizer steps between full re-scorings; default: an epoch; 0: never."},
     )
     on_infeasible: str = field(
         default="relax", metadata={"help": "When gamma becomes infeasible: 'relax' it or 'raise'."}
@@ -74,6 +71,7 @@ class RobustSFTConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         check_bounds(vars(self))
+        _refuse_other_types(self)
         super().__post_init__()
         self.ambiguity()  # raises for bad numbers
         _one_of("reweight", self.reweight, REWEIGHT)
@@ -98,6 +96,18 @@ class RobustSFTConfig(SFTConfig):
     def ambiguity(self) -> AmbiguitySet:
         """The ambiguity set of epsilon, gamma and max_weight."""
         return ambiguity_set(self.epsilon, self.gamma, self.max_weight)
+
+
+def _refuse_other_types(config: RobustSFTConfig) -> None:
+    """What argparse sees to on the command line: whole numbers, one number, mappings."""
+    for name, hint in get_type_hints(type(config)).items():
+        kinds = {get_origin(kind) or kind for kind in get_args(hint) or (hint,)}
+        value = getattr(config, name, None)
+        whole = int in kinds and float not in kinds
+        if name in BOUNDS and (isinstance(value, list | tuple) or (whole and isinstance(value, float))):
+            raise ValueError(f"{name} must be a {'whole ' * whole}number, not {value!r}")
+        if dict in kinds and not kinds & {list, int, bool} and isinstance(value, list | int | float):
+            raise ValueError(f"{name} must be a mapping, not {value!r}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

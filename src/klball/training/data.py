@@ -1,5 +1,6 @@
 """What the trainer is given as data → rows in TRL's formats."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoProcessor
 from trl.trainer.utils import get_config_model_id
 
-from klball.data.encoding import require_template, training_template
+from klball.data.encoding import load_chat_template, require_template, training_template
 from klball.data.formats import MASKS, TEXT, is_chat, to_trl_format
 from klball.data.ids import with_sample_ids
 from klball.data.sources import as_dataset
@@ -54,6 +55,8 @@ def prepare_arguments(model: Any, args: RobustSFTConfig, kwargs: dict[str, Any])
     """
     processing_class = kwargs.get("processing_class") or _processing_class(model, args)
     kwargs["processing_class"] = processing_class
+    if args.chat_template_path:
+        load_chat_template(copy.copy(processing_class), args.chat_template_path)  # for its errors
     conversational = bool(args.chat_template_path or processing_class.chat_template)
     row_format = RowFormat(conversational, args.dataset_text_field, kwargs.pop("formatting_func", None))
     args.dataset_text_field = TEXT

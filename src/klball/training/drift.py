@@ -10,6 +10,7 @@ GAIN, PACE_GAIN = 0.5, 0.1  # of a visit's gap that goes into the shift, and int
 FASTEST = 0.3  # in units of λ: no more of a step's pace is believed
 DEMAND = 0.4  # in units of λ: so much drift is worth a full re-scoring; a pace alone is not
 AN_EPOCH = 20  # so often at most
+LOOK_BACK = 0.1  # radii above it need the lift from the first epoch on
 
 
 class Drift:
@@ -22,7 +23,8 @@ class Drift:
         entry ← fresh score + pace + lift − shift
 
     lift: what training on a sample moves its score by beyond the others'. Gaps do not show it, because they
-    are seen before the step: it is learnt at each re-scoring from the samples visited since the last.
+    are seen before the step: it is learnt at each re-scoring from the samples visited since the last, or by
+    looking back at those alone, and falls with the learning rate.
     offset: the first gap after a re-scoring, by the same model: not drift, but what dropout does.
     """
 
@@ -32,9 +34,13 @@ class Drift:
         self.visited = torch.zeros(num_samples, dtype=torch.bool)  # since the last re-scoring
         self.visits = 0
         self.scales = torch.full((2,), math.inf, dtype=torch.float64)  # λ and λ/β at the last visit
+        self.rate = 0.0  # the learning rate then
 
-    def follow(self, gap: Tensor, scales: Mapping[str, float]) -> None:
-        """One visit's mean gap, [2]; scales: the solution's."""
+    def follow(self, gap: Tensor, scales: Mapping[str, float], learning_rate: float) -> None:
+        """One visit's mean gap, [2], the solution's scales, and what its step is made with."""
+        if learning_rate < self.rate:
+            self.lift *= learning_rate / self.rate
+        self.rate = learning_rate
         known = [scales.get(name, math.inf) for name in ("score", "certainty")]
         self.scales = torch.tensor(known, dtype=torch.float64)
         self.visits += 1
@@ -64,14 +70,19 @@ class Drift:
         self.visited.zero_()
         self.visits = 0
 
+    def looks_back(self, step: int, steps_an_epoch: int, kl: float) -> bool:
+        """Whether a tenth of an epoch is over, whose samples tell the lift; at small radii it hardly matters."""
+        due = step % steps_an_epoch == max(1, steps_an_epoch // 10)
+        return due and kl > LOOK_BACK and bool(self.visited.any())
+
     def tensors(self) -> dict[str, Tensor]:
         """For the checkpoint."""
         names = {"shift": self.shift, "pace": self.pace, "lift": self.lift, "offset": self.offset}
         names |= {"visited_since": self.visited, "visits": torch.tensor(self.visits)}
-        return names | {"scales": self.scales}
+        return names | {"scales": self.scales, "rate": torch.tensor(self.rate, dtype=torch.float64)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         self.shift, self.pace, self.lift = tensors["shift"], tensors["pace"], tensors["lift"]
         self.offset, self.visited = tensors["offset"], tensors["visited_since"]
         self.visits = int(tensors["visits"])
-        self.scales = tensors["scales"]
+        self.scales, self.rate = tensors["scales"], float(tensors["rate"])

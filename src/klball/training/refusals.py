@@ -1,11 +1,20 @@
 """What RobustSFTTrainer does not support, said in one line before anything is loaded."""
 
+from types import NoneType
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+    get_scheduler,
+)
 
 from klball.data.sources import as_dataset
+from klball.evaluation.models import check_base
 from klball.robust.objectives import PROXIMAL
 from klball.training.config import RobustSFTConfig
 
@@ -23,10 +32,17 @@ def refuse_unsupported(
     if not isinstance(args, RobustSFTConfig):
         raise ValueError(f"args must be a RobustSFTConfig, not {type(args).__name__}")
     _refuse_arguments(args, kwargs, objective, ambiguity)
+    _refuse_scheduler(args)
     _refuse_data(kwargs.get("train_dataset"))
 
 
 def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: Any, ambiguity: Any) -> None:
+    kinds = (PreTrainedTokenizerBase, ProcessorMixin, NoneType)
+    if not isinstance(kwargs.get("processing_class"), kinds):
+        raise ValueError(f"processing_class must be a loaded tokenizer, not {kwargs['processing_class']!r}")
+    for callback in kwargs.get("callbacks") or ():
+        if not isinstance(callback, TrainerCallback) and not isinstance(callback, type):
+            raise ValueError(f"callbacks must be transformers.TrainerCallback objects, not {callback!r}")
     peft_config = kwargs.get("peft_config")
     if peft_config is not None and not isinstance(peft_config, PeftConfig):
         raise ValueError(f"peft_config must be a PeftConfig such as LoraConfig(), not {peft_config!r}")
@@ -51,8 +67,14 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         and args.gamma is None
         and ambiguity is None,
         "label_smoothing_factor is not supported": args.label_smoothing_factor > 0,
-        f"packing_strategy={args.packing_strategy!r} cuts samples in two: use 'bfd'": args.packing
-        and args.packing_strategy != "bfd",
+        f"packing_strategy={args.packing_strategy!r} is not supported: 'bfd' cuts no sample in two": (
+            args.packing_strategy != "bfd"
+        ),
+        "dataloader_persistent_workers needs dataloader_num_workers": args.dataloader_persistent_workers
+        and not args.dataloader_num_workers,
+        "objective must be a function of log-probabilities, or a name in RobustSFTConfig": objective
+        is not None
+        and not callable(objective),
         "packing needs max_length, the length of a pack": args.packing and args.max_length is None,
         "packing and padding_free need a process for each GPU: start with `accelerate launch`": flat
         and args.n_gpu > 1,
@@ -79,6 +101,34 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
     for message, present in problems.items():
         if present:
             raise ValueError(message)
+
+
+def _refuse_scheduler(args: RobustSFTConfig) -> None:
+    """Transformers makes it when training begins: too late to learn that it has no such setting."""
+    given = args.lr_scheduler_kwargs or {}
+    try:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=dict(given))
+    except (TypeError, ValueError, AttributeError) as error:
+        name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        raise ValueError(f"lr_scheduler_type={name!r} with lr_scheduler_kwargs={given}: {error}") from error
+
+
+def refuse_unmatched(model: torch.nn.Module, peft_config: Any) -> None:
+    """Raise ValueError for a parameter that LoRA was to adapt and did not find; PEFT only warns."""
+    names: list[str] = getattr(getattr(model, "base_model", None), "targeted_parameter_names", [])
+    for part in getattr(peft_config, "target_parameters", None) or []:
+        if not any(f".{name}".endswith(f".{part}") for name in names):
+            raise ValueError(f"target_parameters: the model has no parameter {part!r}")
+
+
+def refuse_no_model(model: Any, args: RobustSFTConfig) -> None:
+    """Raise ValueError for what is neither a language model nor the name of one."""
+    if not isinstance(model, str | PreTrainedModel | PeftModel):
+        raise ValueError(f"model must be a causal language model or its name, not {type(model).__name__}")
+    if isinstance(model, str):
+        settings: dict[str, Any] = dict(args.model_init_kwargs or {})  # pyright: ignore[reportArgumentType]
+        check_base(model, settings.get("revision"), args.trust_remote_code)
 
 
 def refuse_frozen(model: torch.nn.Module) -> None:

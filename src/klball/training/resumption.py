@@ -6,6 +6,7 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
+from klball.robust.objectives import PROXIMAL
 from klball.training.checkpoints import hide_installation, newest_complete, refuse_unfit
 
 
@@ -23,7 +24,9 @@ class ResumableTrainer(SFTTrainer):
         Raises ValueError if there is none, or the one named is damaged, incomplete or of another model.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_complete(Path(str(self.args.output_dir)))
+            resume_from_checkpoint = newest_complete(
+                Path(str(self.args.output_dir)), getattr(self.args, "objective", None) == PROXIMAL
+            )
             if resume_from_checkpoint is None:
                 raise ValueError(f"{self.args.output_dir} has no complete checkpoint to resume from")
         self._resume_folder = Path(str(resume_from_checkpoint)) if resume_from_checkpoint else None

@@ -31,7 +31,12 @@ from klball.training.fresh_scores import ScoreRows, fresh_scores
 from klball.training.packing import packed, refuse_crossing_attention
 from klball.training.proximal import ProximalWindow, without_dropout
 from klball.training.records import named_columns, sample_rows, step_metrics
-from klball.training.refusals import refuse_frozen, refuse_unsupported
+from klball.training.refusals import (
+    refuse_frozen,
+    refuse_no_model,
+    refuse_unmatched,
+    refuse_unsupported,
+)
 from klball.training.resumption import ResumableTrainer
 from klball.training.samples import num_answer_tokens, numbered, refuse_nonfinite, warn_of_cut_rows
 from klball.training.sharding import refuse_lost_parameters, sharded_scores, shards_parameters
@@ -77,6 +82,7 @@ class RobustSFTTrainer(ResumableTrainer):
     ):
         args = args or RobustSFTConfig(output_dir="robust-sft")
         refuse_unsupported(args, positional, kwargs, objective, ambiguity)
+        refuse_no_model(model, args)
         args = copy.copy(args)
         self._row_format = prepare_arguments(model, args, kwargs)
         given_tokens = "input_ids" in kwargs["train_dataset"].column_names
@@ -86,6 +92,7 @@ class RobustSFTTrainer(ResumableTrainer):
         self.ambiguity = ambiguity or args.ambiguity()
         super().__init__(model, args, **kwargs)
         refuse_frozen(self.model)
+        refuse_unmatched(self.model, kwargs.get("peft_config"))
         self.loss_is_scaled_for_ga = True  # normalised over the whole optimizer step, here
         if self.aux_loss_enabled:
             raise ValueError(
@@ -189,12 +196,19 @@ class RobustSFTTrainer(ResumableTrainer):
         step = self.state.global_step
         when = "before the first step" if reason == "initial" else f"again after step {step}"
         logger.info("scoring %d rows %s …", len(self.samples), when)
-        scores = self.score_dataset(self.samples, f"scoring {when}")
+        self.accountant.rewrite(*self._ledger_scores(self.samples, f"scoring {when}"))
+        self.scoring_seconds[reason] += time.perf_counter() - began
+
+    def _ledger_scores(self, samples: Dataset, title: str) -> tuple[Tensor, Tensor | None]:
+        scores = self.score_dataset(samples, title)
         g, c = scores["log_likelihood"], scores["certainty"] if self._needs_certainty else None
         if self.args.normalization == "sum":
             g, c = scores["sum_log_prob"], None if c is None else c * scores["num_tokens"]
-        self.accountant.rewrite(g, c)
-        self.scoring_seconds[reason] += time.perf_counter() - began
+        return g, c
+
+    def _look_back(self) -> None:
+        recent = self.accountant.drift.visited.nonzero()[:, 0].tolist()
+        self.accountant.look_back(*self._ledger_scores(self.samples.select(recent), "looking back"))
 
     def begin_training(self) -> None:
         """Fill the ledger: from the checkpoint that training resumes from, else by scoring all rows."""
@@ -223,6 +237,11 @@ class RobustSFTTrainer(ResumableTrainer):
             return self.state.global_step % epoch == 0 or self.accountant.drift.demands_rescoring(epoch)
         return self.args.rescore_steps > 0 and self.state.global_step % self.args.rescore_steps == 0
 
+    def _look_back_is_due(self) -> bool:
+        epoch = steps_an_epoch(self.args, len(self.train_dataset))
+        due = self.accountant.drift.looks_back(self.state.global_step, epoch, self.accountant.solve().kl)
+        return due and self.args.rescore_steps is None
+
     # --- one optimizer step -------------------------------------------------------------------
 
     def get_batch_samples(
@@ -240,6 +259,8 @@ class RobustSFTTrainer(ResumableTrainer):
             if self._rescore_is_due():
                 self.accountant.rescores += 1
                 self.rescore()
+            elif self._look_back_is_due():
+                self._look_back()
             self._begin_step()
             self._plan_step(batches, device)
         return batches, num_items
@@ -302,7 +323,10 @@ class RobustSFTTrainer(ResumableTrainer):
     def _token_losses(self, index: Tensor, scores: BatchScores) -> Tensor:
         if self._window is not None:
             return self._window.losses(index, scores)
-        return self.objective(scores.log_probs)
+        losses = self.objective(scores.log_probs)
+        if getattr(losses, "shape", None) != scores.log_probs.shape:
+            raise ValueError(f"objective must return a tensor of a loss a token, not {losses!r:.60}")
+        return losses
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """TRL's step; after the last micro-batch the fresh scores of all ranks go to the ledger."""
@@ -332,7 +356,8 @@ class RobustSFTTrainer(ResumableTrainer):
             self._metrics["train"][name].append(value)
         self._metrics["train"]["num_tokens"] = [self.accountant.num_tokens]
         certainty = columns["certainty"] if self._needs_certainty else None
-        self.accountant.record(columns["index"].long(), columns["log_likelihood"], certainty)
+        rate = float(self._get_learning_rate())
+        self.accountant.record(columns["index"].long(), columns["log_likelihood"], certainty, rate)
 
     # --- evaluation and checkpoints -----------------------------------------------------------
 

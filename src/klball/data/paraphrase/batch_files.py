@@ -117,7 +117,7 @@ def request_ids(path: Path) -> list[str]:
     try:
         with path.open(encoding="utf-8") as file:
             return [str(json.loads(line)["custom_id"]) for line in file]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: remove it, and its requests are written anew") from error
 
 

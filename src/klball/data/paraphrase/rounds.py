@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
 )
 
 WORD_FOR_WORD = "word for word"  # a column of acceptance.csv
+WRITTEN: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 ROUNDS_COLUMNS = ("round", "sample_id", "original", "prompt", "accepted", "reason")
 Replies = Callable[[int], Sequence[Reply]]  # round → a reply per sample, in the samples' order
 Progress = Callable[[int, int], None]  # rounds done, rounds in all
@@ -66,7 +67,7 @@ class Rounds:
             raise ValueError(
                 f"{self.path} has no round {round_}; there are {self.rounds[0]} to {self.rounds[-1]}"
             )
-        return pq.read_table(self.path, filters=[("round", "==", round_)])
+        return self._read(filters=[("round", "==", round_)])
 
     def dataset(self, round_: int) -> Dataset:
         """One round as rows that `klball.score` reads, in the layout of the original data, with `id`.
@@ -127,12 +128,19 @@ class Rounds:
 
     @cached_property
     def _columns(self) -> pa.Table:
-        return pq.read_table(self.path, columns=list(ROUNDS_COLUMNS))
+        return self._read(columns=list(ROUNDS_COLUMNS))
+
+    def _read(self, **part: Any) -> pa.Table:
+        try:
+            return pq.read_table(self.path, page_checksum_verification=True, **part)
+        except (OSError, pa.ArrowException) as error:
+            said = str(error).splitlines()[0]
+            raise ValueError(f"{self.path} is damaged ({said}): make the rounds again") from error
 
     def check(self) -> None:
         """Raise ValueError unless every round holds the same samples in the same order."""
         for name in (*ROUNDS_COLUMNS, "answer"):
-            column = pq.read_table(self.path, columns=[name])[name]
+            column = self._read(columns=[name])[name]
             if column.null_count:
                 row = column.is_null().to_pylist().index(True)
                 raise ValueError(
@@ -197,11 +205,11 @@ def write_rounds(
         else:
             table = _table(round_, samples, control.judge(replies(round_)), maker["maker"])
             with whole_file(part) as temporary:
-                pq.write_table(table, temporary, compression="zstd")
+                pq.write_table(table, temporary, **WRITTEN)
         if progress is not None:
             progress(round_, rounds)
     schema = SCHEMA.with_metadata({"klball": json.dumps(about, sort_keys=True)})
-    with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema, **WRITTEN) as writer:
         for round_ in range(1, rounds + 1):  # a row group a round: one round can be read alone
             writer.write_table(pq.read_table(folder / f"{round_:06d}.parquet").cast(schema))
     _remove_parts(path)
@@ -259,7 +267,7 @@ def _table(round_: int, samples: Sequence[Sample], verdicts: Sequence[Verdict], 
 def _provenance_in(metadata: bytes) -> dict[str, Any] | None:
     try:
         about = json.loads(metadata)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return about if isinstance(about, dict) else None
 

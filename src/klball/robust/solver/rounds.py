@@ -20,7 +20,7 @@ from klball.robust.solver.newton import (
     radius_start,
     radius_tilt,
 )
-from klball.robust.solver.tilting import Moments, Numbers, Scores, Tilting, quantile
+from klball.robust.solver.tilting import Moments, Numbers, Scores, Tilting, dot, quantile
 
 CLOSED = 1e-11  # a gap that ends the search, in units of the range of x
 FEASIBLE = 1e-11  # an excess of E[y] that is none, in units of its range
@@ -127,7 +127,7 @@ def solve_ball(scores: Scores, epsilon: float, overwrite: bool = False) -> Answe
     if epsilon == 0:
         return _at(scores, scores.f(), "optimal", a=0.0, gap=0.0)
     x = scores.x
-    mean = (np.einsum("i->", x) / len(x) if scores.base is None else scores.base @ x) - x.min()
+    mean = (np.einsum("i->", x) / len(x) if scores.base is None else dot(scores.base, x)) - x.min()
     # x spans 1 at the most, so a mass of e^−ε at its smallest would leave no larger a mean than this
     if scores.cap is not None or mean <= 1 - math.exp(-epsilon) + 1e-9:
         face = face_of(scores.x, scores)
@@ -196,7 +196,7 @@ def _by_vertex(scores: Scores, ball: Ball) -> Answer | None:
     if answer.kl > ball.epsilon + 1e-12:
         return None
     z = scores.x + found.beta * scores.y
-    least = float(face_of(z, scores).nearest() @ z) - found.beta * ball.gamma
+    least = float(dot(face_of(z, scores).nearest(), z)) - found.beta * ball.gamma
     return answer._replace(gap=abs(answer.mean_x - least))
 
 
@@ -234,9 +234,9 @@ def _at(scores: Scores, q: Numbers, status: str, *, a: float, gap: float, beta: 
         beta=beta,
         weights=q,
         kl=divergence(q, scores.f()),
-        mean_x=float(q @ scores.x),
-        mean_y=0.0 if scores.y is None else float(q @ scores.y),
-        ess=float(1 / (q @ q)),
+        mean_x=float(dot(q, scores.x)),
+        mean_y=0.0 if scores.y is None else float(dot(q, scores.y)),
+        ess=float(1 / dot(q, q)),
         mu=math.nan,
         gap=gap,
         status=status,
