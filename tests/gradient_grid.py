@@ -59,7 +59,7 @@ CASES["nll-certainty-sample-exact"] = dict(
 CASES["nll-capped-sample"] = dict(objective="nll", ambiguity=KLBall(0.5, max_weight=2))
 for name, ambiguity in {
     "optimistic": KLBall(0.5, direction="optimistic"),
-    "cvar": CVaR(0.3),
+    "cvar": CVaR(0.6),
     "chi2": ChiSquareBall(0.5),
     "chi2-capped": ChiSquareBall(0.5, max_weight=1.5),
     "guide": ReverseKLBall(0.3),  # one that klball does not ship

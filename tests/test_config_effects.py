@@ -14,7 +14,10 @@ BINDING = {"gamma": 0.01}  # below every certainty: relaxed to the least feasibl
 PSFT = {"objective": "psft"}
 CHATS = {"data": "messages"}
 CASES = {  # setting → (other settings first, the changed value) or (…, …, the refusal)
+    "ambiguity": ({"epsilon": 0.5}, "chi2"),
     "epsilon": ({}, 0.5),
+    "alpha": ({"ambiguity": "cvar", "alpha": 0.9}, 0.3),
+    "direction": ({}, "optimistic"),
     "gamma": ({}, 0.01),
     "max_weight": ({}, 1.05),
     "reweight": ({}, "static"),
@@ -30,6 +33,13 @@ CASES = {  # setting → (other settings first, the changed value) or (…, …,
     "assistant_only_loss": (CHATS, False),
 }
 REFUSED = [
+    ({"ambiguity": "wasserstein"}, "ambiguity must be one of kl, chi2, cvar"),
+    ({"ambiguity": "cvar"}, "needs alpha"),
+    ({"ambiguity": "cvar", "alpha": 0.5, "epsilon": 0.3}, "epsilon has no effect with ambiguity='cvar'"),
+    ({"ambiguity": "cvar", "alpha": 0.0}, "alpha must be a share"),
+    ({"ambiguity": "chi2", "gamma": 1.0}, "gamma has no effect with ambiguity='chi2'"),
+    ({"alpha": 0.5}, "alpha has no effect with ambiguity='kl'"),
+    ({"direction": "both"}, "direction must be one of"),
     ({"psft_clip": 0.5}, "psft_clip needs objective='psft'"),
     ({"psft_refresh": 3}, "psft_refresh needs objective='psft'"),
     ({"psft_warmup_steps": 3, "objective": "dft"}, "psft_warmup_steps needs objective='psft'"),

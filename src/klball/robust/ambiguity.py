@@ -233,19 +233,6 @@ class ChiSquareBall:
         return {}
 
 
-def ambiguity_set(
-    epsilon: float,
-    gamma: float | None = None,
-    max_weight: float | None = None,
-    direction: str = "pessimistic",
-) -> AmbiguitySet:
-    """The set that these parameters describe: `Empirical` at ε = 0 without γ, else a ball."""
-    if gamma is not None:
-        return CertaintyKLBall(epsilon, gamma, max_weight, direction)
-    ball = KLBall(epsilon, max_weight, direction)
-    return ball if epsilon > 0 else Empirical()
-
-
 def check_radius(name: str, radius: float) -> None:
     """Raise ValueError for a radius that is negative or not finite."""
     if not (math.isfinite(radius) and radius >= 0):

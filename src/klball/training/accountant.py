@@ -64,7 +64,7 @@ class Accountant:
         self.solution = None
 
     def look_back(self, log_likelihood: Tensor, certainty: Tensor | None) -> None:
-        """Learn the lift from fresh scores of the samples visited since the last re-scoring, in their order."""
+        """Learn the lift from fresh scores of the samples visited since the last re-scoring, in order."""
         visited = self.drift.visited
         for k, (fresh, entries) in enumerate(
             [(log_likelihood, self.log_likelihood), (certainty, self.certainty)]

@@ -17,6 +17,7 @@ FINITE: Rule = ("a finite number", lambda x: -inf < x < inf)
 ADVERSARY: dict[str, Rule] = {
     "epsilon": NOT_NEGATIVE,
     "epsilons": NOT_NEGATIVE,
+    "alpha": ("a share above 0 and at most 1", lambda x: 0 < x <= 1),
     "gamma": FINITE,
     "max_weight": AT_LEAST_1,
     "entropy_coef": FINITE,
@@ -26,7 +27,7 @@ ADVERSARY: dict[str, Rule] = {
     "rescore_steps": NOT_NEGATIVE,
 }
 WORDS = {"pad_to_multiple_of"}  # TRL's "auto"
-NEVER_NONE = {*ADVERSARY} - {"gamma", "max_weight", "rescore_steps"}
+NEVER_NONE = {*ADVERSARY} - {"alpha", "gamma", "max_weight", "rescore_steps"}
 BOUNDS: dict[str, Rule] = {
     **ADVERSARY,
     # optimisation

@@ -5,20 +5,30 @@ from typing import get_args, get_origin, get_type_hints
 
 from trl import SFTConfig
 
-from klball.robust.ambiguity import AmbiguitySet, ambiguity_set
+from klball.robust.ambiguity import (
+    AmbiguitySet,
+    CertaintyKLBall,
+    ChiSquareBall,
+    CVaR,
+    Empirical,
+    KLBall,
+)
 from klball.robust.objectives import OBJECTIVES, PROXIMAL
 from klball.training.bounds import BOUNDS, check_bounds
 
 REWEIGHT = ("live", "static")
 NORMALIZATION = ("sample", "token", "sum")
 ON_INFEASIBLE = ("relax", "raise")
+UNUSED = {"kl": ("alpha",), "chi2": ("alpha", "gamma"), "cvar": ("epsilon", "gamma", "max_weight")}
 
 
 @dataclass
 class RobustSFTConfig(SFTConfig):
     """TRL's `SFTConfig` plus the adversary. Raises ValueError for a bad or contradictory value.
 
-    epsilon: radius of the KL ball, nats; 0 is plain SFT. gamma: bound on the mean self-certainty.
+    ambiguity: "kl" or "chi2", a ball of radius epsilon, or "cvar", the worst share alpha of the data.
+    epsilon: radius of the ball, of KL in nats; 0 is plain SFT. direction: "pessimistic" weighs what is
+    hard, "optimistic" what is easy (and so mistrusts noise). gamma: bound on the mean self-certainty.
     max_weight: largest q_i/f_i the adversary may use. reweight: "live" (weights follow the model) or
     "static" (fixed from the starting model). objective: token objective; None follows `loss_type`.
     entropy_coef: weight of an entropy bonus, L − coef·H. normalization: "sample" (f = 1/n), "token"
@@ -29,7 +39,19 @@ class RobustSFTConfig(SFTConfig):
     add the −β Σ q ∇C of the envelope theorem.
     """
 
-    epsilon: float = field(default=0.05, metadata={"help": "Radius of the KL ball in nats; 0 is plain SFT."})
+    ambiguity: str = field(
+        default="kl", metadata={"help": "What the adversary may do: kl or chi2 (a ball), or cvar (a share)."}
+    )
+    epsilon: float = field(
+        default=0.05, metadata={"help": "Radius of the ball, of KL in nats; 0 is plain SFT."}
+    )
+    alpha: float | None = field(
+        default=None, metadata={"help": "cvar: the share of the data, the worst, that is trained on."}
+    )
+    direction: str = field(
+        default="pessimistic",
+        metadata={"help": "pessimistic: hard samples weigh more; optimistic: easy ones do."},
+    )
     gamma: float | None = field(
         default=None, metadata={"help": "Upper bound on the mean self-certainty under the weights, nats."}
     )
@@ -73,7 +95,7 @@ class RobustSFTConfig(SFTConfig):
         check_bounds(vars(self))
         _refuse_other_types(self)
         super().__post_init__()
-        self.ambiguity()  # raises for bad numbers
+        self.ambiguity_set()  # raises for bad values
         _one_of("reweight", self.reweight, REWEIGHT)
         _one_of("normalization", self.normalization, NORMALIZATION)
         _one_of("on_infeasible", self.on_infeasible, ON_INFEASIBLE)
@@ -93,9 +115,24 @@ class RobustSFTConfig(SFTConfig):
         if self.certainty_gradient and self.reweight == "static":
             raise ValueError("certainty_gradient needs reweight='live': static weights have no multiplier")
 
-    def ambiguity(self) -> AmbiguitySet:
-        """The ambiguity set of epsilon, gamma and max_weight."""
-        return ambiguity_set(self.epsilon, self.gamma, self.max_weight)
+    def ambiguity_set(self) -> AmbiguitySet:
+        """The set of ambiguity, epsilon, alpha, direction, gamma and max_weight."""
+        _one_of("ambiguity", self.ambiguity, tuple(UNUSED))
+        for name in UNUSED[self.ambiguity]:
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} has no effect with ambiguity={self.ambiguity!r}: leave it out")
+        if self.ambiguity == "cvar":
+            if self.alpha is None:
+                raise ValueError("ambiguity='cvar' needs alpha, the share of the data to train on")
+            return CVaR(self.alpha, self.direction)
+        if self.epsilon == 0 and self.gamma is None:
+            KLBall(0.0, self.max_weight, self.direction)  # for its refusals
+            return Empirical()
+        if self.ambiguity == "chi2":
+            return ChiSquareBall(self.epsilon, self.max_weight, self.direction)
+        if self.gamma is not None:
+            return CertaintyKLBall(self.epsilon, self.gamma, self.max_weight, self.direction)
+        return KLBall(self.epsilon, self.max_weight, self.direction)
 
 
 def _refuse_other_types(config: RobustSFTConfig) -> None:

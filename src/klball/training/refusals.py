@@ -18,6 +18,7 @@ from klball.evaluation.models import check_base
 from klball.robust.objectives import PROXIMAL
 from klball.training.config import RobustSFTConfig
 
+OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "gamma", "max_weight")
 PROTOCOL = ("needs", "solve", "relaxed", "scaled", "summary")
 SCORES = ("score", "certainty")
 METRICS = ("loss", "perplexity_token", "perplexity_sample", "own_hardest_1pct", "entropy", "certainty")
@@ -48,8 +49,7 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         raise ValueError(f"peft_config must be a PeftConfig such as LoraConfig(), not {peft_config!r}")
     proximal = args.objective == PROXIMAL and not objective
     flat = args.packing or args.padding_free
-    default = RobustSFTConfig.__dataclass_fields__["epsilon"].default
-    needs = getattr(ambiguity or args.ambiguity(), "needs", ())
+    needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
     problems = {
         f"ambiguity={ambiguity!r} is no ambiguity set: it needs {', '.join(PROTOCOL)} (docs/extending.md)": (
             ambiguity is not None and not all(hasattr(ambiguity, name) for name in PROTOCOL)
@@ -96,7 +96,7 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         "context, sequence and tensor parallelism are not supported": args.parallelism_config,
         "give the objective once: objective= or RobustSFTConfig(objective=...)": objective and args.objective,
         "give the ambiguity set once: ambiguity= or epsilon, gamma and max_weight": ambiguity is not None
-        and (args.epsilon != default or args.gamma is not None or args.max_weight is not None),
+        and any(getattr(args, name) != getattr(RobustSFTConfig, name) for name in OF_SETS),
     }
     for message, present in problems.items():
         if present:

@@ -89,7 +89,7 @@ class RobustSFTTrainer(ResumableTrainer):
         name = args.objective or args.loss_type
         proximal = objective is None and name == PROXIMAL
         self.objective = objective or objective_named("nll" if proximal else name)
-        self.ambiguity = ambiguity or args.ambiguity()
+        self.ambiguity = ambiguity or args.ambiguity_set()
         super().__init__(model, args, **kwargs)
         refuse_frozen(self.model)
         refuse_unmatched(self.model, kwargs.get("peft_config"))
