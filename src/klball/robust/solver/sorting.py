@@ -1,4 +1,4 @@
-"""Worst cases that sorting solves: the conditional value at risk and the modified χ² ball ("Other balls" in mathematics.md).
+"""Worst cases that sorting solves: CVaR and the modified χ² ball (mathematics.md, "Other balls").
 
 Both maximise E_Q[loss], loss = −score, over densities w = q/f with 0 ≤ w ≤ c and E_F[w] = 1.
 """
