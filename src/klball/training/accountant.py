@@ -66,11 +66,10 @@ class Accountant:
         self.solution = None
 
     def look_back(self, log_likelihood: Tensor, certainty: Tensor | None) -> None:
-        """Learn the lift from fresh scores of the samples visited since the last re-scoring, in their order."""
+        """Learn the lift from fresh scores of all samples visited since the last re-scoring."""
         visited = self.drift.visited
-        for k, (fresh, entries) in enumerate(
-            [(log_likelihood, self.log_likelihood), (certainty, self.certainty)]
-        ):
+        pairs = [(log_likelihood, self.log_likelihood), (certainty, self.certainty)]
+        for k, (fresh, entries) in enumerate(pairs):
             if fresh is not None and entries is not None:
                 lift = (fresh - entries[visited] - self.drift.shift[k]).mean() + self.drift.offset[k]
                 self.drift.lift[k] += lift

@@ -68,7 +68,7 @@ class Drift:
         self.visits = 0
 
     def looks_back(self, step: int, steps_an_epoch: int, epsilon: float) -> bool:
-        """Whether a tenth of an epoch is over, whose samples tell the lift; at small radii it hardly matters."""
+        """Whether a tenth of an epoch is over, whose samples tell the lift, and the radius needs it."""
         due = step % steps_an_epoch == max(1, steps_an_epoch // 10)
         return due and epsilon > LOOK_BACK and bool(self.visited.any())
 
