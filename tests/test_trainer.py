@@ -251,28 +251,17 @@ def test_cut_and_dropped_rows_are_counted(tokenizer, tmp_path, caplog):
     assert "2 of 3 rows are longer than max_length = 16: 1 cut, 1 dropped" in caplog.text
 
 
-class ChiSquaredBall:
-    """{Q : Σ (q_i/f_i − 1)² f_i ≤ 2ε}, as a user may write it; q is linear in g where all are positive."""
+class Half:
+    """Half of what a set needs."""
 
-    gamma = max_weight = None
+    needs = ("score",)
 
-    def __init__(self, epsilon):
-        self.epsilon = epsilon
-
-    def solve(self, log_likelihood, certainty=None, base_weights=None):
-        g = torch.as_tensor(log_likelihood, dtype=torch.float64)
-        q = (1 - (g - g.mean()) / g.std() * (2 * self.epsilon) ** 0.5) / len(g)
-        return solve_dual(g, epsilon=0.0, base_weights=q)
+    def solve(self, scores, base_weights=None, *, start=None):
+        return KLBall(0.1).solve(scores, base_weights)
 
 
-class OwnSolve(KLBall):
-    def solve(self, *scores):
-        return ChiSquaredBall(self.epsilon).solve(*scores)
-
-
-class OwnCertaintySolve(CertaintyKLBall):
-    def solve(self, *scores):
-        return super().solve(*scores)
+class Curious(KLBall):
+    needs = ("score", "length")
 
 
 class Renamed(KLBall):
@@ -282,8 +271,8 @@ class Renamed(KLBall):
 @pytest.mark.parametrize(
     ("settings", "arguments", "message"),
     [
-        ({"packing": True, "packing_strategy": "bfd_split"}, {}, "cuts samples"),
-        ({"packing": True, "packing_strategy": "wrapped"}, {}, "cuts samples"),
+        ({"packing": True, "packing_strategy": "bfd_split"}, {}, "cuts no sample"),
+        ({"packing": True, "packing_strategy": "wrapped"}, {}, "cuts no sample"),
         ({"packing": True, "max_length": None}, {}, "max_length"),
         ({"packing": True, "eval_packing": True}, {}, "eval_packing"),
         ({"packing": True, "accelerator_config": {"dispatch_batches": True}}, {}, "dispatch_batches"),
@@ -301,10 +290,9 @@ class Renamed(KLBall):
         ({}, {"train_dataset": rows().add_column("images", [0] * len(rows()))}, "images"),
         ({}, {"ambiguity": KLBall(0.1)}, None),
         ({"epsilon": 0.2}, {"ambiguity": KLBall(0.1)}, "once"),
-        ({}, {"ambiguity": ChiSquaredBall(0.1)}, "other sets are not supported"),
-        ({}, {"ambiguity": OwnSolve(0.1)}, "other sets are not supported"),
-        ({}, {"ambiguity": OwnCertaintySolve(0.1, 14.0)}, "other sets are not supported"),
-        ({}, {"ambiguity": 0.1}, "other sets are not supported"),
+        ({}, {"ambiguity": Half()}, "is no ambiguity set"),
+        ({}, {"ambiguity": Curious(0.1)}, "can need score and certainty"),
+        ({}, {"ambiguity": 0.1}, "is no ambiguity set"),
         ({}, {"ambiguity": Renamed(0.1)}, None),
         ({"gamma": 14.0, "_n_gpu": 2}, {}, "accelerate launch"),
         ({"_n_gpu": 2}, {"ambiguity": CertaintyKLBall(0.1, 14.0)}, "accelerate launch"),

@@ -29,10 +29,12 @@ class AmbiguitySet(Protocol):
         """Which scores `solve` and a solution's `density` read: (), ("score",) or ("score", "certainty")."""
         ...
 
-    def solve(self, scores: Scores, base_weights: Tensor | None = None, *, start: Any = None) -> Solution:
+    def solve(
+        self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
+    ) -> Solution:
         """The worst Q for scores [n] in float64; base_weights f, [n], None for 1/n.
 
-        start: the solution for scores that differed little, from which a set may continue.
+        start: that of the solution for scores that differed little, from which a set may continue.
         """
         ...
 
@@ -55,7 +57,9 @@ class Empirical:
 
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def solve(self, scores: Scores, base_weights: Tensor | None = None, *, start: Any = None) -> Solution:
+    def solve(
+        self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
+    ) -> Solution:
         """Q = F."""
         g = scores["score"]
         base = _base(base_weights, len(g))
@@ -89,7 +93,9 @@ class KLBall:
         _check_cap(self.max_weight)
         _sign(self.direction)
 
-    def solve(self, scores: Scores, base_weights: Tensor | None = None, *, start: Any = None) -> TiltSolution:
+    def solve(
+        self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
+    ) -> TiltSolution:
         """`solve_dual` of the score."""
         return _tilt(self, scores, base_weights, start, None)
 
@@ -126,7 +132,9 @@ class CertaintyKLBall:
                 f"gamma must be a finite number of nats, not {self.gamma}; leave it out for no bound"
             )
 
-    def solve(self, scores: Scores, base_weights: Tensor | None = None, *, start: Any = None) -> TiltSolution:
+    def solve(
+        self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
+    ) -> TiltSolution:
         """`solve_dual` with both constraints. Raises InfeasibleError where no Q meets them."""
         try:
             return _tilt(self, scores, base_weights, start, self.gamma)
@@ -165,7 +173,7 @@ class CVaR:
         _sign(self.direction)
 
     def solve(
-        self, scores: Scores, base_weights: Tensor | None = None, *, start: Any = None
+        self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
     ) -> DensitySolution:
         """Weight 1/α on the lowest scores until their base mass is α."""
         sign = _sign(self.direction)
@@ -206,7 +214,7 @@ class ChiSquareBall:
         _sign(self.direction)
 
     def solve(
-        self, scores: Scores, base_weights: Tensor | None = None, *, start: Any = None
+        self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
     ) -> DensitySolution:
         """Exact, by sorting."""
         sign = _sign(self.direction)
@@ -254,7 +262,7 @@ def _tilt(
     ball: KLBall | CertaintyKLBall,
     scores: Scores,
     base_weights: Tensor | None,
-    start: TiltSolution | None,
+    start: Tensor | None,
     gamma: float | None,
 ) -> TiltSolution:
     """From the last multipliers where that does, else afresh."""
@@ -263,8 +271,8 @@ def _tilt(
     c = scores["certainty"] if gamma is not None else None
     limits = {"epsilon": ball.epsilon, "gamma": gamma}
     dual = None
-    if start is not None and start.is_tilt:
-        multipliers = (start.dual.lambda_, start.dual.beta)
+    if start is not None:
+        multipliers = (float(start[0]), float(start[1]))
         dual = resolve(g, c, base_weights, **limits, start=multipliers, max_weight=ball.max_weight)
     if dual is None:
         # as losses: a score need not be a log-likelihood, and may be positive

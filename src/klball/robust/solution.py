@@ -44,6 +44,11 @@ class Solution(Protocol):
         ...
 
     @property
+    def start(self) -> Tensor | None:
+        """What the next `solve` may start from, kept in checkpoints; None: it solves afresh."""
+        ...
+
+    @property
     def scales(self) -> Mapping[str, float]:
         """How far all scores of a name have to move together before weights follow: λ of a tilt, λ/β for C.
 
@@ -93,6 +98,12 @@ class TiltSolution:
         return self.dual.status
 
     @property
+    def start(self) -> Tensor | None:
+        """(λ, β)."""
+        multipliers = (self.dual.lambda_, self.dual.beta)
+        return torch.tensor(multipliers, dtype=torch.float64) if self.is_tilt else None
+
+    @property
     def is_tilt(self) -> bool:
         """Whether the density is a formula."""
         return 0 < self.dual.lambda_ < math.inf and math.isfinite(self.dual.mu)
@@ -123,6 +134,7 @@ class DensitySolution:
     function: Callable[[Tensor], Tensor] | None
     scale: float
     sign: float = 1.0
+    start: None = None
 
     @property
     def scales(self) -> Mapping[str, float]:

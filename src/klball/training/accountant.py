@@ -52,7 +52,7 @@ class Accountant:
         self.history: list[dict[str, float]] = []
         self._heard = False  # the warning about a point mass
         self.solution: Solution | None = None
-        self._last: Solution | None = None  # which the next step may start from
+        self.start: Tensor | None = None  # what the next solve continues from
 
     def rewrite(self, log_likelihood: Tensor, certainty: Tensor | None) -> None:
         """Replace every entry after a full re-scoring."""
@@ -66,9 +66,8 @@ class Accountant:
     def look_back(self, log_likelihood: Tensor, certainty: Tensor | None) -> None:
         """Learn the lift from fresh scores of the samples visited since the last re-scoring, in order."""
         visited = self.drift.visited
-        for k, (fresh, entries) in enumerate(
-            [(log_likelihood, self.log_likelihood), (certainty, self.certainty)]
-        ):
+        pairs = [(log_likelihood, self.log_likelihood), (certainty, self.certainty)]
+        for k, (fresh, entries) in enumerate(pairs):
             if fresh is not None and entries is not None:
                 lift = (fresh - entries[visited] - self.drift.shift[k]).mean() + self.drift.offset[k]
                 self.drift.lift[k] += lift
@@ -83,8 +82,8 @@ class Accountant:
     def solve(self) -> Solution:
         """The adversary's answer for the coming optimizer step, frozen until the next call."""
         if self.solution is None:
-            self.solution = self._solve(self._last)
-            self._last = None if self.frozen else self.solution
+            self.solution = self._solve(self.start)
+            self.start = None if self.frozen else self.solution.start
         return self.solution
 
     def begin_step(self) -> None:
@@ -115,7 +114,7 @@ class Accountant:
         g, c = self.scores()
         return {"score": g} if c is None else {"score": g, "certainty": c}
 
-    def _solve(self, start: Solution | None) -> Solution:
+    def _solve(self, start: Tensor | None) -> Solution:
         """Nothing but the entries and the last solution decides the answer."""
         try:
             return self.ambiguity.solve(self._problem(), self.base_weights, start=start)
@@ -189,11 +188,12 @@ class Accountant:
     def save(self, folder: Path) -> None:
         """Ledger and history into a checkpoint folder, before the checkpoint counts as complete."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._last = None  # a resumed run has none either: both solve afresh, to the same bits
         tensors = {"log_likelihood": self.log_likelihood, "visited": self.visited, **self.drift.tensors()}
         tensors["counts"] = torch.tensor([self.relaxed, self.rescores, self.num_tokens])
         if self.certainty is not None:
             tensors["certainty"] = self.certainty
+        if self.start is not None:
+            tensors["start"] = self.start
         save_file(tensors, folder / LEDGER_FILE, metadata={DRAWS: json.dumps(self.draws)})
         self.save_history(folder / HISTORY_FILE)
 
@@ -224,7 +224,7 @@ class Accountant:
         self.drift.load(tensors)
         self.relaxed, self.rescores, self.num_tokens = tensors["counts"].tolist()
         self.history = pq.read_table(folder / HISTORY_FILE).to_pylist()
-        self.solution = self._last = None
+        self.start, self.solution = tensors.get("start"), None
 
     def _refuse_other_draws(self, path: Path) -> None:
         with safe_open(path, "pt") as file:

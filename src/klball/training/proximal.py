@@ -77,8 +77,8 @@ class ProximalWindow:
     def _old(self, index: Tensor, scores: BatchScores) -> Tensor:
         if self.opening:
             return scores.log_probs.detach()
-        lengths = zip(index.tolist(), scores.mask.sum(1).tolist(), strict=True)
-        if missing := [sample for sample, n in lengths if len(self.old.get(sample, ())) != n]:
+        counts = zip(index.tolist(), scores.mask.sum(1).tolist(), strict=True)
+        if missing := [sample for sample, count in counts if len(self.old.get(sample, ())) != count]:
             raise ValueError(
                 f"row {missing[0]} has no log p^old in the window of the checkpoint: its data, their order, "
                 "the batch or the number of processes changed; resume from a window's end or start again"

@@ -70,7 +70,8 @@ def sharded_scores(
     if not isinstance(model, FSDPModule) and not hasattr(model, "module"):
         raise ValueError("a sharded model is put together by train(): it cannot be evaluated before")
     numbered = [{**row, INDEX: index} for index, row in enumerate(rows)]
-    scores = forward(model, send_to_device(collator(numbered), device))
+    batch: Any = send_to_device(collator(numbered), device)
+    scores = forward(model, batch)
     num = scores.num_tokens.cpu()
     columns = {"log_likelihood": scores.log_probs, "entropy": scores.entropy}
     if scores.certainty is not None:

@@ -99,10 +99,12 @@ def moments_at(tilting: Any, a: float, b: float, near: float = NEAR) -> Moments:
     """
     at_a, at_b, *found = (float(np.squeeze(v)) for v in (*tilting.last[:2], *tilting.last[2]))
     m = Moments(*found)
+    if (a, b) == (at_a, at_b):
+        return m
     da, db = a - at_a, b - at_b
     first_x, first_y = m.var_x * da + m.cov_xy * db, m.cov_xy * da + m.var_y * db
     spread = da * first_x + db * first_y
-    if not 0 <= spread <= near**2:
+    if not 0 <= spread < near**2:
         return Moments(*(float(np.squeeze(v)) for v in tilting.moments(a, b)))
     third = m.third_x * da * da / 2 if b == 0 else 0.0
     mean_x, mean_y = m.mean_x - first_x + third, m.mean_y - first_y

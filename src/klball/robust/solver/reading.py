@@ -79,14 +79,16 @@ class Data:
             (0.0, 1.0) if values is None else (float(np.median(values)), float(np.ptp(values)) or 1.0)
             for values in sample
         )
-        self.num_passes, self.space = 0, space_for([])
+        self.num_passes, self.space, self.memory = 0, space_for([]), np.empty((2, 0))
         self.last: tuple[float, float, Moments] | None = None
         self.survey: Survey | None = None
 
     def sampled(self) -> Tilting:
         g, c = self.sample
         x, y = self._units(g, c)
-        return Tilting(Scores(x - x.min() if y is None else x, y, None, None))
+        return Tilting(
+            Scores(x - x.min() if y is None else x.copy(), None if y is None else y.copy(), None, None)
+        )
 
     @np.errstate(over="ignore", invalid="ignore")  # scores that are no numbers are counted
     def moments(self, a: Any, b: Any = 0.0) -> Moments:
@@ -129,8 +131,15 @@ class Data:
         return found
 
     def _units(self, g: Numbers, c: Numbers | None) -> tuple[Numbers, Numbers | None]:
-        x = np.subtract(g, self.g0, dtype=np.float64) / self.width
-        return x, None if c is None else np.subtract(c, self.c0, dtype=np.float64) / self.c_width
+        """x and y, in memory that the next call takes again."""
+        if self.memory.shape[1] < len(g):
+            self.memory = np.empty((2, len(g)))
+        x, y = self.memory[:, : len(g)]
+        for values, out, origin, width in ((g, x, self.g0, self.width), (c, y, self.c0, self.c_width)):
+            if values is not None:
+                np.subtract(values, origin, dtype=np.float64, out=out)
+                np.divide(out, width, out=out) if width < 1e-290 else np.multiply(out, 1 / width, out=out)
+        return x, None if c is None else y
 
 
 def _everyones(values: Any) -> list[Any]:
