@@ -65,7 +65,7 @@ def replayed(world: World, ball: KLBall, on_demand: bool = True) -> tuple[list[f
         if step == half or (on_demand and accountant.drift.demands_rescoring(half)):
             accountant.rewrite(fresh.clone(), None)
             rescores += 1
-        elif on_demand and accountant.drift.looks_back(step, half, ball.epsilon):
+        elif on_demand and accountant.drift.looks_back(step, half):
             accountant.look_back(fresh[accountant.drift.visited], None)
         accountant.begin_step()
         truth = ball.solve({"score": fresh})

@@ -52,7 +52,7 @@ def test_full_batch_gradient_is_the_eager_weighted_one(ambiguity, tokenizer, tmp
     gradient = full_batch_gradient(ambiguity, tokenizer, tmp_path)
     reference = small_qwen(len(tokenizer)).double()
     g, _ = eager_scores(reference, encode(rows(), tokenizer))
-    weights = ambiguity.solve(g.detach()).weights
+    weights = ambiguity.solve({"score": g.detach()}).weights
     (-(weights * g).sum()).backward()
     expected = torch.cat([p.grad.flatten() for p in reference.parameters()])
     assert (gradient - expected).norm() <= 1e-5 * expected.norm()

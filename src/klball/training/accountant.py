@@ -166,7 +166,7 @@ class Accountant:
         gap = torch.zeros(2, dtype=torch.float64)
         for k, (fresh, entries) in enumerate(pairs):
             gap[k] = (fresh - entries[index] - self.drift.shift[k]).mean()
-        self.drift.follow(gap, self.solve().scales, learning_rate)
+        self.drift.follow(gap, self.solve(), learning_rate)
         for k, (fresh, entries) in enumerate(pairs):
             entries[index] = fresh + self.drift.pace[k] + self.drift.lift[k] - self.drift.shift[k]
         self.drift.visited[index] = True

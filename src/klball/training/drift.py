@@ -1,10 +1,11 @@
 """How the scores in the ledger move between their visits: drift is not hardness."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from klball.robust.solution import Solution
 
 GAIN, PACE_GAIN = 0.5, 0.1  # of a visit's gap that goes into the shift, and into its pace
 FASTEST = 0.3  # in units of λ: no more of a step's pace is believed
@@ -34,14 +35,14 @@ class Drift:
         self.visited = torch.zeros(num_samples, dtype=torch.bool)  # since the last re-scoring
         self.visits = 0
         self.scales = torch.full((2,), math.inf, dtype=torch.float64)  # λ and λ/β at the last visit
-        self.rate = 0.0  # the learning rate then
+        self.rate, self.kl = 0.0, 0.0  # the learning rate and KL(Q‖F) then
 
-    def follow(self, gap: Tensor, scales: Mapping[str, float], learning_rate: float) -> None:
-        """One visit's mean gap, [2], the solution's scales, and what its step is made with."""
+    def follow(self, gap: Tensor, solution: Solution, learning_rate: float) -> None:
+        """One visit's mean gap, [2], and what its step is made with."""
         if learning_rate < self.rate:
             self.lift *= learning_rate / self.rate
-        self.rate = learning_rate
-        known = [scales.get(name, math.inf) for name in ("score", "certainty")]
+        self.rate, self.kl = learning_rate, float(solution.kl)
+        known = [solution.scales.get(name, math.inf) for name in ("score", "certainty")]
         self.scales = torch.tensor(known, dtype=torch.float64)
         self.visits += 1
         if self.visits == 1:
@@ -70,19 +71,23 @@ class Drift:
         self.visited.zero_()
         self.visits = 0
 
-    def looks_back(self, step: int, steps_an_epoch: int, kl: float) -> bool:
+    def looks_back(self, step: int, steps_an_epoch: int) -> bool:
         """Whether a tenth of an epoch is over, whose samples tell the lift; small radii need it little."""
         due = step % steps_an_epoch == max(1, steps_an_epoch // 10)
-        return due and kl > LOOK_BACK and bool(self.visited.any())
+        return due and self.kl > LOOK_BACK and bool(self.visited.any())
 
     def tensors(self) -> dict[str, Tensor]:
         """For the checkpoint."""
         names = {"shift": self.shift, "pace": self.pace, "lift": self.lift, "offset": self.offset}
         names |= {"visited_since": self.visited, "visits": torch.tensor(self.visits)}
-        return names | {"scales": self.scales, "rate": torch.tensor(self.rate, dtype=torch.float64)}
+        return names | {
+            "scales": self.scales,
+            "made_with": torch.tensor([self.rate, self.kl], dtype=torch.float64),
+        }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         self.shift, self.pace, self.lift = tensors["shift"], tensors["pace"], tensors["lift"]
         self.offset, self.visited = tensors["offset"], tensors["visited_since"]
         self.visits = int(tensors["visits"])
-        self.scales, self.rate = tensors["scales"], float(tensors["rate"])
+        self.scales = tensors["scales"]
+        self.rate, self.kl = tensors["made_with"].tolist()

@@ -239,7 +239,7 @@ class RobustSFTTrainer(ResumableTrainer):
 
     def _look_back_is_due(self) -> bool:
         epoch = steps_an_epoch(self.args, len(self.train_dataset))
-        due = self.accountant.drift.looks_back(self.state.global_step, epoch, self.accountant.solve().kl)
+        due = self.accountant.drift.looks_back(self.state.global_step, epoch)
         return due and self.args.rescore_steps is None
 
     # --- one optimizer step -------------------------------------------------------------------
