@@ -148,6 +148,8 @@ def check_columns(path: str | Path, schema: pa.Schema, columns: Sequence[str]) -
     missing = [name for name in columns if name not in schema.names]
     if missing:
         raise ValueError(f"{path} is not a score table: it lacks {', '.join(missing)}. {ELSEWHERE}")
+    if repeated := [name for name in columns if schema.names.count(name) > 1]:
+        raise ValueError(f"{path} is not a score table: it has {repeated[0]} twice")
     for name in set(columns) & {G, C}:
         if not pa.types.is_floating(schema.field(name).type):
             raise ValueError(f"{path}: {name} is {schema.field(name).type}, not a floating-point column")

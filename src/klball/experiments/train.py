@@ -79,7 +79,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
     refuse_missing_packages(config, model_options)
     if config.objective == PROXIMAL:  # TRL's default of .05 is for the others; what was asked for stays
         _, _, model_options, _ = parse(classes, arguments, prog, lora_dropout=0.0)
-    model_options.model_name_or_path = public_name(model_options.model_name_or_path or TINY)
+    name = model_options.model_name_or_path
+    model_options.model_name_or_path = public_name(TINY if name is None else name)
     resolved = {
         "command": prog,
         "data": {**dataclasses.asdict(options), **dataclasses.asdict(mixture)},
@@ -130,7 +131,7 @@ def train(
         train_dataset=rows,
         eval_dataset=None if evaluation is None else to_trl_format(evaluation, chat, field),
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_options),
+        peft_config=_peft_config(model_options),
         callbacks=list(callbacks),
     )
     if is_main():  # only now: settings that the trainer refuses leave no run behind
@@ -141,6 +142,14 @@ def train(
     trainer.train(resume_from_checkpoint=resume_from)
     save_whole_model(trainer, str(folder))
     _report_top_weighted(trainer, rows, folder)
+
+
+def _peft_config(options: ModelConfig) -> Any:
+    """TRL's; the name of one module alone would be a pattern, which whole paths of modules have to match."""
+    config: Any = get_peft_config(options)
+    if isinstance(getattr(config, "target_modules", None), str) and config.target_modules.isidentifier():
+        config.target_modules = {config.target_modules}
+    return config
 
 
 def load_for_training(config: RobustSFTConfig, options: ModelConfig) -> tuple[Any, Any]:

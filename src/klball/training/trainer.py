@@ -32,6 +32,7 @@ from klball.training.packing import packed, refuse_crossing_attention
 from klball.training.proximal import ProximalWindow, without_dropout
 from klball.training.records import named_columns, sample_rows, step_metrics
 from klball.training.refusals import (
+    refuse_dropped,
     refuse_frozen,
     refuse_no_model,
     refuse_unmatched,
@@ -99,8 +100,10 @@ class RobustSFTTrainer(ResumableTrainer):
                 "the router loss of mixture-of-experts is not supported: set router_aux_loss_coef=0.0"
             )
         inner = causal_lm(self.model)
-        if given_tokens:
-            refuse_unknown_tokens(self.train_dataset, inner.config.get_text_config().vocab_size)
+        vocabulary = inner.config.get_text_config().vocab_size
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        if given_tokens or len(tokenizer) > vocabulary:
+            refuse_unknown_tokens(self.train_dataset, vocabulary)
         self.samples = numbered(self.train_dataset)
         self._needs_certainty = self.ambiguity.gamma is not None
         if self._needs_certainty:
@@ -113,6 +116,7 @@ class RobustSFTTrainer(ResumableTrainer):
         self._num_tokens = num_answer_tokens(self.samples)
         self.accountant = self._empty_accountant()
         self.train_dataset = self._rows_to_load()
+        refuse_dropped(args, len(self.train_dataset))
         self._sharded = shards_parameters(self.accelerator, self._needs_certainty)
         if not self._sharded:
             self._check_forward(inner)
