@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,7 +108,7 @@ def train(
     if the folder holds no checkpoint yet.
     """
     folder = Path(str(config.output_dir))
-    if Path(model_path(str(model_options.model_name_or_path))).resolve() == folder.resolve():
+    if _same_place(model_path(str(model_options.model_name_or_path)), folder):
         raise ValueError(f"{folder} holds the model to train: choose another --output_dir to keep it")
     asked = _asked_checkpoint(config.resume_from_checkpoint)
     check_model(str(model_options.model_name_or_path), model_options.model_revision, config.trust_remote_code)
@@ -179,6 +180,11 @@ def load_for_training(config: RobustSFTConfig, options: ModelConfig) -> tuple[An
     return load_model(name, revision=settings.pop("revision", revision), trainable=True, **settings)
 
 
+def _same_place(one: str | Path, other: str | Path) -> bool:
+    """Path.resolve() would raise for a link to itself."""
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 def _asked_checkpoint(asked: str | None) -> Path | None:
     """The checkpoint that --resume_from_checkpoint names, if it names one by its path."""
     if asked is None or asked.lower() in ("true", "latest", "false"):
@@ -201,7 +207,7 @@ def _digests(
     }
     if evaluation is not None:
         digests["test data"] = combined(row_digests(evaluation))
-    if asked is None or asked.parent.resolve() == folder.resolve():
+    if asked is None or _same_place(asked.parent, folder):
         return digests
     run = asked.parent / RUN_FILE
     recorded = read_json_object(run).get(DIGESTS, {}) if run.is_file() else {}
@@ -227,7 +233,7 @@ def _resumption(
 
 def _remove_unfinished(folder: Path, resume_from: str | None) -> None:
     """What a kill left: checkpoints that will be written anew, and files under their temporary names."""
-    whole = resume_from is not None and Path(resume_from).parent.resolve() == folder.resolve()
+    whole = resume_from is not None and _same_place(Path(resume_from).parent, folder)
     reached = int(str(resume_from).rpartition("-")[2]) if whole else -1
     for step, path in checkpoints_of(folder).items():
         if step > reached:
