@@ -63,8 +63,8 @@ def measured_here(power: int, name: str) -> list[Row]:
     for _ in range(STEPS):
         index = torch.randint(n, (BATCH,), generator=generator)
         noise = NOISE * torch.randn(BATCH, dtype=torch.float64, generator=generator)
-        fresh = g[index] + accountant.shift[0] + PACE + noise
-        sure = None if c is None else c[index] + accountant.shift[1] + PACE + noise
+        fresh = g[index] + accountant.drift.shift[0] + PACE + noise
+        sure = None if c is None else c[index] + accountant.drift.shift[1] + PACE + noise
         began = time.perf_counter()
         accountant.record(index, fresh, sure)
         accountant.begin_step()

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from klball import CertaintyKLBall, KLBall, solve_dual
 from klball.robust.warm import resolve
-from klball.training.accountant import Accountant
+from klball.training.accountant import LEDGER_FILE, Accountant
 
 N = 3_000
 FIELDS = {"lambda_": 1e-6, "beta": 1e-5, "kl": 1e-8, "worst_case": 1e-8, "mu": 1e-6, "ess": 5e-5}
@@ -125,6 +126,14 @@ def test_a_checkpoint_changes_no_bit(ball, tmp_path):
     assert torch.equal(accountant.drift.pace, again.drift.pace)
     for field in ("lambda_", "beta", "mu", "kl", "ess", "num_passes"):
         assert getattr(accountant.solution, field) == getattr(again.solution, field), field
+
+
+def test_a_ledger_of_an_earlier_version_is_refused_in_one_line(tmp_path):
+    accountant, _ = ledger(KLBall(0.05))
+    names = {"log_likelihood": accountant.log_likelihood, "shift": torch.zeros(2), "relaxed": torch.tensor(0)}
+    save_file(names, tmp_path / LEDGER_FILE)
+    with pytest.raises(ValueError, match="earlier version"):
+        accountant.load(tmp_path, within_epoch=False)
 
 
 def test_weights_of_all_samples_on_demand():

@@ -58,7 +58,7 @@ ANSWERS = {
     "no network": (raising(OfflineModeIsEnabled("Cannot reach the Hub")), "Cannot reach the Hub"),
     "our refusal": (of_module(KLBALL, "raise ValueError('--x must be y')"), "--x must be y"),
     "from another error": (of_module(KLBALL, "raise ValueError('no') from KeyError('k')"), "no"),
-    "infeasible": (lambda: solve_dual([1.0, 2.0], [1.0, 1.0], epsilon=0.1, gamma=0.5), "γ"),
+    "infeasible": (lambda: solve_dual([-1.0, -2.0], [1.0, 1.0], epsilon=0.1, gamma=0.5), "γ"),
     "our refusal of numbers": (lambda: solve_dual([float("nan")], epsilon=0.1), "NaN"),
     "several lines": (of_module(KLBALL, "raise ValueError('\\nfirst\\nsecond')"), "first"),
     "no words": (of_module(KLBALL, "raise ValueError"), "ValueError"),

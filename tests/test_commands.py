@@ -116,7 +116,8 @@ def test_score_solve_and_evaluate(data, tmp_path, capsys):
     capsys.readouterr()
     cli.main(["solve", "--scores", str(scores / "scores.parquet"), "--epsilon", "0.2", "--json"])
     printed = json.loads(capsys.readouterr().out)
-    assert printed["lambda_"] == expected.lambda_ and printed["ess"] == expected.ess
+    assert printed["lambda_"] == pytest.approx(expected.lambda_, rel=1e-12)
+    assert printed["ess"] == pytest.approx(expected.ess, rel=1e-12)
     assert len(printed["top"]) == 10 and printed["top"][0]["n_q"] == pytest.approx(
         20 * expected.weights.max()
     )

@@ -46,10 +46,12 @@ class World:
         left = math.exp(-self.step / 8)
         return -2 - self.drift * left + self.own * (0.6 + 0.1 * self.drift * left)
 
+    def pace(self) -> float:
+        return 1 - self.step / len(self.order)  # the learning rate falls
+
     def train(self, index: torch.Tensor) -> None:
-        pace = 1 - self.step / len(self.order)  # the learning rate falls
-        self.own += 0.01 * pace * self.noise()
-        self.own[index] += self.lift * pace
+        self.own += 0.01 * self.pace() * self.noise()
+        self.own[index] += self.lift * self.pace()
         self.step += 1
 
 
@@ -63,26 +65,30 @@ def replayed(world: World, ball: KLBall, on_demand: bool = True) -> tuple[list[f
         if step == half or (on_demand and accountant.drift.demands_rescoring(half)):
             accountant.rewrite(fresh.clone(), None)
             rescores += 1
+        elif on_demand and accountant.drift.looks_back(step, half, ball.epsilon):
+            accountant.look_back(fresh[accountant.drift.visited], None)
         accountant.begin_step()
         truth = ball.solve(fresh)
         trained_on = fresh[index] + world.dropout
         ours.append(float(accountant.density(index, trained_on, None).mean()))
         exact.append(float(truth.weights[index].mean()) * world.n)
         lambdas.append(accountant.solve().lambda_ / truth.lambda_)
-        accountant.record(index, trained_on, None)
+        accountant.record(index, trained_on, None, world.pace())
         world.train(index)
     epochs = [sum(ours[part]) / sum(exact[part]) for part in (slice(half), slice(half, None))]
     return epochs, torch.tensor(lambdas[len(lambdas) // 10 :]), rescores
 
 
 @pytest.mark.parametrize("epsilon", EPSILONS)
-@pytest.mark.parametrize(("drift", "lift"), [(5.0, 0.1), (0.05, 0.02)], ids=["strong", "mild"])
+@pytest.mark.parametrize(
+    ("drift", "lift"), [(5.0, 0.1), (0.05, 0.02), (0.05, 0.2)], ids=["strong", "mild", "learnt by heart"]
+)
 def test_mean_weights_are_those_of_a_rescoring_at_every_step(drift, lift, epsilon):
     epochs, lambdas, rescores = replayed(World(drift, lift), KLBall(epsilon))
     assert epochs == pytest.approx([1, 1], abs=tolerance(epsilon))
     assert lambdas.quantile(0.05) > 0.85 and lambdas.quantile(0.95) < 1.15
     assert rescores <= (20 if drift > 1 else 1)  # of 80 steps; one an epoch at no drift
-    if drift > 1 and epsilon > 0.05:  # what the demand is for
+    if epsilon > 0.1 and max(drift, 10 * lift) > 1:  # what the demand, and looking back, are for
         without, _, _ = replayed(World(drift, lift), KLBall(epsilon), on_demand=False)
         assert abs(without[0] - 1) > tolerance(epsilon)
 
@@ -119,55 +125,112 @@ def stories():
     return load_model(str(STORIES)), Dataset.from_list(rows)
 
 
-def tiny(data: str, rows: int):
-    return load_model("klball/tiny"), load_rows(data, "train").select(range(rows))
+class Recording:
+    """All true scores of a real run that scores them anew at every step, in place of a `World`."""
+
+    dropout = 0.0
+
+    def __init__(self, source, folder: str):
+        (model, tokenizer), data = source
+        self.order: list[torch.Tensor] = []
+        self.truth: list[torch.Tensor] = []
+        recording = self
+
+        class Recorded(RobustSFTTrainer):
+            def get_batch_samples(self, *args):
+                batches, number = super().get_batch_samples(*args)
+                recording.order.append(torch.cat([batch["sample_index"] for batch in batches]))
+                recording.truth.append(self.accountant.log_likelihood.clone())
+                return batches, number
+
+        settings = dict(num_train_epochs=2, learning_rate=2e-3, lr_scheduler_type="linear", max_length=512)
+        settings |= dict(optim="adamw_torch", train_sampling_strategy="random", max_grad_norm=1.0)
+        trainer = Recorded(
+            model,
+            RobustSFTConfig(epsilon=0.3, rescore_steps=1, **quiet(folder, **settings)),
+            train_dataset=to_trl_format(data, conversational=bool(tokenizer.chat_template)),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        self.n, self.step = len(trainer.samples), 0
+
+    def scores(self) -> torch.Tensor:
+        return self.truth[self.step].clone()
+
+    def pace(self) -> float:
+        return 1 - self.step / len(self.order)
+
+    def train(self, index: torch.Tensor) -> None:
+        self.step += 1
 
 
-CASES = {  # model and data; more settings; adapters; steps between exact re-scorings
-    "strong": (stories, {"learning_rate": 2e-3}, False, 6),
-    "strong-tiny": (lambda: tiny("stdlib-docs", 160), {"learning_rate": 5e-4}, False, 4),
-    "mild": (lambda: tiny("stdlib-docs", 320), {"learning_rate": 1e-3}, True, 8),
-}
-GRID = [(case, epsilon, None) for case in CASES for epsilon in EPSILONS] + [("mild", 0.05, 0)]
+@pytest.fixture(scope="module")
+def recorded_stories(tmp_path_factory):
+    return Recording(stories(), str(tmp_path_factory.mktemp("stories")))
 
 
-def watched_run(case: str, epsilon: float, rescore_steps: int | None, folder: str):
-    """The history by step, and (λ, mean weight) by exact re-scoring at some steps."""
-    load, settings, lora, every = CASES[case]
-    (model, tokenizer), data = load()
-    exact: dict[int, tuple[float, float]] = {}
+@pytest.fixture(scope="module")
+def recorded_tiny(tmp_path_factory):
+    source = load_model("klball/tiny"), load_rows("word-problems", "train").select(range(320))
+    return Recording(source, str(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "epsilon"), [*(("recorded_stories", epsilon) for epsilon in EPSILONS), ("recorded_tiny", 0.3)]
+)
+def test_strong_drift_of_a_real_model(name, epsilon, request):
+    """Full fine-tuning, 8 samples a step, the loss from 7.1 to 2.5 (and 3.5 to .35) in 40 steps."""
+    recording = request.getfixturevalue(name)
+    recording.step = 0
+    epochs, lambdas, rescores = replayed(recording, KLBall(epsilon))
+    assert epochs == pytest.approx([1, 1], abs=tolerance(epsilon))
+    assert lambdas.median() == pytest.approx(1, abs=0.05) and lambdas.quantile(0.05) > 0.85
+    assert rescores <= 25  # of 80 steps
+    recording.step = 0
+    without, _, _ = replayed(recording, KLBall(epsilon), on_demand=False)
+    assert abs(without[0] - 1) > tolerance(epsilon)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rescore_steps", "tolerance"), [(None, 0.15), (0, 0.25)])
+def test_a_drifting_run_keeps_lambda_and_weights(rescore_steps, tolerance, tokenizer, tmp_path):
+    """A real run on the embedded model, every step compared with an exact re-score of all samples."""
 
     class Watched(RobustSFTTrainer):
         def get_batch_samples(self, *args):
             batches, number = super().get_batch_samples(*args)
-            if self.state.global_step % every == every - 1:
-                solution = KLBall(epsilon).solve(self.score_dataset(self.samples)["log_likelihood"])
+            if self.state.global_step % 6 == 5:
+                exact = KLBall(0.05).solve(self.score_dataset(self.train_dataset)["log_likelihood"])
                 index = torch.cat([batch["sample_index"] for batch in batches])
-                weight = float(solution.weights[index].mean()) * len(self.samples)
-                exact[self.state.global_step + 1] = (solution.lambda_, weight)
+                weight = float(exact.weights[index].mean()) * len(self.train_dataset)
+                watched[self.state.global_step + 1] = (exact.lambda_, weight)
             return batches, number
 
-    settings = {"num_train_epochs": 2, "optim": "adamw_torch", "max_length": 512, **settings}
-    settings |= {"lr_scheduler_type": "linear", "train_sampling_strategy": "random"}
-    adapters = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    watched: dict[int, tuple[float, float]] = {}
+    data = to_trl_format(load_rows("stdlib-docs", "train").select(range(1_104)), conversational=True)
+    settings = quiet(
+        str(tmp_path),
+        per_device_train_batch_size=16,
+        num_train_epochs=2,
+        learning_rate=1e-3,
+        optim="adamw_torch",
+    )
     trainer = Watched(
-        model,
-        RobustSFTConfig(epsilon=epsilon, rescore_steps=rescore_steps, **quiet(folder, **settings)),
-        train_dataset=to_trl_format(data, conversational=bool(tokenizer.chat_template)),
+        load_model("klball/tiny")[0],
+        RobustSFTConfig(epsilon=0.05, rescore_steps=rescore_steps, **settings),
+        train_dataset=data,
         processing_class=tokenizer,
-        peft_config=adapters if lora else None,
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     trainer.train()
-    return {step["step"]: step for step in trainer.accountant.history}, exact
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("case", "epsilon", "rescore_steps"), GRID)
-def test_a_real_run_keeps_lambda_and_weights(case, epsilon, rescore_steps, tmp_path):
-    ours, exact = watched_run(case, epsilon, rescore_steps, str(tmp_path))
-    half = len(ours) // 2
-    for epoch in ([s for s in exact if s <= half], [s for s in exact if s > half]):
-        wanted = sum(exact[s][1] for s in epoch)
-        assert sum(ours[s]["mean_weight"] for s in epoch) == pytest.approx(wanted, rel=tolerance(epsilon))
-    ratios = torch.tensor([ours[s]["lambda"] / exact[s][0] for s in exact if s > len(ours) // 10])
-    assert ratios.median() == pytest.approx(1, abs=0.15 if rescore_steps is None else 0.25)
+    ours = {step["step"]: step for step in trainer.accountant.history}
+    late = [step for step in watched if step > len(ours) // 10]
+    for step in late:
+        assert ours[step]["lambda"] == pytest.approx(watched[step][0], rel=tolerance), step
+    for epoch in (late[: len(late) // 2], late[len(late) // 2 :]):
+        weights = [
+            sum(pair) / len(epoch)
+            for pair in zip(*((ours[step]["mean_weight"], watched[step][1]) for step in epoch), strict=True)
+        ]
+        assert weights[0] == pytest.approx(weights[1], rel=0.05)

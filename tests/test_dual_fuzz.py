@@ -5,11 +5,12 @@ constraint, and h is evaluated at the multipliers (by weak duality a lower bound
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from klball import solve_dual
+from klball import solve_dual, solve_dual_streamed
 
 LONG = np.longdouble
 GAP = 1e-9  # of the range of g
@@ -208,8 +209,8 @@ def faults_at(seed):
     return ([f"{said}{s.status} " + "; ".join(found)] if found else []), []
 
 
-def check(seeds):
-    results = [faults_at(seed) for seed in seeds]
+def check(seeds, faults=None):
+    results = [(faults or faults_at)(seed) for seed in seeds]
     wrong, refused = ([item for result in results for item in result[k]] for k in (0, 1))
     assert not wrong, "\n".join(wrong)
     assert len(refused) <= 0.01 * len(results), refused
@@ -223,3 +224,56 @@ def test_a_hundred_hard_problems():
 @pytest.mark.parametrize("start", range(100, 3_000, 290))
 def test_three_thousand_hard_problems(start):
     check(range(start, start + 290))
+
+
+def streamed_faults_at(seed):
+    """The same of `solve_dual_streamed`, which refuses what lies at λ = 0 or β = ∞."""
+    (g, c, f, epsilon, gamma, cap), kinds = random_problem(seed)
+    if kinds[2] != "uniform" or cap is not None:
+        return [], []
+    g = g - max(g.max(), 0.0)
+    half = len(g) // 2
+    parts = [
+        lambda own=own: [(g[own], None if c is None else c[own])] for own in (slice(half), slice(half, None))
+    ]
+    said = f"streamed, seed {seed}, n = {len(g)}, {kinds}, ε = {epsilon}, γ = {gamma}: "
+    try:
+        s = solve_dual_streamed(parts, epsilon=epsilon, gamma=gamma)
+    except ValueError as error:
+        try:
+            status = solve_dual(g, c, epsilon=epsilon, gamma=gamma, throw=False).status
+        except ValueError:
+            status = "refused"
+        cancels = "outlier" in kinds[0] and gamma is not None
+        allowed = cancels or status in ("vertex", "boundary", "infeasible", "refused")
+        return ([], []) if allowed else ([f"{said}{status}: {error}"], [])
+    answer = SimpleNamespace(**vars(s), weights=s.density(g, c) / len(g))
+    found = faults_of(answer, g, c, f, epsilon, gamma, None)
+    return ([f"{said}{s.status} " + "; ".join(found)] if found else []), []
+
+
+def test_streamed_hard_problems():
+    check(range(400), streamed_faults_at)
+
+
+@pytest.mark.slow
+def test_thousands_of_streamed_hard_problems():
+    check(range(400, 4_000), streamed_faults_at)
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_hard_rounds_of_a_batch_are_answered_as_if_alone(bounded):
+    """Outliers, ties, constants and tails side by side; and any of them may be infeasible."""
+    rng = np.random.default_rng(3)
+    kinds = [kind for kind in SCORES if not bounded or "outlier" not in kind]
+    g = np.stack([SCORES[kind](rng, 40) for kind in kinds for _ in range(3)])
+    c = np.stack([CERTAINTIES["against"](rng, own) for own in g])
+    f = np.stack([BASES[kind](rng, 40) for kind in ("uniform", "softmax", "a speck") for _ in kinds])
+    for cap in (None, 2.0):
+        settings = dict(epsilon=0.5, gamma=13.9 if bounded else None, max_weight=cap, throw=False)
+        together = solve_dual(loss=-g, certainty=c, base_weights=f, **settings)
+        for r in range(len(g)):
+            alone = solve_dual(loss=-g[r], certainty=c[r], base_weights=f[r], **settings)
+            assert together.status[r] == alone.status
+            near = pytest.approx(alone.weights, rel=1e-6, abs=1e-9, nan_ok=True)
+            assert together.weights[r] == near, r

@@ -155,6 +155,8 @@ def test_one_of_the_two_is_needed():
             solve_dual(**arguments, epsilon=0.1)
     with pytest.raises(ValueError, match="either log_likelihood or loss"):
         robust_profile(epsilons=[0.1])
+    with pytest.raises(ValueError, match="epsilons"):
+        robust_profile(G)
 
 
 def test_the_command_refuses_losses(tmp_path, capsys):

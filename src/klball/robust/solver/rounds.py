@@ -1,4 +1,4 @@
-"""One problem in the units of its scores: which constraints bind, and the answer (mathematics.md, "Which bind").
+"""One problem in units of its scores: what binds, and the answer (mathematics.md, "Which constraints bind").
 
 minimise E_q[x]  over  KL(q‖f) ≤ ε,  E_q[y] ≤ γ,  q ≤ c·f
 """
@@ -20,7 +20,7 @@ from klball.robust.solver.newton import (
     radius_start,
     radius_tilt,
 )
-from klball.robust.solver.tilting import Moments, Numbers, Scores, Tilting, quantile
+from klball.robust.solver.tilting import Moments, Numbers, Scores, Tilting, dot, quantile
 
 CLOSED = 1e-11  # a gap that ends the search, in units of the range of x
 FEASIBLE = 1e-11  # an excess of E[y] that is none, in units of its range
@@ -48,7 +48,8 @@ class Answer(NamedTuple):
     least_y: float = math.nan
 
 
-INFEASIBLE = Answer(*[math.nan] * 2, None, *[math.nan] * 6, "infeasible", 0)
+NAN = math.nan
+INFEASIBLE = Answer(NAN, NAN, None, NAN, NAN, NAN, NAN, NAN, NAN, "infeasible", 0)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def solve_round(scores: Scores, ball: Ball, found: Answer | None = None) -> Answ
 
 
 def solve_together(scores: Scores, balls: list[Ball]) -> list[Answer | None]:
-    """Tilts of all rounds [rounds, n] at once: on the sphere KL = ε, and with E[y] = γ where β > 0 gives that.
+    """Tilts of all rounds [rounds, n] at once: with KL = ε, and E[y] = γ where a β > 0 gives that.
 
     Whether they are the answers is not known yet; None where there is no such tilt.
     """
@@ -114,9 +115,11 @@ def solve_together(scores: Scores, balls: list[Ball]) -> list[Answer | None]:
         return [None] * len(balls)
     a, b = np.where(found, a, 1.0), np.where(found, b, 0.0)
     q, m = tilting.weights(a, b)
-    tilts = zip(q, np.transpose(m).tolist(), a.tolist(), b.tolist(), balls, strict=True)
-    answers = [of_moments(own, Moments(*stats), *tilt, tilting) for own, stats, *tilt in tilts]
-    return [answer if ok else None for answer, ok in zip(answers, found.tolist(), strict=True)]
+    stats = np.transpose(m).tolist()
+    return [
+        of_moments(q[r], Moments(*stats[r]), float(a[r]), float(b[r]), ball, tilting) if found[r] else None
+        for r, ball in enumerate(balls)
+    ]
 
 
 def solve_ball(scores: Scores, epsilon: float, overwrite: bool = False) -> Answer:
@@ -124,7 +127,7 @@ def solve_ball(scores: Scores, epsilon: float, overwrite: bool = False) -> Answe
     if epsilon == 0:
         return _at(scores, scores.f(), "optimal", a=0.0, gap=0.0)
     x = scores.x
-    mean = (np.einsum("i->", x) / len(x) if scores.base is None else scores.base @ x) - x.min()
+    mean = (np.einsum("i->", x) / len(x) if scores.base is None else dot(scores.base, x)) - x.min()
     # x spans 1 at the most, so a mass of e^−ε at its smallest would leave no larger a mean than this
     if scores.cap is not None or mean <= 1 - math.exp(-epsilon) + 1e-9:
         face = face_of(scores.x, scores)
@@ -193,7 +196,7 @@ def _by_vertex(scores: Scores, ball: Ball) -> Answer | None:
     if answer.kl > ball.epsilon + 1e-12:
         return None
     z = scores.x + found.beta * scores.y
-    least = float(face_of(z, scores).nearest() @ z) - found.beta * ball.gamma
+    least = float(dot(face_of(z, scores).nearest(), z)) - found.beta * ball.gamma
     return answer._replace(gap=abs(answer.mean_x - least))
 
 
@@ -231,9 +234,9 @@ def _at(scores: Scores, q: Numbers, status: str, *, a: float, gap: float, beta: 
         beta=beta,
         weights=q,
         kl=divergence(q, scores.f()),
-        mean_x=float(q @ scores.x),
-        mean_y=0.0 if scores.y is None else float(q @ scores.y),
-        ess=float(1 / (q @ q)),
+        mean_x=float(dot(q, scores.x)),
+        mean_y=0.0 if scores.y is None else float(dot(q, scores.y)),
+        ess=float(1 / dot(q, q)),
         mu=math.nan,
         gap=gap,
         status=status,

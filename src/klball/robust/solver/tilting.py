@@ -1,4 +1,4 @@
-r"""Exponential tilts of scores, and their moments: all that the solver asks of data (mathematics.md, "Tilts").
+r"""Exponential tilts of scores and their moments: all the solver asks of data (mathematics.md, "Tilts").
 
     q_i = f_i · min(c, exp(μ − a·x_i − b·y_i)),   Σ q_i = 1,   a = 1/λ, b = β/λ          (c = ∞: no cap)
 
@@ -19,7 +19,7 @@ Tilt = Any  # a number, or one for every round: [rounds]
 
 PIECE = 1 << 13  # BLAS divides dot products of more than 10,000 terms over its threads
 ROWS = 4  # pieces that stay in the cache from the first operation on them to the last
-MANY = 1 << 14  # samples from which a start from a part of them pays
+MANY = 1 << 16  # samples from which a start from a part of them pays
 THINNING, RUN = 16, 8  # one run of samples that share a cache line in so many
 FAR = 600.0  # exponents within this need no care
 BARELY = 1e-15  # of mass: nothing
@@ -46,8 +46,8 @@ class Moments(NamedTuple):
 class Scores:
     """x and y (or None) with base weights (None: 1/n) and a cap (or None).
 
-    x and y are 0 where digits are needed: with a cap at the quantile 1/c, where it begins to bind; else in the
-    middle, or at the smallest x where there is no y.
+    x and y are 0 where digits are needed: with a cap at the quantile 1/c, where it begins to bind; else in
+    the middle, or at the smallest x where there is no y.
     """
 
     x: Numbers
@@ -105,7 +105,7 @@ class Tilting:
         return found
 
     def weights(self, a: Tilt, b: Tilt = 0.0, overwrite: bool = False) -> tuple[Numbers, Moments]:
-        """q itself, and its moments; `overwrite` puts q where x was, since fresh memory costs as much as a pass."""
+        """q itself, its means, KL and μ; `overwrite` puts q where x was: fresh memory costs a pass."""
         self.num_passes += 1
         if self.scores.cap is not None:
             return self._capped(a, b)
@@ -131,7 +131,7 @@ class Tilting:
         return math.log(self.scores.x.shape[-1]) if self.log_f is None else 0.0
 
     def _capped(self, a: Tilt, b: Tilt) -> tuple[Numbers, Moments]:
-        """Newton's iteration on Σ f·min(c, M·w) = 1, concave in M: from below it never overshoots, and ends."""
+        """q and its moments; the exponents of samples far beyond the cap do not matter, and are cut."""
         s, cap = self.scores, self.scores.cap
         assert cap is not None
         e = exponents((s.x, s.y, None), a, b)
@@ -144,9 +144,9 @@ class Tilting:
         return q, _free_moments(q, q * (w < _column(cap / scale)), e, mu, s, cap)
 
     def _scale(self, w: Numbers, a: Tilt, b: Tilt, level: Numbers) -> Tilt:
-        """M with Σ f·min(c, M·w) = 1 by Newton's iteration: that is concave in M, so from below none overshoots.
+        """M with Σ f·min(c, M·w) = 1, which is concave in M: from below, Newton's steps do not overshoot.
 
-        The first may come from above: from where the last pass would put it.
+        It starts from where the last pass would put it, which may be above.
         """
         s, cap = self.scores, self.scores.cap
         f = 1 / w.shape[-1] if s.base is None else s.base
@@ -157,12 +157,12 @@ class Tilting:
             if s.base is None:
                 full, mass = np.count_nonzero(over, axis=-1) * f, np.einsum("...i->...", rest) * f
             else:
-                full, mass = (over * f).sum(-1), np.vecdot(rest, f)
+                full, mass = (over * f).sum(-1), dot(rest, f)
             left = 1 - cap * full
             usable = (left > BARELY) & (mass > 0)
             return np.where(usable, left / np.where(usable, mass, 1.0), 0.0)
 
-        lowest = 1 / (w.mean(-1) if s.base is None else np.vecdot(w, f))
+        lowest = 1 / (w.mean(-1) if s.base is None else dot(w, f))
         scale = lowest
         if self.last is not None:
             at_a, at_b, m = self.last
@@ -182,22 +182,22 @@ def _free_moments(q: Numbers, inner: Numbers, e: Numbers, mu: Tilt, s: Scores, c
     mass = inner.sum(-1)
     safe = np.where(mass > 0, mass, 1.0)
     zero = np.zeros_like(mass)
-    dx = s.x - _column(np.vecdot(inner, s.x) / safe)
+    dx = s.x - _column(dot(inner, s.x) / safe)
     mean_y = cov = var_y = zero
     if s.y is not None:
-        dy = s.y - _column(np.vecdot(inner, s.y) / safe)
+        dy = s.y - _column(dot(inner, s.y) / safe)
         inner_y = inner * dy
-        mean_y, cov, var_y = np.vecdot(q, s.y), np.vecdot(inner_y, dx), np.vecdot(inner_y, dy)
-    kl = math.log(cap) * (q.sum(-1) - mass) + mu * mass + np.vecdot(inner, e)
+        mean_y, cov, var_y = dot(q, s.y), dot(inner_y, dx), dot(inner_y, dy)
+    kl = math.log(cap) * (q.sum(-1) - mass) + mu * mass + dot(inner, e)
     return Moments(
         kl=np.maximum(kl, 0.0),
-        mean_x=np.vecdot(q, s.x),
+        mean_x=dot(q, s.x),
         mean_y=mean_y,
-        var_x=np.vecdot(inner * dx, dx),
-        third_x=np.vecdot(inner * dx * dx, dx),
+        var_x=dot(inner * dx, dx),
+        third_x=dot(inner * dx * dx, dx),
         cov_xy=cov,
         var_y=var_y,
-        ess=1 / np.vecdot(q, q),
+        ess=1 / dot(q, q),
         mu=mu,
     )
 
@@ -205,7 +205,7 @@ def _free_moments(q: Numbers, inner: Numbers, e: Numbers, mu: Tilt, s: Scores, c
 def exponents(
     chunk: Chunk, a: Tilt, b: Tilt, out: Numbers | None = None, spare: Numbers | None = None
 ) -> Numbers:
-    """log f − ax − by, into memory that is there, because fresh memory costs more than the arithmetic in it."""
+    """log f − ax − by, into memory that is there: fresh memory costs more than the arithmetic."""
     x, y, log_f = chunk
     e = np.multiply(x, -_column(a), out=out)
     if y is not None and np.any(b):
@@ -257,7 +257,7 @@ def tilted_sums(
 
 
 def chunks_of(values: Numbers) -> list[Numbers]:
-    """Views that stay in the cache, in rows short enough for BLAS not to divide: of one long round, its pieces."""
+    """Views that stay in the cache, in rows too short for BLAS to divide: of one long round, its pieces."""
     n = values.shape[-1]
     if n <= PIECE:
         return [values]
@@ -296,7 +296,7 @@ def merged(sums: Numbers) -> Numbers:
 
 
 def moments_of(sums: Any, log_n: float, a: Tilt, b: Tilt) -> Moments:
-    """From the sums of `tilted_sums`, a list of numbers or [9, rounds]; `log_n` is log n where they lack f = 1/n."""
+    """From the sums of `tilted_sums`, numbers or [9, rounds]; `log_n` is log n where they lack f = 1/n."""
     shift, z, ww, wx, wxx, wxxx, wy, wxy, wyy = sums
     log, floored = (math.log, max) if isinstance(z, float) else (np.log, np.maximum)
     mean_x, mean_y, xx = wx / z, wy / z, wxx / z
@@ -312,6 +312,11 @@ def moments_of(sums: Any, log_n: float, a: Tilt, b: Tilt) -> Moments:
         ess=z * z / ww,
         mu=mu,
     )
+
+
+def dot(left: Numbers, right: Numbers) -> Tilt:
+    """Σ_i left·right over long rows, without the threads that BLAS would wake and wait for."""
+    return np.einsum("...i,...i->...", left, right)
 
 
 def quantile(values: Numbers, base: Numbers | None, cap: float) -> float:

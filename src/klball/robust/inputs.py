@@ -1,4 +1,4 @@
-"""What callers pass, checked: anything array-like becomes float64 [rounds, n], or one clear line says why not."""
+"""What callers pass: anything array-like becomes float64 [rounds, n], or one clear line says why not."""
 
 import math
 from typing import Any
@@ -95,8 +95,8 @@ def refuse_losses(least: float) -> None:
     """Raise ValueError if even the smallest log-likelihood is positive."""
     if least > 0:
         raise ValueError(
-            "every log_likelihood is positive, but mean log-probabilities are 0 or less: these look like losses; "
-            "pass them as loss="
+            "every log_likelihood is positive, but mean log-probabilities are 0 or less: these look like "
+            "losses; pass them as loss="
         )
 
 
