@@ -5,6 +5,7 @@ from types import NoneType
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
 )
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
+from klball.data.formats import refuse_unknown_tokens
 from klball.data.sources import as_dataset
 from klball.evaluation.models import check_base
 from klball.robust.ambiguity import CertaintyKLBall, Empirical, KLBall
@@ -134,14 +136,26 @@ def _refuse_unknown_kwargs(args: RobustSFTConfig) -> None:
             raise ValueError(f"torch_compile_mode: {error}") from error
 
 
-def refuse_dropped(args: RobustSFTConfig, rows: int) -> None:
-    """Raise ValueError if dataloader_drop_last would drop the only batch."""
+def refuse_useless(model: torch.nn.Module, args: RobustSFTConfig, rows: int, peft_config: Any) -> None:
+    """Raise ValueError if training would change nothing, or not what was asked for."""
+    _refuse_frozen(model)
+    _refuse_unmatched(model, peft_config)
     needed = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and rows < needed:
         raise ValueError(f"dataloader_drop_last leaves nothing: a batch has {needed} rows, the data {rows}")
 
 
-def refuse_unmatched(model: torch.nn.Module, peft_config: Any) -> None:
+def refuse_foreign_tokens(
+    rows: Dataset, model: PreTrainedModel, processing_class: Any, given_tokens: bool
+) -> None:
+    """Raise ValueError for tokens that the model does not have: of the data's, or of the tokenizer's own."""
+    vocabulary = model.config.get_text_config().vocab_size
+    tokenizer: Any = getattr(processing_class, "tokenizer", processing_class)
+    if given_tokens or len(tokenizer) > vocabulary:
+        refuse_unknown_tokens(rows, vocabulary)
+
+
+def _refuse_unmatched(model: torch.nn.Module, peft_config: Any) -> None:
     """Raise ValueError for a parameter or module that PEFT was to train and did not find: it only warns."""
     names: list[str] = getattr(getattr(model, "base_model", None), "targeted_parameter_names", [])
     for part in getattr(peft_config, "target_parameters", None) or []:
@@ -162,8 +176,8 @@ def refuse_no_model(model: Any, args: RobustSFTConfig) -> None:
         check_base(model, settings.get("revision"), args.trust_remote_code)
 
 
-def refuse_frozen(model: torch.nn.Module) -> None:
-    """Raise ValueError if training would change nothing: PEFT loads adapters frozen."""
+def _refuse_frozen(model: torch.nn.Module) -> None:
+    """PEFT loads adapters frozen."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("no parameter of the model is trainable: load an adapter with is_trainable=True")
 
