@@ -147,6 +147,10 @@ def train(
 
 def _peft_config(options: ModelConfig) -> Any:
     """TRL's; the name of one module alone would be a pattern, which whole paths of modules have to match."""
+    if options.use_peft and options.lora_r < 1:
+        raise ValueError(
+            f"--lora_r must be at least 1, not {options.lora_r}: leave out --use_peft for all weights"
+        )
     config: Any = get_peft_config(options)
     if isinstance(getattr(config, "target_modules", None), str) and config.target_modules.isidentifier():
         config.target_modules = {config.target_modules}
