@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors import SafetensorError
 
 from klball import cli
@@ -54,6 +55,7 @@ KLBALL = "klball.experiments.x"
 WRITER = "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0"
 UNKNOWN_METRIC = "\"The `metric_for_best_model` training argument is set to 'eval_x', which is not found\""
 ANSWERS = {
+    "no network": (raising(OfflineModeIsEnabled("Cannot reach the Hub")), "Cannot reach the Hub"),
     "our refusal": (of_module(KLBALL, "raise ValueError('--x must be y')"), "--x must be y"),
     "from another error": (of_module(KLBALL, "raise ValueError('no') from KeyError('k')"), "no"),
     "infeasible": (lambda: solve_dual([-1.0, -2.0], [1.0, 1.0], epsilon=0.1, gamma=0.5), "γ"),

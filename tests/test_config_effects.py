@@ -50,6 +50,13 @@ REFUSED = [
     ({"normalization": "none"}, "normalization must be one of"),
     ({"objective": "rlhf"}, "objective must be one of"),
     ({"objective": "nll", "loss_type": "dft"}, "contradicts loss_type"),
+    ({"epsilon": None}, "epsilon must be 0 or more"),
+    ({"epsilon": [0.1]}, "epsilon must be a number"),
+    ({"learning_rate": "fast"}, "learning_rate must be 0 or more"),
+    ({"rescore_steps": 1.5}, "rescore_steps must be a whole number"),
+    ({"per_device_train_batch_size": 1.5}, "per_device_train_batch_size must be a whole number"),
+    ({"model_init_kwargs": []}, "model_init_kwargs must be a mapping"),
+    ({"lr_scheduler_kwargs": 3}, "lr_scheduler_kwargs must be a mapping"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Malformed and awkward inputs: a fixed sample of each class, and all of them in the slow tests."""
+"""Malformed and awkward inputs: a fixed sample of each class, and every second one in the slow tests."""
 
 import re
 from collections import Counter, defaultdict
@@ -12,6 +12,7 @@ from hostile.running import import_everything
 
 SAMPLE = 2  # of each class
 AT_LEAST = 1_100
+EVERY = 2  # of the slow tests: half an hour of one core for all; `python -m tests.hostile.run` has them all
 
 
 def _told(failures):
@@ -44,9 +45,9 @@ def test_a_sample_of_each_class_is_answered_well(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", dict.fromkeys(case.group for case in catalogue()))
-def test_every_hostile_input_is_answered_well(group, tmp_path):
+def test_every_second_hostile_input_is_answered_well(group, tmp_path):
     import_everything()
-    failures = failures_of(select(catalogue(), re.escape(group)), tmp_path)
+    failures = failures_of(select(catalogue(), re.escape(group), every=EVERY), tmp_path)
     assert not failures, _told(failures)
 
 

@@ -60,6 +60,11 @@ def renamed(old, new):
     return lambda weights: {key.replace(old, new): value for key, value in weights.items()}
 
 
+def with_biases(weights):
+    shapes = {key.replace("weight", "bias"): value for key, value in weights.items() if "q_proj" in key}
+    return {**weights, **{key: torch.zeros(len(value)) for key, value in shapes.items()}}
+
+
 def reshaped(name):
     return lambda weights: {k: v[..., :-1].contiguous() if name in k else v for k, v in weights.items()}
 
@@ -70,6 +75,10 @@ def config(**changes):
 
 def adapter_config(**changes):
     return lambda folder: edit_json(folder / "adapter_config.json", **changes)
+
+
+def of_itself(folder):
+    edit_json(folder / "adapter_config.json", base_model_name_or_path=str(folder))
 
 
 def cut(file, keep=0.5):
@@ -130,6 +139,7 @@ MODELS = {  # what is wrong → (edit, what the line says)
         config(num_hidden_layers=1, layer_types=["full_attention"]),
         "has no place for model.layers.1",
     ),
+    "no layers": (config(num_hidden_layers=0, layer_types=[]), "could not load model"),
     "another hidden size": (config(hidden_size=24), "could not load model"),
     "another vocabulary": (config(vocab_size=99), "could not load model"),
     "no heads": (config(num_attention_heads=0), "could not load model"),
@@ -142,6 +152,23 @@ MODELS = {  # what is wrong → (edit, what the line says)
     "config.json is a list": (text("config.json", "[]"), "config.json holds no JSON object"),
     "config.json is cut": (cut("config.json"), "config.json is not readable JSON"),
     "config.json is missing": (gone("config.json"), "neither config.json nor adapter_config.json"),
+    "config.json is endless brackets": (
+        text("config.json", "[" * 99_999),
+        "config.json is not readable JSON",
+    ),
+    "an index that is a list": (
+        text("model.safetensors.index.json", '{"weight_map": []}'),
+        "index.json: weight_map is no object",
+    ),
+    "an unknown quantisation": (config(quantization_config={"quant_method": "wow"}), "quantisation 'wow'"),
+    "norms that another architecture lacks": (
+        config(model_type="llama", architectures=["LlamaForCausalLM"]),
+        "has no place for model.layers.0.self_attn.k_norm.weight",
+    ),
+    "biases that config.json leaves out": (
+        edit_weights(with_biases),
+        "has no place for model.layers.0.self_attn.q_proj.bias",
+    ),
     "weights are cut": (cut("model.safetensors"), "model.safetensors is damaged or cut short"),
     "weights are cut in the header": (cut("model.safetensors", 0.001), "model.safetensors is damaged"),
     "weights are empty": (text("model.safetensors", ""), "model.safetensors is damaged"),
@@ -174,6 +201,7 @@ ADAPTERS = {
     "a rank of 0": (adapter_config(r=0), "adapter_config.json: the rank r is 0"),
     "no base": (adapter_config(base_model_name_or_path=None), "adapter_config.json: base_model_name_or_path"),
     "a base that is not there": (adapter_config(base_model_name_or_path="no/where"), "load model 'no/where'"),
+    "its own base": (of_itself, "is an adapter, not a whole model"),
     "another base": (adapter_config(base_model_name_or_path="klball/tiny"), "size mismatch"),
     "no kind": (adapter_config(peft_type=None), "adapter_config.json: peft_type None"),
     "an unknown kind": (adapter_config(peft_type="MAGIC"), "adapter_config.json: peft_type 'MAGIC'"),
@@ -190,6 +218,7 @@ ONLY_BY_LOADING = {
     *("a tensor is missing", "the head is missing", "all names are others", "a tensor has another shape"),
     *("more layers than weights", "fewer layers than weights", "another hidden size", "another vocabulary"),
     *("no heads", "model_type bert", "a pickle of objects", "other names", "fewer modules than weights"),
+    *("norms that another architecture lacks", "biases that config.json leaves out"),
     *("another rank", "another base", "modules that the base lacks"),
 }
 CASES = [("model", *case) for case in MODELS.items()] + [("adapter", *case) for case in ADAPTERS.items()]

@@ -323,7 +323,7 @@ def test_rounds_of_other_types_are_refused(column, values, tmp_path):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("metadata", [b"", b"[]", b"{}", b'{"layout": "x"}', b"\xff"])
+@pytest.mark.parametrize("metadata", [b"", b"[]", b"{}", b'{"layout": "x"}', b"\xff", b"[" * 100_000])
 def test_rounds_of_damaged_provenance_are_refused(metadata, tmp_path):
     path = tmp_path / "rounds.parquet"
     settings = {"rounds": 1, "maker": {"maker": "test"}}
@@ -331,6 +331,23 @@ def test_rounds_of_damaged_provenance_are_refused(metadata, tmp_path):
     pq.write_table(pq.read_table(path).replace_schema_metadata({b"klball": metadata}), path)
     with pytest.raises(ValueError, match="provenance"):
         read_rounds(path)
+
+
+def test_a_flipped_bit_never_changes_a_round(tmp_path):
+    path = tmp_path / "rounds.parquet"
+    settings = {"rounds": 1, "maker": {"maker": "test"}}
+    write_rounds(path, samples("a"), "question-answer", lambda _: [Reply("another wording")], **settings)
+    whole, expected = path.read_bytes(), pq.read_table(path).to_pylist()
+    end = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    noticed = 0
+    for place in range(4, end, 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            assert read_rounds(path).table(1).to_pylist() == expected
+        except ValueError as error:
+            noticed += 1
+            assert "rounds.parquet" in str(error) and "\n" not in str(error)
+    assert noticed > (end // 7) / 2
 
 
 @pytest.mark.parametrize(

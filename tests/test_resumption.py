@@ -41,9 +41,14 @@ def gone(path):
     path.unlink()
 
 
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
 FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", "ledger.safetensors")
 READ = (*FILES, "history.parquet", "trainer_state.json")
-DAMAGES = [(f, d) for f in READ for d in (cut, junk, empty, gone)]
+DAMAGES = [(f, d) for f in READ for d in (cut, junk, empty, gone, a_folder)]
 
 
 @pytest.mark.parametrize(("file", "damage"), DAMAGES, ids=[f"{d.__name__} {f}" for f, d in DAMAGES])
@@ -53,6 +58,26 @@ def test_every_damage_is_seen(file, damage, stopped):
     problem = problem_of(stopped / "checkpoint-4")
     assert problem is not None and "\n" not in problem
     assert newest_complete(stopped) == str(stopped / "checkpoint-2")
+
+
+@pytest.mark.parametrize("state", ["{}", '{"global_step": 9999, "train_batch_size": 2}', "[" * 99_999])
+def test_a_state_of_another_step_is_no_state(state, stopped):
+    (stopped / "checkpoint-4" / "trainer_state.json").write_text(state)
+    assert "trainer_state.json is damaged" in str(problem_of(stopped / "checkpoint-4"))
+
+
+def test_a_checkpoint_without_the_window_of_psft_is_not_resumed_by_psft(stopped):
+    assert newest_complete(stopped) == str(stopped / "checkpoint-4")
+    assert newest_complete(stopped, proximal=True) is None
+    (stopped / "checkpoint-2" / "psft-window-0.safetensors").write_bytes(
+        (stopped / "checkpoint-2" / "ledger.safetensors").read_bytes()
+    )
+    assert newest_complete(stopped, proximal=True) == str(stopped / "checkpoint-2")
+
+
+def test_a_file_called_like_a_checkpoint_is_none(stopped):
+    (stopped / "checkpoint-9").write_text("")
+    assert newest_complete(stopped) == str(stopped / "checkpoint-4")
 
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "trainer_state.json"])

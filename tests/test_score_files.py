@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import Dataset
 
 import klball
@@ -51,9 +52,37 @@ def test_flipped_bytes_never_change_a_number(streamed, table_path):
     assert noticed > tried / 2
 
 
+def test_a_view_of_strings_is_read_as_strings(table_path):
+    table = pq.read_table(table_path)
+    pq.write_table(table.set_column(0, "sample_id", table["sample_id"].cast(pa.string_view())), table_path)
+    assert read_scores(table_path)[0].to_list() == table.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": torch.nn.Linear(2, 2)}, "Linear is no causal language model"),
+        ({"tokenizer": 3}, "tokenizer must be a loaded tokenizer, not int"),
+        ({"tokens_per_batch": float("nan")}, "tokens_per_batch must be a whole number"),
+        ({"tokens_per_batch": 0}, "tokens_per_batch must be a whole number"),
+        ({"output": 3}, "output must be the path of a file, not 3"),
+        ({"dataset": [{"input_ids": [5, 6, 7], "seq_lengths": [2, 1]}]}, "packed already"),
+    ],
+    ids=str,
+)
+def test_score_refuses_what_it_cannot_use(change, words, tiny_model, tokenizer):
+    given = {"model": tiny_model, "tokenizer": tokenizer, "dataset": [{"question": "a", "answer": "b"}]}
+    with pytest.raises(ValueError, match=words):
+        klball.score(**{**given, **change})
+
+
+def test_score_takes_rows_in_a_list(tiny_model, tokenizer):
+    assert len(klball.score(tiny_model, tokenizer, [{"question": "a", "answer": "b"}])) == 1
+
+
 def test_a_damaged_provenance_is_one_line(table_path):
     table = pq.read_table(table_path)
-    for metadata in (b"{", b"[]", b"\xff"):
+    for metadata in (b"{", b"[]", b"\xff", b"[" * 100_000):
         pq.write_table(table.replace_schema_metadata({b"klball": metadata}), table_path)
         for read in (read_scores, read_provenance):
             with pytest.raises(ValueError, match="its provenance is no JSON"):

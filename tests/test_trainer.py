@@ -279,6 +279,20 @@ class Renamed(KLBall):
         ({"padding_free": True}, {}, "max_length"),
         ({}, {"train_dataset": rows().add_column("seq_lengths", [[1]] * len(rows()))}, "packed already"),
         ({"label_smoothing_factor": 0.1}, {}, "label_smoothing"),
+        ({"packing_strategy": "nothing"}, {}, "packing_strategy"),
+        ({"dataloader_persistent_workers": True}, {}, "dataloader_num_workers"),
+        ({"lr_scheduler_kwargs": {"nonsense": 1}}, {}, "lr_scheduler_kwargs"),
+        ({"chat_template_path": "none.jinja"}, {}, "no chat template at"),
+        ({"gradient_checkpointing_kwargs": {"nonsense": 1}}, {}, "gradient_checkpointing_kwargs"),
+        ({"torch_compile_mode": "nothing"}, {}, "torch_compile_mode"),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 999}, {}, "dataloader_drop_last"),
+        ({}, {"peft_config": LoraConfig(modules_to_save=["wow"], target_modules=["q_proj"])}, "'wow'"),
+        ({}, {"objective": 3}, "objective must be a function"),
+        ({}, {"processing_class": "klball/tiny"}, "processing_class must be"),
+        ({}, {"callbacks": ["x"]}, "callbacks must be"),
+        ({}, {"model": torch.nn.Linear(2, 2)}, "model must be a causal language model"),
+        ({}, {"model": "no/where"}, "could not load model 'no/where'"),
+        ({}, {"peft_config": LoraConfig(target_parameters=["wow"], target_modules=["q_proj"])}, "'wow'"),
         ({}, {"compute_loss_func": print}, "compute_loss_func"),
         (
             {},
@@ -308,11 +322,8 @@ def test_unsupported_is_refused_in_one_line(settings, arguments, message, tokeni
             **quiet(str(tmp_path), **{k: v for k, v in settings.items() if k != "_n_gpu"})
         )
         config._n_gpu = settings.get("_n_gpu", config.n_gpu)
-        return RobustSFTTrainer(
-            small_qwen(len(tokenizer)),
-            config,
-            **{"train_dataset": rows(), "processing_class": tokenizer, **arguments},
-        )
+        given = {"model": small_qwen(len(tokenizer)), "args": config, "train_dataset": rows()}
+        return RobustSFTTrainer(**{**given, "processing_class": tokenizer, **arguments})
 
     if message is None:
         build()

@@ -13,6 +13,7 @@ FULL_WORDS = (  # the last two are torch.save's
     *("PytorchStreamWriter failed", "enforce fail at inline_container"),
 )
 CONFIGURABLE = ("trl", "transformers", "peft", "accelerate")
+NETWORK = ("huggingface_hub", "httpx", "httpx2", "httpcore")  # offline, no token, no such repository
 MEMORY = ("MemoryError", "OutOfMemoryError")
 PACKAGE = re.compile(r"\b(bitsandbytes|tensorboard|wandb|liger[-_]kernel|deepspeed|flash_attn)\b", re.I)
 NOT_THERE = (
@@ -39,6 +40,8 @@ def answer(error: BaseException) -> str | None:
 
 
 def _is_answer(error: BaseException) -> bool:
+    if type(error).__module__.split(".")[0] in NETWORK:
+        return True
     if isinstance(error, OSError):
         return error.errno is not None or _raised_by_klball(error)
     if isinstance(error, ValueError):

@@ -69,7 +69,8 @@ def _pickle(content: Any) -> Callable[[], Any]:
         import torch
         from safetensors.torch import load_file
 
-        tensors = load_file(_copy() / WEIGHTS) if content is None else content
+        _copy()
+        tensors = load_file(AD / WEIGHTS) if content is None else content
         (AD / WEIGHTS).unlink()
         torch.save(tensors, AD / "adapter_model.bin")
 

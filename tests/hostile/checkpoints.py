@@ -189,7 +189,7 @@ def _run_files() -> Iterator[Case]:
     }
     for kind, (prepare, expected) in kinds.items():
         check = _same("lora") if expected == WORKS else None
-        hints = ("run.json",) if kind.startswith("run.json") else ()
+        hints = ("run.json|another command",) if kind.startswith("run.json") else ()
         yield Case(
             *(f"train: {kind}", "checkpoints", expected, run_arguments("lora"), prepare),
             hints=hints,

@@ -139,7 +139,7 @@ def _extra_token() -> None:
     path = copy_tiny() / TOKENIZER
     content = json.loads(path.read_text())
     about = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    content["added_tokens"].append({"id": 5000, "content": "number", **about})
+    content["added_tokens"].append({"id": 5000, "content": "about the", **about})
     path.write_text(json.dumps(content))
 
 
@@ -267,6 +267,7 @@ def cases() -> Iterator[Case]:
             asks["train"] = ["train", "--model_name_or_path", "m", *data, *TRAIN]
         for name, arguments in asks.items():
             hints = SAID if "template" not in kind and "in the weights" not in kind else ()
+            hints = ("the model takes no more",) if kind in ("no positions", "one position") else hints
             yield Case(f"{name}: {kind}", "models", expected, arguments, prepare, hints=hints)
         if kind in LIKELY:
             yield from _as_second(kind, prepare, expected)

@@ -76,6 +76,13 @@ def _set(column: str, values: Callable[[list[Any]], list[Any]]) -> Callable[[Any
     return change
 
 
+def _fractions(table: Any) -> Any:
+    import pyarrow.compute as pc
+
+    place = table.column_names.index("round")
+    return table.set_column(place, "round", pc.add(table["round"].cast("double"), 0.5))
+
+
 def _one(column: str, value: Any, row: int = 5) -> Callable[[Any], Any]:
     return _set(column, lambda values: [*values[:row], value, *values[row + 1 :]])
 
@@ -113,13 +120,13 @@ TABLES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "an id that changes": (_one("sample_id", "another"), REFUSED),
     "a null round": (_one("round", None), REFUSED),
     "rounds in words": (_all("round", "one"), REFUSED),
-    "rounds in fractions": (_set("round", lambda values: [v + 0.5 for v in values]), REFUSED),
+    "rounds in fractions": (_fractions, REFUSED),
     "negative rounds": (_set("round", lambda values: [-v for v in values]), EITHER),
     "rounds out of order": (lambda table: table.take(list(range(len(table)))[::-1]), EITHER),
     "null accepted": (_all("accepted", None), EITHER),
     "conversation junk": (_one("conversation", "junk"), REFUSED),
-    "conversation {}": (_all("conversation", "{}"), REFUSED),
-    "conversation a list": (_all("conversation", "[]"), REFUSED),
+    "conversation {}": (_all("conversation", "{}"), EITHER),
+    "conversation a list": (_all("conversation", "[]"), EITHER),
     "a column more": (lambda table: table.append_column("more", table["round"]), EITHER),
     "a column twice": (lambda table: table.append_column("round", table["round"]), REFUSED),
     "markup in prompts": (_all("prompt", "[/INST] \x1b[2J [red]"), EITHER),

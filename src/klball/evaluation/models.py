@@ -132,6 +132,8 @@ def _one_line(name: str) -> Iterator[None]:
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        if "Weights only load failed" in str(error):
+            reason = "its weights are pickled with other objects: save them as safetensors"
         if "trust_remote_code" in str(error):
             reason = (
                 "it comes with code of its own: `klball train` runs it with --trust_remote_code; to score, "
@@ -196,6 +198,8 @@ def _refuse_other_architectures(config: Any) -> None:
     declared = config.architectures or []
     if config.is_encoder_decoder:
         raise ValueError(f"{config.model_type} is an encoder-decoder, not a causal language model")
+    if getattr(config.get_text_config(), "num_hidden_layers", 1) == 0:
+        raise ValueError("its config.json says that it has no layers")
     if declared and not any(word in name for name in declared for word in GENERATES):
         raise ValueError(f"{declared[0]} is not a causal language model")
 

@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from klball.data.formats import refuse_unknown_tokens
 from klball.data.rows import IGNORED, encode
 from klball.evaluation.models import causal_lm, lm_head
 from klball.robust.token_scores import LMHead, TokenScores, scores_from_logits, token_scores
@@ -195,12 +196,17 @@ def encode_for(
     """
     limit = longest_input(model, tokenizer, max_length)
     vocabulary = causal_lm(model).config.get_text_config().vocab_size
+    if limit == 0:
+        raise ValueError("the model takes no more than 0 tokens: its max_position_embeddings is 0")
     encoded = encode(dataset, tokenizer, limit, vocabulary)
+    if len(tokenizer) > vocabulary:
+        refuse_unknown_tokens(encoded, vocabulary)
     cut = sum(encoded["truncated"])
     if cut:
         logger.warning("%d of %d rows are longer than %s tokens and were cut", cut, len(encoded), limit)
     if all(label == IGNORED for labels in encoded["labels"] for label in labels[1:]):
-        raise ValueError(f"no row has an answer token to score within {limit} tokens: raise max_length")
+        hint = "raise max_length" if limit == max_length else "the model takes no more"
+        raise ValueError(f"no row has an answer token to score within {limit} tokens: {hint}")
     if not any(encoded["num_bytes"]):
         raise ValueError("no row has an answer text to score: every answer is empty")
     return encoded

@@ -46,7 +46,7 @@ class RowGroup:
         with readable(self.path), pq.ParquetFile(self.path, metadata=self.metadata, **options) as file:
             for batch in file.iter_batches(BATCH, [self.index], list(columns), use_threads=False):
                 left -= len(batch)
-                yield batch.select(list(columns))
+                yield without_views(batch.select(list(columns)))
         if left:  # what a page's header says is in no checksum
             raise ValueError(f"{self.path} is damaged (rows are lost): remove it and make it again")
 
@@ -99,6 +99,7 @@ def top_weighted(parts: Sequence[RowGroup], solution: StreamedSolution, count: i
 
 def _top_of(part: RowGroup, solution: StreamedSolution, count: int) -> list[tuple[float, int, float]]:
     """(n·q, row, g) of a part's largest weights; rows are counted among those that have a g."""
+    check_columns(part.path, part.metadata.schema.to_arrow_schema(), ("sample_id",))
     best: list[tuple[float, int, float]] = []
     start = 0
     for g, c in part():
@@ -143,11 +144,20 @@ def readable(path: str | Path) -> Iterator[None]:
         raise ValueError(f"{path} {said}") from error
 
 
+def without_views(table: Any) -> Any:
+    """Strings in place of views of strings, which Arrow cannot filter."""
+    plain = [pa.string() if pa.types.is_string_view(field.type) else field.type for field in table.schema]
+    fields = [field.with_type(kind) for field, kind in zip(table.schema, plain, strict=True)]
+    return table.cast(pa.schema(fields, table.schema.metadata))
+
+
 def check_columns(path: str | Path, schema: pa.Schema, columns: Sequence[str]) -> None:
     """Raise ValueError unless a table has these columns, its scores as floating-point numbers."""
     missing = [name for name in columns if name not in schema.names]
     if missing:
         raise ValueError(f"{path} is not a score table: it lacks {', '.join(missing)}. {ELSEWHERE}")
+    if repeated := [name for name in columns if schema.names.count(name) > 1]:
+        raise ValueError(f"{path} is not a score table: it has {repeated[0]} twice")
     for name in set(columns) & {G, C}:
         if not pa.types.is_floating(schema.field(name).type):
             raise ValueError(f"{path}: {name} is {schema.field(name).type}, not a floating-point column")

@@ -30,7 +30,7 @@ from klball.evaluation.scoring import (
     encode_for,
     score_encoded,
 )
-from klball.evaluation.streaming import check_columns, readable, score_files
+from klball.evaluation.streaming import check_columns, readable, score_files, without_views
 from klball.evaluation.weights import weights_hash
 
 BATCHES_PER_PART = 16
@@ -167,10 +167,7 @@ def provenance_in(path: str | Path, schema: pa.Schema) -> dict[str, Any]:
 def read_table(path: str | Path) -> pa.Table:
     """A Parquet file, with every page's checksum verified. Raises ValueError for one that is damaged."""
     with readable(path):
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
-        plain = [pa.string() if pa.types.is_string_view(field.type) else field.type for field in table.schema]
-        fields = [field.with_type(kind) for field, kind in zip(table.schema, plain, strict=True)]
-        return table.cast(pa.schema(fields, table.schema.metadata))  # Arrow filters no views
+        return without_views(pq.ParquetFile(path, page_checksum_verification=True).read())
 
 
 def row_format(dataset: Dataset) -> str:

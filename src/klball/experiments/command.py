@@ -204,7 +204,7 @@ def refuse_foreign_folder(folder: Path, name: str) -> None:
     """Raise ValueError if the folder holds the results of another command, whose run.json would be lost."""
     try:
         recorded = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return
     if not isinstance(recorded, dict):
         return

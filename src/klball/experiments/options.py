@@ -109,8 +109,10 @@ class Parser(TrlParser):
     def _checked(self, name: str, value: Any) -> Any:
         """What argparse checks on the command line holds for a recipe too."""
         action = next(a for a in self._actions if a.dest == name)
-        if value == [] and action.default != []:
+        if value == [] and (action.default != [] or name == "datasets"):
             raise ValueError("the list is empty")
+        if value == "" and action.default != "" and list not in map(_origin, self._kinds(name)):
+            raise ValueError("it is empty: leave it out, or give a value")
         for one in value if isinstance(value, list) else [value]:
             if action.choices is not None and one is not None and one not in action.choices:
                 raise ValueError(f"{one!r} is none of {', '.join(map(str, action.choices))}")
@@ -130,6 +132,8 @@ class Parser(TrlParser):
         if rest:
             self._refuse_unknown(rest)
         for name, value in vars(namespace).items():
+            if value == "" and self.get_default(name) != "":
+                raise ValueError(f"--{name} is empty: leave it out, or give a value")
             _refuse_no_text(name, value)
             setattr(namespace, name, _expanded(name, value))
             if isinstance(value, str) and dict in map(_origin, self._kinds(name)):

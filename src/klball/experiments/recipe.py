@@ -28,7 +28,10 @@ class _Loader(yaml.SafeLoader):
                 problem_mark=node.start_mark,
             )
         whole = node.tag.endswith(":int")
-        return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        try:
+            return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        except ValueError as error:  # thousands of digits
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
 
 
 for _kind in ("int", "float"):
@@ -80,7 +83,10 @@ def read_recipe(path: str) -> tuple[dict[str, Any], dict[str, str]]:
         raise ValueError(f"{path} must hold lines such as `epsilon: 0.05`, and holds {found}")
     if unnamed := [key for key in content if not isinstance(key, str)]:
         raise ValueError(f"{path}: {unnamed[0]!r} is no name of an option: put names in quotes")
-    return content, _environment(content.pop("env", {}), path)
+    section = content.pop("env", {})
+    if section is content:
+        raise ValueError(f"{path}: env is an alias of the recipe itself")
+    return content, _environment(section, path)
 
 
 def _what(error: yaml.MarkedYAMLError) -> str:

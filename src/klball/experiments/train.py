@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
     refuse_missing_packages(config, model_options)
     if config.objective == PROXIMAL:  # TRL's default of .05 is for the others; what was asked for stays
         _, _, model_options, _ = parse(classes, arguments, prog, lora_dropout=0.0)
-    model_options.model_name_or_path = public_name(model_options.model_name_or_path or TINY)
+    name = model_options.model_name_or_path
+    model_options.model_name_or_path = public_name(TINY if name is None else name)
     resolved = {
         "command": prog,
         "data": {**dataclasses.asdict(options), **dataclasses.asdict(mixture)},
@@ -105,7 +107,7 @@ def train(
     if the folder holds no checkpoint yet.
     """
     folder = Path(str(config.output_dir))
-    if Path(model_path(str(model_options.model_name_or_path))).resolve() == folder.resolve():
+    if _same_place(model_path(str(model_options.model_name_or_path)), folder):
         raise ValueError(f"{folder} holds the model to train: choose another --output_dir to keep it")
     asked = _asked_checkpoint(config.resume_from_checkpoint)
     check_model(str(model_options.model_name_or_path), model_options.model_revision, config.trust_remote_code)
@@ -129,7 +131,7 @@ def train(
         train_dataset=rows,
         eval_dataset=None if evaluation is None else to_trl_format(evaluation, chat, field),
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_options),
+        peft_config=_peft_config(model_options),
         callbacks=list(callbacks),
     )
     if is_main():  # only now: settings that the trainer refuses leave no run behind
@@ -140,6 +142,18 @@ def train(
     trainer.train(resume_from_checkpoint=resume_from)
     save_whole_model(trainer, str(folder))
     _report_top_weighted(trainer, rows, folder)
+
+
+def _peft_config(options: ModelConfig) -> Any:
+    """TRL's; the name of one module alone would be a pattern, which whole paths of modules have to match."""
+    if options.use_peft and options.lora_r < 1:
+        raise ValueError(
+            f"--lora_r must be at least 1, not {options.lora_r}: leave out --use_peft for all weights"
+        )
+    config: Any = get_peft_config(options)
+    if isinstance(getattr(config, "target_modules", None), str) and config.target_modules.isidentifier():
+        config.target_modules = {config.target_modules}
+    return config
 
 
 def load_for_training(config: RobustSFTConfig, options: ModelConfig) -> tuple[Any, Any]:
@@ -169,6 +183,11 @@ def load_for_training(config: RobustSFTConfig, options: ModelConfig) -> tuple[An
     return load_model(name, revision=settings.pop("revision", revision), trainable=True, **settings)
 
 
+def _same_place(one: str | Path, other: str | Path) -> bool:
+    """Path.resolve() would raise for a link to itself."""
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 def _asked_checkpoint(asked: str | None) -> Path | None:
     """The checkpoint that --resume_from_checkpoint names, if it names one by its path."""
     if asked is None or asked.lower() in ("true", "latest", "false"):
@@ -191,7 +210,7 @@ def _digests(
     }
     if evaluation is not None:
         digests["test data"] = combined(row_digests(evaluation))
-    if asked is None or asked.parent.resolve() == folder.resolve():
+    if asked is None or _same_place(asked.parent, folder):
         return digests
     run = asked.parent / RUN_FILE
     recorded = read_json_object(run).get(DIGESTS, {}) if run.is_file() else {}
@@ -217,7 +236,7 @@ def _resumption(
 
 def _remove_unfinished(folder: Path, resume_from: str | None) -> None:
     """What a kill left: checkpoints that will be written anew, and files under their temporary names."""
-    whole = resume_from is not None and Path(resume_from).parent.resolve() == folder.resolve()
+    whole = resume_from is not None and _same_place(Path(resume_from).parent, folder)
     reached = int(str(resume_from).rpartition("-")[2]) if whole else -1
     for step, path in checkpoints_of(folder).items():
         if step > reached:

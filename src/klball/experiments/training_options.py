@@ -1,5 +1,6 @@
 """What of TRL's options `klball train` cannot honour, said in one line before anything is loaded."""
 
+import copy
 import dataclasses
 import logging
 from importlib.util import find_spec
@@ -56,6 +57,7 @@ def refuse_without_effect(
     for name, reason in NEVER.items():
         if given(data, name) or given(config, name):
             raise ValueError(f"--{name} has no effect here: {reason}")
+    _refuse([] if config.fsdp else given(config, "fsdp_config"), "--fsdp")
     evaluates = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
     if not evaluates:
         _refuse(given(data, *OF_TESTING) + given(config, *OF_EVALUATION), "--eval_strategy steps or epoch")
@@ -100,14 +102,23 @@ def refuse_missing_packages(config: RobustSFTConfig, model: ModelConfig) -> None
     except (ImportError, RuntimeError, ValueError) as error:
         name = ", ".join(config.report_to or [])
         raise ValueError(f"--report_to {name}: {_line(error)}") from error
+    _refuse_optimizer(config)
+
+
+def _refuse_optimizer(config: RobustSFTConfig) -> None:
+    optim = getattr(config.optim, "value", config.optim)
     try:
-        Trainer.get_optimizer_cls_and_kwargs(config)
+        made = Trainer.get_optimizer_cls_and_kwargs(config)
     except ImportError as error:
-        optim = getattr(config.optim, "value", config.optim)
         raise ValueError(f"--optim {optim}: {_line(error)}") from error
     except ValueError as error:
-        if "model" not in str(error):  # some can only be made with the model
-            raise
+        if "model" in str(error):  # some can only be made with the model
+            return
+        raise ValueError(f"--optim {optim} with --optim_args {config.optim_args}: {_line(error)}") from error
+    plain = copy.copy(config)
+    plain.optim_args = None
+    if config.optim_args and made == Trainer.get_optimizer_cls_and_kwargs(plain):
+        raise ValueError(f"--optim_args {config.optim_args} has no effect with --optim {optim}")
 
 
 def _line(error: BaseException) -> str:

@@ -48,7 +48,7 @@ BOUNDS: dict[str, Rule] = {
     "label_smoothing_factor": BELOW_1,
     "neftune_noise_alpha": NOT_NEGATIVE,
     "router_aux_loss_coef": NOT_NEGATIVE,
-    "lora_r": NOT_NEGATIVE,
+    "lora_r": NOT_NEGATIVE,  # reproduce trains all weights at 0
     "lora_alpha": AT_LEAST_1,
     "lora_dropout": BELOW_1,
     # when something happens

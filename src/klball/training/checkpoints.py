@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from klball.evaluation.models import TINY, TINY_FOLDER
-from klball.evaluation.weights import refuse_damaged_safetensors, refuse_missing_shards
+from klball.evaluation.weights import read_json_object, refuse_damaged_safetensors, refuse_missing_shards
 from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
 from klball.training.proximal import WINDOW_FILE
 
@@ -101,6 +101,8 @@ def _read(path: Path) -> None:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if path.name == "optimizer.pt" and not {"state", "param_groups"} <= set(content):
             raise ValueError("it is no optimizer's state")
+    elif path.name in ("config.json", "adapter_config.json"):
+        read_json_object(path)
     elif path.suffix == ".parquet":
         pq.read_table(path)
 

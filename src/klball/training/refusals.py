@@ -1,18 +1,24 @@
 """What RobustSFTTrainer does not support, said in one line before anything is loaded."""
 
+from inspect import signature
 from types import NoneType
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import PeftConfig, PeftModel
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
+    SchedulerType,
     TrainerCallback,
     get_scheduler,
 )
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
+from klball.data.formats import refuse_unknown_tokens
 from klball.data.sources import as_dataset
 from klball.evaluation.models import check_base
 from klball.robust.objectives import PROXIMAL
@@ -34,6 +40,7 @@ def refuse_unsupported(
         raise ValueError(f"args must be a RobustSFTConfig, not {type(args).__name__}")
     _refuse_arguments(args, kwargs, objective, ambiguity)
     _refuse_scheduler(args)
+    _refuse_unknown_kwargs(args)
     _refuse_data(kwargs.get("train_dataset"))
 
 
@@ -67,7 +74,7 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         and args.gamma is None
         and ambiguity is None,
         "label_smoothing_factor is not supported": args.label_smoothing_factor > 0,
-        f"packing_strategy={args.packing_strategy!r} is not supported: 'bfd' cuts no sample in two": (
+        f"packing_strategy={args.packing_strategy!r} is not supported: only 'bfd' never cuts samples": (
             args.packing_strategy != "bfd"
         ),
         "dataloader_persistent_workers needs dataloader_num_workers": args.dataloader_persistent_workers
@@ -105,8 +112,12 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
 
 def _refuse_scheduler(args: RobustSFTConfig) -> None:
     """Transformers makes it when training begins: too late to learn that it has no such setting."""
-    given = args.lr_scheduler_kwargs or {}
+    given: dict[str, Any] = args.lr_scheduler_kwargs or {}  # pyright: ignore[reportAssignmentType]
     try:
+        known = signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(args.lr_scheduler_type)]).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        if not takes_any and (unknown := sorted({*given} - {*known})):
+            raise ValueError(f"there is no setting {unknown[0]!r}")
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
         get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=dict(given))
     except (TypeError, ValueError, AttributeError) as error:
@@ -114,12 +125,49 @@ def _refuse_scheduler(args: RobustSFTConfig) -> None:
         raise ValueError(f"lr_scheduler_type={name!r} with lr_scheduler_kwargs={given}: {error}") from error
 
 
-def refuse_unmatched(model: torch.nn.Module, peft_config: Any) -> None:
-    """Raise ValueError for a parameter that LoRA was to adapt and did not find; PEFT only warns."""
+def _refuse_unknown_kwargs(args: RobustSFTConfig) -> None:
+    """What PyTorch would refuse in the first step."""
+    known = {*signature(checkpoint).parameters, "preserve_rng_state"} - {"function", "args", "kwargs"}
+    if unknown := sorted({*(args.gradient_checkpointing_kwargs or {})} - known):
+        raise ValueError(
+            f"gradient_checkpointing_kwargs: {unknown[0]!r} is none of {', '.join(sorted(known))}"
+        )
+    if args.torch_compile and args.torch_compile_mode and args.torch_compile_backend == "inductor":
+        try:
+            torch._inductor.list_mode_options(args.torch_compile_mode)
+        except RuntimeError as error:
+            raise ValueError(f"torch_compile_mode: {error}") from error
+
+
+def refuse_useless(model: torch.nn.Module, args: RobustSFTConfig, rows: int, peft_config: Any) -> None:
+    """Raise ValueError if training would change nothing, or not what was asked for."""
+    _refuse_frozen(model)
+    _refuse_unmatched(model, peft_config)
+    needed = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and rows < needed:
+        raise ValueError(f"dataloader_drop_last leaves nothing: a batch has {needed} rows, the data {rows}")
+
+
+def refuse_foreign_tokens(
+    rows: Dataset, model: PreTrainedModel, processing_class: Any, given_tokens: bool
+) -> None:
+    """Raise ValueError for tokens that the model does not have: of the data's, or of the tokenizer's own."""
+    vocabulary = model.config.get_text_config().vocab_size
+    tokenizer: Any = getattr(processing_class, "tokenizer", processing_class)
+    if given_tokens or len(tokenizer) > vocabulary:
+        refuse_unknown_tokens(rows, vocabulary)
+
+
+def _refuse_unmatched(model: torch.nn.Module, peft_config: Any) -> None:
+    """Raise ValueError for a parameter or module that PEFT was to train and did not find: it only warns."""
     names: list[str] = getattr(getattr(model, "base_model", None), "targeted_parameter_names", [])
     for part in getattr(peft_config, "target_parameters", None) or []:
         if not any(f".{name}".endswith(f".{part}") for name in names):
             raise ValueError(f"target_parameters: the model has no parameter {part!r}")
+    modules = {part for name, _ in model.named_modules() for part in name.split(".")}
+    for part in getattr(peft_config, "modules_to_save", None) or []:
+        if part.split(".")[-1] not in modules:
+            raise ValueError(f"modules_to_save: the model has no module {part!r}")
 
 
 def refuse_no_model(model: Any, args: RobustSFTConfig) -> None:
@@ -131,8 +179,8 @@ def refuse_no_model(model: Any, args: RobustSFTConfig) -> None:
         check_base(model, settings.get("revision"), args.trust_remote_code)
 
 
-def refuse_frozen(model: torch.nn.Module) -> None:
-    """Raise ValueError if training would change nothing: PEFT loads adapters frozen."""
+def _refuse_frozen(model: torch.nn.Module) -> None:
+    """PEFT loads adapters frozen."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("no parameter of the model is trainable: load an adapter with is_trainable=True")
 

@@ -15,7 +15,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import add_fused_lm_head
 
 from klball.data.encoding import rendering_errors_named
-from klball.data.formats import refuse_unknown_tokens
 from klball.evaluation.models import causal_lm
 from klball.evaluation.perplexity import summary_of
 from klball.evaluation.scoring import SCORE_COLUMNS, Scorer
@@ -31,12 +30,7 @@ from klball.training.fresh_scores import ScoreRows, fresh_scores
 from klball.training.packing import packed, refuse_crossing_attention
 from klball.training.proximal import ProximalWindow, without_dropout
 from klball.training.records import named_columns, sample_rows, step_metrics
-from klball.training.refusals import (
-    refuse_frozen,
-    refuse_no_model,
-    refuse_unmatched,
-    refuse_unsupported,
-)
+from klball.training.refusals import refuse_foreign_tokens, refuse_unsupported, refuse_useless
 from klball.training.resumption import ResumableTrainer
 from klball.training.samples import num_answer_tokens, numbered, refuse_nonfinite, warn_of_cut_rows
 from klball.training.sharding import refuse_lost_parameters, sharded_scores, shards_parameters
@@ -82,7 +76,6 @@ class RobustSFTTrainer(ResumableTrainer):
     ):
         args = args or RobustSFTConfig(output_dir="robust-sft")
         refuse_unsupported(args, positional, kwargs, objective, ambiguity)
-        refuse_no_model(model, args)
         args = copy.copy(args)
         self._row_format = prepare_arguments(model, args, kwargs)
         given_tokens = "input_ids" in kwargs["train_dataset"].column_names
@@ -91,16 +84,14 @@ class RobustSFTTrainer(ResumableTrainer):
         self.objective = objective or objective_named("nll" if proximal else name)
         self.ambiguity = ambiguity or args.ambiguity_set()
         super().__init__(model, args, **kwargs)
-        refuse_frozen(self.model)
-        refuse_unmatched(self.model, kwargs.get("peft_config"))
+        refuse_useless(self.model, args, len(self.train_dataset), kwargs.get("peft_config"))
         self.loss_is_scaled_for_ga = True  # normalised over the whole optimizer step, here
         if self.aux_loss_enabled:
             raise ValueError(
                 "the router loss of mixture-of-experts is not supported: set router_aux_loss_coef=0.0"
             )
         inner = causal_lm(self.model)
-        if given_tokens:
-            refuse_unknown_tokens(self.train_dataset, inner.config.get_text_config().vocab_size)
+        refuse_foreign_tokens(self.train_dataset, inner, self.processing_class, given_tokens)
         self.samples = numbered(self.train_dataset)
         self._needs_certainty = "certainty" in self.ambiguity.needs
         if self._needs_certainty:

@@ -151,6 +151,9 @@ class Rounds:
         numbers = [round_ for round_ in self.rounds for _ in range(size)]
         if not ids or self._columns["round"].to_pylist() != numbers or ids != ids[:size] * len(self.rounds):
             raise ValueError(f"{self.path} does not hold the same samples in every round")
+        answers = self._read(columns=["answer"])["answer"].to_pylist()
+        if answers != answers[:size] * len(self.rounds):
+            raise ValueError(f"{self.path} does not hold the same answers in every round")
 
 
 def read_rounds(path: str | Path) -> Rounds:
@@ -159,10 +162,12 @@ def read_rounds(path: str | Path) -> Rounds:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
-    missing = [name for name in SCHEMA.names if name not in schema.names]
+    missing = [name for name in SCHEMA.names if schema.names.count(name) != 1]
     metadata = (schema.metadata or {}).get(b"klball")
     if missing or metadata is None:
-        raise ValueError(f"{path} is not a rounds file: it lacks {', '.join(missing) or 'its provenance'}")
+        raise ValueError(
+            f"{path} is not a rounds file: it lacks (or repeats) {', '.join(missing) or 'its provenance'}"
+        )
     for field in SCHEMA:
         found = schema.field(field.name).type
         if found != field.type and not (pa.types.is_string(field.type) and pa.types.is_large_string(found)):
