@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from klball import KLBall, cli, robust_profile, solve_dual, solve_dual_streamed
+from klball import cli, robust_profile, solve_dual, solve_dual_streamed
 
 G = np.array([-1.0, -3.5, -0.2, -2.0])
 
@@ -43,7 +43,6 @@ G = np.array([-1.0, -3.5, -0.2, -2.0])
         [Decimal(str(v)) for v in G],
         np.array(G.tolist(), dtype=object),
         np.array([-3, -1, 0], dtype=np.int8),
-        [False, True, True],
     ],
     ids=lambda values: type(values).__name__,
 )
@@ -138,7 +137,6 @@ def test_losses_are_log_likelihoods_turned_round():
         lambda g: solve_dual(g, epsilon=0.5),
         lambda g: solve_dual(np.stack([g, g]), epsilon=0),
         lambda g: robust_profile(g, [0.1]),
-        lambda g: KLBall(0.1).solve(g),
         lambda g: solve_dual_streamed([lambda: [(g, None)]], epsilon=0.5),
         lambda g: solve_dual_streamed([lambda: [(g, None)]], epsilon=9.0),
     ],

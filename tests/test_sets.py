@@ -121,6 +121,12 @@ def test_where_a_chi_square_ball_binds_the_effective_sample_size_is_known():
     assert capped.worst_case == pytest.approx(CVaR(0.25).solve(scores).worst_case, rel=1e-12)
 
 
+@pytest.mark.parametrize("ambiguity", SETS, ids=str)
+def test_scores_go_by_name(ambiguity):
+    with pytest.raises(ValueError, match="by name"):
+        ambiguity.solve(torch.zeros(3))
+
+
 @pytest.mark.parametrize("make", [CVaR, ChiSquareBall, KLBall])
 @pytest.mark.parametrize("wrong", [-0.1, math.nan, math.inf])
 def test_radii_that_are_none_are_refused(make, wrong):

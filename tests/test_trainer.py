@@ -271,8 +271,8 @@ class Renamed(KLBall):
 @pytest.mark.parametrize(
     ("settings", "arguments", "message"),
     [
-        ({"packing": True, "packing_strategy": "bfd_split"}, {}, "cuts no sample"),
-        ({"packing": True, "packing_strategy": "wrapped"}, {}, "cuts no sample"),
+        ({"packing": True, "packing_strategy": "bfd_split"}, {}, "never cuts samples"),
+        ({"packing": True, "packing_strategy": "wrapped"}, {}, "never cuts samples"),
         ({"packing": True, "max_length": None}, {}, "max_length"),
         ({"packing": True, "eval_packing": True}, {}, "eval_packing"),
         ({"packing": True, "accelerator_config": {"dispatch_batches": True}}, {}, "dispatch_batches"),

@@ -93,9 +93,11 @@ def refuse_missing_packages(config: RobustSFTConfig, model: ModelConfig) -> None
             raise ValueError(f"{option} needs bitsandbytes: pip install bitsandbytes")
         if not torch.accelerator.is_available():
             raise ValueError(f"{option} needs an accelerator, and there is none")
-    if None in (config.report_to or []):
+    reports: Any = config.report_to or []
+    if None in reports:
         raise ValueError("report_to has no value: write none for no log but the terminal's")
-    MLflowCallback._auto_end_run = False  # one that cannot be made fails again, aloud, when it is deleted
+    # one that cannot be made fails again, aloud, when it is deleted
+    MLflowCallback._auto_end_run = False  # pyright: ignore[reportAttributeAccessIssue]
     try:
         for callback in get_reporting_integration_callbacks(config.report_to):
             callback()

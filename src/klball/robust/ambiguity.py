@@ -5,13 +5,14 @@ writes one that is not shipped. Mathematics: `docs/mathematics.md`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from klball.robust import inputs
 from klball.robust.dual import InfeasibleError, solve_dual
 from klball.robust.solution import DensitySolution, Scores, Solution, TiltSolution
 from klball.robust.solver.sorting import LinearDensity, StepDensity, linear, tail
@@ -24,10 +25,8 @@ RELAXED_MARGIN = 0.01  # of the way from γ_min to the mean certainty
 class AmbiguitySet(Protocol):
     """The distributions that the adversary may choose from."""
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Which scores `solve` and a solution's `density` read: (), ("score",) or ("score", "certainty")."""
-        ...
+    needs: ClassVar[tuple[str, ...]]
+    """Which scores `solve` and a solution's `density` read: (), ("score",) or ("score", "certainty")."""
 
     def solve(
         self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
@@ -61,7 +60,7 @@ class Empirical:
         self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
     ) -> Solution:
         """Q = F."""
-        g = scores["score"]
+        g = _score(scores)
         base = _base(base_weights, len(g))
         return _density_solution(g, base, torch.ones_like, 1.0, "optimal", math.inf)
 
@@ -89,8 +88,8 @@ class KLBall:
     needs: ClassVar[tuple[str, ...]] = ("score",)
 
     def __post_init__(self) -> None:
-        check_radius("epsilon", self.epsilon)
-        _check_cap(self.max_weight)
+        inputs.radius("epsilon", self.epsilon)
+        inputs.cap(self.max_weight)
         _sign(self.direction)
 
     def solve(
@@ -124,13 +123,10 @@ class CertaintyKLBall:
     needs: ClassVar[tuple[str, ...]] = ("score", "certainty")
 
     def __post_init__(self) -> None:
-        check_radius("epsilon", self.epsilon)
-        _check_cap(self.max_weight)
+        inputs.radius("epsilon", self.epsilon)
+        inputs.cap(self.max_weight)
         _sign(self.direction)
-        if not math.isfinite(self.gamma):
-            raise ValueError(
-                f"gamma must be a finite number of nats, not {self.gamma}; leave it out for no bound"
-            )
+        inputs.bound(self.gamma)
 
     def solve(
         self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
@@ -168,8 +164,8 @@ class CVaR:
     needs: ClassVar[tuple[str, ...]] = ("score",)
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha <= 1:
-            raise ValueError(f"alpha must be a share of the data, above 0 and at most 1, not {self.alpha}")
+        if not (inputs.is_finite(self.alpha) and 0 < self.alpha <= 1):
+            raise ValueError(f"alpha must be a share of the data, above 0 and at most 1, not {self.alpha!r}")
         _sign(self.direction)
 
     def solve(
@@ -177,7 +173,7 @@ class CVaR:
     ) -> DensitySolution:
         """Weight 1/α on the lowest scores until their base mass is α."""
         sign = _sign(self.direction)
-        g = _checked(scores["score"])
+        g = _score(scores)
         base = _base(base_weights, len(g))
         density = tail(sign * g.numpy(), base.numpy(), 1 / self.alpha)
         # all scores have to fall by about this much before a share α more of them lies below the threshold
@@ -209,8 +205,8 @@ class ChiSquareBall:
     needs: ClassVar[tuple[str, ...]] = ("score",)
 
     def __post_init__(self) -> None:
-        check_radius("radius", self.radius)
-        _check_cap(self.max_weight)
+        inputs.radius("radius", self.radius)
+        inputs.cap(self.max_weight)
         _sign(self.direction)
 
     def solve(
@@ -218,7 +214,7 @@ class ChiSquareBall:
     ) -> DensitySolution:
         """Exact, by sorting."""
         sign = _sign(self.direction)
-        g = _checked(scores["score"])
+        g = _score(scores)
         base = _base(base_weights, len(g))
         if self.radius == 0:
             return _density_solution(g, base, torch.ones_like, sign, "optimal", math.inf)
@@ -241,17 +237,6 @@ class ChiSquareBall:
         return {}
 
 
-def check_radius(name: str, radius: float) -> None:
-    """Raise ValueError for a radius that is negative or not finite."""
-    if not (math.isfinite(radius) and radius >= 0):
-        raise ValueError(f"{name} must be a finite number, 0 or more, not {radius}")
-
-
-def _check_cap(max_weight: float | None) -> None:
-    if max_weight is not None and not (math.isfinite(max_weight) and max_weight >= 1):
-        raise ValueError(f"max_weight must be finite and at least 1 (the mean weight), not {max_weight}")
-
-
 def _sign(direction: str) -> float:
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, not {direction!r}")
@@ -267,7 +252,7 @@ def _tilt(
 ) -> TiltSolution:
     """From the last multipliers where that does, else afresh."""
     sign = _sign(ball.direction)
-    g = sign * scores["score"]
+    g = sign * _score(scores)
     c = scores["certainty"] if gamma is not None else None
     limits = {"epsilon": ball.epsilon, "gamma": gamma}
     dual = None
@@ -282,10 +267,15 @@ def _tilt(
     return TiltSolution(dual, ball.max_weight, sign)
 
 
-def _checked(score: Tensor) -> Tensor:
+def _score(scores: Scores) -> Tensor:
+    if not isinstance(scores, Mapping) or "score" not in scores:
+        raise ValueError(
+            'scores go by name: pass {"score": log_likelihood}, and "certainty" where it is needed'
+        )
+    score = torch.as_tensor(scores["score"], dtype=torch.float64)
     if not bool(score.isfinite().all()):
         raise ValueError("a score is NaN or infinite")
-    return score.double()
+    return score
 
 
 def _base(base_weights: Tensor | None, size: int) -> Tensor:

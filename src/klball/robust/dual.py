@@ -139,8 +139,10 @@ def robust_profile(
     L_ε = max {E_Q[−g] : KL(Q‖F) ≤ ε} is increasing and concave in ε with slope λ.
     Raises ValueError like `solve_dual`.
     """
-    if epsilons is None:
-        raise ValueError("epsilons: pass the radii of the profile")
+    if epsilons is None or not np.iterable(epsilons) or isinstance(epsilons, str) or not len(epsilons):
+        raise ValueError(f"epsilons must be a list of radii, not {repr(epsilons)[:40]}")
+    if inputs.log_likelihoods(log_likelihood, loss).ndim != 1:
+        raise ValueError("a profile is of one set of scores: pass [n], not [rounds, n]")
     solutions = [
         solve_dual(log_likelihood, loss=loss, epsilon=e, base_weights=base_weights, max_weight=max_weight)
         for e in epsilons

@@ -1,6 +1,7 @@
 """What callers pass: anything array-like becomes float64 [rounds, n], or one clear line says why not."""
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ def _of_tensor(name: str, values: Tensor) -> Numbers:
         raise ValueError(
             f"{name} is a {kind} tensor, not an array of numbers; pass a dense tensor of real numbers"
         )
+    if values.dtype == torch.bool:
+        raise ValueError(f"{name} is not an array of numbers: its elements are bool")
     return values.detach().to(dtype=torch.float64, device="cpu").numpy()
 
 
@@ -36,13 +39,13 @@ def _of_array(name: str, values: Array) -> Numbers:
     try:
         array = np.asarray(values)
         if array.dtype.kind == "O":
-            if any(isinstance(value, str | bytes) for value in array.flat):
-                raise TypeError("it holds text")
+            if any(isinstance(value, str | bytes | bool) for value in array.flat):
+                raise TypeError("it holds text, or true and false")
             array = array.astype(np.float64)
-        if array.dtype.kind not in "buif":
+        if array.dtype.kind not in "uif":
             raise TypeError(f"its elements are {array.dtype.name}")
         return array.astype(np.float64, copy=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} is not an array of numbers: {str(error).splitlines()[0]}") from None
 
 
@@ -104,11 +107,42 @@ def parameters(
     epsilon: float, gamma: float | None, max_weight: float | None, certainty: object = True
 ) -> None:
     """Raise ValueError for a radius, bound or cap that means nothing."""
-    if not (math.isfinite(epsilon) and epsilon >= 0):
-        raise ValueError(f"epsilon must be a finite number of nats, 0 or more, not {epsilon}")
-    if gamma is not None and not math.isfinite(gamma):
-        raise ValueError(f"gamma must be a finite number of nats, not {gamma}; leave it out for no bound")
+    radius("epsilon", epsilon)
+    if gamma is not None:
+        bound(gamma)
     if gamma is not None and certainty is None:
         raise ValueError("gamma bounds the mean certainty: pass certainty too")
-    if max_weight is not None and not (math.isfinite(max_weight) and max_weight >= 1):
-        raise ValueError(f"max_weight must be finite and at least 1 (the mean weight), not {max_weight}")
+    cap(max_weight)
+
+
+def radius(name: str, value: Any) -> None:
+    if not (is_finite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number, 0 or more (of KL in nats), not {_shown(value)}")
+
+
+def bound(gamma: Any) -> None:
+    if not is_finite(gamma):
+        raise ValueError(
+            f"gamma must be a finite number of nats, not {_shown(gamma)}; leave it out for no bound"
+        )
+
+
+def cap(max_weight: Any) -> None:
+    if max_weight is not None and not (is_finite(max_weight) and max_weight >= 1):
+        raise ValueError(
+            f"max_weight must be finite and at least 1 (the mean weight), not {_shown(max_weight)}"
+        )
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a real number that a float holds; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    return str(value)[:40] if isinstance(value, Real) else repr(value)[:40]

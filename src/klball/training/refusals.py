@@ -175,7 +175,7 @@ def refuse_no_model(model: Any, args: RobustSFTConfig) -> None:
     if not isinstance(model, str | PreTrainedModel | PeftModel):
         raise ValueError(f"model must be a causal language model or its name, not {type(model).__name__}")
     if isinstance(model, str):
-        settings: dict[str, Any] = dict(args.model_init_kwargs or {})  # pyright: ignore[reportArgumentType]
+        settings: Any = args.model_init_kwargs or {}
         check_base(model, settings.get("revision"), args.trust_remote_code)
 
 
