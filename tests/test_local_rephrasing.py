@@ -1,0 +1,49 @@
+"""The maker that asks a local model."""
+
+import pytest
+import torch
+
+from conftest import small_qwen
+from klball.data.paraphrase import batch_files, local_model, quality
+from klball.data.paraphrase.quality import Reply
+from klball.data.paraphrase.samples import Sample
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def samples(*prompts):
+    return [Sample(str(i), prompt, f"answer {i}") for i, prompt in enumerate(prompts)]
+
+
+def test_seeded_sampling_draws_from_the_softmax():
+    scores = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
+    n, temperature = 4_000, 0.7
+    sampling = local_model.SeededSampling(range(n), temperature)
+    drawn = sampling(torch.zeros(n, 1), scores.expand(n, -1)).argmax(1).bincount(minlength=4) / n
+    expected = torch.softmax(scores[0] / temperature, 0)
+    assert (drawn - expected).abs().max() < 4 * (expected * (1 - expected) / n).sqrt().max()
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_local_model_resumes_as_if_never_interrupted(template, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    model = small_qwen(len(tokenizer), max_position_embeddings=128)
+    prompts = ["Say it", "What is `x`?", "long " * 200, "Count to 3"]
+    lines = list(batch_files.requests(samples(*prompts), [1, 2], batch_files.Asking("m", 0.9, 6)))
+    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+    local_model.answer_locally(model, tokenizer, lines, whole, batch_size=3)
+    content = whole.read_bytes()
+    broken.write_bytes(b"".join(content.splitlines(keepends=True)[:5]))
+    assert local_model._finished(broken, len(lines), 3) == 3  # low precision: the same rows beside each other
+    for batch_size, kept in ((3, len(content) // 2), (3, len(content)), (2, len(content) - 9), (3, 0)):
+        broken.write_bytes(content[:kept])
+        local_model.answer_locally(model, tokenizer, lines, broken, batch_size=batch_size)
+        assert broken.read_bytes() == content
+    replies = batch_files.read_results([whole]).replies
+    assert len(replies) == 8
+    assert replies[lines[2]["custom_id"]] == Reply("", quality.CUT_OFF)
+    assert replies[lines[0]["custom_id"]] != replies[lines[4]["custom_id"]]
