@@ -12,11 +12,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import klball
 from klball import cli
 from klball.experiments.command import quieten
+from klball.experiments.solve import main as solve_main
 
 TRAIN = shlex.split("""
     --dataset_name DATA --per_device_train_batch_size 4 --max_steps 8 --save_steps 2 --logging_steps 1
@@ -253,3 +255,18 @@ def test_the_same_message_is_shown_a_few_times_only(capsys):
     shown = " ".join(capsys.readouterr().err.split())
     assert "2 rows were cut (more like this are not shown)" in shown and "something else" in shown
     assert "3 rows were cut" not in shown
+
+
+def test_tables_of_several_models_are_no_one_set(data, tmp_path, tokenizer):
+    from klball.evaluation.models import load_model
+    from klball.evaluation.tables import score
+
+    rows = [{"question": f"What about {k}?", "answer": f"It is {k}."} for k in range(3)]
+    model, _ = load_model("klball/tiny")
+    score(model, tokenizer, rows, output=tmp_path / "scores" / "a.parquet")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    score(model, tokenizer, rows, output=tmp_path / "scores" / "b.parquet")
+    for streamed in ("false", "true"):
+        with pytest.raises(ValueError, match="tables of 2 models"):
+            solve_main(["--scores", str(tmp_path / "scores"), "--streamed", streamed], "klball solve")

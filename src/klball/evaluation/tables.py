@@ -135,6 +135,8 @@ def _refuse_arguments(
         raise ValueError(f"tokens_per_batch must be a whole number, at least 1, not {tokens_per_batch!r}")
     if max_length is not None and type(max_length) is not int:
         raise ValueError(f"max_length must be a whole number of tokens, not {max_length!r}")
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length must be at least 1, not {max_length}")
 
 
 def read_scores(path: str | Path) -> tuple[Dataset, dict[str, Any]]:

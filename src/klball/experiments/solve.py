@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from klball.evaluation.streaming import stream_scores, top_weighted
-from klball.evaluation.tables import read_scores
+from klball.evaluation.streaming import score_files, stream_scores, top_weighted
+from klball.evaluation.tables import read_provenance, read_scores
 from klball.experiments.command import parse, show_table
 from klball.robust.dual import solve_dual
 from klball.robust.streaming import solve_dual_streamed
@@ -41,6 +41,7 @@ Answer = tuple[dict[str, Any], list[dict[str, Any]]]  # what to print: the solut
 def main(arguments: Sequence[str], prog: str) -> None:
     """Solve and print; rows without a score are left out and counted."""
     (options,) = parse([Options], arguments, prog)
+    _refuse_several_models(options.scores)
     summary, top = _streamed(options) if options.streamed else _in_memory(options)
     if options.json:
         finite = {
@@ -56,6 +57,15 @@ def main(arguments: Sequence[str], prog: str) -> None:
     show_table(
         "top-weighted samples", ("sample_id", "n·q", "log-likelihood"), [tuple(t.values()) for t in top]
     )
+
+
+def _refuse_several_models(scores: str) -> None:
+    """Raise ValueError for a folder with the tables of several models: their samples are not one set."""
+    known = (read_provenance(path) for path in score_files(scores))
+    models = {about["weights"]: str(about.get("model")) for about in known if "weights" in about}
+    if len(models) > 1:
+        names = ", ".join(sorted(models.values()))
+        raise ValueError(f"{scores} holds tables of {len(models)} models ({names}): give one table")
 
 
 def _in_memory(options: Options) -> Answer:

@@ -31,6 +31,7 @@ GROUP = 1 << 16  # elements of rounds started together: they stay in the cache
 WIDEST_GAP = 1e-9  # of the range of g: a wider one is no answer
 TOLERANCE = 1e-9  # of ε and of the range of C, within which a constraint is met
 ROUNDING = 1e-12  # of Σq, of a weight at the cap, and of KL
+SMALLEST = 1e-140  # of the range of the scores
 LARGE = 1e3  # exponents of which the sums of a tilt may lose the digits of KL
 
 
@@ -217,7 +218,14 @@ def standardised(
         x /= width[:, None]
     if used is not None:
         x[~used] = 1.0
+    if x.size <= GROUP:
+        _tie(x)
     return x, origin, width
+
+
+def _tie(x: Numbers) -> None:
+    """Scores that differ by less than any square can tell are equal; of many, only where that is needed."""
+    x[np.abs(x) < SMALLEST] = 0.0
 
 
 @dataclass(frozen=True)
@@ -246,6 +254,7 @@ class _Problem:
             answers = [solve_ball(scores.rounds(0), self.epsilon, overwrite=True)]
             if 0 < answers[0].a < math.inf and not closed(answers[0], balls[0]):
                 answers, (scores, units) = None, self._in_units(own)
+                _tie(scores.x)
         if answers is None:
             together = self.cap is None and self.epsilon > 0 and (len(units) > 1 or self.gamma is not None)
             found = solve_together(scores, balls) if together else [None] * len(units)
