@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from klball.data.files import whole_file
 from klball.data.urls import without_secrets
 from klball.experiments.options import parse_options
 from klball.experiments.plain_text import visible
@@ -169,21 +170,16 @@ def _is_number(text: str) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Rows of equal keys as CSV; a text that a spreadsheet would run as a formula gets a `'` before it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(map(_disarmed, rows[0] if rows else ()))
         writer.writerows(map(_disarmed, row.values()) for row in rows)
-    os.replace(temporary, path)
 
 
 def _disarmed(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from klball.data.files import whole_file
 from klball.evaluation.models import TINY, TINY_FOLDER
 from klball.evaluation.weights import read_json_object, refuse_damaged_safetensors, refuse_missing_shards
 from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
@@ -135,16 +135,13 @@ def refuse_unfit(checkpoint: Path, model: torch.nn.Module) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
 
 
 def hide_installation(folder: Path) -> None:
     """Call the embedded model by its name in saved files, not by the place where klball is installed."""
     for path in (folder / "adapter_config.json", folder / "README.md"):
         if path.is_file() and TINY_FOLDER in (text := path.read_text(encoding="utf-8")):
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_text(text.replace(TINY_FOLDER, TINY), encoding="utf-8")
-            os.replace(temporary, path)
+            with whole_file(path) as temporary:
+                temporary.write_text(text.replace(TINY_FOLDER, TINY), encoding="utf-8")
