@@ -124,6 +124,8 @@ def test_a_checkpoint_changes_no_bit(ball, tmp_path):
     accountant.save(tmp_path)
     again, _ = ledger(ball, seed=1)
     again.load(tmp_path, within_epoch=True)
+    for name, value in vars(accountant.drift).items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(vars(again.drift)[name])), name
     again.truth = tuple(None if v is None else v.clone() for v in accountant.truth)
     for either in (accountant, again):
         own = torch.Generator().manual_seed(5)
@@ -131,7 +133,6 @@ def test_a_checkpoint_changes_no_bit(ball, tmp_path):
             either.begin_step()
             drift(either, own)
         either.begin_step()
-    assert torch.equal(accountant.drift.pace, again.drift.pace)
     for field in ("lambda_", "beta", "mu", "kl", "ess", "num_passes"):
         assert getattr(accountant.solution.dual, field) == getattr(again.solution.dual, field), field
 

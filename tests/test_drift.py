@@ -19,6 +19,7 @@ from klball.training.accountant import Accountant
 REAL = Path(os.environ.get("KLBALL_REAL_DATA", Path(__file__).parents[2] / "shared" / "realdata"))
 STORIES, PROBLEMS = REAL / "models" / "stories260K", REAL / "data" / "gsm8k-train-3000.jsonl"
 EPSILONS = (0.05, 0.3, 1.0, 3.0)
+REGULAR = {0.05: 1, 0.3: 9, 1.0: 19, 3.0: 19}  # re-scorings in two epochs that no drift demands
 
 
 def tolerance(epsilon: float) -> float:
@@ -46,34 +47,30 @@ class World:
         left = math.exp(-self.step / 8)
         return -2 - self.drift * left + self.own * (0.6 + 0.1 * self.drift * left)
 
-    def pace(self) -> float:
-        return 1 - self.step / len(self.order)  # the learning rate falls
-
     def train(self, index: torch.Tensor) -> None:
-        self.own += 0.01 * self.pace() * self.noise()
-        self.own[index] += self.lift * self.pace()
+        pace = 1 - self.step / len(self.order)  # the learning rate falls
+        self.own += 0.01 * pace * self.noise()
+        self.own[index] += self.lift * pace
         self.step += 1
 
 
-def replayed(world: World, ball: KLBall, on_demand: bool = True) -> tuple[list[float], torch.Tensor, int]:
+def replayed(world, ball: KLBall, an_epoch_only: bool = False) -> tuple[list[float], torch.Tensor, int]:
     """Mean weights / exact ones by epoch; λ / the exact one after a tenth of the run; re-scorings."""
     accountant = Accountant(ball, world.scores(), None, None, relax=True, frozen=False)
     half, rescores = len(world.order) // 2, 0
     ours, exact, lambdas = [], [], []
     for step, index in enumerate(world.order):
         fresh = world.scores()
-        if step == half or (on_demand and accountant.drift.demands_rescoring(half)):
+        if step == half if an_epoch_only else accountant.drift.demands_rescoring(half):
             accountant.rewrite(fresh.clone(), None)
             rescores += 1
-        elif on_demand and accountant.drift.looks_back(step, half):
-            accountant.look_back(fresh[accountant.drift.visited], None)
         accountant.begin_step()
         truth = ball.solve({"score": fresh})
         trained_on = fresh[index] + world.dropout
         ours.append(float(accountant.density(index, trained_on, None).mean()))
         exact.append(float(truth.weights[index].mean()) * world.n)
-        lambdas.append(accountant.solve().dual.lambda_ / truth.dual.lambda_)
-        accountant.record(index, trained_on, None, world.pace())
+        lambdas.append(accountant.solve().dual.lambda_ / (truth.dual.lambda_ or math.nan))
+        accountant.record(index, trained_on, None)
         world.train(index)
     epochs = [sum(ours[part]) / sum(exact[part]) for part in (slice(half), slice(half, None))]
     return epochs, torch.tensor(lambdas[len(lambdas) // 10 :]), rescores
@@ -87,19 +84,28 @@ def test_mean_weights_are_those_of_a_rescoring_at_every_step(drift, lift, epsilo
     epochs, lambdas, rescores = replayed(World(drift, lift), KLBall(epsilon))
     assert epochs == pytest.approx([1, 1], abs=tolerance(epsilon))
     assert lambdas.quantile(0.05) > 0.85 and lambdas.quantile(0.95) < 1.15
-    assert rescores <= (20 if drift > 1 else 1)  # of 80 steps; one an epoch at no drift
-    if epsilon > 0.1 and max(drift, 10 * lift) > 1:  # what the demand, and looking back, are for
-        without, _, _ = replayed(World(drift, lift), KLBall(epsilon), on_demand=False)
+    if drift < 1:
+        assert rescores == REGULAR[epsilon]
+    else:
+        assert REGULAR[epsilon] < rescores <= 30  # of 80 steps
+    if epsilon > 0.1 and max(drift, 10 * lift) > 1:  # what more than one an epoch is for
+        without, _, _ = replayed(World(drift, lift), KLBall(epsilon), an_epoch_only=True)
         assert abs(without[0] - 1) > tolerance(epsilon)
+
+
+@pytest.mark.parametrize(("cap", "rescores"), [(1.02, 1), (1.2, 5), (3.0, 19)])
+def test_rescorings_go_by_how_far_the_weights_are_from_even_not_by_the_radius(cap, rescores):
+    epochs, _, counted = replayed(World(0.05, 0.02), KLBall(3.0, max_weight=cap))
+    assert counted == rescores
+    assert epochs == pytest.approx([1, 1], abs=0.02)
 
 
 @pytest.mark.parametrize("epsilon", EPSILONS)
 def test_dropout_is_not_drift(epsilon):
     """Scores in training are lower by a constant: no re-scoring could help, and weights stay right."""
     epochs, _, rescores = replayed(World(0.05, 0.02, dropout=-0.3), KLBall(epsilon))
-    assert rescores <= 2
-    # only the first step after a re-scoring does not know yet
-    assert epochs == pytest.approx([1, 1], abs=0.1 if epsilon <= 1 else 0.5)
+    assert rescores == REGULAR[epsilon]
+    assert epochs == pytest.approx([1, 1], abs=0.05)  # only the first step does not know of it
 
 
 def test_shift_follows_a_common_drift():
@@ -118,6 +124,10 @@ def test_shift_follows_a_common_drift():
     assert (naive - truth).abs().max() > 0.4
 
 
+def lora() -> LoraConfig:
+    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
 def stories():
     if not STORIES.is_dir() or not PROBLEMS.is_file():
         pytest.skip(f"no {STORIES}: set KLBALL_REAL_DATA")
@@ -130,7 +140,7 @@ class Recording:
 
     dropout = 0.0
 
-    def __init__(self, source, folder: str):
+    def __init__(self, source, folder: str, epsilon: float = 0.3, rate: float = 2e-3, peft_config=None):
         (model, tokenizer), data = source
         self.order: list[torch.Tensor] = []
         self.truth: list[torch.Tensor] = []
@@ -143,22 +153,20 @@ class Recording:
                 recording.truth.append(self.accountant.log_likelihood.clone())
                 return batches, number
 
-        settings = dict(num_train_epochs=2, learning_rate=2e-3, lr_scheduler_type="linear", max_length=512)
+        settings = dict(num_train_epochs=2, learning_rate=rate, lr_scheduler_type="linear", max_length=512)
         settings |= dict(optim="adamw_torch", train_sampling_strategy="random", max_grad_norm=1.0)
         trainer = Recorded(
             model,
-            RobustSFTConfig(epsilon=0.3, rescore_steps=1, **quiet(folder, **settings)),
+            RobustSFTConfig(epsilon=epsilon, rescore_steps=1, **quiet(folder, **settings)),
             train_dataset=to_trl_format(data, conversational=bool(tokenizer.chat_template)),
             processing_class=tokenizer,
+            peft_config=peft_config,
         )
         trainer.train()
         self.n, self.step = len(trainer.samples), 0
 
     def scores(self) -> torch.Tensor:
         return self.truth[self.step].clone()
-
-    def pace(self) -> float:
-        return 1 - self.step / len(self.order)
 
     def train(self, index: torch.Tensor) -> None:
         self.step += 1
@@ -175,6 +183,27 @@ def recorded_tiny(tmp_path_factory):
     return Recording(source, str(tmp_path_factory.mktemp("tiny")))
 
 
+@pytest.fixture(scope="module")
+def recorded_docs(tmp_path_factory):
+    source = load_model("klball/tiny"), load_rows("stdlib-docs", "train").select(range(320))
+    return Recording(source, str(tmp_path_factory.mktemp("docs")), epsilon=1.0, rate=1e-3, peft_config=lora())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epsilon", EPSILONS)
+def test_mild_drift_of_a_real_model(epsilon, recorded_docs):
+    """LoRA, 8 samples a step, the loss from 3.9 to 3.5 in 80 steps: nothing is demanded."""
+    recorded_docs.step = 0
+    epochs, lambdas, rescores = replayed(recorded_docs, KLBall(epsilon))
+    assert epochs == pytest.approx([1, 1], abs=tolerance(epsilon))
+    assert lambdas.median() == pytest.approx(1, abs=0.1) and lambdas.quantile(0.05) > 0.85
+    assert rescores == REGULAR[epsilon]
+    if epsilon > 0.1:
+        recorded_docs.step = 0
+        without, _, _ = replayed(recorded_docs, KLBall(epsilon), an_epoch_only=True)
+        assert abs(without[0] - 1) > tolerance(epsilon)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "epsilon"), [*(("recorded_stories", epsilon) for epsilon in EPSILONS), ("recorded_tiny", 0.3)]
@@ -185,10 +214,10 @@ def test_strong_drift_of_a_real_model(name, epsilon, request):
     recording.step = 0
     epochs, lambdas, rescores = replayed(recording, KLBall(epsilon))
     assert epochs == pytest.approx([1, 1], abs=tolerance(epsilon))
-    assert lambdas.median() == pytest.approx(1, abs=0.05) and lambdas.quantile(0.05) > 0.85
-    assert rescores <= 25  # of 80 steps
+    assert lambdas.median() == pytest.approx(1, abs=0.1) and lambdas.quantile(0.05) > 0.8
+    assert rescores <= 30  # of 80 steps
     recording.step = 0
-    without, _, _ = replayed(recording, KLBall(epsilon), on_demand=False)
+    without, _, _ = replayed(recording, KLBall(epsilon), an_epoch_only=True)
     assert abs(without[0] - 1) > tolerance(epsilon)
 
 
@@ -223,7 +252,7 @@ def test_a_drifting_run_keeps_lambda_and_weights(rescore_steps, tolerance, token
         RobustSFTConfig(epsilon=0.05, rescore_steps=rescore_steps, **settings),
         train_dataset=data,
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=lora(),
     )
     trainer.train()
     ours = {step["step"]: step for step in trainer.accountant.history}

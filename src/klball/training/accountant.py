@@ -44,7 +44,7 @@ class Accountant:
     draws: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.drift = Drift(len(self.log_likelihood))
+        self.drift = Drift()
         self.visited = torch.zeros(len(self.log_likelihood), dtype=torch.bool)  # in this epoch
         self.relaxed = 0  # how often γ was
         self.rescores = 0  # how often all entries were replaced, the first time not counted
@@ -61,17 +61,6 @@ class Accountant:
         self.drift.restart([new - old for new, old in zip(fresh, foretold, strict=True)])
         self.log_likelihood = log_likelihood.contiguous()
         self.certainty = None if certainty is None else certainty.contiguous()
-        self.solution = None
-
-    def look_back(self, log_likelihood: Tensor, certainty: Tensor | None) -> None:
-        """Learn the lift from fresh scores of the samples visited since the last re-scoring, in order."""
-        visited = self.drift.visited
-        pairs = [(log_likelihood, self.log_likelihood), (certainty, self.certainty)]
-        for k, (fresh, entries) in enumerate(pairs):
-            if fresh is not None and entries is not None:
-                lift = (fresh - entries[visited] - self.drift.shift[k]).mean() + self.drift.offset[k]
-                self.drift.lift[k] += lift
-                entries[visited] += lift
         self.solution = None
 
     def scores(self) -> tuple[Tensor, Tensor | None]:
@@ -154,9 +143,7 @@ class Accountant:
             fresh["certainty"] = certainty.double()
         return solution.density(fresh)
 
-    def record(
-        self, index: Tensor, log_likelihood: Tensor, certainty: Tensor | None, learning_rate: float = 1.0
-    ) -> None:
+    def record(self, index: Tensor, log_likelihood: Tensor, certainty: Tensor | None) -> None:
         """Enter the fresh scores of one optimizer step's samples, and shift all the others."""
         if self.frozen or len(index) == 0:
             return
@@ -166,10 +153,9 @@ class Accountant:
         gap = torch.zeros(2, dtype=torch.float64)
         for k, (fresh, entries) in enumerate(pairs):
             gap[k] = (fresh - entries[index] - self.drift.shift[k]).mean()
-        self.drift.follow(gap, self.solve(), learning_rate)
+        self.drift.follow(gap, self.solve())
         for k, (fresh, entries) in enumerate(pairs):
-            entries[index] = fresh + self.drift.pace[k] + self.drift.lift[k] - self.drift.shift[k]
-        self.drift.visited[index] = True
+            entries[index] = fresh + self.drift.pace[k] - self.drift.shift[k]
 
     def summary(self) -> dict[str, float]:
         """What every logging step reports of the adversary."""
@@ -215,7 +201,7 @@ class Accountant:
                 f"the ledger in {folder} has {len(tensors['log_likelihood'])} samples, "
                 f"the training data {len(self.log_likelihood)}"
             )
-        if "counts" not in tensors:
+        if "kl" not in tensors:
             raise ValueError(f"{path} was written by an earlier version of klball: start the run again")
         if within_epoch:
             self._refuse_other_draws(path)

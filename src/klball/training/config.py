@@ -35,8 +35,8 @@ class RobustSFTConfig(SFTConfig):
     (f_i ∝ T_i) or "sum" (f = 1/n, scores summed over tokens). psft_clip, psft_refresh, psft_warmup_steps:
     for objective="psft", the upper clip c of the ratio, the optimizer steps between refreshes of p^old, and
     the steps of plain NLL before the first. rescore_steps: optimizer steps between full
-    re-scorings of all samples (None: an epoch, and whenever all scores have drifted by .4 λ, at most 20 times
-    an epoch, and an epoch's first tenth once more at epsilon > .1; 0: never).
+    re-scorings of all samples, each n forwards (None: ⌈16 KL⌉ an epoch, from 1 to 10, KL being that of the
+    weights, and whenever all scores have drifted by .3 λ, at most 20 an epoch; 0: never).
     on_infeasible: "relax" gamma or "raise". certainty_gradient: add the −β Σ q ∇C of the envelope theorem.
     """
 
@@ -80,7 +80,9 @@ class RobustSFTConfig(SFTConfig):
     )
     rescore_steps: int | None = field(
         default=None,
-        metadata={"help": "Optimizer steps between full re-scorings; default: an epoch; 0: never."},
+        metadata={
+            "help": "Optimizer steps between full re-scorings; default: as radius and drift ask; 0: never."
+        },
     )
     on_infeasible: str = field(
         default="relax", metadata={"help": "When gamma becomes infeasible: 'relax' it or 'raise'."}

@@ -187,19 +187,12 @@ class RobustSFTTrainer(ResumableTrainer):
         step = self.state.global_step
         when = "before the first step" if reason == "initial" else f"again after step {step}"
         logger.info("scoring %d rows %s …", len(self.samples), when)
-        self.accountant.rewrite(*self._ledger_scores(self.samples, f"scoring {when}"))
-        self.scoring_seconds[reason] += time.perf_counter() - began
-
-    def _ledger_scores(self, samples: Dataset, title: str) -> tuple[Tensor, Tensor | None]:
-        scores = self.score_dataset(samples, title)
+        scores = self.score_dataset(self.samples, f"scoring {when}")
         g, c = scores["log_likelihood"], scores["certainty"] if self._needs_certainty else None
         if self.args.normalization == "sum":
             g, c = scores["sum_log_prob"], None if c is None else c * scores["num_tokens"]
-        return g, c
-
-    def _look_back(self) -> None:
-        recent = self.accountant.drift.visited.nonzero()[:, 0].tolist()
-        self.accountant.look_back(*self._ledger_scores(self.samples.select(recent), "looking back"))
+        self.accountant.rewrite(g, c)
+        self.scoring_seconds[reason] += time.perf_counter() - began
 
     def begin_training(self) -> None:
         """Fill the ledger: from the checkpoint that training resumes from, else by scoring all rows."""
@@ -220,18 +213,13 @@ class RobustSFTTrainer(ResumableTrainer):
         return within_epoch(self.args, self.state, len(self.train_dataset), self._resume_folder)
 
     def _rescore_is_due(self) -> bool:
-        """Every `rescore_steps`; by default every epoch, and whenever the scores have moved far."""
+        """Every `rescore_steps`; by default as often as the radius and the drift ask for."""
         if self.state.global_step == 0 or self.accountant.frozen or not self.ambiguity.needs:
             return False
         if self.args.rescore_steps is None:
             epoch = steps_an_epoch(self.args, len(self.train_dataset))
-            return self.state.global_step % epoch == 0 or self.accountant.drift.demands_rescoring(epoch)
+            return self.accountant.drift.demands_rescoring(epoch)
         return self.args.rescore_steps > 0 and self.state.global_step % self.args.rescore_steps == 0
-
-    def _look_back_is_due(self) -> bool:
-        epoch = steps_an_epoch(self.args, len(self.train_dataset))
-        due = self.accountant.drift.looks_back(self.state.global_step, epoch)
-        return due and self.args.rescore_steps is None
 
     # --- one optimizer step -------------------------------------------------------------------
 
@@ -250,8 +238,6 @@ class RobustSFTTrainer(ResumableTrainer):
             if self._rescore_is_due():
                 self.accountant.rescores += 1
                 self.rescore()
-            elif self._look_back_is_due():
-                self._look_back()
             self._begin_step()
             self._plan_step(batches, device)
         return batches, num_items
@@ -347,8 +333,7 @@ class RobustSFTTrainer(ResumableTrainer):
             self._metrics["train"][name].append(value)
         self._metrics["train"]["num_tokens"] = [self.accountant.num_tokens]
         certainty = columns["certainty"] if self._needs_certainty else None
-        rate = float(self._get_learning_rate())
-        self.accountant.record(columns["index"].long(), columns["log_likelihood"], certainty, rate)
+        self.accountant.record(columns["index"].long(), columns["log_likelihood"], certainty)
 
     # --- evaluation and checkpoints -----------------------------------------------------------
 
