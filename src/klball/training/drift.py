@@ -8,7 +8,7 @@ from torch import Tensor
 from klball.robust.solution import Solution
 
 GAIN, PACE_GAIN = 0.5, 0.1  # of a visit's gap that goes into the shift, and into its pace
-FASTEST = 0.3  # in units of λ: no more of a step's pace is believed
+FASTEST = 0.4  # in units of λ: no more of a step's pace is believed
 DEMAND = 0.3  # in units of λ: so much drift is worth a full re-scoring; a pace alone is not
 ON_DEMAND = 20  # so often an epoch at most
 REGULAR, PER_NAT = 10, 16  # so often an epoch at most, and for each nat of the weights' KL
@@ -19,7 +19,7 @@ class Drift:
 
     At each visit the gap between a batch's fresh scores and its own entries is free of sampling noise:
 
-        pace ← pace + gap/10, at most .3 λ (.3 λ/β for C)      what the coming step moves all scores by
+        pace ← pace + gap/10, at most .4 λ (.4 λ/β for C)      what the coming step moves all scores by
         shift ← shift + gap/2 + pace                           added to all entries: a local linear trend
         entry ← fresh score + pace − shift
 
