@@ -3,10 +3,14 @@
 import ctypes
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 
 from klball.boundary import answer, interrupted, wants_traceback
 from klball.experiments.plain_text import visible
@@ -39,13 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal without Greek letters must not lose a result
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    heard: list[int] = []
     try:
-        _run(list(sys.argv[1:] if arguments is None else arguments))
+        with _listening(heard):
+            _run(list(sys.argv[1:] if arguments is None else arguments))
     except BrokenPipeError:  # `klball ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (Exception, KeyboardInterrupt) as error:
-        if interrupted(error):
+        if heard or interrupted(error):
             print("\ninterrupted; run the same command again to continue", file=sys.stderr)
             sys.exit(130)
         line = answer(error)
@@ -56,6 +62,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(FAULT, file=sys.stderr)
         traceback.print_exception(error)
         sys.exit(1)
+
+
+@contextmanager
+def _listening(heard: list[int]) -> Iterator[None]:
+    """Notes a Ctrl-C: compiled modules make an ImportError of one that comes while they are loaded."""
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else somebody else listens
+    ours = ours and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, hear)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(arguments: list[str]) -> None:
