@@ -112,10 +112,6 @@ def moments_at(tilting: Any, a: float, b: float, near: float = NEAR) -> Moments:
     return m._replace(kl=max(mu - a * mean_x - b * mean_y, 0.0), mean_x=mean_x, mean_y=mean_y, mu=mu)
 
 
-def _middle(low: float, high: float) -> float:
-    return math.sqrt(low) * math.sqrt(high) if low > 0 else high / math.exp(LONGEST_STEP)
-
-
 def radius_start(tilting: Tilting, epsilon: float) -> float:
     """From a part of many samples; else √(2ε)/sd, as for normal scores, less at large radii."""
     s = tilting.scores
