@@ -20,8 +20,8 @@ from trl.trainer.utils import compute_flops_per_token, get_peak_flops
 from klball import RobustSFTConfig, RobustSFTTrainer
 from klball.cli import prepare_process
 from klball.data.rows import IGNORED
-from klball.evaluation.models import TINY, model_path
-from klball.evaluation.scoring import Scorer, batches_by_length, score_encoded
+from klball.models.loading import TINY, model_path
+from klball.scores.scorer import Scorer, batches_by_length, score_encoded
 from table import Row, interleaved, row, table
 from turns import in_turns, paired
 

@@ -107,7 +107,7 @@ def with_bounds(threads: int, quick: bool) -> list[Row]:
     import torch
 
     from klball import solve_dual
-    from klball.robust.warm import resolve
+    from klball.adversary.warm import resolve
 
     rng, rows = np.random.default_rng(2), []
     for n in (30_000,) if quick else (30_000, 1_000_000):

@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from klball import KLBall, RobustSFTConfig, RobustSFTTrainer
 from klball.cli import prepare_process
 from klball.data.rows import encode, load_rows
-from klball.evaluation.models import load_model
+from klball.models.loading import load_model
 from table import Row, row, table
 
 MICRO_BATCH, ACCUMULATION = 4, 4  # samples; a pack holds about as many tokens as a micro-batch

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import klball
-from klball.experiments.command import quieten, write_csv, write_text
+from klball.files import write_csv, write_text
+from klball.terminal import quieten
 from table import Row, table, verdict
 
 BENCHMARKS = ("dual", "ledger", "streaming", "scoring", "train_step", "packing", "accelerator")

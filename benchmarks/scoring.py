@@ -19,7 +19,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import klball
 from klball.cli import prepare_process
 from klball.data.rows import IGNORED, encode, load_rows
-from klball.evaluation.models import load_model
+from klball.models.loading import load_model
 from table import Row, interleaved, row, table
 
 BATCH = 16

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from klball.evaluation.streaming import stream_scores
-from klball.robust.streaming import solve_dual_streamed
+from klball.adversary.streaming import solve_dual_streamed
+from klball.scores.parquet import stream_scores
 from table import Row, row, table
 
 COLUMNS = ["log_likelihood", "certainty"]
@@ -30,8 +30,8 @@ CASES = ((0.05, None), (0.05, 15.1), (0.5, None))  # (ε, γ); at 0.05 E_Q[C] is
 
 PEAK = """
 import sys
-from klball.evaluation.streaming import stream_scores
-from klball.robust.streaming import solve_dual_streamed
+from klball.scores.parquet import stream_scores
+from klball.adversary.streaming import solve_dual_streamed
 if sys.argv[1]:
     solve_dual_streamed(stream_scores(sys.argv[1]), epsilon=.05, gamma=15.1)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of tails cover: klball.evaluation.perplexity on simulated losses.
+"""How often the 95 % intervals of tails cover: klball.scores.perplexity on simulated losses.
 
 python benchmarks/tail_coverage.py [--replications 1000]
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from klball.evaluation.perplexity import CVAR_LEVELS, HARDEST, _of_cvar, _of_hardest, _of_own, cvar, hardest
+from klball.scores.perplexity import CVAR_LEVELS, HARDEST, _of_cvar, _of_hardest, _of_own, cvar, hardest
 
 SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "normal": lambda z: 8 + z,

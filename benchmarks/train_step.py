@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 from klball import RobustSFTConfig, RobustSFTTrainer
 from klball.cli import prepare_process
 from klball.data.rows import load_rows, to_trl_format
-from klball.evaluation.models import TINY, model_path
+from klball.models.loading import TINY, model_path
 from klball.report.figures import STYLE, line_styles, save
 from table import Row, row, table
 from turns import in_turns, paired

@@ -25,7 +25,8 @@ from klball.comparison.calibration import CALIBRATION, LEVEL
 from klball.comparison.hypothesis_tests import QUANTITIES, pairwise_tests
 from klball.comparison.items import bootstrap, delta_inference
 from klball.comparison.rounds import RoundScores, RoundSolutions, solve_rounds
-from klball.experiments.command import progress_bar, show_table, write_text
+from klball.files import write_text
+from klball.terminal import progress_bar, show_table
 
 ROUND_CORRELATION = 0.7  # of the phrasing effects of two models on an item
 MODEL_CORRELATION = 0.7  # of two models' skills on an item

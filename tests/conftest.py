@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from klball.evaluation.models import load_model
+from klball.models.loading import load_model
 
 
 @pytest.fixture(scope="session", autouse=True)

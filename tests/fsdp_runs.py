@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from conftest import small_qwen
 from gradient_grid import CASES, trainer_for
 from klball import RobustSFTTrainer
-from klball.evaluation.models import load_model
+from klball.models.loading import load_model
 from klball.training.sharding import save_whole_model
 
 FAST = {  # name: case, tied embeddings, more settings

@@ -30,7 +30,7 @@ from klball import (
     RobustSFTConfig,
     RobustSFTTrainer,
 )
-from klball.evaluation.models import load_model
+from klball.models.loading import load_model
 
 SETS = {"none": Empirical(), "ball": KLBall(0.5), "certainty": CertaintyKLBall(0.5, 3.2)}
 CASES = {

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 
-import klball.experiments.train  # noqa: F401  (imported once, before the forks)
+import klball.commands.train  # noqa: F401  (imported once, before the forks)
 from klball import cli
 
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}

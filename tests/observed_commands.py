@@ -15,8 +15,8 @@ import pyarrow as pa
 from datasets import Dataset
 
 from klball import cli
-from klball.evaluation.behaviour import Behaviour
-from klball.evaluation.tables import SCHEMA, TOKENS_FIELD, write_table
+from klball.scan.behaviour import Behaviour
+from klball.scores.tables import SCHEMA, TOKENS_FIELD, write_table
 
 ROWS = 12
 
@@ -122,13 +122,13 @@ def trained(dataset: Dataset, config: Any, *arguments: Any, **named: Any) -> Non
 
 LOADING = {"load_rows": rows, "load_chat_template": None, "check_model": None, "load_on_device": model}
 REPLACED: dict[str, dict[str, dict[str, Any]]] = {
-    "score": {"score": {**LOADING, "score": table}},
+    "score": {"commands.score": {**LOADING, "score": table}},
     "solve": {},
     "evaluate": {
-        "evaluate": {**LOADING, "load_model": model, "score": table, "robustness_report": Reached},
+        "commands.evaluate": {**LOADING, "load_model": model, "score": table, "robustness_report": Reached},
     },
     "scan": {
-        "scan": {
+        "commands.scan": {
             **{**LOADING, "score": table, "encode_for": encoded, "head_gradient_norms": norms},
             **{"encoded_prompts": rows, "own_answers": answers, "behaviour_of": behaviour},
             **{"plot_rewards": None, "plot_profiles": None, "plot_gain_against_forgetting": None},
@@ -136,16 +136,16 @@ REPLACED: dict[str, dict[str, dict[str, Any]]] = {
         }
     },
     "paraphrase": {
-        "paraphrase": {
+        "commands.paraphrase": {
             **{"load_rows": rows, "connect": Reached},
             "sentence_embedder": lambda name: lambda texts: [[1.0, 0.1 * len(text)] for text in texts],
         },
     },
-    "compare": {"compare": {**LOADING, "score": table, "compare_scores": Reached}},
+    "compare": {"commands.compare": {**LOADING, "score": table, "compare_scores": Reached}},
     "reproduce": {
-        "arms": {**LOADING, "score": table, "train": trained},
-        "robustness": {"_report": None},
-        "objectives": {
+        "studies.arms": {**LOADING, "score": table, "train": trained},
+        "studies.robustness": {"_report": None},
+        "studies.head_to_head": {
             **{"load_rows": rows, "encoded_prompts": rows, "own_answers": answers, "_report": None},
             **{"behaviour_of": behaviour, "write_text": None},
         },
@@ -157,14 +157,14 @@ def observed(command: str, options: dict[str, Any], folder: Path, monkeypatch: A
     """All that the command with these options does: calls, what it prints, and files; a refusal is raised."""
     recorder = Recorder(folder)
     for module_name, replaced in REPLACED[command].items():
-        module = import_module(f"klball.experiments.{module_name}")
+        module = import_module(f"klball.{module_name}")
         for name, result in replaced.items():
             if hasattr(module, name):
                 last = result is Reached
                 monkeypatch.setattr(module, name, recorder(name, None if last else result, last=last))
     for name in ("local_model.answer_locally", "openai_batch.BatchFolder.add_results"):
         monkeypatch.setattr(f"klball.data.paraphrase.{name}", recorder(name, last=True))
-    monkeypatch.setattr("klball.evaluation.models.load_model", recorder("load_model", model))
+    monkeypatch.setattr("klball.models.loading.load_model", recorder("load_model", model))
     words = [word for name, value in options.items() for word in (f"--{name}", *_words(value, folder))]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(Reached):

@@ -3,7 +3,7 @@
 import json
 import shlex
 
-from klball.experiments import train as command
+from klball.commands import train as command
 
 FINAL = ("model.safetensors", "history.parquet", "top_weighted.csv")
 PEFT = shlex.split("--use_peft --lora_target_modules q_proj v_proj")

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from klball import CertaintyKLBall, KLBall, solve_dual
-from klball.robust import ambiguity as sets
-from klball.robust.warm import resolve
+from klball.adversary import sets
+from klball.adversary.warm import resolve
 from klball.training.accountant import LEDGER_FILE, Accountant
 
 N = 3_000

@@ -15,7 +15,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors import SafetensorError
 
 from klball import cli
-from klball.robust.dual import InfeasibleError, solve_dual
+from klball.adversary.dual import InfeasibleError, solve_dual
 
 
 def of_module(name: str, source: str):
@@ -29,7 +29,7 @@ def within(name: str, called):
     """`called` from a constructor of that module, called by klball."""
     namespace = {"__name__": name, "called": called}
     exec("class Made:\n    def __init__(self):\n        called()\n", namespace)
-    outer = {"__name__": "klball.experiments.x", "Made": namespace["Made"]}
+    outer = {"__name__": "klball.commands.x", "Made": namespace["Made"]}
     exec("def run():\n    Made()\n", outer)
     return outer["run"]
 
@@ -51,7 +51,7 @@ def ended(run, monkeypatch, capsys) -> tuple[int, str]:
     return caught.value.code, capsys.readouterr().err.strip()
 
 
-KLBALL = "klball.experiments.x"
+KLBALL = "klball.commands.x"
 WRITER = "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0"
 UNKNOWN_METRIC = "\"The `metric_for_best_model` training argument is set to 'eval_x', which is not found\""
 ANSWERS = {
@@ -187,7 +187,7 @@ def test_who_reads_no_further_ends_the_command_quietly():
 
 
 def test_warnings_of_klball_show_control_characters(capsys):
-    from klball.experiments.command import quieten
+    from klball.terminal import quieten
 
     quieten()
     logging.getLogger("klball.data").warning("row %s", "a\x1b]0;title\x07b [red]x[/red]")

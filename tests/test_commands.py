@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 import klball
 from klball import cli
-from klball.experiments.command import quieten
-from klball.experiments.solve import main as solve_main
+from klball.commands.solve import main as solve_main
+from klball.terminal import quieten
 
 TRAIN = shlex.split("""
     --dataset_name DATA --per_device_train_batch_size 4 --max_steps 8 --save_steps 2 --logging_steps 1
@@ -232,7 +232,7 @@ def test_head_to_head_killed_and_run_again_is_the_uninterrupted_one(tmp_path):
 
 @pytest.mark.parametrize(("processes", "steps"), [(1, 8), (4, 2), (64, 2)])
 def test_steps_of_an_arm_do_not_multiply_with_the_processes(processes, steps, monkeypatch):
-    from klball.experiments import arms
+    from klball.studies import arms
 
     monkeypatch.setattr(arms, "PartialState", lambda cpu: SimpleNamespace(num_processes=processes))
     options = arms.Options(per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=2)
@@ -240,7 +240,7 @@ def test_steps_of_an_arm_do_not_multiply_with_the_processes(processes, steps, mo
 
 
 def test_a_local_file_is_split_without_overlap(data):
-    from klball.experiments.arms import Options, data_of
+    from klball.studies.arms import Options, data_of
 
     parts = data_of(Options(dataset_name=str(data), test_rows=4, ood_rows=3))
     train, test = ({row["question"] for row in parts[name]} for name in ("train", "test"))
@@ -250,16 +250,16 @@ def test_a_local_file_is_split_without_overlap(data):
 def test_the_same_message_is_shown_a_few_times_only(capsys):
     quieten()
     for cut in range(5):
-        logging.getLogger("klball.evaluation.scoring").warning("%d rows were cut", cut)
-    logging.getLogger("klball.evaluation.scoring").warning("something else")
+        logging.getLogger("klball.scores.scorer").warning("%d rows were cut", cut)
+    logging.getLogger("klball.scores.scorer").warning("something else")
     shown = " ".join(capsys.readouterr().err.split())
     assert "2 rows were cut (more like this are not shown)" in shown and "something else" in shown
     assert "3 rows were cut" not in shown
 
 
 def test_tables_of_several_models_are_no_one_set(data, tmp_path, tokenizer):
-    from klball.evaluation.models import load_model
-    from klball.evaluation.tables import score
+    from klball.models.loading import load_model
+    from klball.scores.tables import score
 
     rows = [{"question": f"What about {k}?", "answer": f"It is {k}."} for k in range(3)]
     model, _ = load_model("klball/tiny")

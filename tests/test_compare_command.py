@@ -12,9 +12,9 @@ from scipy import stats
 
 from gradient_grid import rows
 from klball.cli import main
-from klball.data.files import file_name
-from klball.evaluation.models import load_model
-from klball.evaluation.tables import read_scores
+from klball.files import file_name
+from klball.models.loading import load_model
+from klball.scores.tables import read_scores
 from test_dual import conic_optimum
 
 ROUNDS = 5

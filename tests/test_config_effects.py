@@ -7,8 +7,8 @@ from datasets import Dataset
 from trl import SFTConfig
 
 from conftest import small_qwen
-from klball.training.config import RobustSFTConfig
-from klball.training.trainer import RobustSFTTrainer
+from klball.training.sft.config import RobustSFTConfig
+from klball.training.sft.trainer import RobustSFTTrainer
 
 BINDING = {"gamma": 0.01}  # below every certainty: relaxed to the least feasible bound
 PSFT = {"objective": "psft"}

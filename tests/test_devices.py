@@ -7,9 +7,9 @@ import torch
 
 from gradient_grid import CASES, trainer_for
 from klball.data.rows import encode, load_rows
-from klball.evaluation.models import load_model
-from klball.evaluation.scoring import TOKENS, Scorer
-from klball.robust.token_scores import LMHead
+from klball.models.loading import load_model
+from klball.models.token_scores import LMHead
+from klball.scores.scorer import TOKENS, Scorer
 from klball.training.sharding import sharded_scores
 
 
@@ -84,7 +84,7 @@ def test_scoring_has_no_float64_on_the_device(headless, encoded, monkeypatch):
         scorer.head = None
     collated = scorer._collated
     monkeypatch.setattr(scorer, "_collated", lambda batch: tuple(map(on_apple, collated(batch))))
-    monkeypatch.setattr("klball.robust.token_scores._onednn", lambda hidden: False)  # of the CPU's own
+    monkeypatch.setattr("klball.models.token_scores._onednn", lambda hidden: False)  # of the CPU's own
     hidden = scorer._hidden
     monkeypatch.setattr(scorer, "_hidden", lambda ids, mask: on_apple(hidden(ids, mask)))
     assert scorer.score(rows)["certainty"] == pytest.approx(wanted["certainty"], abs=1e-4)

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from gradient_grid import quiet
 from klball import KLBall, RobustSFTConfig, RobustSFTTrainer
 from klball.data.rows import load_rows, to_trl_format
-from klball.evaluation.models import load_model
+from klball.models.loading import load_model
 from klball.training.accountant import Accountant
 
 REAL = Path(os.environ.get("KLBALL_REAL_DATA", Path(__file__).parents[2] / "shared" / "realdata"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax, xlogy
 
 from klball import InfeasibleError, robust_profile, solve_dual
-from klball.robust.solver.tilting import Scores, Tilting
+from klball.adversary.solver.tilting import Scores, Tilting
 
 RADII = (0.01, 0.05, 0.5, 1.0, 2.0, 5.0)
 

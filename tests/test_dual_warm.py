@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from klball import solve_dual
-from klball.robust.warm import resolve
+from klball.adversary.warm import resolve
 
 CASES = {
     "ball": {},

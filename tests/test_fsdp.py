@@ -19,7 +19,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 import fsdp_runs
 from fsdp_runs import FAST, SLOW
 from klball import RobustSFTTrainer
-from klball.evaluation.models import load_model
+from klball.models.loading import load_model
 from klball.training.sharding import sharded_scores, shards_parameters
 
 HERE = Path(__file__).parent

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from conftest import small_qwen
-from klball.evaluation.models import TINY_FOLDER, check_model, load_model, model_path, public_name
-from klball.evaluation.weights import weights_hash
+from klball.models.loading import TINY_FOLDER, check_model, load_model, model_path, public_name
+from klball.models.weights import weights_hash
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from conftest import small_qwen
 from gradient_grid import rows, trainer_for
 from klball import Empirical, KLBall
 from klball.data.rows import encode
-from klball.robust.objectives import dft, dft_sequence, nll, psft
+from klball.objectives.tokens import dft, dft_sequence, nll, psft
 
 GENERATOR = torch.Generator().manual_seed(3)
 

@@ -10,10 +10,10 @@ import pytest
 from trl import ModelConfig
 
 from klball import cli
-from klball.evaluation.tables import write_table
-from klball.experiments.options import parse_options
+from klball.commands.options import parse_options
+from klball.scores.tables import write_table
 from klball.training.bounds import BOUNDS
-from klball.training.config import RobustSFTConfig
+from klball.training.sft.config import RobustSFTConfig
 from observed_commands import observed, rows, table
 from option_cases import CASES, FIXED, IGNORED
 
@@ -150,7 +150,7 @@ def test_every_setting_reaches_the_trainer(tmp_path, tiny_model, tokenizer):
     """What TRL's trainer does with its own settings is TRL's; that it gets them is ours."""
     from datasets import Dataset
 
-    from klball.training.trainer import RobustSFTTrainer
+    from klball.training.sft.trainer import RobustSFTTrainer
 
     config = RobustSFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[])
     before = json.dumps(config.to_dict(), default=str)

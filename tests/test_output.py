@@ -10,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from klball import cli
-from klball.data.urls import without_secrets
-from klball.experiments import command
-from klball.experiments.command import progress_bar, say, show_table, write_csv, write_run
-from klball.experiments.labels import file_names, labelled
-from klball.experiments.plain_text import visible
+from klball import cli, terminal
+from klball.commands.labels import file_names, labelled
+from klball.files import without_secrets, write_csv, write_run
+from klball.plain_text import visible
+from klball.terminal import progress_bar, say, show_table
 
 MARKUP = (
     *("[INST] hello [/INST]", "[/b]", "[red]", "dict[str]", "[a-z]", ":smile:", "[/path/to/x]", "[bold]x"),
@@ -97,7 +96,7 @@ def test_a_table_without_rows_is_an_empty_file(tmp_path):
 
 def test_progress_reaches_a_log_file(monkeypatch, capsys):
     clock = [0.0]
-    monkeypatch.setattr(command.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
     with progress_bar("scoring", "rows") as progress:
         for done in range(1, 4_001):
             clock[0] += 0.02  # 80 s in all
@@ -206,7 +205,7 @@ def test_all_models_are_looked_for_before_the_first_row_is_scored(
     arguments, missing, data, tmp_path, monkeypatch, capsys
 ):
     """ADAPTER: one whose base model is not there."""
-    from klball.experiments import compare, evaluate, scan
+    from klball.commands import compare, evaluate, scan
 
     adapter = tmp_path / "adapter"
     adapter.mkdir()

@@ -10,7 +10,7 @@ from conftest import small_qwen
 from gradient_grid import PACK, SETS, paired_rows, quiet, rows, trainer_for
 from klball import CertaintyKLBall, Empirical, KLBall, RobustSFTConfig, RobustSFTTrainer
 from klball.training.batches import INDEX
-from klball.training.packing import packed
+from klball.training.sft.packing import packed
 from test_trainer import small_gpt2
 
 CERTAINTY = dict(objective="nll", ambiguity=CertaintyKLBall(0.5, 3.2))

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
+from klball.commands.paraphrase import main
 from klball.data.builtin import BUILTIN, load_builtin
 from klball.data.paraphrase import quality
 from klball.data.paraphrase.quality import QualityControl, Reply, Similarity, problem_of
@@ -18,7 +19,6 @@ from klball.data.paraphrase.rounds import holds_word_for_word, read_rounds, writ
 from klball.data.paraphrase.samples import Sample, samples_of
 from klball.data.paraphrase.templates import QUESTIONS, kind_of, reword, templates
 from klball.data.rows import encode
-from klball.experiments.paraphrase import main
 
 ROUNDS = 99
 

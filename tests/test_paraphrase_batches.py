@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 
 from batch_server import BatchServer, Fate, jsonl, result
+from klball.commands.paraphrase import main
 from klball.data.paraphrase import batch_files, quality
 from klball.data.paraphrase.quality import Reply
 from klball.data.paraphrase.rounds import read_rounds
 from klball.data.paraphrase.samples import Sample
-from klball.experiments.paraphrase import main
 
 ROUNDS = 99
 

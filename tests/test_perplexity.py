@@ -8,10 +8,10 @@ import pytest
 from datasets import Dataset
 from scipy import stats
 
-from klball.evaluation.perplexity import decided_by, hardest, robustness_report
-from klball.evaluation.tails import influence, tail_interval
-from klball.experiments.evaluate import _with_half
-from klball.experiments.summary import ratio_interval
+from klball.report.pages.tables import _with_half
+from klball.scores.perplexity import decided_by, hardest, robustness_report
+from klball.scores.tails import influence, tail_interval
+from klball.studies.summary import ratio_interval
 
 
 def table(g, tokens, num_bytes=None, truncated=None):

@@ -9,10 +9,9 @@ import pytest
 from trl import DatasetMixtureConfig, ModelConfig
 
 from klball import cli
-from klball.experiments.command import parse
-from klball.experiments.options import Parser
-from klball.experiments.train import Options as TrainOptions
-from klball.training.config import RobustSFTConfig
+from klball.commands.options import Parser, parse
+from klball.commands.train import Options as TrainOptions
+from klball.training.sft.config import RobustSFTConfig
 
 TRAIN = [TrainOptions, RobustSFTConfig, ModelConfig]
 
@@ -55,7 +54,7 @@ def test_help_of_every_command_shows_its_own_options_first_and_an_example(comman
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_the_example_of_every_command_is_understood(command):
-    from klball.experiments.options import EXAMPLES
+    from klball.commands.options import EXAMPLES
 
     module = import_module(cli.COMMANDS[command][0])
     classes = TRAIN if command == "train" else [module.Options]

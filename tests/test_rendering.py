@@ -169,7 +169,7 @@ def test_nothing_to_score_is_one_line(tokenizer):
 
 
 def test_bits_per_byte_are_finite_with_empty_answers_among_others(tokenizer):
-    from klball.evaluation.perplexity import robustness_report
+    from klball.scores.perplexity import robustness_report
 
     rows = [{"question": f"q{k}", "answer": "yes" if k == 0 else ""} for k in range(4)]
     table = klball.score(small_qwen(len(tokenizer)), tokenizer, rows)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from klball.evaluation.perplexity import ProfilePoint
-from klball.experiments.command import write_csv
+from klball.files import write_csv
 from klball.report import figures, interactive
 from klball.report.ellipse import clipped, covariance_ellipse
 from klball.report.page import Cell, Page, Plot, Record, Section, Table, render, script_json, write_page
 from klball.report.paper import latex_table, plot_multipliers, plot_p_values
+from klball.scores.perplexity import ProfilePoint
 
 NASTY = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'> & <b>bold</b>"
 RNG = np.random.default_rng(0)

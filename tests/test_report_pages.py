@@ -6,16 +6,16 @@ import re
 import numpy as np
 import pytest
 
+from klball.commands.paraphrase import template_replies
+from klball.comparison.analysis import compare_scores
 from klball.data.paraphrase.rounds import write_rounds
 from klball.data.paraphrase.samples import samples_of
-from klball.evaluation.perplexity import Metric, RobustnessReport
-from klball.experiments.comparison_tables import compare_scores
-from klball.experiments.pages.comparison import comparison_page, write_comparison_report
-from klball.experiments.pages.evaluation import _verdict
-from klball.experiments.pages.parts import change, sample_rows, says
-from klball.experiments.pages.reproduction import gain_verdict
-from klball.experiments.paraphrase import template_replies
 from klball.report.page import Plot, Table, number, render
+from klball.report.pages.comparison import comparison_page, write_comparison_report
+from klball.report.pages.evaluation import _verdict
+from klball.report.pages.parts import change, sample_rows, says
+from klball.report.pages.reproduction import gain_verdict
+from klball.scores.perplexity import Metric, RobustnessReport
 from simulated_rounds import simulated
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from conftest import small_qwen
 from klball import RobustSFTConfig, RobustSFTTrainer
-from klball.evaluation.models import TINY_FOLDER, load_model
-from klball.experiments import train as command
+from klball.commands import train as command
+from klball.models.loading import TINY_FOLDER, load_model
 from klball.training.identity import INDIFFERENT, model_digest
 from small_runs import PEFT, contents, train
 

@@ -13,21 +13,21 @@ from conftest import small_qwen
 from gradient_grid import NUM_ROWS, rows
 from klball.cli import main
 from klball.data.rows import encode
-from klball.evaluation.behaviour import own_answers, token_entropy
-from klball.evaluation.forgetting import forgetting
-from klball.evaluation.generation import distinct_n, encoded_prompts, sample_answers, self_bleu
-from klball.evaluation.gradient_norms import head_gradient_norms
-from klball.evaluation.implicit_rewards import (
+from klball.objectives.tokens import OBJECTIVES
+from klball.report.figures import line_styles
+from klball.scan.behaviour import own_answers, token_entropy
+from klball.scan.forgetting import forgetting
+from klball.scan.generation import distinct_n, encoded_prompts, sample_answers, self_bleu
+from klball.scan.gradient_norms import head_gradient_norms
+from klball.scan.implicit_rewards import (
     gradient_shares,
     gradient_weights,
     implicit_rewards,
     top_share,
 )
-from klball.evaluation.scoring import TOKENS
-from klball.evaluation.tables import score
-from klball.experiments.objectives import Outcome, summarise
-from klball.report.figures import line_styles
-from klball.robust.objectives import OBJECTIVES
+from klball.scores.scorer import TOKENS
+from klball.scores.tables import score
+from klball.studies.head_to_head import Outcome, summarise
 
 RNG = np.random.default_rng(5)
 

@@ -11,11 +11,11 @@ from datasets import Dataset
 
 import klball
 from klball import cli
-from klball.data.files import HOST
+from klball.commands.solve import _largest
 from klball.data.rows import load_rows
-from klball.evaluation.streaming import score_files
-from klball.evaluation.tables import read_provenance, read_scores, row_format, warn_of_formats
-from klball.experiments.solve import _largest
+from klball.files import HOST
+from klball.scores.parquet import score_files
+from klball.scores.tables import read_provenance, read_scores, row_format, warn_of_formats
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ import klball
 from conftest import small_qwen
 from klball.data import builtin
 from klball.data.rows import encode, load_rows, to_trl_format
-from klball.evaluation import tables
-from klball.evaluation.models import load_model
-from klball.evaluation.scoring import Scorer, batches_by_length
-from klball.evaluation.weights import weights_hash
+from klball.models.loading import load_model
+from klball.models.weights import weights_hash
+from klball.scores import tables
+from klball.scores.scorer import Scorer, batches_by_length
 
 
 @pytest.fixture(scope="module")

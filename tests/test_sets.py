@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from klball.robust.ambiguity import CertaintyKLBall, ChiSquareBall, CVaR, Empirical, KLBall
+from klball.adversary.sets import CertaintyKLBall, ChiSquareBall, CVaR, Empirical, KLBall
 
 SETS = [
     Empirical(),

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from klball import InfeasibleError, cli, solve_dual
-from klball.evaluation.streaming import stream_scores, top_weighted
-from klball.robust.solver import reading
-from klball.robust.streaming import StreamedSolution, solve_dual_streamed
+from klball.adversary.solver import reading
+from klball.adversary.streaming import StreamedSolution, solve_dual_streamed
+from klball.scores.parquet import stream_scores, top_weighted
 from test_dual import conic_optimum
 
 FIELDS = ("kl", "certainty", "worst_case", "dual_value", "lambda_", "beta", "mu", "ess")
@@ -334,9 +334,9 @@ def test_tables_that_cannot_be_streamed(scores, tmp_path):
 
 SHARD = """
 import sys, torch.distributed as dist
-from klball.evaluation.streaming import stream_scores
-from klball.robust.solver import reading
-from klball.robust.streaming import solve_dual_streamed
+from klball.scores.parquet import stream_scores
+from klball.adversary.solver import reading
+from klball.adversary.streaming import solve_dual_streamed
 folder, rendezvous, rank, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 reading.SAMPLE = 200
 dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)

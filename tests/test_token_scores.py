@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from klball.robust import token_scores as ts
-from klball.robust.token_scores import LMHead, token_scores
+from klball.models import token_scores as ts
+from klball.models.token_scores import LMHead, token_scores
 
 
 def eager(hidden, head, labels):

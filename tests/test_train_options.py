@@ -9,12 +9,13 @@ from datasets import Dataset
 from trl import DatasetMixtureConfig, ModelConfig
 
 from conftest import small_qwen
-from klball.evaluation.models import load_model
-from klball.evaluation.perplexity import summary_of
-from klball.experiments import train as command
-from klball.experiments import training_options
-from klball.training.config import RobustSFTConfig
-from klball.training.refusals import METRICS, refuse_unsupported
+from klball.commands import train as command
+from klball.commands import training_options
+from klball.models.loading import load_model
+from klball.scores.perplexity import summary_of
+from klball.training import run as training_run
+from klball.training.sft.config import RobustSFTConfig
+from klball.training.sft.refusals import METRICS, refuse_unsupported
 
 
 class ReachedError(Exception):
@@ -42,7 +43,7 @@ def asked(monkeypatch, tmp_path, tokenizer):
             (tmp_path / "c.yaml").write_text(yaml.format(**names))
             given = ["--config", str(tmp_path / "c.yaml")]
         words = [names.get(word, word) for word in (*given, *arguments)]
-        monkeypatch.setattr(command, "RobustSFTTrainer", stop)
+        monkeypatch.setattr(training_run, "RobustSFTTrainer", stop)
         with pytest.raises(ReachedError) as caught:
             command.main([*words, "--output_dir", str(tmp_path / "out")], "klball train")
         return caught.value.args[0]
@@ -183,7 +184,7 @@ def test_quantisation_reaches_the_loader(option, expected, asked, monkeypatch):
         return load_model(name)
 
     monkeypatch.setattr(training_options, "find_spec", lambda name: name)
-    monkeypatch.setattr(command, "load_model", load)
+    monkeypatch.setattr(training_run, "load_model", load)
     with pytest.raises(ValueError, match="needs an accelerator"):
         asked(*PEFT, *option)
     monkeypatch.setattr(training_options.torch.accelerator, "is_available", lambda: True)

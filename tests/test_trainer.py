@@ -13,7 +13,7 @@ from conftest import small_qwen
 from gradient_grid import Gradients, quiet, rows, trainer_for
 from klball import CertaintyKLBall, Empirical, KLBall, RobustSFTConfig, RobustSFTTrainer, solve_dual
 from klball.data.rows import encode
-from klball.robust.token_scores import scores_from_logits
+from klball.models.token_scores import scores_from_logits
 
 
 def eager_scores(model, encoded):

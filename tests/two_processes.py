@@ -15,8 +15,8 @@ import torch
 
 from gradient_grid import CASES, trainer_for
 from klball import RobustSFTTrainer
-from klball.evaluation.scoring import Scorer
-from klball.robust.token_scores import NonFiniteLogitError
+from klball.models.token_scores import NonFiniteLogitError
+from klball.scores.scorer import Scorer
 
 RANK = int(os.environ.get("RANK", "0"))
 SICK = 5  # the row that cannot be scored

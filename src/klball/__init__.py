@@ -3,36 +3,36 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from klball.evaluation.streaming import stream_scores as stream_scores
-    from klball.evaluation.tables import read_scores as read_scores
-    from klball.evaluation.tables import score as score
-    from klball.robust.ambiguity import AmbiguitySet as AmbiguitySet
-    from klball.robust.ambiguity import CertaintyKLBall as CertaintyKLBall
-    from klball.robust.ambiguity import ChiSquareBall as ChiSquareBall
-    from klball.robust.ambiguity import CVaR as CVaR
-    from klball.robust.ambiguity import Empirical as Empirical
-    from klball.robust.ambiguity import KLBall as KLBall
-    from klball.robust.dual import DualSolution as DualSolution
-    from klball.robust.dual import InfeasibleError as InfeasibleError
-    from klball.robust.dual import RobustProfile as RobustProfile
-    from klball.robust.dual import robust_profile as robust_profile
-    from klball.robust.dual import solve_dual as solve_dual
-    from klball.robust.solution import Solution as Solution
-    from klball.robust.streaming import StreamedSolution as StreamedSolution
-    from klball.robust.streaming import solve_dual_streamed as solve_dual_streamed
-    from klball.training.trainer import RobustSFTConfig as RobustSFTConfig
-    from klball.training.trainer import RobustSFTTrainer as RobustSFTTrainer
+    from klball.adversary.dual import DualSolution as DualSolution
+    from klball.adversary.dual import InfeasibleError as InfeasibleError
+    from klball.adversary.dual import RobustProfile as RobustProfile
+    from klball.adversary.dual import robust_profile as robust_profile
+    from klball.adversary.dual import solve_dual as solve_dual
+    from klball.adversary.sets import AmbiguitySet as AmbiguitySet
+    from klball.adversary.sets import CertaintyKLBall as CertaintyKLBall
+    from klball.adversary.sets import ChiSquareBall as ChiSquareBall
+    from klball.adversary.sets import CVaR as CVaR
+    from klball.adversary.sets import Empirical as Empirical
+    from klball.adversary.sets import KLBall as KLBall
+    from klball.adversary.solution import Solution as Solution
+    from klball.adversary.streaming import StreamedSolution as StreamedSolution
+    from klball.adversary.streaming import solve_dual_streamed as solve_dual_streamed
+    from klball.scores.parquet import stream_scores as stream_scores
+    from klball.scores.tables import read_scores as read_scores
+    from klball.scores.tables import score as score
+    from klball.training.sft.trainer import RobustSFTConfig as RobustSFTConfig
+    from klball.training.sft.trainer import RobustSFTTrainer as RobustSFTTrainer
 
 _SETS = ("AmbiguitySet", "Empirical", "KLBall", "CertaintyKLBall", "CVaR", "ChiSquareBall")
 _HOME = {
-    **dict.fromkeys(("score", "read_scores"), "klball.evaluation.tables"),
-    **dict.fromkeys(_SETS, "klball.robust.ambiguity"),
-    **dict.fromkeys(("DualSolution", "InfeasibleError", "RobustProfile"), "klball.robust.dual"),
-    **dict.fromkeys(("robust_profile", "solve_dual"), "klball.robust.dual"),
-    "Solution": "klball.robust.solution",
-    "stream_scores": "klball.evaluation.streaming",
-    **dict.fromkeys(("StreamedSolution", "solve_dual_streamed"), "klball.robust.streaming"),
-    **dict.fromkeys(("RobustSFTConfig", "RobustSFTTrainer"), "klball.training.trainer"),
+    **dict.fromkeys(("score", "read_scores"), "klball.scores.tables"),
+    **dict.fromkeys(_SETS, "klball.adversary.sets"),
+    **dict.fromkeys(("DualSolution", "InfeasibleError", "RobustProfile"), "klball.adversary.dual"),
+    **dict.fromkeys(("robust_profile", "solve_dual"), "klball.adversary.dual"),
+    "Solution": "klball.adversary.solution",
+    "stream_scores": "klball.scores.parquet",
+    **dict.fromkeys(("StreamedSolution", "solve_dual_streamed"), "klball.adversary.streaming"),
+    **dict.fromkeys(("RobustSFTConfig", "RobustSFTTrainer"), "klball.training.sft.trainer"),
 }
 
 __all__ = list(_HOME)

@@ -13,20 +13,20 @@ from importlib import import_module
 from types import FrameType
 
 from klball.boundary import answer, interrupted, wants_traceback
-from klball.experiments.plain_text import visible
+from klball.plain_text import visible
 
 COMMANDS = {  # name → (module with a class `Options` and a function `run`, what it does)
     "reproduce": (
-        "klball.experiments.reproduce",
+        "klball.commands.reproduce",
         "whole experiments, from nothing to figures: robustness, objectives",
     ),
-    "train": ("klball.experiments.train", "one robust fine-tuning run"),
-    "score": ("klball.experiments.score", "model × data → score table"),
-    "solve": ("klball.experiments.solve", "score table → λ, β, effective sample size, top-weighted samples"),
-    "scan": ("klball.experiments.scan", "implicit rewards, gradient shares, forgetting, entropy, diversity"),
-    "paraphrase": ("klball.experiments.paraphrase", "data → rounds of rephrased prompts"),
-    "compare": ("klball.experiments.compare", "models × rounds → worst cases, (λ, β), tests, verdicts"),
-    "evaluate": ("klball.experiments.evaluate", "the robustness report of one or more models"),
+    "train": ("klball.commands.train", "one robust fine-tuning run"),
+    "score": ("klball.commands.score", "model × data → score table"),
+    "solve": ("klball.commands.solve", "score table → λ, β, effective sample size, top-weighted samples"),
+    "scan": ("klball.commands.scan", "implicit rewards, gradient shares, forgetting, entropy, diversity"),
+    "paraphrase": ("klball.commands.paraphrase", "data → rounds of rephrased prompts"),
+    "compare": ("klball.commands.compare", "models × rounds → worst cases, (λ, β), tests, verdicts"),
+    "evaluate": ("klball.commands.evaluate", "the robustness report of one or more models"),
 }
 
 
@@ -102,7 +102,7 @@ def _run(arguments: list[str]) -> None:
 
 def _set_environment(arguments: list[str]) -> None:
     """A recipe's section `env`: libraries read most of it while they are imported, so it comes first."""
-    from klball.experiments.recipe import read_recipe, split_config
+    from klball.commands.recipe import read_recipe, split_config
 
     path, _ = split_config(arguments)
     if path is not None:

@@ -19,7 +19,7 @@ def _rows(rows: Any = None) -> Any:
 
 
 def _tiny() -> tuple[Any, Any]:
-    from klball.evaluation.models import load_model
+    from klball.models.loading import load_model
 
     return load_model("klball/tiny")
 

@@ -12,10 +12,10 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
+from klball.adversary.dual import solve_dual
 from klball.comparison.hypothesis_tests import QUANTITIES
 from klball.comparison.p_values import benjamini_hochberg, holm, p_of_f
 from klball.comparison.rounds import RoundScores, RoundSolutions
-from klball.robust.dual import solve_dual
 
 LEVEL = 0.05
 RESAMPLES = 1_000

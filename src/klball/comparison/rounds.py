@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
-from klball.robust.dual import solve_dual
+from klball.adversary.dual import solve_dual
 
 COLUMNS = ("log_likelihood", "certainty", "sum_log_prob", "num_tokens", "num_bytes")
 RADII = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0)

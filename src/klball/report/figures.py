@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from klball.data.files import file_name, whole_file
-from klball.evaluation.perplexity import ProfilePoint
+from klball.files import file_name, whole_file
+from klball.scores.perplexity import ProfilePoint
 
 # Okabe–Ito, ordered by lightness so that neighbours differ in grey too
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
-from klball.data.files import whole_file
+from klball.files import whole_file
 
 MOST_TEXTS = 300  # rows of a table with long texts
 EXCERPT = 180  # characters of a text that are shown before it is opened

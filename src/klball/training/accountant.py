@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from klball.robust.ambiguity import AmbiguitySet
-from klball.robust.dual import InfeasibleError
-from klball.robust.solution import Solution
+from klball.adversary.dual import InfeasibleError
+from klball.adversary.sets import AmbiguitySet
+from klball.adversary.solution import Solution
 from klball.training.drift import Drift
 
 logger = logging.getLogger(__name__)

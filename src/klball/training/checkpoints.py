@@ -14,11 +14,11 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from klball.data.files import whole_file
-from klball.evaluation.models import TINY, TINY_FOLDER
-from klball.evaluation.weights import read_json_object, refuse_damaged_safetensors, refuse_missing_shards
+from klball.files import whole_file
+from klball.models.loading import TINY, TINY_FOLDER
+from klball.models.weights import read_json_object, refuse_damaged_safetensors, refuse_missing_shards
 from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
-from klball.training.proximal import WINDOW_FILE
+from klball.training.sft.proximal import WINDOW_FILE
 
 logger = logging.getLogger(__name__)
 

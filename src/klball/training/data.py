@@ -12,8 +12,8 @@ from klball.data.encoding import load_chat_template, require_template, training_
 from klball.data.formats import MASKS, TEXT, is_chat, to_trl_format
 from klball.data.ids import with_sample_ids
 from klball.data.sources import as_dataset
-from klball.training.config import RobustSFTConfig
-from klball.training.refusals import refuse_no_model
+from klball.training.sft.config import RobustSFTConfig
+from klball.training.sft.refusals import refuse_no_model
 
 Formatting = Callable[[dict[str, Any]], str]
 

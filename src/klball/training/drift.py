@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from klball.robust.solution import Solution
+from klball.adversary.solution import Solution
 
 GAIN, PACE_GAIN = 0.5, 0.1  # of a visit's gap that goes into the shift, and into its pace
 FASTEST = 0.4  # in units of λ: no more of a step's pace is believed

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
-from klball.training.config import RobustSFTConfig
+from klball.training.sft.config import RobustSFTConfig
 
 DRAWS = (  # what decides which samples a step of an epoch has, besides the data
     *("world_size", "train_batch_size", "gradient_accumulation_steps", "seed", "data_seed"),

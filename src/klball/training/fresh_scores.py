@@ -9,8 +9,8 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from klball.evaluation.scoring import Scores, batches_by_length, rows_of
-from klball.robust.token_scores import NonFiniteLogitError
+from klball.models.token_scores import NonFiniteLogitError
+from klball.scores.scorer import Scores, batches_by_length, rows_of
 
 ScoreRows = Callable[[list[dict[str, Any]]], Scores]
 

@@ -11,11 +11,11 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from klball.evaluation.models import model_path
-from klball.evaluation.weights import file_digest, read_json_object
+from klball.models.loading import model_path
+from klball.models.weights import file_digest, read_json_object
 from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
 from klball.training.checkpoints import STATE_FILE, WEIGHTS, checkpoints_of
-from klball.training.config import RobustSFTConfig
+from klball.training.sft.config import RobustSFTConfig
 
 RUN_FILE = "run.json"
 DIGESTS = "digests"

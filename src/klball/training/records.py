@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from klball.training.forward import BatchScores, token_sums
+from klball.training.sft.forward import BatchScores, token_sums
 
 COLUMNS = ("index", "keep", "log_likelihood", "certainty", "density", "num_inputs", "num_tokens")
 SUMS = ("log_prob", "entropy", "is_top1")  # over the answer tokens of a sample

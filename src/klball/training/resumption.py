@@ -6,7 +6,7 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
-from klball.robust.objectives import PROXIMAL
+from klball.objectives.tokens import PROXIMAL
 from klball.training.checkpoints import hide_installation, newest_complete, refuse_unfit
 
 

@@ -9,9 +9,9 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import send_to_device
 from torch.distributed.fsdp import FSDPModule
 
-from klball.evaluation.scoring import Scores
+from klball.scores.scorer import Scores
 from klball.training.batches import INDEX
-from klball.training.forward import SampleForward, token_sums
+from klball.training.sft.forward import SampleForward, token_sums
 
 
 def shards_parameters(accelerator: Accelerator, certainty: bool) -> bool:

@@ -10,10 +10,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from klball.data.files import whole_file
 from klball.data.paraphrase.quality import CUT_OFF, NO_PROMPT, NO_REPLY, REFUSED, WRAPPED, Reply
 from klball.data.paraphrase.samples import Sample
 from klball.data.paraphrase.unwrapping import unwrap
+from klball.files import whole_file
 
 ENDPOINT = "/v1/chat/completions"
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000  # of one Batch file, as documented

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from klball.data.files import file_name, whole_file
 from klball.data.paraphrase.batch_files import (
     ENDPOINT,
     MOST_REQUESTS,
@@ -23,7 +22,7 @@ from klball.data.paraphrase.batch_files import (
     request_ids,
     write_shards,
 )
-from klball.data.urls import without_secrets
+from klball.files import file_name, whole_file, without_secrets
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 SHARD_NAME = re.compile(r"requests-\d+\.jsonl")

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from klball.data.files import remove_stale, whole_file
 from klball.data.paraphrase.quality import REASONS, QualityControl, Reply, Similarity, Verdict
 from klball.data.paraphrase.samples import LAYOUTS, Sample, rows_of
+from klball.files import remove_stale, whole_file
 
 SCHEMA = pa.schema(
     [

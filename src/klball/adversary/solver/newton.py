@@ -1,0 +1,264 @@
+r"""Safeguarded Newton iterations on the moments of tilted scores (mathematics.md, "Newton's steps").
+
+With q ∝ f·exp(−ax − by) and V the covariance of (x, y) under q, over the samples below the cap:
+
+    ∂KL/∂a = a·Var(x) + b·Cov(x,y),   ∂E[y]/∂a = −Cov(x,y),   ∂E[y]/∂b = −Var(y)
+
+`tilting` is anything with `moments(a, b)`: scores in memory, or read in passes.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from klball.adversary.solver.tilting import MANY, Moments, Numbers, Tilting, dot
+
+LONGEST_STEP = 1.5  # in log a
+SETTLED = 1e-4  # a step of log a so short leaves an error of about its cube
+FEW = 4_000  # samples that know the spread well enough
+NEAR = 1e-5  # standard deviations of the exponent, by which a step needs no pass
+ROUGHLY = 1e-2  # a step that ends the search for a start
+JOINT_PASSES = 40
+MOST_PASSES = 300
+
+
+def bracketed(
+    look: Callable[[float], tuple[bool, float]], value: float, settled: float, passes: int = MOST_PASSES
+) -> float:
+    """Where something that grows with a positive value crosses its target.
+
+    `look(value)` says whether it is still below, and the step of log value that Newton would take. A step out
+    of the bracket, and now and then one that only crawls, is replaced by one well inside.
+    """
+    low, high = 0.0, math.inf
+    for used in range(passes):
+        below, step = look(value)
+        low, high = (value, high) if below else (low, value)
+        longest = LONGEST_STEP * (1 + used / 4)
+        proposal = value * math.exp(max(-longest, min(longest, step)))
+        if abs(step) < settled and low <= proposal <= high:
+            return proposal
+        if low >= high * (1 - 1e-15):
+            break
+        if not low < proposal < high or (used % 4 == 3 and used > 8 and high < math.inf):
+            middle = math.sqrt(low) * math.sqrt(high) if low > 0 else high / math.exp(longest)
+            proposal = middle if high < math.inf else value * math.exp(longest)
+        value = proposal
+    return value
+
+
+def radius_tilt(
+    tilting: Any, epsilon: float, a: float, settled: float = SETTLED, passes: int = MOST_PASSES
+) -> float:
+    """a with KL = ε at b = 0, from a start; the ball must bind."""
+
+    def look(a: float) -> tuple[bool, float]:
+        m = tilting.moments(a)
+        return m.kl < epsilon, log_step(m, a, epsilon)
+
+    return bracketed(look, a, settled, passes)
+
+
+def log_step(m: Moments, a: float, epsilon: float) -> float:
+    """The step of log a towards KL = ε at b = 0, of log KL in log a and to second order.
+
+    It is exact where KL ∝ a²; where the moments are no help it is long.
+    """
+    slope = a * a * m.var_x
+    if not (0 < m.kl < math.inf and slope > 1e-300):
+        return math.inf if m.kl < epsilon else -math.inf
+    step = m.kl * math.log(epsilon / m.kl) / slope
+    bent = (slope / m.kl - 2 + a * m.third_x / m.var_x) * step / 2
+    return step * (1 + bent) if abs(bent) < 0.5 else step
+
+
+@np.errstate(all="ignore")  # what overflows has not settled
+def radii(tilting: Tilting, epsilon: float) -> tuple[Numbers, Numbers]:
+    """a with KL = ε of all rounds at once, by the same steps without a bracket, and in which they settled."""
+    a = _normal_radius(tilting.moments(np.zeros(len(tilting.scores.x))).var_x, epsilon)
+    settled = np.zeros(len(a), dtype=bool)
+    for _ in range(8):
+        m = tilting.moments(a)
+        slope = a * a * m.var_x
+        step = m.kl * np.log(epsilon / m.kl) / slope
+        bent = (slope / m.kl - 2 + a * m.third_x / m.var_x) * step / 2
+        step = np.clip(np.where(np.abs(bent) < 0.5, step * (1 + bent), step), -LONGEST_STEP, LONGEST_STEP)
+        a, settled = a * np.exp(step), np.abs(step) < SETTLED
+        if settled.all():
+            break
+    return a, settled & (a > 0) & np.isfinite(a)
+
+
+def moments_at(tilting: Any, a: float, b: float, near: float = NEAR) -> Moments:
+    """The moments at a tilt that iterations ended at; by Taylor's series, if the last pass was near enough.
+
+    Without a cap a step of d standard deviations of the exponent leaves errors of d³ in KL and d² in the
+    means; with one it has to be `near` = 0.
+    """
+    at_a, at_b, *found = (float(np.squeeze(v)) for v in (*tilting.last[:2], *tilting.last[2]))
+    m = Moments(*found)
+    if (a, b) == (at_a, at_b):
+        return m
+    da, db = a - at_a, b - at_b
+    first_x, first_y = m.var_x * da + m.cov_xy * db, m.cov_xy * da + m.var_y * db
+    spread = da * first_x + db * first_y
+    if not 0 <= spread < near**2:
+        return Moments(*(float(np.squeeze(v)) for v in tilting.moments(a, b)))
+    third = m.third_x * da * da / 2 if b == 0 else 0.0
+    mean_x, mean_y = m.mean_x - first_x + third, m.mean_y - first_y
+    mu = m.mu + m.mean_x * da + m.mean_y * db - spread / 2 + third * da / 3
+    return m._replace(kl=max(mu - a * mean_x - b * mean_y, 0.0), mean_x=mean_x, mean_y=mean_y, mu=mu)
+
+
+def radius_start(tilting: Tilting, epsilon: float) -> float:
+    """From a part of many samples; else √(2ε)/sd, as for normal scores, less at large radii."""
+    s = tilting.scores
+    n = s.x.shape[-1]
+    if n >= MANY and (part := tilting.thinned()) is not None:
+        binding = min(epsilon, 0.9 * math.log(part.scores.x.shape[-1]))
+        start = radius_tilt(part, binding, radius_start(part, binding), ROUGHLY)
+        tilting.last = part.last if s.cap is not None else None  # it knows about where μ is
+        return start if 0 < start < math.inf else 1.0
+    few = slice(None, None, max(1, n // FEW)) if s.base is None else slice(None)
+    x = s.x[few]
+    deviation = x - (np.mean(x) if s.base is None else dot(s.base, x))
+    deviation *= deviation
+    return float(_normal_radius(np.mean(deviation) if s.base is None else dot(s.base, deviation), epsilon))
+
+
+def _normal_radius(variance: Any, epsilon: float) -> Any:
+    normal = math.sqrt(2 * epsilon)
+    return normal / (1 + normal / 4) / np.sqrt(np.maximum(variance, 1e-30))
+
+
+def joint_start(tilting: Tilting, epsilon: float, gamma: Numbers) -> tuple[Numbers, Numbers]:
+    """(a, b) near KL = ε and E[y] = γ, from a part of many samples or else as for normal scores; [rounds].
+
+    A tilt of those moves the means by −V(a, b) at KL = ½(a, b)V(a, b)ᵀ; shortened, since skewed losses need
+    less at large radii. Where γ does not bind or is out of reach, b = 0.
+    """
+    if tilting.scores.x.shape[-1] >= MANY and (part := tilting.thinned()) is not None:
+        a, b, solved = joint_tilt(part, epsilon, gamma, *joint_start(part, epsilon, gamma))
+        if solved.all() and np.isfinite(a + b).all():
+            return a, b
+    m = tilting.moments(np.zeros_like(gamma), np.zeros_like(gamma))
+    var_y = np.maximum(m.var_y, 1e-300)
+    excess = m.mean_y - gamma
+    left = 2 * epsilon - excess**2 / var_y
+    rest = np.maximum(m.var_x - m.cov_xy**2 / var_y, 1e-12 * m.var_x)
+    a = np.sqrt(np.maximum(left, 0.0) / np.maximum(rest, 1e-300))
+    b = (excess - m.cov_xy * a) / var_y
+    binds = (left > 0) & (b > 0)
+    shortened = 1 + math.sqrt(epsilon / 8)
+    return np.where(binds, a / shortened, _normal_radius(m.var_x, epsilon)), np.where(
+        binds, b / shortened, 0.0
+    )
+
+
+def joint_tilt(
+    tilting: Any,
+    epsilon: float,
+    gamma: Numbers,
+    a: Numbers,
+    b: Numbers,
+    passes: int = JOINT_PASSES,
+    enough: float = 1e-6,
+) -> tuple[Numbers, Numbers, Numbers]:
+    """(a, b, solved) with KL = ε and E[y] = γ, from a start; all [rounds].
+
+    The root-finding direction δ solves V δ = (−(KL − ε + b·(E[y] − γ))/a, E[y] − γ). It descends the
+    dual value D(a,b) = (ε + bγ + A)/a, since ∇D = −Vδ/a, so backtracking on D makes it safe. Rounds in
+    which no b > 0 is called for are left alone, unsolved. An error below `enough` is squared by a last step.
+    """
+    new_a, new_b, value, slope = a, b, np.full_like(a, math.inf), np.zeros_like(a)
+    direction, length = np.zeros((2, len(a))), np.ones_like(a)
+    solved = idle = np.zeros_like(a, dtype=bool)
+    for used in range(passes):
+        m = tilting.moments(new_a, new_b)
+        if used == 0:
+            idle = (b == 0) & ((m.mean_y <= gamma) | (m.kl < epsilon / 100))
+        new_value = _dual_value(m, new_a, new_b, epsilon, gamma)
+        kl_error = np.abs(m.kl - epsilon) / min(epsilon, 1.0)
+        error = np.maximum(kl_error, np.abs(m.mean_y - gamma)) / np.minimum(new_a, 1)  # the gap is error/a
+        descends = new_value <= value + 1e-4 * length * slope + 1e-13 * np.abs(value)
+        taken = (descends | (error < enough)) & ~idle
+        a, b = np.where(taken, new_a, a), np.where(taken, new_b, b)
+        value = np.where(taken, new_value, value)
+        new_direction, new_slope = joint_step(m, a, b, epsilon, gamma)
+        direction = np.where(taken, new_direction, direction)
+        slope = np.where(taken, new_slope, slope)
+        length = np.where(taken, 1.0, length / 4)
+        finished = taken & (error < enough) & (b > 0)
+        a, b = np.where(finished, a + direction[0], a), np.where(finished, b + direction[1], b)
+        solved, idle = solved | finished, idle | finished
+        if idle.all():
+            break
+        if idle.mean() > 0.5:  # stragglers need not drag the others along
+            rest = ~idle
+            part = tilting.rounds(rest)
+            a[rest], b[rest], solved[rest] = joint_tilt(
+                part, epsilon, gamma[rest], a[rest], b[rest], passes - used - 1, enough
+            )
+            tilting.num_passes += part.num_passes
+            break
+        new_a = np.where(idle, a, a + length * direction[0])
+        new_b = np.where(idle, b, b + length * direction[1])
+    return a, b, solved
+
+
+def _dual_value(m: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Numbers) -> Numbers:
+    log_z = -(m.kl + a * m.mean_x + b * m.mean_y)
+    return (epsilon + b * gamma + log_z) / a
+
+
+@np.errstate(all="ignore")  # a step out of all proportion to a is shrunk to none
+def joint_step(m: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Numbers) -> tuple[Numbers, Numbers]:
+    """The step in (a, b), shape [2, rounds], kept inside a > 0, b ≥ 0, and the slope of D along it."""
+    excess = m.mean_y - gamma
+    right = np.stack((-(m.kl - epsilon + b * excess) / a, excess))
+    ridge = 1e-14
+    var_x, var_y = m.var_x * (1 + ridge) + 1e-300, m.var_y * (1 + ridge) + 1e-300
+    determinant = np.maximum(var_x * var_y - m.cov_xy**2, ridge * var_x * var_y + 1e-300)
+    step = np.stack((var_y * right[0] - m.cov_xy * right[1], var_x * right[1] - m.cov_xy * right[0]))
+    step = step / determinant
+    stuck = (b == 0) & (step[1] <= 0)
+    shrink = np.maximum(-step[0] / (0.9 * a), step[0] / (math.exp(LONGEST_STEP) * a))
+    shrink = np.maximum(shrink, np.where(b > 0, -step[1] / np.where(b > 0, 0.9 * b, 1.0), 0.0))
+    step = step / np.maximum(np.where(stuck, 1.0, np.nan_to_num(shrink, nan=1.0)), 1.0)
+    step = np.where(stuck, np.stack((np.zeros_like(a), excess / var_y)), step)
+    return step, -(right * step).sum(0) / a
+
+
+def nested_tilt(tilting: Tilting, epsilon: float, gamma: float, a: float) -> tuple[float, float]:
+    """(a, b) of one round by nested brackets, slower than `joint_tilt` but never lost.
+
+    On the curve b(a) where E[y] = γ, or b = 0 where that is slack, KL grows with a.
+    """
+    b = 0.0
+
+    def look(a: float) -> tuple[bool, float]:
+        nonlocal b
+        b, m = _onto_curve(tilting, a, b, gamma)
+        explained = m.cov_xy**2 / m.var_y if b > 0 and m.var_y > 0 else 0.0
+        slope = a * a * (m.var_x - explained)
+        return m.kl < epsilon, (epsilon - m.kl) / slope if slope > 1e-300 else math.inf
+
+    a = bracketed(look, a, settled=1e-14)
+    return a, _onto_curve(tilting, a, b, gamma)[0]
+
+
+def _onto_curve(tilting: Tilting, a: float, b: float, gamma: float) -> tuple[float, Moments]:
+    """The b ≥ 0 with E[y] = γ at this a, and the moments there."""
+    m = tilting.moments(a, 0.0)
+    if m.mean_y <= gamma:
+        return 0.0, m
+
+    def look(b: float) -> tuple[bool, float]:
+        m = tilting.moments(a, b)
+        slope = b * m.var_y
+        return m.mean_y > gamma, (m.mean_y - gamma) / slope if slope > 1e-300 else math.inf
+
+    b = bracketed(look, b or 1.0, settled=1e-14)
+    return b, tilting.moments(a, b)

@@ -1,0 +1,253 @@
+"""`klball compare`: models × rounds of rephrased prompts → worst cases, (λ, β), tests, verdicts.
+
+Each model × round is one unit of work and one score table. Units are divided among the processes of
+`accelerate launch`, or among independent jobs that share the folder; finished ones are skipped.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+
+from klball.commands.comparison_tables import show, write
+from klball.commands.labels import file_names, labelled
+from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
+from klball.commands.paraphrase import template_replies
+from klball.commands.reproduce import tiny_experiment
+from klball.comparison.analysis import Comparison, compare_scores
+from klball.comparison.rounds import Gamma, round_scores
+from klball.data.paraphrase.rounds import Rounds, read_rounds, write_rounds
+from klball.data.paraphrase.samples import samples_of
+from klball.data.rows import load_chat_template, load_rows
+from klball.files import file_name, write_run
+from klball.models.loading import TINY, check_model, load_on_device
+from klball.report.pages.comparison import write_comparison_report
+from klball.scores.tables import read_scores, score, warn_of_formats
+from klball.studies.arms import run_arm
+from klball.terminal import is_main, progress_bar, say
+
+
+@dataclass
+class Options:
+    """The models, the rounds, and the adversary."""
+
+    models: list[str] = field(
+        default_factory=list,
+        metadata={"help": "name=path or path; default: klball/tiny before and after `klball reproduce`."},
+    )
+    rounds_path: str | None = field(
+        default=None, metadata={"help": "rounds.parquet of `klball paraphrase`; default: made by templates."}
+    )
+    rounds: int | None = field(
+        default=None, metadata={"help": "How many rounds; default: 20 by templates, or all of the file's."}
+    )
+    dataset_name: str = field(
+        default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
+    )
+    dataset_split: str | None = field(
+        default=None, metadata={"help": "Split, or a slice of it; default: all of a file, else test."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    id_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
+    )
+    max_rows: int | None = field(
+        default=None,
+        metadata={"help": "The first rows after a shuffle; default: 300 by templates, else all."},
+    )
+    epsilon: float = field(default=3.0, metadata={"help": "Radius of the KL ball, nats; the source's is 3."})
+    gamma: str = field(
+        default="auto",
+        metadata={"help": "Bound on the mean certainty: a number (the source's: 14.5), auto, none."},
+    )
+    resamples: int = field(default=200, metadata={"help": "Bootstrap resamples of the items; 0: none."})
+    chat_template_path: str | None = field(default=None, metadata={"help": "A .jinja file or a tokenizer."})
+    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Cut longer rows; default: the model's limit."}
+    )
+    num_jobs: int = field(default=1, metadata={"help": "Independent jobs that share the folder."})
+    job_index: int = field(default=0, metadata={"help": "Which of them this is, from 0."})
+    output_dir: str = field(default="outputs/compare", metadata={"help": "Folder for everything."})
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    """Score what is missing, then solve, test and report; or say how many units other jobs still owe."""
+    (options,) = parse([Options], arguments, prog)
+    gamma = _checked(options)
+    folder = Path(options.output_dir)
+    rounds = _rounds(options, folder)
+    models = _models(options)
+    for name in models.values():
+        check_model(name)
+    if options.rounds is not None and options.rounds > len(rounds.rounds):
+        raise ValueError(f"--rounds is {options.rounds}, but {rounds.path} holds {len(rounds.rounds)}")
+    numbers = rounds.rounds[: options.rounds]
+    if len(numbers) < 3:
+        raise ValueError(f"a comparison needs at least 3 rounds, got {len(numbers)}")
+    if is_main():
+        write_run(folder, options, prog)
+    _score_units(models, rounds, numbers, options, folder)
+    if not is_main():
+        return
+    units = {(name, r): _table_path(folder, path, r) for name, path in models.items() for r in numbers}
+    missing = [path for path in units.values() if not path.exists()]
+    if missing:
+        say(f"{len(missing)} of {len(units)} tables are still to be scored by other jobs; run again then")
+        return
+    _check_others(models, rounds, numbers, options, folder)
+    tables = {(name, str(r)): read_scores(path) for (name, r), path in units.items()}
+    comparison = _compared(tables, gamma, options, rounds.like_these(len(numbers)))
+    write(comparison, rounds, folder)
+    write_comparison_report(comparison, rounds, folder)
+    show(comparison, rounds, folder)
+
+
+def _checked(options: Options) -> Gamma:
+    one_of(options, "dtype", DTYPES)
+    if options.rounds_path is not None:
+        names = ["dataset_name", "dataset_split", "dataset_config"]
+        refuse_ignored(options, names, "with --rounds_path, which holds the rows")
+    if options.rounds is not None and options.rounds < 3:
+        raise ValueError(f"--rounds must be at least 3, not {options.rounds}")
+    if not 0 <= options.job_index < options.num_jobs:
+        raise ValueError(f"--job_index must be between 0 and {options.num_jobs - 1}, not {options.job_index}")
+    if options.max_rows is not None and options.max_rows < 2:
+        raise ValueError(f"--max_rows must be at least 2, not {options.max_rows}")
+    if not options.epsilon > 0:
+        raise ValueError(f"--epsilon must be above 0, not {options.epsilon}: without a ball λ is infinite")
+    if options.gamma in ("auto", "none"):
+        return "auto" if options.gamma == "auto" else None
+    try:
+        gamma = float(options.gamma)
+    except ValueError:
+        gamma = math.nan
+    if not math.isfinite(gamma):
+        raise ValueError(f"--gamma must be a number, auto or none, not {options.gamma!r}")
+    return gamma
+
+
+def _rounds(options: Options, folder: Path) -> Rounds:
+    """The file asked for, or rounds made by templates; the main process makes them, the others wait."""
+    if options.rounds_path is not None:
+        return read_rounds(options.rounds_path)
+    path = folder / "rounds.parquet"
+    state = PartialState(cpu=True)
+    with state.main_process_first():
+        rows = load_rows(
+            *(options.dataset_name, options.dataset_split, options.dataset_config),
+            default="test",
+            id_column=options.id_column,
+        ).shuffle(seed=0)
+        samples, layout = samples_of(rows.select(range(min(options.max_rows or 300, len(rows)))))
+        number = options.rounds or 20
+        maker, replies = template_replies(samples, number)
+        with progress_bar("Rewording", "rounds") as progress:
+            return write_rounds(
+                *(path, samples, layout, replies), rounds=number, maker=maker, progress=progress
+            )
+
+
+def _models(options: Options) -> dict[str, str]:
+    """name → path; without --models, the embedded model and what `klball reproduce` makes of it."""
+    if not options.models:
+        return _embedded()
+    models = labelled(options.models)
+    file_names(models)
+    if len(models) < 2:
+        raise ValueError("a comparison needs at least two --models")
+    return models
+
+
+def _embedded() -> dict[str, str]:
+    options, folder, data, arms = tiny_experiment((0.0, 0.05))
+    models = {"base": TINY}
+    for arm in arms:
+        _, points = run_arm(arm, 0, data, folder, options)
+        name = f"robust SFT, {arm.label}" if arm.epsilon > 0 else "SFT"
+        models[name] = str(folder / "seed-0" / arm.folder / f"checkpoint-{points[-1]['step']}")
+    return models
+
+
+def _table_path(folder: Path, model: str, round_: int) -> Path:
+    """By the model's path: another label for it is no other table."""
+    return folder / "scores" / file_name(model) / f"round-{round_:04d}.parquet"
+
+
+def _score_units(
+    models: dict[str, str], rounds: Rounds, numbers: Sequence[int], options: Options, folder: Path
+) -> None:
+    """This process's share of the tables that are not there yet; each is whole or absent."""
+    state = PartialState(cpu=True)
+    mine = _share(models, numbers, options, state.process_index)
+    with progress_bar("Scoring", "model × round") as progress:
+        for done, _ in enumerate(_scored(models, mine, rounds, options, folder), start=1):
+            progress(done, len(mine))
+    state.wait_for_everyone()
+
+
+def _share(
+    models: dict[str, str], numbers: Sequence[int], options: Options, process: int
+) -> list[tuple[str, int]]:
+    """The units of a process of this job."""
+    processes = PartialState(cpu=True).num_processes
+    units = [(name, r) for name in models for r in numbers]
+    return units[options.job_index * processes + process :: options.num_jobs * processes]
+
+
+def _check_others(
+    models: dict[str, str], rounds: Rounds, numbers: Sequence[int], options: Options, folder: Path
+) -> None:
+    """Raise ValueError if another job's table was made from another model, other rows or another length."""
+    own = {
+        unit
+        for p in range(PartialState(cpu=True).num_processes)
+        for unit in _share(models, numbers, options, p)
+    }
+    others = [(name, r) for name in models for r in numbers if (name, r) not in own]
+    if not others:
+        return
+    with progress_bar("Checking what other jobs made", "model × round") as progress:
+        for done, _ in enumerate(_scored(models, others, rounds, options, folder), start=1):
+            progress(done, len(others))
+
+
+def _scored(
+    models: dict[str, str], units: Sequence[tuple[str, int]], rounds: Rounds, options: Options, folder: Path
+) -> Iterator[Dataset]:
+    loaded, model, tokenizer = "", None, None
+    for name, round_ in units:
+        if loaded != name:
+            loaded, (model, tokenizer) = name, load_on_device(models[name], options.dtype)
+            load_chat_template(tokenizer, options.chat_template_path)
+        assert model is not None and tokenizer is not None
+        rows = rounds.dataset(round_)
+        if options.rounds_path is not None and options.max_rows is not None:
+            rows = rows.select(range(min(options.max_rows, len(rows))))
+        output = _table_path(folder, models[name], round_)
+        yield score(model, tokenizer, rows, max_length=options.max_length, output=output, alone=True)
+
+
+def _compared(
+    tables: dict[tuple[str, str], tuple[Dataset, dict[str, Any]]],
+    gamma: Gamma,
+    options: Options,
+    like_these: str,
+) -> Comparison:
+    """Nats per token, or per byte where the models' tokenizers differ."""
+    scores = round_scores({unit: table for unit, (table, _) in tables.items()})
+    warn_of_formats(about for _, about in tables.values())
+    tokenizers = {about.get("tokenizer") for _, about in tables.values()}
+    if len(tokenizers) > 1:
+        say("the models' tokenizers differ: everything is in nats per byte, not per token")
+        scores = scores.per_byte()
+    about = {
+        f"{model}, round {r}": about for (model, r), (_, about) in tables.items() if r == scores.rounds[0]
+    }
+    with progress_bar("Bootstrap over items", "resamples") as progress:
+        return compare_scores(scores, options.epsilon, gamma, options.resamples, about, progress, like_these)

@@ -1,0 +1,108 @@
+"""All that a comparison computes from its scores, and its tables on screen and on disk."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from klball.comparison.analysis import (
+    SOURCE_TESTS,
+    Analysis,
+    Comparison,
+    matrix_rows,
+    round_rows,
+    source_summary,
+)
+from klball.comparison.hypothesis_tests import p_matrix
+from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds
+from klball.files import write_csv, write_text
+from klball.terminal import say, show_table
+
+
+def write(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
+    """CSV tables; those of one (ε, γ) in the folder `asked` or `wide`."""
+    write_csv(folder / "acceptance.csv", rounds.acceptance())
+    write_csv(
+        folder / "left_out.csv", [{"n": len(comparison.scores.sample_ids), **comparison.scores.left_out}]
+    )
+    write_csv(folder / "profiles.csv", comparison.profiles)
+    for analysis in comparison.analyses():
+        own = folder / ("asked" if analysis is comparison.asked else "wide")
+        write_csv(own / "rounds.csv", round_rows(analysis))
+        write_csv(own / "summary.csv", source_summary(analysis))
+        items = [asdict(i) for i in (*analysis.items, *analysis.resampled)]
+        for name, rows in (
+            ("verdicts", [asdict(v) for v in analysis.verdicts]),
+            ("effects", [asdict(e) for e in analysis.effects]),
+            ("tests", [{**asdict(t), "p": t.p} for t in analysis.tests]),
+            ("spreads", [asdict(s) for s in analysis.spreads]),
+            ("items", items),
+        ):
+            write_csv(own / f"{name}.csv", rows)
+        for test, quantity in SOURCE_TESTS:
+            matrix = p_matrix(analysis.tests, test, quantity, analysis.solutions.models)
+            write_csv(own / f"p-{test}-{quantity}.csv", matrix_rows(analysis.solutions.models, matrix))
+    sentences = [f"{analysis.name}: {sentence}" for analysis, sentence in comparison.said()]
+    lines = [line for line in (comparison.caution(), *sentences) if line]
+    write_text(folder / "verdicts.txt", "\n".join(lines) + "\n")
+
+
+def show(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
+    """What can be relied on first, then the verdicts, then the source's tables."""
+    scores = comparison.scores
+    lost = ", ".join(f"{count} {reason}" for reason, count in scores.left_out.items() if count) or "none"
+    say(
+        f"n = {len(scores.sample_ids)} samples × {len(scores.rounds)} rounds × {len(scores.models)} models; "
+        f"rows left out for all: {lost}; {accepted(rounds)}"
+    )
+    for analysis in comparison.analyses():
+        _show_ground(analysis)
+    say("\nVerdicts", style="bold")
+    lines = [f"at {analysis.name}: {sentence}" for analysis, sentence in comparison.said()]
+    for line in (comparison.caution(), *lines):
+        if line:
+            say(f"• {line}")
+    _show_source(comparison.asked)
+    say(f"everything is in {folder}")
+
+
+def accepted(rounds: Rounds) -> str:
+    """How many of the new prompts were accepted, and how many of those only frame the old one."""
+    rows = rounds.acceptance()
+    low, high = (f"{100 * pick(row['share'] for row in rows):.0f}" for pick in (min, max))
+    share = f"{low} %" if low == high else f"{low} to {high} %"
+    taken, framed = (sum(row[key] for row in rows) for key in ("accepted", WORD_FOR_WORD))
+    said = f"new prompts accepted: {share} in every round"
+    if framed:
+        said += f", {100 * framed / taken:.0f} % of them the unchanged one with a line put before it"
+    return said
+
+
+def _show_ground(analysis: Analysis) -> None:
+    s = analysis.solutions
+    body = []
+    for m, model in enumerate(s.models):
+        statuses, counts = np.unique(s.status[m].astype(str), return_counts=True)
+        body.append(
+            (
+                model,
+                float(np.nanmean(s.worst_case[m])),
+                float(np.nanmin(s.ess[m])),
+                "no γ" if s.gamma is None else float(s.gamma_margin[m].min()),
+                ", ".join(f"{count} {status}" for status, count in zip(statuses, counts, strict=True)),
+            )
+        )
+    header = ("model", f"worst case, nats/{s.unit}", "least ESS", "least γ − γ_min", "rounds")
+    show_table(f"{analysis.name}, n = {s.n}", header, body)
+
+
+def _show_source(analysis: Analysis) -> None:
+    header = ("model", "rounds", "log-likelihood", "self-certainty", "λ", "β", "worst case")
+    body = [tuple(row.values()) for row in source_summary(analysis)]
+    show_table(f"the source's summary at {analysis.name}: means over rounds", header, body)
+    models = analysis.solutions.models
+    for test, quantity in SOURCE_TESTS:
+        rows = matrix_rows(models, p_matrix(analysis.tests, test, quantity, models))
+        name = f"{test.replace('_', ' ')} on {quantity.strip('_')}"
+        title = f"the source's {name}, −log10 p (unpaired: shown, not endorsed)"
+        show_table(title, ("", *models), [tuple(row.values()) for row in rows])

@@ -1,0 +1,95 @@
+"""`klball evaluate`: models × data sets → perplexities, the hardest 1 %, tails, robust profiles."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from klball.commands.labels import file_names, labelled
+from klball.commands.options import DTYPES, one_of, parse
+from klball.data.rows import first_rows, load_chat_template, load_rows
+from klball.files import file_name, write_run
+from klball.models.loading import TINY, check_model, load_model
+from klball.report.pages.evaluation import write_evaluation_page
+from klball.report.pages.tables import write_report
+from klball.scores.perplexity import robustness_report
+from klball.scores.tables import read_provenance, score, warn_of_formats
+from klball.terminal import is_main, progress_bar
+
+
+@dataclass
+class Options:
+    """Models and data sets, each as NAME or LABEL=NAME."""
+
+    models: list[str] = field(
+        default_factory=lambda: [TINY],
+        metadata={"help": "Models, as NAME or LABEL=NAME; the first is the reference."},
+    )
+    datasets: list[str] = field(
+        default_factory=lambda: ["stdlib-docs", "word-problems"],
+        metadata={"help": "Data sets, as NAME or LABEL=NAME."},
+    )
+    dataset_split: str | None = field(
+        default=None, metadata={"help": "Split, or a slice of it; default: all of a file, else test."}
+    )
+    id_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
+    )
+    reference: str | None = field(
+        default=None, metadata={"help": "Label of the model that chooses the hardest 1 %."}
+    )
+    chat_template_path: str | None = field(default=None, metadata={"help": "A .jinja file or a tokenizer."})
+    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Cut longer rows; default: the model's limit."}
+    )
+    max_rows: int | None = field(default=None, metadata={"help": "Use the first rows of each data set only."})
+    output_dir: str = field(default="outputs/evaluate", metadata={"help": "Folder for tables and figures."})
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    """Score every model on every data set (finished tables are reused), then report."""
+    (options,) = parse([Options], arguments, prog)
+    one_of(options, "dtype", DTYPES)
+    folder = Path(options.output_dir)
+    models, datasets = labelled(options.models), labelled(options.datasets)
+    for labels in (models, datasets):
+        file_names(labels)
+    reference = options.reference or next(iter(models))
+    if reference not in models:
+        raise ValueError(f"--reference {reference!r} is not among the models {', '.join(models)}")
+    rows = {label: _rows(name, options) for label, name in datasets.items()}
+    for name in models.values():
+        check_model(name)
+    tables: dict[str, dict[str, Dataset]] = {data: {} for data in datasets}
+    about: dict[str, Any] = {}
+    for label, name in models.items():
+        model, tokenizer = load_model(name, options.dtype)
+        if torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())
+        load_chat_template(tokenizer, options.chat_template_path)
+        for data, dataset in rows.items():
+            output = folder / "scores" / f"{file_name(name)}--{file_name(datasets[data])}.parquet"
+            with progress_bar(f"{label} on {data}") as progress:
+                tables[data][label] = score(
+                    *(model, tokenizer, dataset),
+                    max_length=options.max_length,
+                    output=output,
+                    progress=progress,
+                )
+            about[f"{label} on {data}"] = read_provenance(output)
+    if is_main():
+        write_run(folder, options, prog)
+        warn_of_formats(about.values())
+        report = robustness_report(tables, reference)
+        write_report(report, folder)
+        write_evaluation_page(report, tables, rows, about, folder)
+
+
+def _rows(name: str, options: Options) -> Dataset:
+    dataset = load_rows(name, options.dataset_split, default="test", id_column=options.id_column)
+    return first_rows(dataset, options.max_rows)

@@ -1,0 +1,324 @@
+"""Options of a command, from a recipe and the command line; what cannot be meant is refused in one line."""
+
+import dataclasses
+import inspect
+import json
+import logging
+import os
+import re
+from argparse import ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from itertools import pairwise
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import torch
+from trl import TrlParser
+
+from klball.commands.recipe import read_recipe, split_config
+from klball.files import refuse_foreign_folder
+from klball.terminal import quieten
+from klball.training.bounds import check_bounds
+
+logger = logging.getLogger(__name__)
+
+OWN_TITLE = "options of klball"
+OTHER_TITLE = "options of TRL and Transformers"
+EXAMPLES = {
+    "reproduce": "klball reproduce --preset tiny --epsilons 0 0.05",
+    "train": "klball train --dataset_name rows.jsonl --epsilon 0.05 --use_peft --output_dir outputs/run",
+    "score": "klball score --model_name_or_path outputs/run --dataset_name rows.jsonl",
+    "solve": "klball solve --scores outputs/score/scores.parquet --epsilon 0.1",
+    "scan": "klball scan --dataset_name rows.jsonl --epsilons 0 0.05",
+    "paraphrase": "klball paraphrase --dataset_name rows.jsonl --rounds 20",
+    "compare": "klball compare --models sft=outputs/sft robust=outputs/robust --dataset_name rows.jsonl",
+    "evaluate": "klball evaluate --models base=klball/tiny robust=outputs/run --datasets rows.jsonl",
+}
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+FAULTS = (ValueError, TypeError, KeyError, ImportError, OSError, RuntimeError)  # of a library's own checks
+
+
+def parse(classes: Sequence[Any], arguments: Sequence[str], prog: str, **defaults: Any) -> tuple[Any, ...]:
+    """The dataclasses filled from `--config FILE.yaml` and the command line; see `parse_options`.
+
+    `defaults` replace those of the classes. Raises ValueError also for an `--output_dir` that holds what
+    another command wrote.
+    """
+    quieten()
+    parsed = parse_options(classes, arguments, prog, **defaults)
+    for options in parsed:
+        if getattr(options, "output_dir", None):
+            refuse_foreign_folder(Path(options.output_dir), prog)
+    return parsed
+
+
+def parse_options(
+    classes: Sequence[Any], arguments: Sequence[str], prog: str, **defaults: Any
+) -> tuple[Any, ...]:
+    """The dataclasses filled from `--config FILE.yaml` and the command line, by TRL's own parser.
+
+    `defaults` replace those of the classes. `~` stands for the home folder in every value.
+    Raises ValueError in one line for anything unknown, abbreviated, of a wrong type, or NaN.
+    """
+    path, arguments = split_config(arguments)
+    parser = Parser(classes, prog, EXAMPLES.get(prog.rpartition(" ")[2], ""))
+    if not torch.accelerator.is_available():
+        parser.set_defaults_with_config(use_cpu=True, bf16=False)
+    parser.set_defaults_with_config(**defaults)
+    if path is not None:
+        settings, _ = read_recipe(path)
+        parser.set_defaults_with_config(**parser.from_recipe(settings, path))
+    return parser.parse(arguments)
+
+
+class _UnknownKeyError(ValueError):
+    """The one reason for which no other type is tried."""
+
+
+class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows defaults, and leaves the lines of the example as they are."""
+
+
+class Parser(TrlParser):
+    """TRL's parser, which refuses in one line, shows klball's options first, and takes no abbreviation."""
+
+    def __init__(self, classes: Sequence[Any], prog: str, example: str = ""):
+        super().__init__(
+            classes,
+            prog=prog,
+            usage=f"{prog} [--config recipe.yaml] [options]",
+            epilog=f"example:\n  {example}" if example else None,
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+        )
+        self.types = {name: kind for c in classes for name, kind in get_type_hints(c).items()}
+        self._group_own(classes)
+
+    def _group_own(self, classes: Sequence[Any]) -> None:
+        """klball's options under their own title, before the hundreds that come from TRL."""
+        own = {name for c in classes for name in _own_fields(c)}
+        groups = [self.add_argument_group(title) for title in (OWN_TITLE, OTHER_TITLE)]
+        for action in list(self._optionals._group_actions):
+            if action.dest == "help":
+                continue
+            mine = action.dest in own
+            if mine and action.help:  # writers of klball's help need not know argparse's signs
+                action.help = re.sub(r"%(?!\()", "%%", action.help.replace("%%", "%"))
+            self._optionals._group_actions.remove(action)
+            groups[0 if mine else 1]._group_actions.append(action)
+
+    def from_recipe(self, settings: dict[str, Any], path: str) -> dict[str, Any]:
+        """The recipe's values as the command line would give them. Raises ValueError naming a bad key."""
+        known = {action.dest for action in self._actions} - {"help"}
+        found = {}
+        for name, value in settings.items():
+            if name not in known:
+                raise ValueError(f"{path}: no option {name!r}{_nearest(name, known)}")
+            try:
+                found[name] = self._checked(name, _converted(value, self.types[name]))
+            except ValueError as error:
+                raise ValueError(f"{path}: {name}: {_one_line(error)}") from error
+        return found
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """What argparse checks on the command line holds for a recipe too."""
+        action = next(a for a in self._actions if a.dest == name)
+        if value == [] and (action.default != [] or name == "datasets"):
+            raise ValueError("the list is empty")
+        if value == "" and action.default != "" and list not in map(_origin, self._kinds(name)):
+            raise ValueError("it is empty: leave it out, or give a value")
+        for one in value if isinstance(value, list) else [value]:
+            if action.choices is not None and one is not None and one not in action.choices:
+                raise ValueError(f"{one!r} is none of {', '.join(map(str, action.choices))}")
+        return value
+
+    def parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:
+        """The dataclasses; raises ValueError in one line, also where their own checks refuse."""
+        self._tell_repeated(arguments)
+        try:
+            return self.parse_args_into_dataclasses(list(arguments), look_for_args_file=False)
+        except FAULTS as error:
+            raise ValueError(_one_line(error)) from error
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Namespace, list[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Argparse's, with `~` expanded and impossible numbers refused before a dataclass sees them."""
+        namespace, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self._refuse_unknown(rest)
+        for name, value in vars(namespace).items():
+            if value == "" and self.get_default(name) != "":
+                raise ValueError(f"--{name} is empty: leave it out, or give a value")
+            _refuse_no_text(name, value)
+            setattr(namespace, name, _expanded(name, value))
+            if isinstance(value, str) and dict in map(_origin, self._kinds(name)):
+                self._refuse_bad_json(name, value)
+        numbers = {name: value for name, value in vars(namespace).items() if str not in self._kinds(name)}
+        check_bounds(numbers, prefix="--")  # compare's gamma may be a word
+        return namespace, rest
+
+    def _kinds(self, name: str) -> tuple[Any, ...]:
+        return get_args(self.types[name]) or (self.types[name],)
+
+    def _refuse_bad_json(self, name: str, value: str) -> None:
+        """Some take the path of a file instead of a mapping in JSON; the `kwargs` do not."""
+        if not value.startswith("{"):
+            if name.endswith("kwargs"):
+                raise ValueError(f"--{name} needs a mapping such as '{{\"name\": 1}}', not {value}")
+            return
+        try:
+            json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"--{name}: {value} is not JSON: {error}") from error
+
+    def _refuse_unknown(self, rest: Sequence[str]) -> NoReturn:
+        flags = [word.partition("=")[0] for word in rest if word.startswith("-")]
+        if not flags:
+            raise ValueError(f"{rest[0]!r} belongs to no option")
+        raise ValueError(
+            f"no option {flags[0]}{_nearest(flags[0], set(self._option_string_actions) - {'--help', '-h'})}"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """One line in place of argparse's usage, which has 160."""
+        raise ValueError(re.sub(r"^argument (--\w+)\S*: ", r"\1: ", message))
+
+    def _tell_repeated(self, arguments: Sequence[str]) -> None:
+        """As everywhere the last one counts, but not without a word; a list's values come after one flag."""
+        seen: dict[str, str] = {}
+        for word, following in pairwise([*arguments, ""]):
+            flag, sign, value = word.partition("=")
+            action = self._option_string_actions.get(flag)
+            if action is None:
+                continue
+            value = value if sign else following if following[:2] not in ("", "--") else flag
+            before = seen.get(action.dest)
+            if before is not None and action.nargs == "+":
+                raise ValueError(
+                    f"--{action.dest} is given twice, {before} and {value}: give all its values after one"
+                )
+            if before not in (None, value):
+                logger.warning("--%s is given twice: %s counts, not %s", action.dest, value, before)
+            seen[action.dest] = value
+
+
+def refuse_ignored(options: Any, names: Sequence[str], why: str) -> None:
+    """Raise ValueError if one of these options was changed: it has no effect here."""
+    for field in dataclasses.fields(options):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.name in names and getattr(options, field.name) != default:
+            raise ValueError(f"--{field.name} has no effect {why}: leave it out")
+
+
+def one_of(options: Any, name: str, allowed: Sequence[str]) -> None:
+    """Raise ValueError if the option is none of these."""
+    value = getattr(options, name)
+    if value not in allowed:
+        raise ValueError(f"--{name} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def distinct(options: Any, name: str) -> None:
+    """Raise ValueError if a value of this list is given twice."""
+    values = getattr(options, name)
+    repeated = next((value for value in values if values.count(value) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"--{name} has {repeated} twice")
+
+
+def _own_fields(cls: Any) -> Iterator[str]:
+    """Fields that a class of klball declares, redeclared ones included."""
+    for base in cls.__mro__:
+        if base.__module__.split(".")[0] not in ("trl", "transformers", "builtins"):
+            yield from inspect.get_annotations(base)
+
+
+def _nearest(name: str, known: Any) -> str:
+    plain = name.replace("-", "_")
+    names = {option.replace("-", "_"): option for option in sorted(known)}  # --a_b before --a-b
+    begins = [option for option in names if option.startswith(plain) and plain.strip("_")]
+    near = sorted(begins, key=len) or get_close_matches(plain, names, 1)
+    return f": did you mean {names[near[0]]}?" if near else "; --help lists them"
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _refuse_no_text(name: str, value: Any) -> None:
+    """Names of files that Python holds and most libraries do not take."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and ("\0" in text or text.encode(errors="replace").decode() != text):
+            raise ValueError(f"--{name}: {text!r} is no UTF-8 text, or holds a NUL")
+
+
+def _expanded(name: str, value: Any) -> Any:
+    """`~/x` and `LABEL=~/x` with the home folder; `./out/` and `out` are one folder."""
+    if isinstance(value, list):
+        return [_expanded(name, part) for part in value]
+    if not isinstance(value, str):
+        return value
+    label, sign, path = value.rpartition("=")
+    if path == "~" or path.startswith("~/"):
+        value = label + sign + os.path.expanduser(path)
+    return str(Path(value)) if name == "output_dir" and value else value
+
+
+def _converted(value: Any, wanted: Any) -> Any:
+    """A YAML value as its option's type; ValueError says what was expected."""
+    kinds = list(get_args(wanted)) if get_origin(wanted) in (Union, UnionType) else [wanted]
+    for kind in kinds:
+        try:
+            return _as_kind(value, kind)
+        except _UnknownKeyError:
+            raise
+        except (ValueError, TypeError):
+            continue
+    if value is None:
+        raise ValueError(f"needs {_in_words(kinds)}, and has no value")
+    text = " (YAML reads it so: put text in quotes)" if str in kinds else ""
+    raise ValueError(f"needs {_in_words(kinds)}, not {value!r}{text}")
+
+
+def _origin(kind: Any) -> Any:
+    return get_origin(kind) or kind
+
+
+def _as_kind(value: Any, kind: Any) -> Any:
+    origin = _origin(kind)
+    if origin is list:
+        (inner,) = get_args(kind) or (Any,)
+        return [_as_kind(part, inner) for part in (value if isinstance(value, list) else [value])]
+    if origin is list and value is None:
+        raise ValueError
+    if kind in (int, float) and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        return kind(value)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):  # TRL's list of data sets
+        unknown = next((key for key in value if key not in kind.__dataclass_fields__), None)
+        if unknown is not None:
+            raise _UnknownKeyError(f"no key {unknown!r}{_nearest(str(unknown), kind.__dataclass_fields__)}")
+        return value
+    if origin is Literal:
+        fits = value in get_args(kind)
+    elif kind is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    elif kind is int:
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    else:
+        fits = kind is Any or isinstance(value, origin)
+    if not fits:
+        raise ValueError
+    return value
+
+
+def _in_words(kinds: Sequence[Any]) -> str:
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping"}
+    found = []
+    for kind in kinds:
+        origin = _origin(kind)
+        if origin is list:
+            found.append("a list")
+        elif origin is not NoneType and origin in names:
+            found.append(names[origin])
+    return " or ".join(dict.fromkeys(found)) or "another value"

@@ -1,0 +1,290 @@
+"""`klball paraphrase`: a data set → rounds of the same samples, prompts reworded, answers unchanged."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
+from klball.data.paraphrase.batch_files import MOST_REQUESTS, Asking, Results, reply_to, requests
+from klball.data.paraphrase.openai_batch import BatchFolder, connect, server_errors
+from klball.data.paraphrase.quality import REASONS, Reply, Similarity, sentence_embedder
+from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds, digest, provenance, write_rounds
+from klball.data.paraphrase.samples import Sample, samples_of
+from klball.data.paraphrase.templates import QUESTIONS, kind_of, most_rounds, reword, templates
+from klball.data.rows import first_rows, load_rows
+from klball.files import write_csv, write_run
+from klball.terminal import progress_bar, say, show_table
+
+BATCH = ("step", "base_url", "results", "allow_missing", "requests_per_file")
+MODEL = ("model_name_or_path", "temperature", "max_new_tokens")
+MAKERS = {  # and the options that only they use; those of a batch are for all its steps together
+    "templates": (),
+    "openai-batch": (*MODEL, *BATCH),
+    "model": (*MODEL, "batch_size", "dtype"),
+}
+STEPS = ("requests", "submit", "status", "collect")
+
+
+@dataclass
+class Options:
+    """What to rephrase, who does it, and where the rounds go."""
+
+    dataset_name: str = field(
+        default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
+    )
+    dataset_split: str | None = field(
+        default=None, metadata={"help": "Split, or a slice of it; default: all of a file, else test."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    id_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
+    )
+    max_rows: int | None = field(default=None, metadata={"help": "Use the first rows only."})
+    rounds: int = field(default=99, metadata={"help": "How many rounds; they are numbered from 1."})
+    maker: str = field(
+        default="templates",
+        metadata={"help": "templates (offline, deterministic), openai-batch, or model (a local one)."},
+    )
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Model that rephrases: its name on the server, or a local or Hub one."},
+    )
+    step: str | None = field(
+        default=None,
+        metadata={"help": "Of openai-batch: requests (files only), submit, status or collect."},
+    )
+    base_url: str | None = field(
+        default=None, metadata={"help": "Server of openai-batch; default: OPENAI_BASE_URL, else OpenAI's."}
+    )
+    results: list[str] = field(
+        default_factory=list,
+        metadata={"help": "For collect: local result files, as `vllm run-batch` writes; no server is asked."},
+    )
+    allow_missing: bool = field(
+        default=False,
+        metadata={"help": "For collect: requests without a reply keep their original prompt, flagged."},
+    )
+    requests_per_file: int = field(
+        default=MOST_REQUESTS, metadata={"help": "Requests of one Batch file; at most 50,000, and 200 MB."}
+    )
+    temperature: float | None = field(
+        default=None, metadata={"help": "Default: the server's own; .7 for a local model."}
+    )
+    max_new_tokens: int = field(default=1_024, metadata={"help": "Longest reply, in tokens."})
+    batch_size: int = field(default=16, metadata={"help": "Prompts a local model rephrases at once."})
+    dtype: str = field(default="auto", metadata={"help": "Of a local model: float32, bfloat16, or auto."})
+    similarity_model: str | None = field(
+        default=None,
+        metadata={"help": "A sentence-transformers model that compares meanings, such as all-MiniLM-L6-v2."},
+    )
+    min_similarity: float = field(
+        default=0.8, metadata={"help": "Cosine below which a paraphrase is rejected."}
+    )
+    output_dir: str = field(default="outputs/paraphrase", metadata={"help": "Folder for rounds.parquet."})
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    """Make the rounds, or take one step of a batch; write `rounds.parquet`, `acceptance.csv`, `run.json`."""
+    (options,) = parse([Options], arguments, prog)
+    _check(options)
+    similarity = None
+    if options.similarity_model is not None:
+        similarity = Similarity(sentence_embedder(options.similarity_model), options.min_similarity)
+    dataset = load_rows(
+        *(options.dataset_name, options.dataset_split, options.dataset_config),
+        default="test",
+        id_column=options.id_column,
+    )
+    samples, layout = samples_of(first_rows(dataset, options.max_rows))
+    make = {"templates": _by_templates, "model": _by_model, "openai-batch": _by_batches}[options.maker]
+    made = make(options, samples, layout)
+    if made is None:
+        write_run(Path(options.output_dir), options, prog)
+        return
+    maker, replies = made
+    if similarity is not None:
+        maker["similarity"] = {"model": options.similarity_model, "threshold": options.min_similarity}
+    output = Path(options.output_dir) / "rounds.parquet"
+    with progress_bar("Judging", "rounds") as progress:
+        rounds = write_rounds(
+            *(output, samples, layout, replies),
+            rounds=options.rounds,
+            maker=maker,
+            similarity=similarity,
+            progress=progress,
+        )
+    write_run(output.parent, options, prog)
+    _report(rounds, options)
+
+
+def _check(options: Options) -> None:
+    one_of(options, "maker", tuple(MAKERS))
+    one_of(options, "dtype", DTYPES)
+    used = {name for names in MAKERS.values() for name in names} - set(MAKERS[options.maker])
+    refuse_ignored(options, sorted(used), f"with --maker {options.maker}")
+    if options.step != "collect":
+        refuse_ignored(options, ["results"], "without --step collect")
+    if options.results:
+        refuse_ignored(options, ["base_url"], "with --results: no server is asked")
+    if options.similarity_model is None:
+        refuse_ignored(options, ["min_similarity"], "without --similarity_model")
+    if options.requests_per_file > MOST_REQUESTS:
+        raise ValueError(f"--requests_per_file may be {MOST_REQUESTS} at most")
+    if options.maker != "templates" and options.model_name_or_path is None:
+        raise ValueError(f"the maker {options.maker} needs --model_name_or_path")
+    if options.maker != "openai-batch" and options.step is not None:
+        raise ValueError(f"--step {options.step} is of the maker openai-batch, not of {options.maker}")
+    if options.maker == "openai-batch" and options.step not in STEPS:
+        raise ValueError(f"the maker openai-batch needs --step, one of {', '.join(STEPS)}")
+
+
+Made = tuple[dict[str, Any], Callable[[int], Sequence[Reply]]]  # provenance of the maker, its replies
+
+
+def _by_templates(options: Options, samples: Sequence[Sample], layout: str) -> Made:
+    return template_replies(samples, options.rounds)
+
+
+def template_replies(samples: Sequence[Sample], rounds: int) -> Made:
+    """The provenance and the replies of the offline maker. Raises ValueError for too many rounds."""
+    most = most_rounds(sample.prompt.strip() for sample in samples)
+    if rounds > most:
+        raise ValueError(f"the templates make {most} different rounds of these prompts, not {rounds}")
+    wording = digest([templates(kind) for kind in (*QUESTIONS, "other")])
+    unknown = sum(kind_of(sample.prompt.strip()) == "other" for sample in samples)
+    maker = {"maker": "templates", "wording": wording, "only_framed": unknown}
+    return maker, lambda round_: [Reply(reword(sample.prompt, round_)) for sample in samples]
+
+
+def _by_model(options: Options, samples: Sequence[Sample], layout: str) -> Made:
+    from klball.data.paraphrase.local_model import answer_locally
+    from klball.models.loading import load_model
+
+    asking = _asking(options)
+    about = {**_about(options, samples, layout), "dtype": options.dtype}
+    folder = BatchFolder(Path(options.output_dir) / "model", about)
+    model: Any
+    model, tokenizer = load_model(asking.model, options.dtype)
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    lines = list(_requests(options, samples, "Preparing"))
+    with progress_bar("Rephrasing", "prompts") as progress:
+        output = folder.folder / "results" / "model.jsonl"
+        answer_locally(model, tokenizer, lines, output, options.batch_size, progress)
+    return _from_results(options, samples, folder.results())
+
+
+def _by_batches(options: Options, samples: Sequence[Sample], layout: str) -> Made | None:
+    folder = BatchFolder(Path(options.output_dir) / "batch", _about(options, samples, layout))
+
+    def write_missing() -> int:
+        return folder.write_missing(_requests(options, samples, "Writing"), options.requests_per_file)
+
+    if options.step == "requests":
+        say(f"{write_missing()} requests written; the files lie in {folder.folder}")
+    elif options.step == "submit":
+        client = connect(options.base_url)
+        with server_errors():
+            folder.refresh(client, download=True)
+            write_missing()
+            say(f"{folder.submit(client)} batches submitted")
+    elif options.results:
+        folder.add_results([_existing(path) for path in options.results])
+    elif any(shard.batch_id and not shard.done for shard in folder.shards):
+        client = connect(options.base_url)
+        with server_errors():
+            folder.refresh(client, download=options.step == "collect")
+    _show(folder)
+    if options.step != "collect":
+        return None
+    results = folder.results()
+    _require_replies(options, samples, results)
+    return _from_results(options, samples, results)
+
+
+def _asking(options: Options) -> Asking:
+    assert options.model_name_or_path is not None
+    return Asking(options.model_name_or_path, options.temperature, options.max_new_tokens)
+
+
+def _requests(options: Options, samples: Sequence[Sample], title: str) -> Iterator[dict[str, Any]]:
+    """All requests, with a progress bar: there may be hundreds of thousands."""
+    with progress_bar(title, "requests") as progress:
+        lines = requests(samples, range(1, options.rounds + 1), _asking(options))
+        for done, line in enumerate(lines, start=1):
+            if done % 1_000 == 0:
+                progress(done, options.rounds * len(samples))
+            yield line
+
+
+def _about(options: Options, samples: Sequence[Sample], layout: str) -> dict[str, Any]:
+    about = provenance(samples, layout, options.rounds, {"maker": options.maker, **_asking(options).about()})
+    return {key: value for key, value in about.items() if key != "libraries"}
+
+
+def _from_results(options: Options, samples: Sequence[Sample], results: Results) -> Made:
+    asking = _asking(options)
+    replies = digest(sorted((i, reply.text, reply.problem) for i, reply in results.replies.items()))
+    maker = {"maker": options.maker, **asking.about(), "replies": replies}
+    return maker, lambda round_: [reply_to(sample, round_, asking, results.replies) for sample in samples]
+
+
+def _require_replies(options: Options, samples: Sequence[Sample], results: Results) -> None:
+    ids = {line["custom_id"] for line in _requests(options, samples, "Joining")}
+    missing = len(ids - set(results.replies))
+    strangers = len({*results.replies, *results.errors} - ids)
+    if results.foreign:
+        say(f"{results.foreign} lines of the results are no Batch results and were left out")
+    if strangers:
+        say(f"{strangers} results belong to no request of this configuration and were left out")
+    errors = (error for custom_id, error in results.errors.items() if custom_id in ids)
+    for message, count in Counter(errors).most_common(3):
+        say(f"{count} {'request' if count == 1 else 'requests'} failed: {message}")
+    if missing and not options.allow_missing:
+        raise ValueError(
+            f"{missing} of {len(ids)} requests have no reply yet: collect again later, --step submit asks "
+            "again for what failed, --allow_missing keeps their original prompts"
+        )
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).is_file():
+        raise ValueError(f"no results file {path}")
+    return Path(path)
+
+
+def _show(folder: BatchFolder) -> None:
+    header = ("file", "requests", "status", "answered", "failed", "batch")
+    rows = [(s.path, s.requests, s.status, s.completed, s.failed, s.batch_id or "") for s in folder.shards]
+    show_table(f"Batches in {folder.folder}", header, rows)
+    for shard in folder.shards:
+        if shard.problem:
+            say(f"{shard.path}: {shard.problem}")
+
+
+def _report(rounds: Rounds, options: Options) -> None:
+    acceptance = rounds.acceptance()
+    write_csv(Path(options.output_dir) / "acceptance.csv", acceptance)
+    seen = [reason for reason in REASONS if any(row[reason] for row in acceptance)]
+    framed = sum(row[WORD_FOR_WORD] for row in acceptance)
+    counted = ["accepted", *([WORD_FOR_WORD] if framed else []), "rows"]
+    header = ("round", *counted[:-1], "of", "share", *seen)
+    counts: list[tuple[Any, list[int]]] = [
+        (r["round"], [r[k] for k in (*counted, *seen)]) for r in acceptance
+    ]
+    counts.append(("all", [sum(column) for column in zip(*(numbers for _, numbers in counts), strict=True)]))
+    at = len(counted)
+    table = [(name, *n[:at], f"{n[0] / n[at - 1]:.1%}", *n[at:]) for name, n in counts]
+    show_table(f"{options.dataset_name} in {len(acceptance)} rounds → {rounds.path}", header, table)
+    if framed:
+        total, accepted = counts[-1][1][counted.index("rows")], counts[-1][1][0]
+        say(
+            f"{framed} of {accepted} accepted prompts ({framed / accepted:.1%}) hold the original word for "
+            "word, with a line put before it or words around it: they test framing, not wording. "
+            f"{accepted - framed} of {total} are reworded"
+        )

@@ -1,0 +1,58 @@
+"""`klball reproduce`: whole experiments, from nothing to tables and figures."""
+
+import time
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from datasets import Dataset
+
+from klball.commands.options import DTYPES, distinct, one_of, parse, refuse_ignored
+from klball.commands.recipe import split_config
+from klball.files import write_run
+from klball.studies import head_to_head, robustness
+from klball.studies.arms import OWN, Arm, Options, data_of
+from klball.terminal import say
+
+EXPERIMENTS = {"robustness": robustness.run, "objectives": head_to_head.run}
+FOLDERS = {"robustness": "outputs/reproduce", "objectives": "outputs/objectives"}
+PRESETS = ("tiny", "paper")
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    """Run what is not there yet, then print the table and write the figures; seed after seed."""
+    options = _parse(list(arguments), prog)
+    folder = Path(options.output_dir or FOLDERS[options.experiment])
+    write_run(folder, options, prog)
+    began = time.monotonic()
+    for seed in EXPERIMENTS[options.experiment](options, folder):
+        minutes = (time.monotonic() - began) / 60
+        say(f"seed {seed}: {minutes:.1f} minutes; everything is in {folder}")
+
+
+def _parse(arguments: list[str], prog: str) -> Options:
+    """The preset's recipe first, then what the command line says."""
+    (options,) = parse([Options], arguments, prog)
+    one_of(options, "preset", PRESETS)
+    if split_config(arguments)[0] is not None:
+        refuse_ignored(options, ["preset"], "with --config, which stands in its place")
+    else:
+        recipe = f"{options.preset}.yaml"
+        if (options.preset, options.experiment) == ("paper", "objectives"):
+            recipe = "objectives-paper.yaml"
+        arguments = ["--config", str(files("klball") / "recipes" / recipe), *arguments]
+        (options,) = parse([Options], arguments, prog)
+    one_of(options, "experiment", tuple(EXPERIMENTS))
+    one_of(options, "dtype", DTYPES)
+    distinct(options, "epsilons")
+    ignored = (*OWN,) if options.experiment == "robustness" else ("static", "points")
+    refuse_ignored(options, ignored, f"with --experiment {options.experiment}")
+    if options.lora_r == 0:
+        refuse_ignored(options, ["lora_alpha"], "with --lora_r 0, which trains all parameters")
+    return options
+
+
+def tiny_experiment(epsilons: Sequence[float]) -> tuple[Options, Path, dict[str, Dataset], list[Arm]]:
+    """The embedded robustness experiment, in its own folder, for commands that need its models."""
+    options = _parse(["--preset", "tiny", "--epsilons", *map(str, epsilons)], "klball reproduce")
+    return options, Path(FOLDERS["robustness"]), data_of(options), robustness.arms_of(options)

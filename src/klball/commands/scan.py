@@ -1,0 +1,304 @@
+"""`klball scan`: what SFT would do to a model, and, given fine-tuned models, what it did."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from scipy import stats
+
+from klball.adversary.dual import robust_profile, solve_dual
+from klball.commands.labels import file_names
+from klball.commands.options import DTYPES, distinct, one_of, parse, refuse_ignored
+from klball.data.rows import is_one_table, load_rows, texts_of, to_trl_format
+from klball.files import write_csv, write_run
+from klball.models.loading import TINY, check_model, load_on_device
+from klball.report.figures import plot_gain_against_forgetting, plot_profiles, plot_rewards
+from klball.report.pages.scan import ScanResults, write_scan_page
+from klball.scan.behaviour import behaviour_of, own_answers
+from klball.scan.generation import encoded_prompts
+from klball.scan.gradient_norms import head_gradient_norms
+from klball.scan.implicit_rewards import gradient_shares, gradient_weights, implicit_rewards
+from klball.scores.perplexity import RADII, ProfilePoint, token_mean, token_nll
+from klball.scores.scorer import TOKENS, encode_for
+from klball.scores.tables import score
+from klball.studies.arms import provenance_of
+from klball.terminal import is_main, progress_bar, show_table
+
+logger = logging.getLogger(__name__)
+
+DOMINATING = 20
+OF_MODELS = ("dataset_test_split", "test_name", "ood_names")
+OF_MODELS = (*OF_MODELS, "own_name", "own_prompts", "own_samples", "own_tokens")
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass
+class Options:
+    """The model and the training set; optionally what fine-tuning made of the model."""
+
+    model_name_or_path: str = field(default=TINY, metadata={"help": "The model that SFT would start from."})
+    dataset_name: str = field(
+        default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split that SFT would train on."})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Split for --models: held-out rows of the task; default: test."}
+    )
+    test_name: str | None = field(
+        default=None, metadata={"help": "Held-out data for --models, if not a split of the above."}
+    )
+    id_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
+    )
+    max_rows: int = field(default=2_000, metadata={"help": "Rows of each split, the first after a shuffle."})
+    epsilons: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.5], metadata={"help": "Radii, nats."})
+    gradient_rows: int = field(default=64, metadata={"help": "Rows whose gradient norms are computed."})
+    models: list[str] = field(default_factory=list, metadata={"help": "Fine-tuned models or adapters."})
+    ood_names: list[str] = field(
+        default_factory=lambda: ["word-problems"], metadata={"help": "Other domains, for --models."}
+    )
+    own_name: str | None = field(
+        default=None, metadata={"help": "Data with prompts for the models to answer; default: the test rows."}
+    )
+    own_prompts: int = field(default=64, metadata={"help": "Prompts that the models answer themselves."})
+    own_samples: int = field(default=4, metadata={"help": "Answers to each of them, at least 2."})
+    own_tokens: int = field(default=64, metadata={"help": "Their longest answer, tokens."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Cut longer rows; default: the model's limit."}
+    )
+    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto."})
+    output_dir: str = field(default="outputs/scan", metadata={"help": "Folder for tables and figures."})
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    """Measure, print, and write CSV tables and figures; score tables on disk are used again."""
+    (options,) = parse([Options], arguments, prog)
+    _check(options)
+    folder = Path(options.output_dir)
+    rows = _rows(options, options.dataset_train_split)
+    model, tokenizer = load_on_device(options.model_name_or_path, options.dtype)
+    rows = to_trl_format(rows, conversational=bool(tokenizer.chat_template))
+    table = _scored(model, tokenizer, rows, "base", "train", options)
+    found = None
+    if is_main():
+        write_run(folder, options, prog)
+        found = _show_training_set(model, tokenizer, table, rows, options, folder)
+    compared = _show_models(model, tokenizer, options, folder) if options.models else []
+    if found is not None:
+        write_scan_page(replace(found, models=compared), provenance_of(folder), folder)
+        what = "tables as CSV, figures as SVG and PNG, report.html"
+        show_table("written", ("folder", "what"), [(str(folder), what)])
+
+
+def _check(options: Options) -> None:
+    one_of(options, "dtype", DTYPES)
+    distinct(options, "epsilons")
+    file_names(map(_label, options.models), taken=["base"])
+    file_names(map(_label, options.ood_names), taken=["train", "test"])
+    if not options.models:
+        refuse_ignored(options, OF_MODELS, "without --models")
+    for name in (options.model_name_or_path, *options.models):
+        check_model(name)
+
+
+def _show_training_set(
+    model: Any, tokenizer: Any, table: Dataset, rows: Dataset, options: Options, folder: Path
+) -> ScanResults:
+    rewards, shares = _show_rewards(table, options, folder)
+    _show_gradient_norms(model, tokenizer, _answered(rows, table), options, folder)
+    return ScanResults(
+        rewards,
+        shares,
+        dominating=_show_dominating(table, rows, options, folder),
+        profile=_show_profile(table, folder),
+        models=[],
+        counts={"kept": len(table), "skipped": len(rows) - len(table), "truncated": sum(table["truncated"])},
+    )
+
+
+def _rows(options: Options, split: str | None, name: str | None = None) -> Dataset:
+    own = name is None
+    rows = load_rows(
+        *(name or options.dataset_name, split, options.dataset_config if own else None),
+        default="test",
+        id_column=options.id_column if own else None,
+    ).shuffle(seed=0)
+    return rows.select(range(min(options.max_rows, len(rows))))
+
+
+def _scored(model: Any, tokenizer: Any, rows: Dataset, label: str, data: str, options: Options) -> Dataset:
+    """A score table with token log-probabilities, without the rows that have no answer token."""
+    output = Path(options.output_dir) / "scores" / label / f"{data}.parquet"
+    with progress_bar(f"{label}: scoring {data}") as progress:
+        table = score(
+            *(model, tokenizer, rows),
+            max_length=options.max_length,
+            output=output,
+            progress=progress,
+            token_log_probs=True,
+        )
+    answered = table.filter(lambda count: count > 0, input_columns="num_tokens")
+    if len(answered) < len(table):
+        logger.warning("%s: %d of %d rows have no answer token", data, len(table) - len(answered), len(table))
+    return answered
+
+
+def _answered(rows: Dataset, table: Dataset) -> Dataset:
+    """The rows that are in a table of `_scored`."""
+    known = set(table["sample_id"])
+    return rows.filter(lambda i: i in known, input_columns="sample_id")
+
+
+def _show_rewards(table: Dataset, options: Options, folder: Path) -> tuple[Rows, Rows]:
+    log_probs = table[TOKENS][:]
+    rewards = implicit_rewards(log_probs)
+    flat = [
+        {
+            "unit": r.unit,
+            **{f"q{100 * q:g}": v for q, v in r.quantiles.items()},
+            "top_1pct_share": r.top_share,
+        }
+        for r in rewards
+    ]
+    write_csv(folder / "implicit_rewards.csv", flat)
+    header = ("per", *(f"{100 * q:g} %" for q in rewards[0].quantiles), "held by top 1 %")
+    body = [(r.unit, *r.quantiles.values(), f"{r.top_share:.1%}") for r in rewards]
+    show_table(f"log implicit reward log 1/K, nats: quantiles over {len(table)} samples", header, body)
+    shares = gradient_shares(log_probs, options.epsilons)
+    share_rows = [asdict(share) for share in shares]
+    write_csv(folder / "gradient_shares.csv", share_rows)
+    header = ("objective", "ε", "top 1 % of tokens", "top 1 % of samples", "effective sample size")
+    body = [(s.objective, s.epsilon, f"{s.tokens:.1%}", f"{s.samples:.1%}", round(s.ess, 1)) for s in shares]
+    show_table("share of the gradient weight (psft at ratio 1: as nll)", header, body)
+    plot_rewards(log_probs, folder / "figures" / "implicit-rewards")
+    return flat, share_rows
+
+
+def _show_gradient_norms(model: Any, tokenizer: Any, rows: Dataset, options: Options, folder: Path) -> None:
+    rows = rows.select(range(min(options.gradient_rows, len(rows))))
+    encoded = encode_for(model, tokenizer, rows, options.max_length)
+    with progress_bar("gradient norms") as progress:
+        norms = head_gradient_norms(model, encoded, progress)
+    records = [
+        {"sample_id": i, **{name: values[k] for name, values in norms.items()}}
+        for k, i in enumerate(encoded["sample_id"])
+    ]
+    write_csv(folder / "gradient_norms.csv", records)
+    body = []
+    for name, values in norms.items():
+        ranks = stats.rankdata(norms["nll"]), stats.rankdata(values)
+        correlation = float(np.corrcoef(*ranks)[0, 1]) if np.ptp(ranks[1]) > 0 else "all equal"
+        body.append((name, *map(float, np.quantile(values, (0.05, 0.5, 0.95, 1))), correlation))
+    header = ("objective", "5 %", "median", "95 %", "largest", "rank correlation with nll")
+    show_table(f"gradient norms of {len(encoded)} samples in the LM head, exact", header, body)
+
+
+def _show_dominating(table: Dataset, rows: Dataset, options: Options, folder: Path) -> Rows:
+    """The samples with the most gradient weight under plain SFT, and what the adversary makes of them."""
+    log_probs = table[TOKENS][:]
+    g = np.array(table["log_likelihood"])
+    _, plain = gradient_weights(log_probs, "nll", np.ones(len(g)))
+    solutions = {e: solve_dual(g, epsilon=e).weights * len(g) for e in options.epsilons if e > 0}
+    robust = plain * (solutions[max(solutions)] if solutions else 1.0)
+    row_of = {row["sample_id"]: row for row in rows.to_list()}
+    records = []
+    for i in np.argsort(-robust, kind="stable")[:DOMINATING].tolist():
+        prompt, answer = texts_of(row_of[table["sample_id"][i]])
+        weights = {f"n_q_{e:g}": float(q[i]) for e, q in solutions.items()}
+        records.append(
+            {
+                "sample_id": table["sample_id"][i],
+                "log_likelihood": float(g[i]),
+                "log_implicit_reward": -float(table["sum_log_prob"][i]),
+                "gradient_share": float(robust[i] / robust.sum()),
+                **weights,
+                "prompt": prompt,
+                "answer": answer,
+            }
+        )
+    write_csv(folder / "dominating.csv", records)
+    header = ("share", "log-likelihood", "log reward", "prompt", "answer")
+    body = [
+        (
+            f"{r['gradient_share']:.2%}",
+            *(r["log_likelihood"], r["log_implicit_reward"], r["prompt"][:60], r["answer"][:80]),
+        )
+        for r in records[:8]
+    ]
+    radius = max(options.epsilons)
+    show_table(f"samples with the most gradient weight, nll at ε = {radius:g}", header, body)
+    return records
+
+
+def _show_profile(table: Dataset, folder: Path) -> list[ProfilePoint]:
+    profile = robust_profile(np.array(table["log_likelihood"]), RADII)
+    columns = (profile.epsilon, profile.robust_loss, profile.lambda_, profile.ess)
+    points = [ProfilePoint("train", "base", *values) for values in zip(*columns, strict=True)]
+    write_csv(folder / "profile.csv", [asdict(point) for point in points])
+    header = ("ε", "worst-case loss, nats/token", "λ", "effective sample size")
+    show_table("robust profile", header, [(p.epsilon, p.robust_loss, p.lambda_, p.ess) for p in points])
+    plot_profiles(points, folder / "figures")
+    return points
+
+
+def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> Rows:
+    """Forgetting, entropy and diversity of every fine-tuned model against its gain on the task."""
+    if (
+        options.test_name is None
+        and options.dataset_test_split is None
+        and is_one_table(options.dataset_name)
+    ):
+        logger.warning("the gain is measured on the training rows: give held-out ones with --test_name")
+    task = _rows(options, options.dataset_test_split, options.test_name)
+    others = {_label(name): _rows(options, None, name) for name in options.ood_names}
+    asked = task if options.own_name is None else _rows(options, None, options.own_name)
+    asked = asked.select(range(min(options.own_prompts, len(asked))))
+    prompts = encoded_prompts(base, tokenizer, asked, options.own_tokens)
+    with progress_bar("base: answering") as progress:
+        written = own_answers(
+            *(base, tokenizer, prompts, options.own_tokens, options.own_samples),
+            output=folder / "base-answers.parquet",
+            progress=progress,
+        )
+    reference = {name: _scored(base, tokenizer, r, "base", name, options) for name, r in others.items()}
+    before = _scored(base, tokenizer, task, "base", "test", options)
+    records = []
+    for label, path in (("base", options.model_name_or_path), *((_label(m), m) for m in options.models)):
+        model, own_tokenizer = load_on_device(path, options.dtype)
+        after = _scored(model, own_tokenizer, task, label, "test", options)
+        with progress_bar(f"{label}: answering") as progress:
+            behaviour = behaviour_of(
+                *(base, model, own_tokenizer, prompts, written, options.own_tokens, options.own_samples),
+                progress=progress,
+            )
+        record = {
+            "arm": label,
+            "gain": token_nll(before) - token_nll(after),
+            **asdict(behaviour),
+            "entropy": token_mean(after, "entropy"),
+        }
+        for name, rows in others.items():
+            table = _scored(model, own_tokenizer, rows, label, name, options)
+            record[f"nll_change_{name}"] = token_nll(table) - token_nll(reference[name])
+        records.append(record)
+    if not is_main():
+        return records
+    write_csv(folder / "models.csv", records)
+    title = "gain on the task, forgetting, entropy, diversity (nats/token)"
+    body = [(name.replace("_", " "), *(r[name] for r in records)) for name in records[0] if name != "arm"]
+    show_table(title, ("", *(r["arm"] for r in records)), body)
+    points = [{**r, "gain_sd": 0.0, "forgetting_sd": 0.0} for r in records]
+    plot_gain_against_forgetting(points, folder / "figures" / "gain-against-forgetting")
+    return records
+
+
+def _label(path: str) -> str:
+    """The last two parts of a path tell runs apart: seed-0/sft, checkpoint-160."""
+    return "-".join([part for part in Path(path).parts if part not in ("/", "..")][-2:])

@@ -1,0 +1,112 @@
+"""`klball solve`: a score table, ε and γ → λ, β, effective sample size, and the top-weighted samples."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from klball.adversary.dual import solve_dual
+from klball.adversary.streaming import solve_dual_streamed
+from klball.commands.options import parse
+from klball.scores.parquet import score_files, stream_scores, top_weighted
+from klball.scores.tables import read_provenance, read_scores
+from klball.terminal import show_table
+
+
+@dataclass
+class Options:
+    """The table and the ambiguity set."""
+
+    scores: str = field(metadata={"help": "A Parquet score table, as klball score writes it."})
+    epsilon: float = field(default=0.05, metadata={"help": "Radius of the KL ball, nats."})
+    gamma: float | None = field(default=None, metadata={"help": "Upper bound on the mean certainty, nats."})
+    max_weight: float | None = field(default=None, metadata={"help": "Largest weight relative to 1/n."})
+    top: int = field(default=10, metadata={"help": "How many top-weighted samples to show."})
+    streamed: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the table chunk by chunk, in constant memory; a folder of files will do too."
+        },
+    )
+    json: bool = field(default=False, metadata={"help": "Print JSON instead of tables."})
+
+
+NAMES = ("status", "lambda_", "beta", "kl", "certainty", "worst_case", "dual_value", "gap", "ess")
+
+Answer = tuple[dict[str, Any], list[dict[str, Any]]]  # what to print: the solution, the top-weighted samples
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    """Solve and print; rows without a score are left out and counted."""
+    (options,) = parse([Options], arguments, prog)
+    _refuse_several_models(options.scores)
+    summary, top = _streamed(options) if options.streamed else _in_memory(options)
+    if options.json:
+        finite = {
+            k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in summary.items()
+        }
+        print(json.dumps({**finite, "top": top}))
+        return
+    show_table(
+        f"worst case in the ball of radius {options.epsilon} around {options.scores}",
+        ("", "value"),
+        list(summary.items()),
+    )
+    show_table(
+        "top-weighted samples", ("sample_id", "n·q", "log-likelihood"), [tuple(t.values()) for t in top]
+    )
+
+
+def _refuse_several_models(scores: str) -> None:
+    """Raise ValueError for a folder with the tables of several models: their samples are not one set."""
+    known = (read_provenance(path) for path in score_files(scores))
+    models = {about["weights"]: str(about.get("model")) for about in known if "weights" in about}
+    if len(models) > 1:
+        names = ", ".join(sorted(models.values()))
+        raise ValueError(f"{scores} holds tables of {len(models)} models ({names}): give one table")
+
+
+def _in_memory(options: Options) -> Answer:
+    scores = read_scores(options.scores)[0].data.table
+    table = scores.filter(scores["log_likelihood"].is_valid())
+    left_out = len(scores) - len(table)
+    g, c = (table[name].to_numpy() for name in ("log_likelihood", "certainty"))
+    s = solve_dual(g, c, epsilon=options.epsilon, gamma=options.gamma, max_weight=options.max_weight)
+    order = _largest(s.weights, options.top)
+    top = [
+        {
+            "sample_id": table["sample_id"][int(i)].as_py(),
+            "n_q": float(s.weights[i] * len(g)),
+            "log_likelihood": float(g[i]),
+        }
+        for i in order
+    ]
+    return _summary(s, len(g), left_out, float(g.mean())), top
+
+
+def _largest(weights: np.ndarray, count: int) -> np.ndarray:
+    """The places of the largest weights, largest first, ties in order."""
+    count = min(count, len(weights))
+    if count <= 0:
+        return np.array([], dtype=int)
+    large = np.flatnonzero(weights >= np.partition(weights, -count)[-count])
+    return large[np.argsort(-weights[large], kind="stable")][:count]
+
+
+def _streamed(options: Options) -> Answer:
+    if options.max_weight is not None:
+        raise ValueError(
+            "--max_weight is not supported with --streamed true: a cap needs the scores in memory"
+        )
+    parts = stream_scores(options.scores)
+    s = solve_dual_streamed(parts, epsilon=options.epsilon, gamma=options.gamma)
+    left_out = sum(part.num_rows for part in parts) - s.num_rows
+    return _summary(s, s.num_rows, left_out, s.mean), top_weighted(parts, s, options.top)
+
+
+def _summary(solution: Any, n: int, left_out: int, mean: float) -> dict[str, Any]:
+    found = {name: getattr(solution, name) for name in NAMES}
+    return found | {"n": n, "rows_left_out": left_out, "mean_log_likelihood": mean}

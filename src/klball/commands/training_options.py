@@ -1,0 +1,127 @@
+"""What of TRL's options `klball train` cannot honour, said in one line before anything is loaded."""
+
+import copy
+import dataclasses
+import logging
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import Trainer
+from transformers.integrations import MLflowCallback, get_reporting_integration_callbacks
+from transformers.utils.import_utils import is_liger_kernel_available
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+from klball.training.sft.config import RobustSFTConfig
+
+logger = logging.getLogger(__name__)
+
+OF_LORA = tuple(name for name in ModelConfig.__dataclass_fields__ if name.startswith(("lora_", "use_")))
+OF_4BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
+OF_TESTING = ("test_name", "dataset_test_split")
+OF_EVALUATION = ("eval_steps", "eval_delay", "eval_on_start", "metric_for_best_model", "do_eval")
+OF_ONE_SOURCE = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
+NEVER = {  # option → why it would have no effect
+    "ignore_bias_buffers": "TRL itself does not read it in SFT",
+    "do_predict": "there is no prediction in training: use klball score",
+    **dict.fromkeys(
+        (
+            "prediction_loss_only",
+            "eval_accumulation_steps",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+        ),
+        "evaluation keeps scores, not logits",
+    ),
+    **dict.fromkeys(
+        ("include_for_metrics", "batch_eval_metrics", "label_names"), "evaluation has metrics of its own"
+    ),
+}
+
+
+def given(options: Any, *names: str) -> list[str]:
+    """Which of these fields differ from their default."""
+    defaults = {
+        field.name: field.default_factory() if callable(field.default_factory) else field.default
+        for field in dataclasses.fields(options)
+    }
+    return [name for name in names if name in defaults and getattr(options, name) != defaults[name]]
+
+
+def refuse_without_effect(
+    data: ScriptArguments, mixture: DatasetMixtureConfig, config: RobustSFTConfig, model: ModelConfig
+) -> None:
+    """Raise ValueError naming an option that would be accepted and ignored."""
+    if data.dataset_streaming or mixture.streaming:
+        raise ValueError("streaming data has no fixed set of samples to weigh: leave out --dataset_streaming")
+    for name, reason in NEVER.items():
+        if given(data, name) or given(config, name):
+            raise ValueError(f"--{name} has no effect here: {reason}")
+    _refuse([] if config.fsdp else given(config, "fsdp_config"), "--fsdp")
+    evaluates = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
+    if not evaluates:
+        _refuse(given(data, *OF_TESTING) + given(config, *OF_EVALUATION), "--eval_strategy steps or epoch")
+    if given(config, "per_device_eval_batch_size"):
+        logger.warning("--per_device_eval_batch_size has no effect: evaluation forms batches by their tokens")
+    if mixture.datasets:
+        if idle := given(data, *OF_ONE_SOURCE):
+            raise ValueError(f"the data are given twice: `datasets` and --{idle[0]}")
+    else:
+        _refuse(given(mixture, "test_split_size"), "a mixture of `datasets`")
+    if model.load_in_4bit and model.load_in_8bit:
+        raise ValueError("--load_in_4bit or --load_in_8bit, not both")
+    if not model.load_in_4bit:
+        _refuse(given(model, *OF_4BIT), "--load_in_4bit")
+    if model.lora_task_type != "CAUSAL_LM":
+        raise ValueError(f"--lora_task_type {model.lora_task_type} is not causal language modelling")
+    if not model.use_peft:
+        _refuse(given(model, *(name for name in OF_LORA if name not in OF_4BIT)), "--use_peft")
+
+
+def _refuse(idle: list[str], needed: str) -> None:
+    if idle:
+        raise ValueError(f"--{idle[0]} has no effect without {needed}")
+
+
+def refuse_missing_packages(config: RobustSFTConfig, model: ModelConfig) -> None:
+    """Raise ValueError naming a package that an option needs and that is not installed."""
+    if config.use_liger_kernel and not is_liger_kernel_available():
+        raise ValueError("--use_liger_kernel needs liger-kernel: pip install liger-kernel")
+    if model.load_in_4bit or model.load_in_8bit:
+        option = "--load_in_4bit" if model.load_in_4bit else "--load_in_8bit"
+        if find_spec("bitsandbytes") is None:
+            raise ValueError(f"{option} needs bitsandbytes: pip install bitsandbytes")
+        if not torch.accelerator.is_available():
+            raise ValueError(f"{option} needs an accelerator, and there is none")
+    reports: Any = config.report_to or []
+    if None in reports:
+        raise ValueError("report_to has no value: write none for no log but the terminal's")
+    # one that cannot be made fails again, aloud, when it is deleted
+    MLflowCallback._auto_end_run = False  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        for callback in get_reporting_integration_callbacks(config.report_to):
+            callback()
+    except (ImportError, RuntimeError, ValueError) as error:
+        name = ", ".join(config.report_to or [])
+        raise ValueError(f"--report_to {name}: {_line(error)}") from error
+    _refuse_optimizer(config)
+
+
+def _refuse_optimizer(config: RobustSFTConfig) -> None:
+    optim = getattr(config.optim, "value", config.optim)
+    try:
+        made = Trainer.get_optimizer_cls_and_kwargs(config)
+    except ImportError as error:
+        raise ValueError(f"--optim {optim}: {_line(error)}") from error
+    except ValueError as error:
+        if "model" in str(error):  # some can only be made with the model
+            return
+        raise ValueError(f"--optim {optim} with --optim_args {config.optim_args}: {_line(error)}") from error
+    plain = copy.copy(config)
+    plain.optim_args = None
+    if config.optim_args and made == Trainer.get_optimizer_cls_and_kwargs(plain):
+        raise ValueError(f"--optim_args {config.optim_args} has no effect with --optim {optim}")
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

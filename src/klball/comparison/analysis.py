@@ -1,0 +1,173 @@
+"""All that a comparison computes from its scores, and the rows of its tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from klball.adversary.dual import robust_profile
+from klball.comparison.effects import Effect, Spread, effect_sizes, spreads
+from klball.comparison.hypothesis_tests import PAIR, PairTest, pairwise_tests
+from klball.comparison.items import ItemInference, bootstrap, delta_inference
+from klball.comparison.rounds import (
+    LEAST_ESS,
+    Gamma,
+    RoundScores,
+    RoundSolutions,
+    largest_epsilon_with_ess,
+    solve_rounds,
+)
+from klball.comparison.verdicts import Verdict, verdicts
+from klball.scores.perplexity import RADII
+from klball.scores.tables import Progress
+
+SOURCE_TESTS = (("welch_t", "lambda_"), ("welch_t", "beta"), ("hotelling", PAIR))
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything at one (ε, γ). items: the delta method; resampled: the bootstrap, if it was asked for."""
+
+    solutions: RoundSolutions
+    tests: list[PairTest]
+    effects: list[Effect]
+    spreads: list[Spread]
+    items: list[ItemInference]
+    resampled: list[ItemInference]
+    verdicts: list[Verdict]
+
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+        gamma = "" if self.solutions.gamma is None else f", γ = {self.solutions.gamma:.4g}"
+        return f"ε = {self.solutions.epsilon:g}{gamma}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`asked`: at the (ε, γ) asked for; `wide`: at the largest ε with ESS ≥ 100, without γ, if there is one.
+
+    profiles: rows model, ε, worst-case loss, λ, ESS, means over rounds. about: the models' provenance.
+    """
+
+    scores: RoundScores
+    asked: Analysis
+    wide: Analysis | None
+    profiles: list[dict[str, Any]]
+    about: dict[str, Any]
+
+    def analyses(self) -> list[Analysis]:
+        """The one with the larger effective sample size first: its claims hold the most."""
+        return [a for a in (self.wide, self.asked) if a is not None]
+
+    def said(self) -> list[tuple[Analysis, str]]:
+        """The verdicts' sentences, claims before what only describes."""
+        found = [(a, v) for a in self.analyses() for v in a.verdicts]
+        claims = [(a, v.sentence) for a, v in found if v.claim != "descriptive"]
+        return claims + [(a, v.sentence) for a, v in found if v.claim == "descriptive"]
+
+    def caution(self) -> str:
+        """What comes first where there is no ground for more; "" where there is."""
+        n = len(self.scores.sample_ids)
+        if self.wide is not None or self.asked.solutions.least_ess() >= LEAST_ESS:
+            return ""
+        why = f"there are only {n} items" if n < LEAST_ESS else "at every radius few of them decide"
+        return (
+            f"No comparison at an effective sample size of {LEAST_ESS:g} or more: {why}. At "
+            f"{self.asked.name} the least is {self.asked.solutions.least_ess():.3g} of {n}."
+        )
+
+
+def compare_scores(
+    scores: RoundScores,
+    epsilon: float,
+    gamma: Gamma,
+    resamples: int,
+    about: dict[str, Any],
+    progress: Progress | None = None,
+    like_these: str = "rephrasings like these",
+) -> Comparison:
+    """Solve and test at (ε, γ), and at the largest radius whose ESS is at least 100.
+
+    Raises ValueError where no round of some pair can be solved.
+    """
+    asked = _analysed(scores, epsilon, gamma, resamples, progress, like_these)
+    wide = largest_epsilon_with_ess(scores)
+    same = wide == epsilon and asked.solutions.gamma is None
+    analysis = (
+        None if wide is None or same else _analysed(scores, wide, None, resamples, progress, like_these)
+    )
+    return Comparison(scores, asked, analysis, _profiles(scores), about)
+
+
+def _analysed(
+    scores: RoundScores,
+    epsilon: float,
+    gamma: Gamma,
+    resamples: int,
+    progress: Progress | None,
+    like_these: str,
+) -> Analysis:
+    solutions = solve_rounds(scores, epsilon=epsilon, gamma=gamma)
+    tests, effects = pairwise_tests(solutions), effect_sizes(solutions)
+    items = delta_inference(scores, solutions)
+    resampled = []
+    if resamples:
+        resampled = bootstrap(scores, solutions, resamples=resamples, progress=progress).inference()
+    said = verdicts(solutions, tests, effects, items, like_these)
+    return Analysis(solutions, tests, effects, spreads(solutions), items, resampled, said)
+
+
+def _profiles(scores: RoundScores) -> list[dict[str, Any]]:
+    rows = []
+    for m, model in enumerate(scores.models):
+        rounds = [robust_profile(g, RADII) for g in scores.log_likelihood[m]]
+        for k, epsilon in enumerate(RADII):
+            values = [(p.robust_loss[k], p.lambda_[k], p.ess[k]) for p in rounds]
+            loss, lambda_, ess = np.mean(values, axis=0).tolist()
+            rows.append(
+                {"model": model, "epsilon": epsilon, "robust_loss": loss, "lambda": lambda_, "ess": ess}
+            )
+    return rows
+
+
+def round_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """One row per model and round with every number of the solve."""
+    s = analysis.solutions
+    columns = (
+        "worst_case",
+        "worst_case_per_byte",
+        "mean_log_likelihood",
+        "mean_certainty",
+        "lambda_",
+        "beta",
+    )
+    columns = (*columns, "kl", "ess", "gap", "gamma_margin")
+    rows = []
+    for m, model in enumerate(s.models):
+        for r, round_ in enumerate(s.rounds):
+            numbers = {name: float(getattr(s, name)[m, r]) for name in columns}
+            at = {"epsilon": s.epsilon, "gamma": "" if s.gamma is None else s.gamma}
+            rows.append({"model": model, "round": round_, **at, **numbers, "status": str(s.status[m, r])})
+    return rows
+
+
+def source_summary(analysis: Analysis) -> list[dict[str, Any]]:
+    """The source's summary: averages over the usable rounds, per model."""
+    s = analysis.solutions
+    usable = s.usable()
+    rows = []
+    for m, model in enumerate(s.models):
+        row: dict[str, Any] = {"model": model, "rounds": int(usable[m].sum())}
+        for name in ("mean_log_likelihood", "mean_certainty", "lambda_", "beta", "worst_case"):
+            values = getattr(s, name)[m][usable[m]]
+            row[name] = float(values.mean()) if len(values) else float("nan")
+        rows.append(row)
+    return rows
+
+
+def matrix_rows(models: Sequence[str], matrix: np.ndarray) -> list[dict[str, Any]]:
+    """−log10 p as rows; NaN (the diagonal, or degenerate) as "—"."""
+    cells = [["—" if np.isnan(x) else float(x) for x in row] for row in matrix]
+    return [{"model": a, **dict(zip(models, row, strict=True))} for a, row in zip(models, cells, strict=True)]

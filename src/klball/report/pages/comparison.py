@@ -1,0 +1,315 @@
+"""The report of `klball compare`: verdicts, effects, robust profiles, the source's tables and reading."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from klball.adversary.dual import solve_dual
+from klball.comparison.analysis import (
+    SOURCE_TESTS,
+    Analysis,
+    Comparison,
+    matrix_rows,
+    source_summary,
+)
+from klball.comparison.effects import Effect
+from klball.comparison.hypothesis_tests import p_matrix
+from klball.comparison.verdicts import LEAD
+from klball.data.paraphrase.rounds import Rounds
+from klball.files import write_text
+from klball.report.interactive import heat_map, multipliers, paired_differences
+from klball.report.page import Page, Part, Plot, Section, Table, write_page
+from klball.report.pages.parts import (
+    REPORT_FILE,
+    interval,
+    profile_plot,
+    provenance_section,
+    sample_rows,
+    samples_section,
+)
+from klball.report.paper import latex_table, plot_multipliers, plot_p_values
+from klball.scores.perplexity import ProfilePoint
+
+SYMBOLS = {"lambda_": "λ", "beta": "β", "lambda_beta": "(λ, β)", "worst_case": "worst case"}
+TESTS = {"welch_t": "Welch's t", "hotelling": "Hotelling's T²"}
+SUMMARY = {
+    **{"model": "model", "rounds": "rounds", "mean_log_likelihood": "log-likelihood"},
+    **{"mean_certainty": "self-certainty", "lambda_": "λ", "beta": "β", "worst_case": "worst case"},
+}
+READING = (
+    "The source reads a larger λ as more reliable on rare prompts and a smaller β as more consistent. The "
+    "mathematics says otherwise: λ is what the worst case costs per nat of radius, so at a fixed ε a larger "
+    "λ means a more uneven model; β is the price of the cap on certainty; both diverge near γ_min. The "
+    "source's tests are unpaired: shown, not endorsed."
+)
+
+
+def write_comparison_report(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
+    """report.html; for papers the scatter and heat maps as SVG and PNG, and the tables as LaTeX."""
+    write_page(comparison_page(comparison, rounds, folder), folder / REPORT_FILE)
+    asked, models = comparison.asked, comparison.asked.solutions.models
+    if _has_cap(asked):
+        pairs = {model: pair[:2] for model, pair in _pairs(asked).items()}
+        plot_multipliers(pairs, folder / "figures" / "multipliers")
+    for test, quantity in SOURCE_TESTS:
+        matrix = p_matrix(asked.tests, test, quantity, models)
+        name = f"{TESTS[test]} on {SYMBOLS[quantity]}"
+        if not np.isnan(matrix).all():
+            plot_p_values(matrix, models, name, folder / "figures" / f"p-{test}-{quantity}")
+        columns = {"model": "", **dict(zip(models, models, strict=True))}
+        caption = f"−log10 p of {name}, unpaired, at {asked.name}"
+        text = latex_table(matrix_rows(models, matrix), columns, caption)
+        write_text(folder / "latex" / f"p-{test}-{quantity}.tex", text)
+    caption = f"Means over rounds at {asked.name}, nats per {asked.solutions.unit}"
+    write_text(folder / "latex" / "summary.tex", latex_table(source_summary(asked), SUMMARY, caption))
+    for analysis in comparison.analyses():
+        own = "asked" if analysis is asked else "wide"
+        rows = [_effect_row(analysis, effect) for effect in analysis.effects if effect.quantity == LEAD]
+        text = latex_table(rows, EFFECTS, f"Worst-case log-likelihood at {analysis.name}: differences a − b")
+        write_text(folder / "latex" / f"effects-{own}.tex", text)
+
+
+def comparison_page(comparison: Comparison, rounds: Rounds, folder: Path) -> Page:
+    """The page; `folder` holds run.json."""
+    scores = comparison.scores
+    n = len(scores.sample_ids)
+    return Page(
+        title="Which model is more reliable?",
+        subtitle=f"{len(scores.models)} models, {len(scores.rounds)} rounds of {n} samples",
+        verdict=[
+            *filter(None, [comparison.caution()]),
+            *(_said(analysis, sentence) for analysis, sentence in comparison.said()),
+        ],
+        sections=[
+            *(_effects_section(analysis) for analysis in comparison.analyses()),
+            _profiles_section(comparison),
+            _source_section(comparison.asked),
+            _tests_section(comparison),
+            samples_section(
+                "Hardest and top-weighted samples",
+                _samples(comparison, rounds),
+                f"Log-likelihoods and weights at {comparison.asked.name}, means over rounds; a weight n·q "
+                "of 1 is an even share. Prompts are the original ones.",
+                group="model",
+            ),
+            _quality_section(comparison, rounds),
+            provenance_section(folder, {"rounds": rounds.about, **comparison.about}),
+        ],
+    )
+
+
+def _said(analysis: Analysis, sentence: str) -> str:
+    """The sentence names ε; γ goes before it."""
+    gamma = analysis.solutions.gamma
+    return sentence if gamma is None else f"With certainty capped at γ = {gamma:.4g}: {sentence}"
+
+
+EFFECTS = {
+    **{"pair": "pair, a − b", "mean": "mean difference", "hodges_lehmann": "Hodges–Lehmann"},
+    **{"cohen_dz": "Cohen's d_z", "items": "over items (delta method)", "ess": "least ESS"},
+    **{"rounds": "rounds", "rounds_needed": "rounds needed", "holm": "−log10 p, Holm"},
+}
+
+
+def _effect_row(analysis: Analysis, effect: Effect) -> dict[str, Any]:
+    pair = (effect.model_a, effect.model_b)
+    item = next(i for i in analysis.items if (i.model_a, i.model_b, i.quantity) == (*pair, effect.quantity))
+    test = next(
+        t
+        for t in analysis.tests
+        if (t.model_a, t.model_b, t.test, t.quantity) == (*pair, "paired_t", effect.quantity)
+    )
+    median = (effect.hodges_lehmann, effect.hodges_lehmann_low, effect.hodges_lehmann_high)
+    return {
+        "pair": " − ".join(pair),
+        "mean": interval(effect.mean, effect.mean_low, effect.mean_high),
+        "hodges_lehmann": interval(*median),
+        "cohen_dz": interval(effect.cohen_dz, effect.cohen_dz_low, effect.cohen_dz_high),
+        "items": interval(item.value, item.low, item.high),
+        "ess": item.ess,
+        "rounds": effect.rounds,
+        "rounds_needed": effect.rounds_needed,
+        "holm": test.minus_log10_holm,
+        "degenerate": effect.degenerate,
+    }
+
+
+def _effects_section(analysis: Analysis) -> Section:
+    s = analysis.solutions
+    of_pair = [_effect_row(analysis, effect) for effect in analysis.effects if effect.quantity == LEAD]
+    unit = f"nats per {s.unit}"
+    lead = f"Worst-case log-likelihood, {unit}: differences between models"
+    note = "95 % intervals; above 0 the first model of the pair is better. Over rounds: on these items only."
+    spreads = [vars(x) for x in analysis.spreads if x.quantity == LEAD]
+    ground = [
+        {**row, "ess": s.least_ess(m), "margin": float(s.gamma_margin[m].min())}
+        for m, row in enumerate(spreads)
+    ]
+    columns = {
+        **{"model": "model", "mean": "mean", "median": "median", "sd": "sd over rounds", "low": "lowest"},
+        **{"worst_round": "worst round", "ess": "least ESS", "margin": "least γ − γ_min"},
+    }
+    parts: list[Part] = [
+        Table(lead, of_pair, _with_reasons(EFFECTS, of_pair), note),
+        _differences(analysis, of_pair, unit),
+        Table(f"Worst-case log-likelihood of each model over rounds, {unit}", ground, columns),
+    ]
+    return Section(f"Worst case at {analysis.name}", parts)
+
+
+def _with_reasons(columns: Mapping[str, str], rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The columns, and where some row has no number the one that says why."""
+    return {**columns, **({"degenerate": "why none"} if any(row["degenerate"] for row in rows) else {})}
+
+
+def _differences(analysis: Analysis, of_pair: list[dict[str, Any]], unit: str) -> Plot:
+    s = analysis.solutions
+    points, means = {}, {}
+    effects = [effect for effect in analysis.effects if effect.quantity == LEAD]
+    for effect in effects:
+        a, b = s.models.index(effect.model_a), s.models.index(effect.model_b)
+        usable = np.flatnonzero(s.pair_rounds(a, b))
+        pair = f"{effect.model_a} − {effect.model_b}"
+        points[pair] = ((s.worst_case[a] - s.worst_case[b])[usable], [s.rounds[r] for r in usable])
+        means[pair] = (effect.mean, effect.mean_low, effect.mean_high)
+    said = "; ".join(f"{row['pair']}: {row['mean']}" for row in of_pair)
+    return Plot(
+        "Per-round paired differences",
+        paired_differences(points, means, f"difference of the worst-case log-likelihood, {unit}"),
+        f"Strip plot, a strip a pair of models. Means with intervals: {said}.",
+        "A dot is a round; the line at 0 is no difference.",
+    )
+
+
+def _profiles_section(comparison: Comparison) -> Section:
+    unit = comparison.scores.unit
+    points = [
+        ProfilePoint("all rounds", p["model"], p["epsilon"], p["robust_loss"], p["lambda"], p["ess"])
+        for p in comparison.profiles
+    ]
+    columns = {
+        **{"model": "model", "epsilon": "ε", "robust_loss": f"worst-case loss, nats/{unit}"},
+        **{"lambda": "λ", "ess": "effective sample size"},
+    }
+    table = Table("Profiles", comparison.profiles, columns, "Means over rounds, without γ.")
+    return Section("Robust profiles", [profile_plot(points, "all rounds", unit), table])
+
+
+def _has_cap(analysis: Analysis) -> bool:
+    return bool(np.any(analysis.solutions.beta[analysis.solutions.usable()] > 0))
+
+
+def _pairs(analysis: Analysis) -> dict[str, tuple[np.ndarray, np.ndarray, list[str]]]:
+    """(λ, β) and the names of the usable rounds of each model."""
+    s = analysis.solutions
+    found = {}
+    for m, model in enumerate(s.models):
+        usable = np.flatnonzero(s.usable()[m])
+        found[model] = (s.lambda_[m, usable], s.beta[m, usable], [s.rounds[r] for r in usable])
+    return found
+
+
+def _source_section(analysis: Analysis) -> Section:
+    s = analysis.solutions
+    parts: list[Part] = [Table("The source's summary: means over rounds", source_summary(analysis), SUMMARY)]
+    readings = [
+        {"pair": f"{v.model_a} and {v.model_b}", "reading": v.source_reading} for v in analysis.verdicts
+    ]
+    parts.append(Table("The source's reading, not ours", readings))
+    if _has_cap(analysis):
+        pairs = _pairs(analysis)
+        said = "; ".join(
+            f"{m}: λ {x.mean():.3g}, β {y.mean():.3g}" for m, (x, y, _) in pairs.items() if len(x)
+        )
+        parts.append(
+            Plot(
+                "λ and β of every round",
+                multipliers(pairs),
+                f"Scatter plot with an ellipse per model. Means: {said}.",
+                "Ellipses would hold 95 % of the rounds were they normal.",
+            )
+        )
+    for test, quantity in SOURCE_TESTS:
+        parts.append(_p_values(analysis, test, quantity))
+    return Section(f"The source's tables at {analysis.name}", parts, f"n = {s.n}. {READING}")
+
+
+def _p_values(analysis: Analysis, test: str, quantity: str) -> Part:
+    """A heat map, or, where no pair has a p-value, the reasons."""
+    models = analysis.solutions.models
+    matrix = p_matrix(analysis.tests, test, quantity, models)
+    title = f"{TESTS[test]} on {SYMBOLS[quantity]}: −log10 p"
+    own = [t for t in analysis.tests if (t.test, t.quantity) == (test, quantity)]
+    if np.isnan(matrix).all():
+        rows = [{"pair": f"{t.model_a} and {t.model_b}", "why": t.degenerate} for t in own]
+        return Table(title, rows, {"pair": "pair", "why": "why there is none"})
+    said = "; ".join(f"{t.model_a} and {t.model_b}: {t.degenerate or f'{t.minus_log10_p:.3g}'}" for t in own)
+    return Plot(title, heat_map(matrix, models, "−log10 p"), f"Heat map. {said}.", "1.3 is p = .05.")
+
+
+def _tests_section(comparison: Comparison) -> Section:
+    columns = {
+        **{"test": "test", "of": "on", "pair": "pair", "rounds": "rounds", "statistic": "statistic"},
+        **{"minus_log10_p": "−log10 p", "minus_log10_holm": "Holm", "minus_log10_bh": "Benjamini–Hochberg"},
+    }
+    parts = []
+    for analysis in comparison.analyses():
+        rows = [
+            {**vars(t), "of": SYMBOLS[t.quantity], "pair": f"{t.model_a} and {t.model_b}"}
+            for t in analysis.tests
+        ]
+        title = f"At {analysis.name}"
+        parts.append(Table(title, rows, _with_reasons(columns, rows), search=True, group="test"))
+    note = "All treat rounds as the sample and hold for these items only. Paired tests fit matched rounds."
+    return Section("Every test over rounds", parts, note)
+
+
+def _samples(comparison: Comparison, rounds: Rounds) -> list[dict[str, Any]]:
+    scores, s = comparison.scores, comparison.asked.solutions
+    table = rounds.table(rounds.rounds[0]).select(["sample_id", "original", "answer"]).to_pylist()
+    text_of = {row["sample_id"]: {"prompt": row["original"], "answer": row["answer"]} for row in table}
+    rows: list[dict[str, Any]] = []
+    for m, model in enumerate(scores.models):
+        usable = s.usable()[m]
+        g, c = scores.log_likelihood[m], scores.certainty[m]
+        weights = np.full(s.n, np.nan)
+        if usable.any():
+            q = solve_dual(g[usable], c[usable], epsilon=s.epsilon, gamma=s.gamma).weights
+            weights = np.asarray(q).mean(axis=0)
+        rows += sample_rows(scores.sample_ids, g.mean(axis=0), weights, model=model)
+    return [{**row, **text_of.get(row["sample_id"], {"prompt": "", "answer": ""})} for row in rows]
+
+
+def _quality_section(comparison: Comparison, rounds: Rounds) -> Section:
+    scores = comparison.scores
+    kept = {"kept": len(scores.sample_ids), **scores.left_out}
+    status = []
+    for analysis in comparison.analyses():
+        s = analysis.solutions
+        names = sorted(set(s.status.ravel().tolist()) | {"infeasible"})
+        for m, model in enumerate(s.models):
+            counts = {name: int((s.status[m] == name).sum()) for name in names}
+            status.append({"at": analysis.name, "model": model, **counts})
+    keys = list(dict.fromkeys(key for row in status for key in row))
+    status = [{key: row.get(key, 0) for key in keys} for row in status]
+    acceptance = [
+        {key: value for key, value in row.items() if key in ("round", "rows", "accepted", "share") or value}
+        for row in rounds.acceptance()
+    ]
+    reasons = list(dict.fromkeys(key for row in acceptance for key in row))
+    accepted = [{key: row.get(key, 0) for key in reasons} for row in acceptance]
+    return Section(
+        "Data quality",
+        [
+            Table("Rows", [kept], note="Rows left out for all models, by the gravest reason in any table."),
+            Table("Rounds by status of the solve", status, note="Infeasible rounds enter no test."),
+            Table(
+                "Rephrasings accepted in each round",
+                accepted,
+                note="A rejected one is replaced by the original prompt. Word for word: of the accepted, "
+                "those that hold the original unchanged, with a line put before it.",
+            ),
+        ],
+    )

@@ -1,0 +1,182 @@
+"""The report of `klball evaluate`: models side by side on every data set."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from klball.adversary.dual import solve_dual
+from klball.report.interactive import intervals
+from klball.report.page import Page, Part, Plot, Section, Table, write_page
+from klball.report.pages.parts import (
+    REPORT_FILE,
+    change,
+    counted,
+    interval,
+    profile_plot,
+    provenance_section,
+    sample_rows,
+    samples_section,
+    says,
+    with_texts,
+)
+from klball.scores.perplexity import RobustnessReport, decided_by
+
+FEW = 20  # rows; a bootstrap of fewer says little
+TAILS = "Tails of fewer than 20 rows are descriptive, and one row has no interval."
+WEIGHED_AT = 0.5  # the radius of the weights in the sample table
+COMPARED = {
+    "perplexity_sample": "perplexity, mean over samples",
+    "perplexity_token": "perplexity, mean over tokens",
+    "hardest_1pct": "hardest 1 % (chosen by the reference)",
+    "own_hardest_1pct": "hardest 1 % (each its own)",
+    "cvar_0.05": "worst 5 % (CVaR of the loss)",
+}
+
+Tables = Mapping[str, Mapping[str, Dataset]]  # data → model → score table
+
+
+def write_evaluation_page(
+    report: RobustnessReport,
+    tables: Tables,
+    rows: Mapping[str, Dataset],
+    about: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """report.html of models on data sets; `rows` are the data sets themselves, for the texts."""
+    models = list(dict.fromkeys(metric.model for metric in report.metrics))
+    page = Page(
+        title="Robustness report",
+        subtitle=f"{len(models)} model(s) on {', '.join(report.rows)}; reference: {report.reference}",
+        verdict=_verdict(report, models),
+        sections=[
+            *evaluation_sections(report, models),
+            weighed_samples(tables, rows),
+            quality_section(report.rows),
+            provenance_section(folder, about),
+        ],
+    )
+    write_page(page, folder / REPORT_FILE)
+
+
+def evaluation_sections(report: RobustnessReport, models: list[str], note: str = "") -> list[Section]:
+    """Per data set: changes against the reference, the numbers, and the robust profile."""
+    suffix = f", {note}" if note else ""
+    sections = []
+    for data in report.rows:
+        parts: list[Part] = []
+        others = [model for model in models if model != report.reference]
+        if others:
+            parts += [_effects_table(report, data, others), _effects_plot(report, data, others)]
+        parts += [_metrics_table(report, data, models), profile_plot(report.profiles, data)]
+        parts.append(_all_metrics(report, data))
+        sections.append(Section(f"On {data}{suffix}", parts))
+    return sections
+
+
+def quality_section(rows: Mapping[str, Mapping[str, int]]) -> Section:
+    """Rows kept and lost on every data set."""
+    table = Table(
+        "Rows kept and left out",
+        [{"data": data, **counts} for data, counts in rows.items()],
+        {"data": "data set", "kept": "kept", "truncated": "truncated", "unscored": "without an answer token"},
+        "A row that one model had to cut or could not score is left out for all models.",
+    )
+    return Section("Data quality", [table])
+
+
+def weighed_samples(tables: Tables, rows: Mapping[str, Dataset]) -> Section:
+    """The hardest and top-weighted samples of every model on every data set."""
+    shown: list[dict[str, Any]] = []
+    for data, of_model in tables.items():
+        keep = _common(of_model)
+        own: list[dict[str, Any]] = []
+        for model, table in of_model.items():
+            g = np.array(table["log_likelihood"][:], dtype=float)[keep]
+            ids = np.array(table["sample_id"][:])[keep].tolist()
+            weights = solve_dual(g, epsilon=WEIGHED_AT).weights
+            own += sample_rows(ids, g, weights, model=f"{model} on {data}")
+        shown += with_texts(own, rows[data])
+    return samples_section(
+        "Hardest and top-weighted samples",
+        shown,
+        f"Weights are those of the worst case at ε = {WEIGHED_AT:g}; 1 is an even share. Without a bound on "
+        "certainty they rise as the log-likelihood falls. Look here for mislabelled answers.",
+        group="model",
+    )
+
+
+def _common(of_model: Mapping[str, Dataset]) -> np.ndarray:
+    """Rows that every model holds uncut, as the report keeps them."""
+    lost = [np.array(t["truncated"][:]) | (np.array(t["num_tokens"][:]) == 0) for t in of_model.values()]
+    return np.flatnonzero(~np.logical_or.reduce(lost))
+
+
+def _verdict(report: RobustnessReport, models: list[str]) -> list[str]:
+    sentences = []
+    for data in report.rows:
+        few = few_rows(report, data)
+        for model in models:
+            hard, whole = (report.value(data, model, name) for name in ("hardest_1pct", "perplexity_sample"))
+            if model == report.reference:
+                if len(models) == 1:
+                    sentences.append(
+                        f"On {data}, {model} has perplexity {whole.value:.4g} on the whole set and "
+                        f"{hard.value:.4g} on its hardest 1 %{few}."
+                    )
+                continue
+            parts = [says(m.ratio, m.ratio_low, m.ratio_high) for m in (hard, whole)]
+            sentences.append(
+                f"On {data}, against {report.reference}, the perplexity of {model} is {parts[0]} on the "
+                f"hardest 1 %{few} and {parts[1]} on the whole set."
+            )
+    return sentences
+
+
+def few_rows(report: RobustnessReport, data: str) -> str:
+    """A warning where the hardest 1 % are too few for their interval to mean much."""
+    rows = decided_by("hardest_1pct", report.rows[data]["kept"])
+    return f" (descriptive: only {counted(rows)})" if rows < FEW else ""
+
+
+def _effects_table(report: RobustnessReport, data: str, others: list[str]) -> Table:
+    rows = []
+    for model in others:
+        metrics = {name: report.value(data, model, name) for name in COMPARED}
+        cells = {name: change(m.ratio, m.ratio_low, m.ratio_high) for name, m in metrics.items()}
+        rows.append({"model": model, **cells})
+    return Table(
+        f"Change against {report.reference}",
+        rows,
+        {"model": "model", **COMPARED},
+        "Ratio to the reference on the same samples, minus 1; paired 95 % interval over samples. Below 0 is "
+        f"better. {TAILS}",
+    )
+
+
+def _effects_plot(report: RobustnessReport, data: str, others: list[str]) -> Plot:
+    series = {}
+    for model in others:
+        found = {label: report.value(data, model, name) for name, label in COMPARED.items()}
+        series[model] = {label: (m.ratio, m.ratio_low, m.ratio_high) for label, m in found.items()}
+    return Plot(
+        f"Ratio to {report.reference} on {data}",
+        intervals(series, f"ratio to {report.reference} (below 1 is better)", reference=1.0),
+        "Dots with 95 % intervals; the numbers are in the table above.",
+    )
+
+
+def _metrics_table(report: RobustnessReport, data: str, models: list[str]) -> Table:
+    names = {**COMPARED, "bits_per_byte": "bits per byte"}
+    rows = []
+    for model in models:
+        metrics = {name: report.value(data, model, name) for name in names}
+        rows.append({"model": model, **{k: interval(m.value, m.low, m.high) for k, m in metrics.items()}})
+    return Table("Values", rows, {"model": "model", **names}, f"95 % intervals over samples. {TAILS}")
+
+
+def _all_metrics(report: RobustnessReport, data: str) -> Table:
+    rows = [row for row in report.records() if row["data"] == data]
+    return Table("All metrics", rows, note="The rows of metrics.csv.")

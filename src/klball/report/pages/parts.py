@@ -1,0 +1,129 @@
+"""What the reports of several commands have in common: samples with their texts, provenance, sentences."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from klball.data.rows import texts_of, to_trl_format, with_sample_ids
+from klball.files import versions
+from klball.report.interactive import Series, profiles
+from klball.report.page import Cell, Plot, Record, Section, Table
+from klball.scores.perplexity import ProfilePoint
+
+SHOWN = 20  # samples of each kind
+REPORT_FILE = "report.html"
+BASE = "base"  # how tables call the model that training starts from
+
+
+def with_texts(rows: Sequence[dict[str, Any]], dataset: Dataset) -> list[dict[str, Any]]:
+    """Rows that have a `sample_id`, with the prompt and answer of that sample in `dataset`."""
+    data = with_sample_ids(dataset)
+    chosen = {row["sample_id"] for row in rows}
+    kept = data.select([i for i, sample_id in enumerate(data["sample_id"]) if sample_id in chosen])
+    converted = to_trl_format(kept, conversational=False).to_list() if len(kept) else []
+    texts = {row["sample_id"]: [text.strip() for text in texts_of(row)] for row in converted}
+    return [
+        {**row, **dict(zip(("prompt", "answer"), texts.get(row["sample_id"], ("", "")), strict=True))}
+        for row in rows
+    ]
+
+
+def sample_rows(
+    ids: Sequence[str], g: np.ndarray, weights: np.ndarray, **labels: str
+) -> list[dict[str, Any]]:
+    """The samples with the lowest g and with the largest weights, each once, with `labels` in front.
+
+    weights: q, which sums to 1, or NaN for none; shown as n·q, where 1 is an even share.
+    """
+    hard = np.argsort(g, kind="stable")[:SHOWN].tolist()
+    heavy = [] if np.isnan(weights).any() else np.argsort(-weights, kind="stable")[:SHOWN].tolist()
+    rows = []
+    for i in dict.fromkeys([*heavy, *hard]):
+        why = [name for name, places in (("hardest", hard), ("top-weighted", heavy)) if i in places]
+        numbers = {"log_likelihood": float(g[i]), "n_q": float(weights[i] * len(g))}
+        rows.append({**labels, "why": " and ".join(why), "sample_id": ids[i], **numbers})
+    return rows
+
+
+def samples_section(title: str, rows: Sequence[dict[str, Any]], intro: str, group: str = "") -> Section:
+    """A searchable table of samples with their texts, to be narrowed to one value of `group`."""
+    headings = {"log_likelihood": "log-likelihood", "n_q": "weight n·q", "sample_id": "sample"}
+    table = Table(
+        title,
+        rows,
+        {key: headings.get(key, key.replace("_", " ")) for key in (rows[0] if rows else {})},
+        "A row stays if it holds every word typed. Escape clears the box. Open a text to read it whole.",
+        long=("prompt", "answer"),
+        search=True,
+        group=group,
+        rest="in the score tables (Parquet) of this folder",
+    )
+    return Section("Samples", [table], intro)
+
+
+def provenance_section(folder: Path, tables: Mapping[str, Any]) -> Section:
+    """Options of the run, library versions, and what every score table says it was made from."""
+    run = folder / "run.json"
+    records = [Record("Command and options", json.loads(run.read_text()))] if run.exists() else []
+    records.append(Record("Library versions", versions()))
+    records.append(Record("Score tables: model, weights, tokenizer, data, length", tables))
+    return Section("Provenance", records, "What the numbers depend on, in full.")
+
+
+def profile_plot(points: Sequence[ProfilePoint], data: str, unit: str = "token") -> Plot:
+    """The robust profiles of all models on one data set."""
+    series: dict[str, Series] = {}
+    for model in dict.fromkeys(point.model for point in points if point.data == data):
+        own = [p for p in points if (p.data, p.model) == (data, model)]
+        series[model] = ([p.epsilon for p in own], [p.robust_loss for p in own])
+    ends = "; ".join(
+        f"{m}: {y[0]:.3g} at ε = {x[0]:g}, {y[-1]:.3g} at {x[-1]:g}" for m, (x, y) in series.items()
+    )
+    return Plot(
+        f"Robust profile on {data}",
+        profiles(series, f"worst-case loss L_ε, nats/{unit}"),
+        f"Line chart of the worst-case loss in nats per {unit} against the radius. {ends}.",
+        "The loss when an adversary may re-weight the samples within radius ε. Flatter is more even.",
+    )
+
+
+def counted(rows: int) -> str:
+    """ "1 row", "7 rows"."""
+    return "1 row" if rows == 1 else f"{rows} rows"
+
+
+def interval(value: float, low: float, high: float) -> Cell:
+    """A number with its interval; without one where a bound is NaN."""
+    text = f"{value:.4g}" if math.isnan(low) else f"{value:.4g} [{low:.4g}, {high:.4g}]"
+    return Cell(value, text.replace("-", "−"))
+
+
+def number_sd(mean: float, sd: float) -> Cell:
+    """A mean with its spread over seeds, where there is one."""
+    text = f"{mean:.4g}" + (f" ± {sd:.2g}" if sd > 0 else "")
+    return Cell(mean, text.replace("-", "−"))
+
+
+def change(ratio: float, low: float, high: float) -> Cell:
+    """A ratio as a change in percent, with its interval."""
+    if math.isnan(ratio):
+        return Cell(ratio, "–")
+    value, *bounds = (f"{100 * (x - 1):+.1f}" for x in (ratio, low, high))
+    text = f"{value} %" if math.isnan(low) else f"{value} % [{', '.join(bounds)}]"
+    return Cell(100 * (ratio - 1), text.replace("-", "−"))
+
+
+def says(ratio: float, low: float, high: float) -> str:
+    """A ratio in words: "8.8 % lower (95 % interval −13.1 to −4.3 %)", or that the data do not tell."""
+    size = f"{abs(100 * (ratio - 1)):.1f} % {'higher' if ratio > 1 else 'lower'}"
+    if math.isnan(low):
+        return f"{size} (no interval)"
+    bounds = f"{100 * (low - 1):+.1f} to {100 * (high - 1):+.1f} %".replace("-", "−")
+    if low <= 1 <= high:
+        return f"not clearly different ({size}, 95 % interval {bounds})"
+    return f"{size} (95 % interval {bounds})"

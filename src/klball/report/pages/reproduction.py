@@ -1,0 +1,194 @@
+"""The reports of `klball reproduce`: robust radii, and the head-to-head of token objectives."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from klball.report.interactive import Series, gain_against_forgetting, intervals, lines
+from klball.report.page import Page, Part, Plot, Section, Table, write_page
+from klball.report.pages.evaluation import (
+    Tables,
+    evaluation_sections,
+    few_rows,
+    quality_section,
+    weighed_samples,
+)
+from klball.report.pages.parts import BASE, REPORT_FILE, change, number_sd, provenance_section, says
+from klball.scores.perplexity import RobustnessReport, robustness_report
+
+Rows = Sequence[dict[str, Any]]
+Measures = Mapping[str, str]  # column → title
+
+
+def write_robustness_page(
+    summary: Rows,
+    finals: Rows,
+    curves: Rows,
+    measures: Measures,
+    report: RobustnessReport,
+    tables: Tables,
+    rows: Mapping[str, Dataset],
+    about: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """report.html of the robustness experiment; `report` and `tables` are those of the first seed."""
+    seeds = len({row["seed"] for row in finals})
+    models = list(dict.fromkeys(metric.model for metric in report.metrics))
+    page = Page(
+        title="What robust fine-tuning costs and buys",
+        subtitle=f"{len(summary) - 1} arms at equal budget, {seeds} seed(s)",
+        verdict=_robustness_verdict(summary, measures, seeds, report),
+        sections=[
+            Section("Change against SFT", _change_parts(summary, measures, seeds)),
+            Section("Values over seeds", [_values_table(summary, measures)]),
+            Section("Over training", [_curve(curves, column, title) for column, title in measures.items()]),
+            *evaluation_sections(report, models, "seed 0"),
+            weighed_samples(tables, rows),
+            quality_section(report.rows),
+            provenance_section(folder, about),
+        ],
+    )
+    write_page(page, folder / REPORT_FILE)
+
+
+def _ratio(row: Mapping[str, Any], column: str) -> tuple[float, float, float]:
+    return row[f"{column}_ratio"], row[f"{column}_ratio_low"], row[f"{column}_ratio_high"]
+
+
+def _compared(summary: Rows, measures: Measures) -> list[dict[str, Any]]:
+    """The arms that have a ratio to plain SFT."""
+    column = next(iter(measures))
+    return [row for row in summary if row[f"{column}_ratio"] == row[f"{column}_ratio"]]
+
+
+def _robustness_verdict(summary: Rows, measures: Measures, seeds: int, report: RobustnessReport) -> list[str]:
+    few = {"hardest_1pct": few_rows(report, "test")} if "test" in report.rows else {}
+    sentences = []
+    for row in _compared(summary, measures):
+        parts = [
+            f"{says(*_ratio(row, column))} on {_where(column)}{few.get(column, '')}" for column in measures
+        ]
+        sentences.append(f"{row['arm']} against SFT: perplexity is {', '.join(parts[:-1])} and {parts[-1]}.")
+    if seeds == 1:
+        sentences.append("One seed: differences between arms have no interval over seeds.")
+    return sentences or ["There is no arm to compare with SFT."]
+
+
+def _where(column: str) -> str:
+    names = {"whole": "the whole test set", "hardest_1pct": "its hardest 1 %", "out_of_domain": "other data"}
+    return names[column]
+
+
+def _change_parts(summary: Rows, measures: Measures, seeds: int) -> list[Part]:
+    compared = _compared(summary, measures)
+    if not compared:
+        return []
+    rows = [{"arm": r["arm"], **{c: change(*_ratio(r, c)) for c in measures}} for r in compared]
+    over = "paired 95 % t interval over seeds" if seeds > 1 else "one seed, so no interval"
+    table = Table("Change of perplexity", rows, {"arm": "arm", **measures}, f"Below 0 is better; {over}.")
+    series = {r["arm"]: {_where(c): _ratio(r, c) for c in measures} for r in compared}
+    plot = Plot(
+        "Ratio to SFT",
+        intervals(series, "perplexity relative to SFT (below 1 is better)", reference=1.0),
+        "Dots with intervals for every arm; the numbers are in the table above.",
+    )
+    return [table, plot]
+
+
+def _values_table(summary: Rows, measures: Measures) -> Table:
+    rows = [{"arm": r["arm"], **{c: number_sd(r[c], r[f"{c}_sd"]) for c in measures}} for r in summary]
+    return Table("Perplexity at the end", rows, {"arm": "arm", **measures}, "Mean ± sd over seeds.")
+
+
+def _curve(curves: Rows, column: str, title: str) -> Plot:
+    series: dict[str, Series] = {}
+    for arm in dict.fromkeys(row["arm"] for row in curves):
+        own = [row for row in curves if row["arm"] == arm]
+        steps = sorted({row["step"] for row in own})
+        of_step = [[row[column] for row in own if row["step"] == step] for step in steps]
+        series[arm] = (steps, [sum(values) / len(values) for values in of_step])
+    figure = lines(series, "optimizer step", "perplexity", "step %{x}<br>%{y:.4g}")
+    ends = "; ".join(f"{arm}: {y[0]:.4g} to {y[-1]:.4g}" for arm, (_, y) in series.items())
+    return Plot(title, figure, f"Line chart over training. {ends}.", "Means over seeds.")
+
+
+def write_objectives_page(
+    summary: Rows,
+    entropy: Mapping[str, Series],
+    seeds: int,
+    base: Tables,
+    rows: Mapping[str, Dataset],
+    about: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """report.html of the head-to-head; summary: rows arm, each measure and its _sd; base: its tables."""
+    counts = robustness_report({data: dict(of_model) for data, of_model in base.items()}, BASE, 1).rows
+    columns = {name: name.replace("_", " ") for name in summary[0] if not name.endswith("_sd")}
+    values = [
+        {"arm": r["arm"], **{c: number_sd(r[c], r[f"{c}_sd"]) for c in columns if c != "arm"}}
+        for r in summary
+    ]
+    points = "; ".join(f"{r['arm']}: gain {r['gain']:.3g}, forgetting {r['forgetting']:.3g}" for r in summary)
+    page = Page(
+        title="Token objectives: what each gains and forgets",
+        subtitle=f"{len(summary) - 1} methods at equal budget, {seeds} seed(s)",
+        verdict=[
+            *gain_verdict(summary),
+            f"These are means over {seeds} seeds." if seeds > 1 else "One seed: chance is not ruled out.",
+        ],
+        sections=[
+            Section(
+                "Gain against forgetting",
+                [
+                    Plot(
+                        "Gain on the task against forgetting",
+                        gain_against_forgetting(summary),
+                        f"Scatter plot. {points}.",
+                        "Up and to the left is better; the base model is the origin; open marks are robust; "
+                        "bars are one sd over seeds.",
+                    ),
+                    Table(
+                        "All measures",
+                        values,
+                        columns,
+                        "Mean ± sd over seeds; nats per token, but for the hardest 1 % (perplexity), "
+                        "distinct 2 and self bleu.",
+                    ),
+                ],
+            ),
+            Section(
+                "Over training",
+                [
+                    Plot(
+                        "Token entropy of training answers",
+                        lines(entropy, "optimizer step", "entropy, nats", "step %{x:.0f}<br>%{y:.4g}"),
+                        "Line chart of the entropy over training, a line a method.",
+                    )
+                ],
+            ),
+            weighed_samples(base, rows),
+            quality_section(counts),
+            provenance_section(folder, about),
+        ],
+    )
+    write_page(page, folder / REPORT_FILE)
+
+
+def gain_verdict(summary: Rows) -> list[str]:
+    """Who gains most, who forgets least, and which methods no other beats in both."""
+    trained = [row for row in summary if row["arm"] != BASE]
+    best = max(trained, key=lambda row: row["gain"])
+    mild = min(trained, key=lambda row: row["forgetting"])
+    free = [
+        row["arm"]
+        for row in trained
+        if not any(o["gain"] > row["gain"] and o["forgetting"] < row["forgetting"] for o in trained)
+    ]
+    return [
+        f"{best['arm']} gains most on the task: {best['gain']:.3g} nats per token, forgetting "
+        f"{best['forgetting']:.3g} (KL from the base on its own answers).",
+        f"{mild['arm']} forgets least: {mild['forgetting']:.3g} nats per token, gaining {mild['gain']:.3g}.",
+        f"No other method both gains more and forgets less than {', '.join(free)}.",
+    ]

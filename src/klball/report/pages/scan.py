@@ -1,0 +1,125 @@
+"""The report of `klball scan`: what SFT would do to a model, and what fine-tuning did."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from klball.report.interactive import gain_against_forgetting, intervals
+from klball.report.page import Cell, Page, Plot, Section, Table, write_page
+from klball.report.pages.parts import REPORT_FILE, profile_plot, provenance_section, samples_section
+from klball.report.pages.reproduction import gain_verdict
+from klball.scores.perplexity import ProfilePoint
+
+Rows = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ScanResults:
+    """The rows of the scan's CSV files; `models` is empty where no fine-tuned model was given.
+
+    kept, skipped, truncated: rows with answer tokens, without them, and those that were cut.
+    """
+
+    rewards: Rows
+    shares: Rows
+    dominating: Rows
+    profile: Sequence[ProfilePoint]
+    models: Rows
+    counts: Mapping[str, int]
+
+
+def write_scan_page(results: ScanResults, about: Mapping[str, Any], folder: Path) -> None:
+    """report.html of a scan."""
+    sections = [_gradient_section(results), _profile_section(results)]
+    if results.models:
+        sections.insert(0, _models_section(results.models))
+    note = "By weight in the gradient of plain SFT, times n·q of the worst case at the largest radius."
+    quality = Table("Training rows", [results.counts], note="Rows without an answer token are left out.")
+    page = Page(
+        title="Scan of a training set",
+        subtitle="What supervised fine-tuning would see, and who holds its gradient",
+        verdict=_verdict(results),
+        sections=[
+            *sections,
+            samples_section("Samples with the most gradient weight", results.dominating, note),
+            Section("Data quality", [quality]),
+            provenance_section(folder, about),
+        ],
+    )
+    write_page(page, folder / REPORT_FILE)
+
+
+def _verdict(results: ScanResults) -> list[str]:
+    shares = {(s["objective"], s["epsilon"]): s for s in results.shares}
+    objectives = list(dict.fromkeys(objective for objective, _ in shares))
+    least, most = (pick(epsilon for _, epsilon in shares) for pick in (min, max))
+    sentences = []
+    if "nll" in objectives:
+        plain = shares["nll", least]
+        sentences.append(
+            f"Under SFT at ε = {least:g} the heaviest 1 % of samples hold {plain['samples']:.1%} of the "
+            f"gradient weight and the heaviest 1 % of tokens {plain['tokens']:.1%}; an even share is 1 %."
+        )
+        if most > least:
+            robust = shares["nll", most]
+            sentences.append(
+                f"At ε = {most:g} the heaviest 1 % of samples hold {robust['samples']:.1%}, and the "
+                f"adversary looks at {robust['ess']:.0f} samples in effect, of {results.counts['kept']}."
+            )
+    return sentences + (gain_verdict(results.models) if len(results.models) > 1 else [])
+
+
+def _gradient_section(results: ScanResults) -> Section:
+    series = {
+        f"ε = {epsilon:g}": {
+            share["objective"]: (100 * share["samples"], math.nan, math.nan)
+            for share in results.shares
+            if share["epsilon"] == epsilon and not math.isnan(share["samples"])
+        }
+        for epsilon in dict.fromkeys(share["epsilon"] for share in results.shares)
+    }
+    plot = Plot(
+        "Gradient weight of the heaviest 1 % of samples",
+        intervals(series, "share of the gradient weight, % (1 is even)", reference=1.0),
+        "Dots, one per objective and radius; the numbers are in the table below.",
+    )
+    rows = [
+        {**share, **{unit: Cell(share[unit], f"{share[unit]:.1%}") for unit in ("tokens", "samples")}}
+        for share in results.shares
+    ]
+    columns = {
+        **{"objective": "objective", "epsilon": "ε", "tokens": "top 1 % of tokens"},
+        **{"samples": "top 1 % of samples", "ess": "effective sample size"},
+    }
+    table = Table("Shares of the gradient weight", rows, columns, "psft at ratio 1 is nll.")
+    rewards = Table(
+        "Log implicit reward log 1/K, nats: quantiles",
+        results.rewards,
+        {key: key.replace("q", "") + " %" if key[0] == "q" else key for key in results.rewards[0]}
+        | {"unit": "per", "top_1pct_share": "reward held by the top 1 %"},
+    )
+    return Section("Who holds the gradient", [plot, table, rewards])
+
+
+def _profile_section(results: ScanResults) -> Section:
+    rows = [vars(point) for point in results.profile]
+    columns = {
+        **{"epsilon": "ε", "robust_loss": "worst-case loss, nats/token"},
+        **{"lambda_": "λ", "ess": "effective sample size"},
+    }
+    data = results.profile[0].data
+    return Section("Robust profile", [profile_plot(results.profile, data), Table("Profile", rows, columns)])
+
+
+def _models_section(models: Rows) -> Section:
+    points = [{**row, "gain_sd": 0.0, "forgetting_sd": 0.0} for row in models]
+    said = "; ".join(f"{r['arm']}: gain {r['gain']:.3g}, forgetting {r['forgetting']:.3g}" for r in models)
+    plot = Plot(
+        "Gain on the task against forgetting",
+        gain_against_forgetting(points),
+        f"Scatter plot. {said}.",
+        "Up and to the left is better; the base model is the origin.",
+    )
+    return Section("What fine-tuning did", [plot, Table("Measures, nats per token", models)])

@@ -1,0 +1,163 @@
+"""Score tables larger than memory: Parquet files read row group by row group, as often as needed."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch.distributed
+
+from klball.adversary.streaming import Chunk, StreamedSolution
+
+G, C = "log_likelihood", "certainty"
+ELSEWHERE = "For scores from elsewhere use Python: klball.solve_dual(log_likelihoods, epsilon=…)"
+BATCH = 1 << 16  # rows decoded at once
+BUFFER = 1 << 20  # bytes of a column read at once, however large its row groups are
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of a score table: called, it reads its (g, C) anew, without the rows that have no g."""
+
+    path: str
+    index: int
+    metadata: pq.FileMetaData
+    columns: tuple[str, ...]
+
+    def __call__(self) -> Iterator[Chunk]:
+        for batch in self.batches(self.columns):
+            scored = batch.filter(batch[G].is_valid()) if batch[G].null_count else batch
+            g, *c = (column.to_numpy(zero_copy_only=False) for column in scored.columns)
+            yield g, c[0] if c else None
+
+    @property
+    def num_rows(self) -> int:
+        return self.metadata.row_group(self.index).num_rows
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """All rows, some columns of them, in the order of `columns`."""
+        left = self.num_rows
+        options: Any = {"buffer_size": BUFFER, "pre_buffer": False, "page_checksum_verification": True}
+        with readable(self.path), pq.ParquetFile(self.path, metadata=self.metadata, **options) as file:
+            for batch in file.iter_batches(BATCH, [self.index], list(columns), use_threads=False):
+                left -= len(batch)
+                yield without_views(batch.select(list(columns)))
+        if left:  # what a page's header says is in no checksum
+            raise ValueError(f"{self.path} is damaged (rows are lost): remove it and make it again")
+
+
+def stream_scores(
+    scores: str | Path | Sequence[str], *, certainty: bool = True, sharded: bool = False
+) -> list[RowGroup]:
+    """The parts of a score table for `solve_dual_streamed`: a Parquet file, a folder with some, or a list.
+
+    Only log_likelihood and, with `certainty`, that column are read. Rows without a log-likelihood
+    (truncated to nothing) are left out. `sharded`: this process's share of the row groups.
+    Raises ValueError if a file is not a score table.
+    """
+    columns = (G, C) if certainty else (G,)
+    parts = []
+    for path in score_files(scores):
+        with readable(path):
+            metadata = pq.read_metadata(path)
+        check_columns(path, metadata.schema.to_arrow_schema(), columns)
+        parts += [RowGroup(path, index, metadata, columns) for index in range(metadata.num_row_groups)]
+    if sharded:
+        return parts[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
+    return parts
+
+
+def score_files(scores: str | Path | Sequence[str]) -> list[str]:
+    """A folder stands for its .parquet files, at any depth, without the parts of tables being written."""
+    if not isinstance(scores, str | Path):
+        return list(scores)
+    if not Path(scores).exists():
+        raise ValueError(f"there is no {scores}")
+    if not Path(scores).is_dir():
+        return [str(scores)]
+    found = (path.relative_to(scores) for path in Path(scores).rglob("*.parquet"))
+    whole = sorted(path for path in found if not any(".parts-" in name for name in path.parts))
+    if not whole:
+        raise ValueError(f"{scores} has no .parquet files")
+    return [str(Path(scores) / path) for path in whole]
+
+
+def top_weighted(parts: Sequence[RowGroup], solution: StreamedSolution, count: int) -> list[dict[str, Any]]:
+    """The samples of largest weight, sample_id, n_q = n·q and log_likelihood, found in one more pass."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        found = pool.map(lambda part: _top_of(part, solution, count), parts)
+        candidates = [(*row, number) for number, rows in enumerate(found) for row in rows]
+    best = sorted(candidates, key=lambda row: (-row[0], row[3], row[1]))[:count]
+    ids = {number: _sample_ids(parts[number], [r[1] for r in best if r[3] == number]) for *_, number in best}
+    return [{"sample_id": ids[number][row], "n_q": n_q, "log_likelihood": g} for n_q, row, g, number in best]
+
+
+def _top_of(part: RowGroup, solution: StreamedSolution, count: int) -> list[tuple[float, int, float]]:
+    """(n·q, row, g) of a part's largest weights; rows are counted among those that have a g."""
+    check_columns(part.path, part.metadata.schema.to_arrow_schema(), ("sample_id",))
+    best: list[tuple[float, int, float]] = []
+    start = 0
+    for g, c in part():
+        n_q = solution.density(g, c)
+        kept = min(count, len(g))
+        if kept:
+            large = np.flatnonzero(n_q >= np.partition(n_q, -kept)[-kept])
+            large = large[np.argsort(-n_q[large], kind="stable")][:kept]
+            best += [(float(n_q[i]), start + int(i), float(g[i])) for i in large]
+            best = sorted(best, key=lambda row: (-row[0], row[1]))[:count]
+        start += len(g)
+    return best
+
+
+def _sample_ids(part: RowGroup, rows: list[int]) -> dict[int, Any]:
+    ids: dict[int, Any] = {}
+    start = 0
+    for batch in part.batches(("sample_id", G)):
+        scored = batch.filter(batch[G].is_valid())
+        ids |= {
+            row: scored["sample_id"][row - start].as_py() for row in rows if 0 <= row - start < len(scored)
+        }
+        start += len(scored)
+    return ids
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Turns what Arrow raises about a file into a ValueError that says what to do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no {path}") from error
+    except (OSError, pa.ArrowException) as error:
+        said = str(error).splitlines()[0]
+        if Path(path).suffix != ".parquet" and "magic bytes" in said:
+            said = f"is not a readable Parquet file. {ELSEWHERE}"
+        elif "CRC" in said:
+            said = f"is damaged ({said}): remove it and make it again"
+        else:
+            said = f"is not a readable Parquet file: {said}"
+        raise ValueError(f"{path} {said}") from error
+
+
+def without_views(table: Any) -> Any:
+    """Strings in place of views of strings, which Arrow cannot filter."""
+    plain = [pa.string() if pa.types.is_string_view(field.type) else field.type for field in table.schema]
+    fields = [field.with_type(kind) for field, kind in zip(table.schema, plain, strict=True)]
+    return table.cast(pa.schema(fields, table.schema.metadata))
+
+
+def check_columns(path: str | Path, schema: pa.Schema, columns: Sequence[str]) -> None:
+    """Raise ValueError unless a table has these columns, its scores as floating-point numbers."""
+    missing = [name for name in columns if name not in schema.names]
+    if missing:
+        raise ValueError(f"{path} is not a score table: it lacks {', '.join(missing)}. {ELSEWHERE}")
+    if repeated := [name for name in columns if schema.names.count(name) > 1]:
+        raise ValueError(f"{path} is not a score table: it has {repeated[0]} twice")
+    for name in set(columns) & {G, C}:
+        if not pa.types.is_floating(schema.field(name).type):
+            raise ValueError(f"{path}: {name} is {schema.field(name).type}, not a floating-point column")

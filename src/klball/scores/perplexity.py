@@ -1,0 +1,279 @@
+"""Score tables → the robustness report: perplexity on everything, on the hardest 1 %, out of domain."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from scipy import stats
+from torch import Tensor
+
+from klball.adversary.dual import robust_profile
+from klball.scores.tails import influence, mean_interval, paired_interval, tail_interval, tail_size
+
+HARDEST = 0.01
+CVAR_LEVELS = (0.01, 0.05, 0.1, 0.25)
+RADII = (0.0, 0.01, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0)
+RESAMPLES = 1_000
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of the report, with a 95 % interval over samples; NaN where one sample decides.
+
+    Means have bootstrap intervals, tails those of klball.scores.tails. `ratio` compares with the
+    reference model on the same samples (paired); 1 for the reference.
+    """
+
+    data: str
+    model: str
+    name: str
+    value: float
+    low: float
+    high: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+@dataclass(frozen=True)
+class ProfilePoint:
+    """A point of ε ↦ L_ε: the worst-case loss (nats), λ = dL/dε, and the effective sample size."""
+
+    data: str
+    model: str
+    epsilon: float
+    robust_loss: float
+    lambda_: float
+    ess: float
+
+
+@dataclass(frozen=True)
+class RobustnessReport:
+    """Metrics and profiles of several models, and how many rows each data set kept and lost."""
+
+    reference: str
+    metrics: list[Metric]
+    profiles: list[ProfilePoint]
+    rows: dict[str, dict[str, int]]
+
+    def value(self, data: str, model: str, name: str) -> Metric:
+        """The metric of that name."""
+        return next(m for m in self.metrics if (m.data, m.model, m.name) == (data, model, name))
+
+    def records(self) -> list[dict[str, object]]:
+        """The metrics as plain rows, for CSV and Parquet; None for no number."""
+        rows = (asdict(metric).items() for metric in self.metrics)
+        return [
+            {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row}
+            for row in rows
+        ]
+
+
+def robustness_report(
+    tables: dict[str, dict[str, Dataset]], reference: str, resamples: int = RESAMPLES
+) -> RobustnessReport:
+    """Compare models on the same rows: tables[data][model] is a score table.
+
+    perplexity_token = exp(−Σ log p / Σ T); perplexity_sample = exp(−mean g); bits_per_byte =
+    −Σ log p / (ln 2 · Σ bytes), the only one comparable across tokenizers; hardest_1pct: exp(−mean g)
+    of the 1 % lowest g under the reference model, the same rows for every model; own_hardest_1pct:
+    under the model itself; cvar_α: mean −g of the model's own worst share α, nats.
+    Rows that any model cut or could not score leave the report for all models.
+    Raises ValueError for tables of different samples.
+    """
+    metrics: list[Metric] = []
+    profiles: list[ProfilePoint] = []
+    rows: dict[str, dict[str, int]] = {}
+    for data, of_model in tables.items():
+        if reference not in of_model:
+            raise ValueError(f"the reference model {reference!r} has no scores on {data!r}")
+        columns, rows[data] = _common_rows(data, of_model)
+        metrics += _metrics(data, columns, reference, resamples)
+        for model, scores in columns.items():
+            profile = robust_profile(scores["log_likelihood"], RADII)
+            profiles += [
+                ProfilePoint(data, model, *point)
+                for point in zip(
+                    profile.epsilon, profile.robust_loss, profile.lambda_, profile.ess, strict=True
+                )
+            ]
+    return RobustnessReport(reference, metrics, profiles, rows)
+
+
+Columns = dict[str, np.ndarray]
+
+
+def _common_rows(data: str, of_model: dict[str, Dataset]) -> tuple[dict[str, Columns], dict[str, int]]:
+    """The usable rows of every model, and the counts of kept, cut and unscored ones."""
+    ids = {model: table["sample_id"][:] for model, table in of_model.items()}
+    first = next(iter(ids.values()))
+    for model, own in ids.items():
+        if own != first:
+            raise ValueError(
+                f"on {data!r} the score table of {model!r} is of other samples: score them again"
+            )
+    cut: Any = np.logical_or.reduce([np.array(t["truncated"][:]) for t in of_model.values()])
+    empty: Any = np.logical_or.reduce([np.array(t["num_tokens"][:]) == 0 for t in of_model.values()])
+    keep = ~(cut | empty)
+    if not keep.any():
+        raise ValueError(f"no row of {data!r} fits in every model uncut: nothing to compare")
+    names = ("log_likelihood", "certainty", "entropy", "sum_log_prob", "num_tokens", "num_bytes")
+    columns = {
+        model: {name: np.array(table[name][:], dtype=float)[keep] for name in names}
+        for model, table in of_model.items()
+    }
+    count = {"kept": int(keep.sum()), "truncated": int(cut.sum()), "unscored": int((empty & ~cut).sum())}
+    return columns, count
+
+
+def _metrics(data: str, columns: dict[str, Columns], reference: str, resamples: int) -> list[Metric]:
+    base = columns[reference]
+    hard = hardest(base["log_likelihood"])
+    metrics = []
+    draws = _draws(columns, resamples)
+    for model, own in columns.items():
+        found = {
+            **{
+                name: _of_draws(draws[model][name], draws[reference][name], len(base["log_likelihood"]))
+                for name in draws[model]
+            },
+            "hardest_1pct": _of_hardest(own["log_likelihood"], base["log_likelihood"], hard),
+            **{
+                f"cvar_{level:g}": _of_cvar(own["log_likelihood"], base["log_likelihood"], level)
+                for level in CVAR_LEVELS
+            },
+            "own_hardest_1pct": _of_own(own["log_likelihood"], base["log_likelihood"]),
+        }
+        metrics += [Metric(data, model, name, *map(float, numbers)) for name, numbers in found.items()]
+    return metrics
+
+
+Numbers = tuple[float, float, float, float, float, float]  # value, low, high, ratio, its low, its high
+
+
+def _draws(columns: dict[str, Columns], resamples: int) -> dict[str, dict[str, np.ndarray]]:
+    """Each mean over samples on the data (first entry) and on every bootstrap resample.
+
+    A resample is shared by all models, so that ratios are paired.
+    """
+    n = len(next(iter(columns.values()))["log_likelihood"])
+    rng = np.random.default_rng(0)
+    counts = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), size=resamples)])
+    return {model: _statistics(own, counts) for model, own in columns.items()}
+
+
+def _statistics(c: Columns, counts: np.ndarray) -> dict[str, np.ndarray]:
+    g, n = c["log_likelihood"], counts.sum(axis=1)
+    tokens, log_prob, num_bytes = (counts @ c[name] for name in ("num_tokens", "sum_log_prob", "num_bytes"))
+    with np.errstate(divide="ignore"):
+        bits = -log_prob / math.log(2) / num_bytes
+    return {
+        "perplexity_token": np.exp(-log_prob / tokens),
+        "perplexity_sample": np.exp(-(counts @ g) / n),
+        "bits_per_byte": np.where(num_bytes > 0, bits, np.nan),  # answers without a text, such as tool calls
+        "certainty": (counts @ c["certainty"]) / n,
+        "entropy": (counts @ c["entropy"]) / n,
+    }
+
+
+def _of_draws(draws: np.ndarray, reference: np.ndarray, n: int) -> Numbers:
+    """Percentile intervals, at the quantiles that make them as wide as t intervals; none from one sample."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = draws / reference
+    return (draws[0], *_percentiles(draws[1:], n), ratio[0], *_percentiles(ratio[1:], n))
+
+
+def _percentiles(draws: np.ndarray, n: int) -> tuple[float, float]:
+    known = draws[np.isfinite(draws)]
+    if n < 2 or len(known) == 0:
+        return math.nan, math.nan
+    level = stats.norm.cdf(-stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1)))
+    low, high = np.quantile(known, (level, 1 - level))
+    return float(low), float(high)
+
+
+def _of_hardest(g: np.ndarray, reference: np.ndarray, hard: np.ndarray) -> Numbers:
+    """exp(−mean g) of the reference's tail; its edge here is what as many samples beyond it have."""
+    beyond = np.argsort(reference, kind="stable")[len(hard) : 2 * len(hard)]
+    edge = -g[beyond].mean() if len(beyond) else math.nan
+    low, high = tail_interval(-g[hard], edge, HARDEST, -g[hard].mean())
+    difference = reference[hard] - g[hard]
+    bounds = mean_interval(difference)
+    return tuple(map(_exp, (-g[hard].mean(), low, high, difference.mean(), *bounds)))  # pyright: ignore[reportReturnType]
+
+
+def _of_own(g: np.ndarray, reference: np.ndarray) -> Numbers:
+    """exp of the mean loss of each model's own worst share."""
+    value, base = cvar(-g, HARDEST), cvar(-reference, HARDEST)
+    effect = influence(-g, HARDEST) - influence(-reference, HARDEST)
+    bounds = paired_interval(effect, HARDEST, value - base)
+    numbers = (value, *_own_tail(-g, HARDEST, value), value - base, *bounds)
+    return tuple(map(_exp, numbers))  # pyright: ignore[reportReturnType]
+
+
+def _of_cvar(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
+    value, base = cvar(-g, level), cvar(-reference, level)
+    interval = _own_tail(-g, level, value)
+    if not (value > 0 and base > 0):  # no loss at all: there is no ratio
+        return (value, *interval, math.nan, math.nan, math.nan)
+    effect = influence(-g, level) / value - influence(-reference, level) / base
+    low, high = paired_interval(effect, level, math.log(value / base))
+    return (value, *interval, value / base, _exp(low), _exp(high))
+
+
+def _own_tail(loss: np.ndarray, level: float, value: float) -> tuple[float, float]:
+    """The interval of the mean of the worst `level`; its edge is the next loss."""
+    m = tail_size(level, len(loss))
+    ordered = np.sort(loss)[::-1]
+    return tail_interval(ordered[:m], ordered[min(m, len(loss) - 1)], level, value)
+
+
+def _exp(value: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(value))
+
+
+def cvar(loss: np.ndarray, level: float) -> float:
+    """Mean loss of the worst `level` of the samples; the boundary sample counts in part."""
+    mass = level * len(loss)
+    taken = np.diff(np.minimum(np.arange(1, len(loss) + 1), mass), prepend=0.0)
+    return float(taken @ np.sort(loss)[::-1]) / mass
+
+
+def hardest(log_likelihood: np.ndarray | Sequence[float], share: float = HARDEST) -> np.ndarray:
+    """Row indices of the `share` lowest log-likelihoods, at least one."""
+    g = np.asarray(log_likelihood, dtype=float)
+    return np.argsort(g, kind="stable")[: tail_size(share, len(g))]
+
+
+def summary_of(scores: dict[str, Tensor]) -> dict[str, float]:
+    """What a training run logs of an evaluation set: token NLL, log-likelihood, its tail, perplexity."""
+    g = scores["log_likelihood"].numpy()
+    nll = float(-scores["sum_log_prob"].sum() / scores["num_tokens"].sum())
+    return {
+        "loss": nll,
+        "perplexity_token": math.exp(nll),
+        "perplexity_sample": math.exp(-float(g.mean())),
+        "own_hardest_1pct": math.exp(-float(g[hardest(g)].mean())),
+        **{name: float(scores[name].mean()) for name in ("entropy", "certainty") if name in scores},
+    }
+
+
+def decided_by(name: str, rows: int) -> int:
+    """How many of `rows` samples a metric rests on: those of the tail, where it is one."""
+    share = {"hardest_1pct": HARDEST, "own_hardest_1pct": HARDEST, **{f"cvar_{x:g}": x for x in CVAR_LEVELS}}
+    return tail_size(share[name], rows) if name in share else rows
+
+
+def token_nll(table: Dataset) -> float:
+    """−Σ log p / Σ T of a score table, nats per token."""
+    return -sum(x for x in table["sum_log_prob"] if x is not None) / sum(table["num_tokens"])
+
+
+def token_mean(table: Dataset, column: str) -> float:
+    """A column of means over tokens (entropy, certainty), averaged over all tokens of the table."""
+    pairs = zip(table[column], table["num_tokens"], strict=True)
+    return sum(x * n for x, n in pairs if n) / sum(table["num_tokens"])

@@ -1,0 +1,300 @@
+"""Score tables on disk: written part by part, resumable to the byte, with their provenance."""
+
+import glob
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from klball.data.rows import to_trl_format
+from klball.data.sources import as_dataset
+from klball.files import remove_stale, whole_file
+from klball.models.loading import causal_lm, public_name
+from klball.models.weights import weights_hash
+from klball.scores.parquet import check_columns, readable, score_files, without_views
+from klball.scores.scorer import (
+    SCORE_COLUMNS,
+    TOKENS,
+    TOKENS_PER_BATCH,
+    Scorer,
+    batches_by_length,
+    encode_for,
+    score_encoded,
+)
+
+BATCHES_PER_PART = 16
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("log_likelihood", pa.float64()),
+        ("certainty", pa.float64()),
+        ("entropy", pa.float64()),
+        ("sum_log_prob", pa.float64()),
+        ("num_tokens", pa.int64()),
+        ("num_bytes", pa.int64()),
+        ("truncated", pa.bool_()),
+    ]
+)
+TOKENS_FIELD = pa.field(TOKENS, pa.list_(pa.float32()))
+LIBRARIES = ("klball", "torch", "transformers", "tokenizers", "datasets", "peft")
+VERSIONS = {library: version(library) for library in LIBRARIES}
+
+PLACES = {"model", "revision"}  # where a model was found; the hash of its weights says which it is
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]  # rows done, rows in all
+
+
+def score(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    *,
+    max_length: int | None = None,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    output: str | Path | None = None,
+    progress: Progress | None = None,
+    token_log_probs: bool = False,
+    alone: bool = False,
+) -> Dataset:
+    """The score table of a model on a data set, in the data set's order.
+
+    Columns: sample_id, log_likelihood g = (1/T) Σ log p_t, certainty C, entropy (nats, means over the T
+    answer tokens, null if T = 0), sum_log_prob (nats), num_tokens T, num_bytes, truncated; with
+    `token_log_probs` also that column, a list of nats.
+    With `output`, a Parquet file is written part by part: killed and run again, it continues and the
+    file is the same to the byte; processes started by `accelerate launch` divide the parts, unless this
+    one works `alone` on its own table.
+    Raises ValueError for unusable rows, non-finite logits, or an `output` made from something else.
+    """
+    _refuse_arguments(model, tokenizer, max_length, tokens_per_batch, output)
+    dataset = as_dataset(dataset)
+    was_training = model.training
+    model.eval()
+    encoded = encode_for(model, tokenizer, dataset, max_length)
+    scorer = Scorer(model, encoded[0]["input_ids"])
+    about = provenance(scorer, tokenizer, encoded, max_length, tokens_per_batch)
+    about["row_format"] = row_format(dataset)
+    columns = SCORE_COLUMNS
+    if token_log_probs:
+        columns, about = (*SCORE_COLUMNS, TOKENS), {**about, "columns": TOKENS}
+    if output is not None and (finished := _finished(Path(output), about)) is not None:
+        _remove_parts(Path(output))  # which a kill may have left
+        return Dataset(finished)
+    batches = batches_by_length([len(ids) for ids in encoded["input_ids"]], tokens_per_batch)
+    parts = [batches[i : i + BATCHES_PER_PART] for i in range(0, len(batches), BATCHES_PER_PART)]
+    folder = None if output is None else _parts_folder(Path(output), about)
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    processes, process = (1, 0) if alone else (state.num_processes, state.process_index)
+    if folder is None and processes > 1:
+        raise ValueError("scoring with several processes needs an `output` file that they share")
+    tables = []
+    done = 0
+    for index, part in enumerate(parts):
+        if index % processes == process:
+            tables.append(_score_part(scorer, encoded, part, columns, folder, index))
+        done += sum(map(len, part))
+        if progress is not None:
+            progress(done, len(encoded))
+    model.train(was_training)
+    if folder is None or output is None:
+        return Dataset(_in_order(tables, encoded, about))
+    if processes > 1:
+        state.wait_for_everyone()
+    if process == 0:
+        tables = [read_table(folder / f"{index:06d}.parquet") for index in range(len(parts))]
+        write_table(_in_order(tables, encoded, about), Path(output))
+        _remove_parts(Path(output))
+    if processes > 1:
+        state.wait_for_everyone()
+    return read_scores(output)[0]
+
+
+def _refuse_arguments(
+    model: Any, tokenizer: Any, max_length: Any, tokens_per_batch: Any, output: Any
+) -> None:
+    if not isinstance(output, str | Path | None):
+        raise ValueError(f"output must be the path of a file, not {output!r}")
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"model must be a loaded model, not {type(model).__name__} {str(model)[:60]!r}")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(f"tokenizer must be a loaded tokenizer, not {type(tokenizer).__name__}")
+    if type(tokens_per_batch) is not int or tokens_per_batch < 1:
+        raise ValueError(f"tokens_per_batch must be a whole number, at least 1, not {tokens_per_batch!r}")
+    if max_length is not None and type(max_length) is not int:
+        raise ValueError(f"max_length must be a whole number of tokens, not {max_length!r}")
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length must be at least 1, not {max_length}")
+
+
+def read_scores(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
+    """A score table, a file or a folder with some, and its provenance. Raises ValueError if it is not one."""
+    files = score_files(path)
+    tables = [read_table(file) for file in files]
+    for file, table in zip(files, tables, strict=True):
+        check_columns(file, table.schema, SCHEMA.names)
+    table = pa.concat_tables(tables, promote_options="none" if len(tables) == 1 else "permissive")
+    return Dataset(table), provenance_in(files[0], tables[0].schema)
+
+
+def read_provenance(path: str | Path) -> dict[str, Any]:
+    """What a score table says it was made from; empty if it says nothing. ValueError for a damaged one."""
+    with readable(path):
+        return provenance_in(path, pq.read_schema(path))
+
+
+def provenance_in(path: str | Path, schema: pa.Schema) -> dict[str, Any]:
+    """The provenance in a table's schema; empty if there is none. Raises ValueError for a damaged one."""
+    try:
+        about = json.loads((schema.metadata or {}).get(b"klball", b"{}"))
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} is damaged: its provenance is no JSON; remove it and make it again")
+    return about
+
+
+def read_table(path: str | Path) -> pa.Table:
+    """A Parquet file, with every page's checksum verified. Raises ValueError for one that is damaged."""
+    with readable(path):
+        return without_views(pq.ParquetFile(path, page_checksum_verification=True).read())
+
+
+def row_format(dataset: Dataset) -> str:
+    """How rows are scored: "messages", "prompt-completion" or "text".
+
+    Of chats, prompt–completion rows score what the template puts after the end of turn, messages do not.
+    """
+    columns = set(to_trl_format(dataset.select([0]), conversational=False).column_names)
+    return "messages" if "messages" in columns else "prompt-completion" if "prompt" in columns else "text"
+
+
+def warn_of_formats(abouts: Iterable[dict[str, Any]]) -> None:
+    """A warning if tables of these provenances score different parts of an answer."""
+    formats = {about.get("row_format") for about in abouts}
+    if {"messages", "prompt-completion"} <= formats:
+        logger.warning(
+            "some tables are of messages rows and some of prompt and completion: of chats, only the latter "
+            "score what the template puts after the end of turn (often a newline): do not compare them"
+        )
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file whole or not at all."""
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary, write_page_checksum=True)
+
+
+def provenance(
+    scorer: Scorer,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Dataset,
+    max_length: int | None,
+    tokens_per_batch: int,
+) -> dict[str, Any]:
+    """What the scores depend on; two tables with the same provenance are the same table."""
+    model = causal_lm(scorer.model)
+    return {
+        "model": public_name(model.config._name_or_path),
+        "revision": getattr(model.config, "_commit_hash", None),
+        "weights": weights_hash(scorer.model),
+        "adapter": type(scorer.model).__name__ if scorer.model is not model else None,
+        "dtype": str(next(model.parameters()).dtype),
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "num_logits": scorer.num_logits(),
+        "vocabulary": len(tokenizer),
+        "full_logits": scorer.head is None,
+        "tokenizer": _hash(json.dumps(tokenizer.get_vocab(), sort_keys=True)),
+        "template": _hash(str(tokenizer.chat_template)),
+        "data": _hash(json.dumps([encoded["sample_id"][:], encoded["input_ids"][:], encoded["labels"][:]])),
+        "rows": len(encoded),
+        "max_length": max_length,
+        "tokens_per_batch": tokens_per_batch,
+        "libraries": VERSIONS,
+    }
+
+
+def identity(about: dict[str, Any]) -> dict[str, Any]:
+    """A provenance without the model's name and revision: its weights are known by their hash."""
+    return {key: value for key, value in about.items() if key not in ("model", "revision")}
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _score_part(
+    scorer: Scorer,
+    encoded: Dataset,
+    batches: list[list[int]],
+    names: Sequence[str],
+    folder: Path | None,
+    index: int,
+) -> pa.Table:
+    path = None if folder is None else folder / f"{index:06d}.parquet"
+    if path is not None and path.exists():
+        try:
+            return read_table(path)
+        except ValueError:
+            logger.warning("%s is damaged and scored again", path)
+    columns: dict[str, list[Any]] = {"row": [], **{name: [] for name in names}}
+    for rows, scores in score_encoded(scorer, encoded, batches):
+        columns["row"] += rows
+        for name in names:
+            columns[name] += scores[name]
+    fields = {**{field.name: field for field in SCHEMA}, TOKENS: TOKENS_FIELD}
+    schema = pa.schema([("row", pa.int64()), *(fields[name] for name in names)])
+    table = pa.table(columns, schema=schema)
+    if path is not None:
+        write_table(table, path)
+    return table
+
+
+def _in_order(tables: list[pa.Table], encoded: Dataset, about: dict[str, Any]) -> pa.Table:
+    scores = pa.concat_tables(tables).sort_by("row")
+    columns = {name: scores[name] for name in scores.column_names if name != "row"}
+    for name in ("sample_id", "num_bytes", "truncated"):
+        columns[name] = pa.array(encoded[name][:])
+    metadata = {"klball": json.dumps(about, sort_keys=True)}
+    schema = SCHEMA.append(TOKENS_FIELD) if TOKENS in columns else SCHEMA
+    table = pa.table([columns[name] for name in schema.names], schema=schema)
+    return table.replace_schema_metadata(metadata)
+
+
+def _parts_folder(output: Path, about: dict[str, Any]) -> Path:
+    """Named after the provenance, so that parts of one model never serve another."""
+    folder = output.with_name(f"{output.name}.parts-{_hash(json.dumps(identity(about), sort_keys=True))}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _remove_parts(output: Path) -> None:
+    remove_stale(output)
+    for folder in output.parent.glob(f"{glob.escape(output.name)}.parts-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _finished(output: Path, about: dict[str, Any]) -> pa.Table | None:
+    if not output.exists():
+        return None
+    table, recorded = read_scores(output)
+    wanted = json.loads(json.dumps(about))
+    changed = sorted(k for k in {*wanted, *recorded} - PLACES if recorded.get(k) != wanted.get(k))
+    if changed:
+        raise ValueError(
+            f"{output} was made from something else (different: {', '.join(changed)}); "
+            "remove it or choose another output"
+        )
+    return table.data.table

@@ -1,0 +1,247 @@
+"""What the reproduced experiments share: options, data, and arms that train and are scored, resumably.
+
+Every arm is an ordinary `klball train` run and every score table an ordinary `klball score`, so an
+interrupted experiment continues where it was.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import ModelConfig
+
+from klball.data.rows import is_one_table, load_chat_template, load_rows
+from klball.files import versions
+from klball.models.loading import load_on_device
+from klball.scores.parquet import score_files
+from klball.scores.tables import read_provenance, score
+from klball.terminal import progress_bar
+from klball.training.run import train
+from klball.training.sft.config import RobustSFTConfig
+
+OWN = ("own_name", "own_prompts", "own_samples", "own_tokens")  # concern what comes after training
+
+
+@dataclass
+class Options:
+    """The experiment; a preset fills what the command line leaves out."""
+
+    experiment: str = field(
+        default="robustness", metadata={"help": "robustness (radii) or objectives (the head-to-head)."}
+    )
+    preset: str = field(default="tiny", metadata={"help": "tiny or paper."})
+    model_name_or_path: str = field(default="klball/tiny", metadata={"help": "Hub name or local folder."})
+    dataset_name: str = field(
+        default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
+    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on; default: all of a file, else test."}
+    )
+    test_name: str | None = field(default=None, metadata={"help": "Test data, if not a split of the above."})
+    train_rows: int | None = field(
+        default=None, metadata={"help": "Training rows, the first after a shuffle."}
+    )
+    test_rows: int | None = field(default=None, metadata={"help": "Test rows, the first after a shuffle."})
+    ood_name: str = field(default="word-problems", metadata={"help": "Out-of-domain data set."})
+    ood_config: str | None = field(default=None, metadata={"help": "Its Hub configuration."})
+    ood_split: str | None = field(
+        default=None, metadata={"help": "Its split; default: all of a file, else test."}
+    )
+    ood_rows: int | None = field(default=None, metadata={"help": "Its rows, the first after a shuffle."})
+    epsilons: list[float] = field(
+        default_factory=lambda: [0.0, 0.03, 0.05],
+        metadata={"help": "Radii, nats; objectives takes the largest."},
+    )
+    seeds: int = field(default=1, metadata={"help": "Seeds: data order and LoRA initialisation."})
+    static: bool = field(default=False, metadata={"help": "Add static arms beside the live ones."})
+    points: int = field(default=2, metadata={"help": "Evaluations over training, the last one included."})
+    learning_rate: float = field(default=4e-3, metadata={"help": "Peak learning rate of AdamW."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Samples of one forward pass."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes of one step."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs."})
+    warmup_ratio: float = field(default=0.03, metadata={"help": "Share of the steps that warm up."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of AdamW."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "Second-moment decay of AdamW."})
+    lora_r: int = field(default=16, metadata={"help": "LoRA rank; 0 trains all parameters."})
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA alpha."})
+    max_length: int = field(default=1_024, metadata={"help": "Longest row, tokens."})
+    dtype: str = field(default="float32", metadata={"help": "dtype of the weights."})
+    chat_template_path: str | None = field(default=None, metadata={"help": "A .jinja file or a tokenizer."})
+    own_name: str | None = field(
+        default=None, metadata={"help": "objectives: data with prompts to answer; default: the test rows."}
+    )
+    own_prompts: int = field(
+        default=96, metadata={"help": "objectives: prompts that the models answer themselves."}
+    )
+    own_samples: int = field(default=4, metadata={"help": "objectives: answers to each of them."})
+    own_tokens: int = field(default=64, metadata={"help": "objectives: their longest answer, tokens."})
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder for everything; default: outputs/reproduce or outputs/objectives."},
+    )
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train: how tables call it, its folder, and what it changes in RobustSFTConfig."""
+
+    label: str
+    folder: str
+    settings: dict[str, Any]
+
+    @property
+    def epsilon(self) -> float:
+        """Radius of its KL ball."""
+        return self.settings["epsilon"]
+
+    @property
+    def kind(self) -> str:
+        """Whether its weights follow the model ("live") or not ("static")."""
+        return self.settings.get("reweight", "live")
+
+
+def data_of(options: Options) -> dict[str, Dataset]:
+    """Training, test and out-of-domain rows; a single local file is split, test rows first."""
+    train_split, test_split = options.dataset_train_split, options.dataset_test_split
+    train = load_rows(options.dataset_name, train_split)
+    if options.test_name is None and test_split is None and is_one_table(options.dataset_name):
+        rows = train.shuffle(seed=0)
+        held_out = min(options.test_rows or len(rows), len(rows) // 4)
+        test, train = rows.select(range(held_out)), rows.select(range(held_out, len(rows)))
+    else:
+        test = load_rows(options.test_name or options.dataset_name, test_split, default="test")
+    ood = load_rows(options.ood_name, options.ood_split, options.ood_config, default="test")
+    return {
+        "train": _first(train, options.train_rows),
+        "test": _first(test, options.test_rows),
+        "ood": _first(ood, options.ood_rows),
+    }
+
+
+def _first(rows: Dataset, count: int | None) -> Dataset:
+    """The first rows after a shuffle with a fixed seed, or all of them."""
+    return rows if count is None or count >= len(rows) else rows.shuffle(seed=0).select(range(count))
+
+
+Tables = dict[str, Dataset]
+
+
+def score_model(
+    model_name: str, label: str, data: dict[str, Dataset], folder: Path, options: Options
+) -> Tables:
+    """Score tables on the test and out-of-domain rows, from disk where they are finished."""
+    model, tokenizer = load(model_name, options)
+    tables = {}
+    for name in ("test", "ood"):
+        output = folder / "scores" / label / f"{name}.parquet"
+        with progress_bar(f"{label}: scoring {name}") as progress:
+            tables[name] = score(
+                *(model, tokenizer, data[name]),
+                max_length=options.max_length,
+                output=output,
+                progress=progress,
+            )
+    return tables
+
+
+def load(name: str, options: Options) -> tuple[Any, Any]:
+    """Model and tokenizer as the experiment uses them."""
+    model, tokenizer = load_on_device(name, options.dtype)
+    load_chat_template(tokenizer, options.chat_template_path)
+    return model, tokenizer
+
+
+def provenance_of(folder: Path) -> dict[str, Any]:
+    """What every score table of an experiment says it was made from, by its path."""
+    scores = folder / "scores"
+    paths = map(Path, score_files(scores)) if scores.is_dir() else ()
+    names = {path: path.relative_to(scores).as_posix().removesuffix(".parquet") for path in paths}
+    return {name: read_provenance(path) for path, name in names.items()}
+
+
+def run_arm(
+    arm: Arm, seed: int, data: dict[str, Dataset], folder: Path, options: Options
+) -> tuple[Tables, list[dict[str, Any]]]:
+    """Train one arm, score its checkpoints; returns the final tables and the curve's points."""
+    run = folder / f"seed-{seed}" / arm.folder
+    config = _config(arm, seed, run, num_steps(len(data["train"]), options), options)
+    model_options = ModelConfig(
+        model_name_or_path=options.model_name_or_path,
+        dtype=options.dtype,
+        use_peft=options.lora_r > 0,
+        lora_r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=0.0,
+        lora_target_modules="all-linear",  # pyright: ignore[reportArgumentType]
+    )
+    resolved = {
+        "command": "klball reproduce",
+        "options": dataclasses.asdict(options),
+        "arm": arm.label,
+        "seed": seed,
+        "versions": versions(),
+    }
+    for name in ("seeds", "epsilons", "static", "output_dir", *OWN):  # say nothing about this arm
+        resolved["options"].pop(name)
+    with progress_bar(f"seed {seed}, {arm.label}: training", "steps") as progress:
+        train(data["train"], config, model_options, resolved, callbacks=[_Steps(progress)])
+    curve = []
+    tables: Tables = {}
+    checkpoints = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in checkpoints:
+        label = f"seed-{seed}/{arm.folder}/{path.name}"
+        tables = score_model(str(path), label, data, folder, options)
+        step = int(path.name.rpartition("-")[2])
+        curve.append({"arm": arm.label, "seed": seed, "step": step, "tables": tables})
+    return tables, curve
+
+
+def num_steps(rows: int, options: Options) -> int:
+    """Optimizer steps of the asked epochs; a step holds the batches of all processes."""
+    processes = PartialState(cpu=not torch.accelerator.is_available()).num_processes
+    per_step = options.per_device_train_batch_size * options.gradient_accumulation_steps * processes
+    return max(1, round(options.num_train_epochs * -(-rows // per_step)))
+
+
+def _config(arm: Arm, seed: int, run: Path, steps: int, options: Options) -> RobustSFTConfig:
+    settings: dict[str, Any] = dict(
+        output_dir=str(run),
+        max_steps=steps,
+        per_device_train_batch_size=options.per_device_train_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        adam_beta2=options.adam_beta2,
+        lr_scheduler_type="cosine",
+        warmup_steps=options.warmup_ratio,
+        max_length=options.max_length,
+        chat_template_path=options.chat_template_path,
+        train_sampling_strategy="group_by_length",
+        save_strategy="steps",
+        save_steps=max(1, steps // options.points),
+        logging_steps=10,
+        seed=seed,
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+        bf16=torch.accelerator.is_available(),
+        use_cpu=not torch.accelerator.is_available(),
+        gradient_checkpointing=torch.accelerator.is_available(),
+    )
+    return RobustSFTConfig(**{**settings, **arm.settings})
+
+
+class _Steps(TrainerCallback):
+    """Moves the progress bar; the log lines go to the history file."""
+
+    def __init__(self, progress: Any):
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress(state.global_step, state.max_steps)

@@ -1,0 +1,206 @@
+"""The head-to-head of token objectives: task gain against forgetting, entropy and diversity, at equal budget.
+
+SFT, its two cheap controls (a lower learning rate, an entropy bonus), DFT and PSFT, and each objective
+with a KL ball around the data.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from klball.data.rows import load_rows
+from klball.files import write_csv, write_text
+from klball.report.figures import plot_entropy, plot_gain_against_forgetting, smoothed_entropy
+from klball.report.pages.parts import BASE
+from klball.report.pages.reproduction import write_objectives_page
+from klball.scan.behaviour import Behaviour, behaviour_of, own_answers
+from klball.scan.generation import encoded_prompts
+from klball.scores.perplexity import robustness_report, token_mean, token_nll
+from klball.studies.arms import (
+    OWN,
+    Arm,
+    Options,
+    Tables,
+    data_of,
+    load,
+    provenance_of,
+    run_arm,
+    score_model,
+)
+from klball.terminal import is_main, progress_bar, show_table
+from klball.training.accountant import HISTORY_FILE
+from klball.training.identity import model_digest
+
+LOWER = 4  # the control's learning rate is this many times lower
+ENTROPY_COEF = 0.1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One arm, one seed. Nats per token, but for the perplexity of the hardest 1 % and the diversity.
+
+    task_nll, other_nll: token mean NLL on test rows and out of domain; gain: the base's task_nll minus
+    this one. entropy: token mean on the test answers. The rest as in `Behaviour`.
+    """
+
+    arm: str
+    seed: int
+    task_nll: float
+    gain: float
+    hardest_1pct: float
+    other_nll: float
+    entropy: float
+    forgetting: float
+    own_entropy: float
+    distinct_2: float
+    self_bleu: float
+
+
+MEASURES = [name for name in Outcome.__annotations__ if name not in ("arm", "seed")]
+
+
+def arms_of(options: Options) -> list[Arm]:
+    """Every arm has the same data, steps and schedule; robust ones use the largest of `epsilons`."""
+    radius = max(options.epsilons)
+    lower = {"learning_rate": options.learning_rate / LOWER}
+    arms = [
+        Arm("SFT", "sft", {"epsilon": 0.0}),
+        Arm(f"SFT, lr/{LOWER}", "sft-lower", {"epsilon": 0.0, **lower}),
+        Arm("SFT + entropy", "sft-entropy", {"epsilon": 0.0, "entropy_coef": ENTROPY_COEF}),
+        Arm("DFT", "dft", {"epsilon": 0.0, "objective": "dft"}),
+        Arm("PSFT", "psft", {"epsilon": 0.0, "objective": "psft"}),
+    ]
+    for name in ("SFT", "DFT", "PSFT"):
+        objective = "nll" if name == "SFT" else name.lower()
+        settings = {"epsilon": radius, "objective": objective}
+        arms.append(Arm(f"robust {name}", f"robust-{name.lower()}-{radius:g}", settings))
+    return arms
+
+
+def run(options: Options, folder: Path) -> Iterator[int]:
+    """Train and measure what is not there yet; report after every seed, and yield it."""
+    options = dataclasses.replace(options, points=1)  # only the end is measured
+    data = data_of(options)
+    base = score_model(options.model_name_or_path, BASE, data, folder, options)
+    model, tokenizer = load(options.model_name_or_path, options)
+    asked = data["test"] if options.own_name is None else load_rows(options.own_name, default="test")
+    asked = asked.select(range(min(options.own_prompts, len(asked))))
+    prompts = encoded_prompts(model, tokenizer, asked, options.own_tokens)
+    with progress_bar("base: answering") as progress:
+        written = own_answers(
+            *(model, tokenizer, prompts, options.own_tokens, options.own_samples),
+            output=folder / "own" / "base.parquet",
+            progress=progress,
+        )
+    reference = _Reference(model, prompts, written, base, options)
+    outcomes: list[Outcome] = []
+    arms = arms_of(options)
+    for seed in range(options.seeds):
+        outcomes.append(
+            reference.outcome(BASE, seed, base, options.model_name_or_path, folder / "own" / BASE)
+        )
+        for arm in arms:
+            tables, points = run_arm(arm, seed, data, folder, options)
+            path = folder / f"seed-{seed}" / arm.folder / f"checkpoint-{points[-1]['step']}"
+            own = folder / "own" / f"seed-{seed}" / arm.folder
+            outcomes.append(reference.outcome(arm.label, seed, tables, str(path), own))
+        _report(outcomes, arms, base, data, folder)
+        yield seed
+
+
+@dataclass
+class _Reference:
+    """The base model, what it wrote, and its scores: what every arm is measured against."""
+
+    model: Any
+    prompts: Dataset
+    written: Dataset
+    tables: Tables
+    options: Options
+
+    def outcome(self, label: str, seed: int, tables: Tables, path: str, output: Path) -> Outcome:
+        behaviour = self._behaviour(label, path, output.with_name(f"{output.name}.json"))
+        report = robustness_report({"test": {BASE: self.tables["test"], label: tables["test"]}}, BASE, 1)
+        return Outcome(
+            arm=label,
+            seed=seed,
+            task_nll=token_nll(tables["test"]),
+            gain=token_nll(self.tables["test"]) - token_nll(tables["test"]),
+            hardest_1pct=report.value("test", label, "hardest_1pct").value,
+            other_nll=token_nll(tables["ood"]),
+            entropy=token_mean(tables["test"], "entropy"),
+            forgetting=behaviour.forgetting,
+            own_entropy=behaviour.own_entropy,
+            distinct_2=behaviour.distinct_2,
+            self_bleu=behaviour.self_bleu,
+        )
+
+    def _behaviour(self, label: str, path: str, output: Path) -> Behaviour:
+        written = hashlib.sha256(json.dumps(self.written["input_ids"][:]).encode()).hexdigest()[:16]
+        own = {name: getattr(self.options, name) for name in OWN}
+        asked = {"model": model_digest(path), "base_answers": written, **own}
+        if output.exists() and (known := json.loads(output.read_text()))["asked"] == asked:
+            return Behaviour(**known["behaviour"])
+        model, tokenizer = load(path, self.options)
+        with progress_bar(f"{label}: answering") as progress:
+            behaviour = behaviour_of(
+                *(self.model, model, tokenizer, self.prompts, self.written),
+                *(self.options.own_tokens, self.options.own_samples),
+                progress=progress,
+            )
+        write_text(output, json.dumps({"asked": asked, "behaviour": asdict(behaviour)}, indent=2) + "\n")
+        return behaviour
+
+
+def _report(
+    outcomes: Sequence[Outcome], arms: Sequence[Arm], base: Tables, data: dict[str, Dataset], folder: Path
+) -> None:
+    if not is_main():
+        return
+    write_csv(folder / "finals.csv", [asdict(outcome) for outcome in outcomes])
+    summary = summarise(outcomes)
+    write_csv(folder / "summary.csv", summary)
+    seeds = 1 + max(outcome.seed for outcome in outcomes)
+    title = f"{seeds} seed(s): mean ± sd; nats per token, hardest 1 % as perplexity"
+    header = ("arm", *(name.replace("_", " ") for name in MEASURES))
+    show_table(
+        title, header, [(row["arm"], *(_cell(row, name, seeds) for name in MEASURES)) for row in summary]
+    )
+    plot_gain_against_forgetting(summary, folder / "figures" / "gain-against-forgetting")
+    curves: dict[str, Sequence[Any]] = {
+        arm.label: [
+            pq.read_table(folder / f"seed-{seed}" / arm.folder / HISTORY_FILE, columns=["step", "entropy"])
+            for seed in range(seeds)
+        ]
+        for arm in arms
+    }
+    plot_entropy(curves, folder / "figures" / "entropy")
+    entropy = {name: smoothed_entropy(tables) for name, tables in curves.items()}
+    of_base = {name: {BASE: table} for name, table in base.items()}
+    write_objectives_page(summary, entropy, seeds, of_base, data, provenance_of(folder), folder)
+
+
+def summarise(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds of every measure; no deviation (0) for one seed."""
+    rows = []
+    for arm in dict.fromkeys(outcome.arm for outcome in outcomes):
+        row: dict[str, Any] = {"arm": arm}
+        for name in MEASURES:
+            values = np.array([getattr(outcome, name) for outcome in outcomes if outcome.arm == arm])
+            row[name] = float(values.mean())
+            row[f"{name}_sd"] = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        rows.append(row)
+    return rows
+
+
+def _cell(row: dict[str, Any], name: str, seeds: int) -> str:
+    spread = f" ±{row[f'{name}_sd']:.2g}" if seeds > 1 else ""
+    return f"{row[name]:.4g}{spread}"

@@ -1,0 +1,89 @@
+"""The experiment's table: every arm's measures over seeds, and their ratios to SFT with intervals."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from klball.scores.perplexity import RobustnessReport, decided_by
+from klball.studies.arms import Arm
+
+Measures = dict[str, tuple[str, str, str]]
+
+
+def finals_of(
+    reports: dict[int, RobustnessReport], arms: Sequence[Arm], measures: Measures, base: str
+) -> list[dict[str, Any]]:
+    """One row per seed and arm with every measure at the end of training; the base model once."""
+    rows = [_row(reports[0], base, 0, None, "base", measures)]
+    for seed, report in reports.items():
+        rows += [_row(report, arm.label, seed, arm.epsilon, arm.kind, measures) for arm in arms]
+    return rows
+
+
+def _row(
+    report: RobustnessReport, model: str, seed: int, epsilon: float | None, kind: str, measures: Measures
+) -> dict[str, Any]:
+    values = {
+        column: report.value(data, model, metric).value for column, (data, metric, _) in measures.items()
+    }
+    return {"arm": model, "seed": seed, "epsilon": epsilon, "kind": kind, **values}
+
+
+def summarise(
+    finals: Sequence[dict[str, Any]],
+    reports: dict[int, RobustnessReport],
+    arms: Sequence[Arm],
+    measures: Measures,
+    base: str,
+) -> list[dict[str, Any]]:
+    """Mean and spread over seeds, and the ratio to ε = 0 with a 95 % interval.
+
+    With several seeds the interval is a t interval of the paired log ratios over seeds; with one seed
+    there is none, and the text says so.
+    """
+    plain = next((arm.label for arm in arms if arm.epsilon == 0), None)
+    rows = []
+    for name in (base, *(arm.label for arm in arms)):
+        row: dict[str, Any] = {"arm": name}
+        for column in measures:
+            values = _values(finals, name, column)
+            row[column], row[f"{column}_sd"] = (
+                float(values.mean()),
+                float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+            )
+            ratio = None
+            if plain is not None and name not in (base, plain):
+                ratio = ratio_interval(values, _values(finals, plain, column))
+                data, metric, _ = measures[column]
+                if decided_by(metric, reports[min(reports)].rows[data]["kept"]) == 1:
+                    ratio = (ratio[0], math.nan, math.nan)  # of one row
+            for part, value in zip(("", "_low", "_high"), ratio or (math.nan,) * 3, strict=True):
+                row[f"{column}_ratio{part}"] = value
+            row[f"{column}_text"] = _text(row[column], row[f"{column}_sd"], len(values), ratio)
+        rows.append(row)
+    return rows
+
+
+def ratio_interval(values: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
+    """exp of the mean paired log ratio over seeds with its 95 % t interval; NaN bounds for one seed."""
+    logs = np.log(values / reference)
+    if len(logs) < 2:
+        return float(np.exp(logs[0])), math.nan, math.nan
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
+    return tuple(float(np.exp(x)) for x in (logs.mean(), logs.mean() - half, logs.mean() + half))  # pyright: ignore[reportReturnType]
+
+
+def _values(finals: Sequence[dict[str, Any]], name: str, column: str) -> np.ndarray:
+    return np.array([row[column] for row in finals if row["arm"] == name])
+
+
+def _text(mean: float, sd: float, seeds: int, ratio: tuple[float, float, float] | None) -> str:
+    text = f"{mean:.2f}" + (f" ± {sd:.2f}" if seeds > 1 else "")
+    if ratio is None:
+        return text
+    percent = [f"{100 * (part - 1):+.1f}" for part in ratio]
+    interval = f" [{percent[1]}, {percent[2]}]" if not math.isnan(ratio[1]) else ""
+    return f"{text}\n{percent[0]} %{interval}"

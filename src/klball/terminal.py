@@ -1,0 +1,142 @@
+"""What all commands show: messages, progress, tables."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from klball.plain_text import visible
+
+console = Console(stderr=False, width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
+REPEATS = 3  # of one kind of message are shown
+LONG_WAIT, SHORT_WAIT = 30.0, 1.0  # seconds between two lines of progress
+
+
+def quieten() -> None:
+    """Our own messages in colour; the libraries' progress bars and notices out of the way."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    handler = RichHandler(
+        console=Console(stderr=True), show_path=False, show_time=False, rich_tracebacks=False
+    )
+    handler.addFilter(_FewRepeats())
+    handler.setFormatter(_Plain("%(message)s"))
+    logging.getLogger("klball").handlers = [handler]
+    logging.getLogger("klball").setLevel(logging.INFO if is_main() else logging.ERROR)
+
+
+class _Plain(logging.Formatter):
+    """Messages quote data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+class _FewRepeats(logging.Filter):
+    """Shows a message a few times, whatever its numbers: hundreds of tables can each have cut rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.shown[record.msg] += 1
+        count = self.shown[record.msg]
+        if count == REPEATS:
+            record.msg += " (more like this are not shown)"
+        return count <= REPEATS
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes."""
+    rank = os.environ.get("RANK", "0")
+    if not rank.isdecimal():
+        raise ValueError(f"RANK={rank!r} in the environment is no number: unset it, or use accelerate launch")
+    return int(rank) == 0
+
+
+@contextmanager
+def progress_bar(title: str, unit: str = "rows") -> Iterator[Any]:
+    """A function (done, total) that shows progress on the main process: a bar, or lines in a log file."""
+    title = visible(title, one_line=True)
+    if not is_main():
+        yield lambda done, total: None
+        return
+    if not sys.stderr.isatty():
+        yield _ProgressLines(title, unit)
+        return
+    columns = (
+        *(TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()),
+        *(TextColumn(unit, markup=False), TimeRemainingColumn()),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class _ProgressLines:
+    """A plain line at every tenth of the work, at most one a second, and at least every half a minute."""
+
+    def __init__(self, title: str, unit: str):
+        self.title, self.unit = title, unit
+        self.said_at, self.said = time.monotonic(), 0
+
+    def __call__(self, done: int, total: int | None) -> None:
+        waited = time.monotonic() - self.said_at
+        tenth = bool(total) and (done - self.said) * 10 >= total
+        if waited >= LONG_WAIT or (tenth and waited >= SHORT_WAIT):
+            of = f" of {total:,}" if total else ""
+            print(f"{self.title}: {done:,}{of} {self.unit}", file=sys.stderr, flush=True)
+            self.said_at, self.said = time.monotonic(), done
+
+
+def say(text: str, style: str = "") -> None:
+    """Print text as it is: brackets and colons are no markup, control characters are made visible."""
+    console.print(Text(visible(text), style=style))
+
+
+def show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table; numbers to the right, everything else to the left. No text is taken for markup."""
+    if not is_main():
+        return
+    title, *header = (visible(text, one_line=True) for text in (title, *header))
+    width = min(cell_len(title), console.width)
+    table = Table(title=Text(title), title_justify="left", header_style="bold cyan", min_width=width)
+    rows = [[_cell(value) for value in row] for row in rows]
+    for column, name in enumerate(header):
+        numeric = all(_is_number(row[column]) for row in rows)
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    """Lines stay: a summary's cells have two."""
+    return f"{value:.4g}" if isinstance(value, float) else visible(str(value))
+
+
+def _is_number(text: str) -> bool:
+    words = text.split(maxsplit=1) or ["0"]
+    try:
+        float(words[0].rstrip("%"))
+    except ValueError:
+        return False
+    return True

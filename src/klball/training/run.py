@@ -1,0 +1,235 @@
+"""One training run, resumable at any moment."""
+
+import dataclasses
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PrinterCallback
+from trl import (
+    ModelConfig,
+    get_peft_config,
+    get_quantization_config,
+)
+
+from klball.data.rows import load_chat_template, texts_of, to_trl_format, with_sample_ids
+from klball.files import write_csv
+from klball.models.loading import (
+    check_model,
+    is_adapter,
+    load_model,
+    model_path,
+)
+from klball.models.weights import read_json_object
+from klball.objectives.tokens import PROXIMAL
+from klball.terminal import is_main, say, show_table
+from klball.training.checkpoints import checkpoints_of, newest_complete, problem_of, write_json
+from klball.training.identity import (
+    DIGESTS,
+    RUN_FILE,
+    check_same_run,
+    checkpoint_digest,
+    combined,
+    model_digest,
+    row_digests,
+)
+from klball.training.sft.config import RobustSFTConfig
+from klball.training.sft.trainer import RobustSFTTrainer
+from klball.training.sharding import save_whole_model
+
+logger = logging.getLogger(__name__)
+
+TOP = 20
+DONE_FILE = "top_weighted.csv"
+
+
+def train(
+    dataset: Dataset,
+    config: RobustSFTConfig,
+    model_options: ModelConfig,
+    resolved: dict[str, Any],
+    evaluation: Dataset | None = None,
+    callbacks: Sequence[Any] = (),
+) -> None:
+    """Run to the end: model, history and top-weighted samples in `config.output_dir`.
+
+    Resumes from the newest whole checkpoint if the folder's `run.json` is `resolved` on the same rows and
+    model, and raises ValueError if it is another run's. `config.resume_from_checkpoint`: where to begin
+    if the folder holds no checkpoint yet.
+    """
+    folder = Path(str(config.output_dir))
+    if _same_place(model_path(str(model_options.model_name_or_path)), folder):
+        raise ValueError(f"{folder} holds the model to train: choose another --output_dir to keep it")
+    asked = _asked_checkpoint(config.resume_from_checkpoint)
+    check_model(str(model_options.model_name_or_path), model_options.model_revision, config.trust_remote_code)
+    resolved = {**resolved, DIGESTS: _digests(dataset, evaluation, model_options, asked, folder)}
+    started = check_same_run(folder, resolved)
+    if started and (folder / DONE_FILE).exists():
+        if is_main():
+            say(f"{folder} already holds this run, finished")
+        return
+    resume_from = _resumption(
+        folder, asked, config.resume_from_checkpoint, started, config.objective == PROXIMAL
+    )
+    model, tokenizer = load_for_training(config, model_options)
+    load_chat_template(tokenizer, config.chat_template_path)
+    field, chat = config.dataset_text_field, bool(tokenizer.chat_template)
+    rows = to_trl_format(with_sample_ids(dataset), chat, field)
+    done = dict.fromkeys(("chat_template_path", "model_init_kwargs"))  # in the tokenizer and the model
+    trainer = RobustSFTTrainer(
+        model,
+        dataclasses.replace(config, **done, dataset_text_field="text"),
+        train_dataset=rows,
+        eval_dataset=None if evaluation is None else to_trl_format(evaluation, chat, field),
+        processing_class=tokenizer,
+        peft_config=_peft_config(model_options),
+        callbacks=list(callbacks),
+    )
+    if is_main():  # only now: settings that the trainer refuses leave no run behind
+        _remove_unfinished(folder, resume_from)
+        write_json(folder / RUN_FILE, resolved)
+    if callbacks:  # they show the progress; the figures are in the history
+        trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=resume_from)
+    save_whole_model(trainer, str(folder))
+    _report_top_weighted(trainer, rows, folder)
+
+
+def _peft_config(options: ModelConfig) -> Any:
+    """TRL's; the name of one module alone would be a pattern, which whole paths of modules have to match."""
+    if options.use_peft and options.lora_r < 1:
+        raise ValueError(
+            f"--lora_r must be at least 1, not {options.lora_r}: leave out --use_peft for all weights"
+        )
+    config: Any = get_peft_config(options)
+    if isinstance(getattr(config, "target_modules", None), str) and config.target_modules.isidentifier():
+        config.target_modules = {config.target_modules}
+    return config
+
+
+def load_for_training(config: RobustSFTConfig, options: ModelConfig) -> tuple[Any, Any]:
+    """The model as TRL's options ask for it; an adapter is loaded to be trained further."""
+    name, revision = str(options.model_name_or_path), options.model_revision
+    settings = {**(config.model_init_kwargs or {})}  # pyright: ignore[reportGeneralTypeIssues]
+    settings = {
+        "dtype": options.dtype or "auto",
+        "trust_remote_code": config.trust_remote_code,
+        **settings,
+    }
+    adapted = is_adapter(name, revision)
+    if adapted and options.use_peft:
+        raise ValueError(
+            f"{name} is an adapter: leave out --use_peft to train it further, or merge it into its base first"
+        )
+    if options.attn_implementation is not None:
+        settings.setdefault("attn_implementation", options.attn_implementation)
+    if (quantization := get_quantization_config(options)) is not None:
+        if not (adapted or options.use_peft):
+            raise ValueError("a quantised model is trained through an adapter: add --use_peft")
+        settings = {
+            "quantization_config": quantization,
+            "device_map": {"": PartialState().local_process_index},
+            **settings,
+        }
+    return load_model(name, revision=settings.pop("revision", revision), trainable=True, **settings)
+
+
+def _same_place(one: str | Path, other: str | Path) -> bool:
+    """Path.resolve() would raise for a link to itself."""
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _asked_checkpoint(asked: str | None) -> Path | None:
+    """The checkpoint that --resume_from_checkpoint names, if it names one by its path."""
+    if asked is None or asked.lower() in ("true", "latest", "false"):
+        return None
+    checkpoint = Path(asked).expanduser()
+    if not checkpoint.is_dir():
+        raise ValueError(f"there is no checkpoint {asked} to resume from")
+    if (problem := problem_of(checkpoint)) is not None:
+        raise ValueError(f"{asked} cannot be resumed from: {problem}")
+    return checkpoint
+
+
+def _digests(
+    dataset: Dataset, evaluation: Dataset | None, options: ModelConfig, asked: Path | None, folder: Path
+) -> dict[str, str]:
+    """Rows, model and foreign starting point by their content."""
+    digests = {
+        "data": combined(row_digests(dataset)),
+        "model": model_digest(str(options.model_name_or_path), options.model_revision),
+    }
+    if evaluation is not None:
+        digests["test data"] = combined(row_digests(evaluation))
+    if asked is None or _same_place(asked.parent, folder):
+        return digests
+    run = asked.parent / RUN_FILE
+    recorded = read_json_object(run).get(DIGESTS, {}) if run.is_file() else {}
+    if recorded.get("data", digests["data"]) != digests["data"]:
+        raise ValueError(f"{asked} is of a run on other data")
+    return {**digests, "starting checkpoint": checkpoint_digest(asked)}
+
+
+def _resumption(
+    folder: Path, asked: Path | None, wanted: str | None, started: bool, proximal: bool
+) -> str | None:
+    """Where to begin: at the checkpoint asked for, else at this run's newest whole one."""
+    own = checkpoints_of(folder)
+    if asked is not None and (asked.name in {path.name for path in own.values()} or not own):
+        return str(asked)
+    newest = newest_complete(folder, proximal) if started else None
+    if newest is None and own:
+        logger.warning("no checkpoint in %s can be resumed from: starting from the beginning", folder)
+    if newest is None and not started and str(wanted).lower() in ("true", "latest"):
+        raise ValueError(f"{folder} has no whole checkpoint to resume from")
+    return newest
+
+
+def _remove_unfinished(folder: Path, resume_from: str | None) -> None:
+    """What a kill left: checkpoints that will be written anew, and files under their temporary names."""
+    whole = resume_from is not None and _same_place(Path(resume_from).parent, folder)
+    reached = int(str(resume_from).rpartition("-")[2]) if whole else -1
+    for step, path in checkpoints_of(folder).items():
+        if step > reached:
+            shutil.rmtree(path)
+    for path in folder.glob(".*.[0-9]*"):
+        path.unlink()
+
+
+def _report_top_weighted(trainer: RobustSFTTrainer, rows: Dataset, folder: Path) -> None:
+    """Which samples the adversary weighs most at the end: rare, hard, or mislabelled?"""
+    live = trainer.args.reweight == "live" and bool(trainer.ambiguity.needs)
+    if live and trainer.args.rescore_steps != 0:
+        trainer.rescore()  # drift is not hardness: stale entries must not lead the list
+    if not is_main():
+        return
+    accountant = trainer.accountant
+    weights = accountant.weights()
+    g, _ = accountant.scores()
+    n = len(g)
+    text_of: dict[str, Any] = {row["sample_id"]: row for row in rows.to_list()}
+    ids = trainer.samples["sample_id"]
+    top = []
+    for index in torch.argsort(-weights, stable=True)[:TOP].tolist():
+        prompt, answer = texts_of(text_of[ids[index]])
+        weight, score = float(weights[index]) * n, float(g[index])
+        top.append(
+            {
+                "sample_id": ids[index],
+                "n_q": weight,
+                "log_likelihood": score,
+                "prompt": prompt,
+                "answer": answer,
+            }
+        )
+    write_csv(folder / DONE_FILE, top)
+    if live:
+        header = ("n·q", "log-likelihood", "prompt", "answer")
+        body = [(t["n_q"], t["log_likelihood"], t["prompt"][:70], t["answer"][:90]) for t in top[:8]]
+        show_table(f"top-weighted samples (all {len(top)} in {folder / DONE_FILE})", header, body)

@@ -1,0 +1,192 @@
+"""What RobustSFTTrainer does not support, said in one line before anything is loaded."""
+
+from inspect import signature
+from types import NoneType
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    SchedulerType,
+    TrainerCallback,
+    get_scheduler,
+)
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+from klball.data.formats import refuse_unknown_tokens
+from klball.data.sources import as_dataset
+from klball.models.loading import check_base
+from klball.objectives.tokens import PROXIMAL
+from klball.training.sft.config import RobustSFTConfig
+
+OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "gamma", "max_weight")
+PROTOCOL = ("needs", "solve", "relaxed", "scaled", "summary")
+SCORES = ("score", "certainty")
+METRICS = ("loss", "perplexity_token", "perplexity_sample", "own_hardest_1pct", "entropy", "certainty")
+
+
+def refuse_unsupported(
+    args: Any, positional: tuple[Any, ...], kwargs: dict[str, Any], objective: Any, ambiguity: Any
+) -> None:
+    """Raise ValueError for an unsupported argument, dataset or combination."""
+    if positional:
+        raise ValueError("pass RobustSFTTrainer's arguments after `args` by keyword")
+    if not isinstance(args, RobustSFTConfig):
+        raise ValueError(f"args must be a RobustSFTConfig, not {type(args).__name__}")
+    _refuse_arguments(args, kwargs, objective, ambiguity)
+    _refuse_scheduler(args)
+    _refuse_unknown_kwargs(args)
+    _refuse_data(kwargs.get("train_dataset"))
+
+
+def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: Any, ambiguity: Any) -> None:
+    kinds = (PreTrainedTokenizerBase, ProcessorMixin, NoneType)
+    if not isinstance(kwargs.get("processing_class"), kinds):
+        raise ValueError(f"processing_class must be a loaded tokenizer, not {kwargs['processing_class']!r}")
+    for callback in kwargs.get("callbacks") or ():
+        if not isinstance(callback, TrainerCallback) and not isinstance(callback, type):
+            raise ValueError(f"callbacks must be transformers.TrainerCallback objects, not {callback!r}")
+    peft_config = kwargs.get("peft_config")
+    if peft_config is not None and not isinstance(peft_config, PeftConfig):
+        raise ValueError(f"peft_config must be a PeftConfig such as LoraConfig(), not {peft_config!r}")
+    proximal = args.objective == PROXIMAL and not objective
+    flat = args.packing or args.padding_free
+    needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
+    problems = {
+        f"ambiguity={ambiguity!r} is no ambiguity set: it needs {', '.join(PROTOCOL)} (docs/extending.md)": (
+            ambiguity is not None and not all(hasattr(ambiguity, name) for name in PROTOCOL)
+        ),
+        f"an ambiguity set can need {' and '.join(SCORES)}, not {needs}": not set(needs) <= set(SCORES),
+        "compute_loss_func bypasses the sample weights: pass objective= instead": kwargs.get(
+            "compute_loss_func"
+        ),
+        "compute_metrics needs logits that are never built: use klball.score": kwargs.get("compute_metrics"),
+        f"metric_for_best_model={args.metric_for_best_model!r} is none of {', '.join(METRICS)}": (
+            args.metric_for_best_model is not None
+            and not args.metric_for_best_model.endswith(METRICS)  # of one of several evaluation sets, too
+        ),
+        "on_infeasible needs gamma: without it every weight is feasible": args.on_infeasible != "relax"
+        and args.gamma is None
+        and ambiguity is None,
+        "label_smoothing_factor is not supported": args.label_smoothing_factor > 0,
+        f"packing_strategy={args.packing_strategy!r} is not supported: only 'bfd' never cuts samples": (
+            args.packing_strategy != "bfd"
+        ),
+        "dataloader_persistent_workers needs dataloader_num_workers": args.dataloader_persistent_workers
+        and not args.dataloader_num_workers,
+        "objective must be a function of log-probabilities, or a name in RobustSFTConfig": objective
+        is not None
+        and not callable(objective),
+        "packing needs max_length, the length of a pack": args.packing and args.max_length is None,
+        "packing and padding_free need a process for each GPU: start with `accelerate launch`": flat
+        and args.n_gpu > 1,
+        "gamma needs a process for each GPU: start with `accelerate launch`": "certainty" in needs
+        and args.n_gpu > 1,
+        "packing and padding_free need dispatch_batches=False: one row cannot be dealt out": flat
+        and getattr(args.accelerator_config, "dispatch_batches", None),
+        "eval_packing is not supported: evaluation scores every sample on its own": args.eval_packing,
+        "prompt-learning PEFT methods are not supported: use LoRA": getattr(
+            peft_config, "is_prompt_learning", False
+        ),
+        "psft needs a model without randomness: set neftune_noise_alpha to None": proximal
+        and args.neftune_noise_alpha,
+        "psft needs lora_dropout=0: with dropout the ratio is not 1 before the model has moved": proximal
+        and getattr(peft_config, "lora_dropout", 0.0),
+        "average_tokens_across_devices=False would make gradients depend on the number of processes": (
+            not args.average_tokens_across_devices
+        ),
+        "context, sequence and tensor parallelism are not supported": args.parallelism_config,
+        "give the objective once: objective= or RobustSFTConfig(objective=...)": objective and args.objective,
+        "give the ambiguity set once: ambiguity= or epsilon, gamma and max_weight": ambiguity is not None
+        and any(getattr(args, name) != getattr(RobustSFTConfig, name) for name in OF_SETS),
+    }
+    for message, present in problems.items():
+        if present:
+            raise ValueError(message)
+
+
+def _refuse_scheduler(args: RobustSFTConfig) -> None:
+    """Transformers makes it when training begins: too late to learn that it has no such setting."""
+    given: dict[str, Any] = args.lr_scheduler_kwargs or {}  # pyright: ignore[reportAssignmentType]
+    try:
+        known = signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(args.lr_scheduler_type)]).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        if not takes_any and (unknown := sorted({*given} - {*known})):
+            raise ValueError(f"there is no setting {unknown[0]!r}")
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=dict(given))
+    except (TypeError, ValueError, AttributeError) as error:
+        name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        raise ValueError(f"lr_scheduler_type={name!r} with lr_scheduler_kwargs={given}: {error}") from error
+
+
+def _refuse_unknown_kwargs(args: RobustSFTConfig) -> None:
+    """What PyTorch would refuse in the first step."""
+    known = {*signature(checkpoint).parameters, "preserve_rng_state"} - {"function", "args", "kwargs"}
+    if unknown := sorted({*(args.gradient_checkpointing_kwargs or {})} - known):
+        raise ValueError(
+            f"gradient_checkpointing_kwargs: {unknown[0]!r} is none of {', '.join(sorted(known))}"
+        )
+    if args.torch_compile and args.torch_compile_mode and args.torch_compile_backend == "inductor":
+        try:
+            torch._inductor.list_mode_options(args.torch_compile_mode)
+        except RuntimeError as error:
+            raise ValueError(f"torch_compile_mode: {error}") from error
+
+
+def refuse_useless(model: torch.nn.Module, args: RobustSFTConfig, rows: int, peft_config: Any) -> None:
+    """Raise ValueError if training would change nothing, or not what was asked for."""
+    _refuse_frozen(model)
+    _refuse_unmatched(model, peft_config)
+    needed = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and rows < needed:
+        raise ValueError(f"dataloader_drop_last leaves nothing: a batch has {needed} rows, the data {rows}")
+
+
+def refuse_foreign_tokens(
+    rows: Dataset, model: PreTrainedModel, processing_class: Any, given_tokens: bool
+) -> None:
+    """Raise ValueError for tokens that the model does not have: of the data's, or of the tokenizer's own."""
+    vocabulary = model.config.get_text_config().vocab_size
+    tokenizer: Any = getattr(processing_class, "tokenizer", processing_class)
+    if given_tokens or len(tokenizer) > vocabulary:
+        refuse_unknown_tokens(rows, vocabulary)
+
+
+def _refuse_unmatched(model: torch.nn.Module, peft_config: Any) -> None:
+    """Raise ValueError for a parameter or module that PEFT was to train and did not find: it only warns."""
+    names: list[str] = getattr(getattr(model, "base_model", None), "targeted_parameter_names", [])
+    for part in getattr(peft_config, "target_parameters", None) or []:
+        if not any(f".{name}".endswith(f".{part}") for name in names):
+            raise ValueError(f"target_parameters: the model has no parameter {part!r}")
+    modules = {part for name, _ in model.named_modules() for part in name.split(".")}
+    for part in getattr(peft_config, "modules_to_save", None) or []:
+        if part.split(".")[-1] not in modules:
+            raise ValueError(f"modules_to_save: the model has no module {part!r}")
+
+
+def refuse_no_model(model: Any, args: RobustSFTConfig) -> None:
+    """Raise ValueError for what is neither a language model nor the name of one."""
+    if not isinstance(model, str | PreTrainedModel | PeftModel):
+        raise ValueError(f"model must be a causal language model or its name, not {type(model).__name__}")
+    if isinstance(model, str):
+        settings: Any = args.model_init_kwargs or {}
+        check_base(model, settings.get("revision"), args.trust_remote_code)
+
+
+def _refuse_frozen(model: torch.nn.Module) -> None:
+    """PEFT loads adapters frozen."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("no parameter of the model is trainable: load an adapter with is_trainable=True")
+
+
+def _refuse_data(dataset: Any) -> None:
+    if dataset is None:
+        raise ValueError("train_dataset is required")
+    if "seq_lengths" in as_dataset(dataset, "train_dataset").column_names:
+        raise ValueError("the data set is packed already: give one sample a row, and packing=True")
