@@ -1,0 +1,9 @@
+# ruff: noqa: PLC0414, F401 (that a name stands here makes it public)
+from .interactive import lines as lines
+from .page import Cell as Cell
+from .page import Page as Page
+from .page import Plot as Plot
+from .page import Record as Record
+from .page import Section as Section
+from .page import Table as Table
+from .page import write_page as write_page
