@@ -4,7 +4,7 @@ import numpy as np
 
 import klball
 
-losses = np.random.default_rng(0).gamma(4, 0.5, 2_000)  # put your own here: nats per sample, any shape of tail
+losses = np.random.default_rng(0).gamma(4, 0.5, 2_000)  # put your own here, in nats
 
 for epsilon in (0.05, 0.5):
     worst = klball.solve_dual(loss=losses, epsilon=epsilon)

@@ -3,7 +3,7 @@
 import klball
 
 model, tokenizer = klball.load_model("klball/tiny")
-rows = klball.load_rows("stdlib-docs", "train[:96]")
+rows = klball.load_rows("stdlib-docs", "train[:48]")
 
 config = klball.RobustSFTConfig(
     output_dir="outputs/example-train",
@@ -11,8 +11,8 @@ config = klball.RobustSFTConfig(
     bf16=False,  # TRL trains in bf16 by default, which a CPU may not have
     per_device_train_batch_size=8,
     learning_rate=1e-3,
-    max_steps=8,
-    logging_steps=4,
+    max_steps=4,
+    logging_steps=2,
     save_strategy="no",
     report_to="none",
 )

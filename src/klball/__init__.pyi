@@ -1,5 +1,4 @@
-# The public names of klball: docs and examples import no others (tests/test_docs.py).
-# ruff: noqa: PLC0414, F401 (that a name stands here makes it public)
+# The public names: docs and examples import no others (tests/test_docs.py).
 from .adversary.dual import DualSolution as DualSolution
 from .adversary.dual import InfeasibleError as InfeasibleError
 from .adversary.dual import RobustProfile as RobustProfile

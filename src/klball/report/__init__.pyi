@@ -1,4 +1,3 @@
-# ruff: noqa: PLC0414, F401 (that a name stands here makes it public)
 from .interactive import lines as lines
 from .page import Cell as Cell
 from .page import Page as Page
