@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -130,6 +131,29 @@ def test_the_tree_is_the_tree():
         shown.add(place)
     rooms = {f"{path.parent.relative_to(source)}/" for path in source.rglob("__init__.py")} - {"./"}
     assert rooms | {path.name for path in source.glob("[a-z]*.py")} <= shown
+
+
+def test_what_the_readme_says_of_the_radius():
+    """With a share m of the weight on a share f of the data, KL(m‖f) reaches ε at the number printed."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (?:the hardest )?(\d+) %.*?\| ([\d.]+) times \| ([\d.]+) % \| ([\d.]+) times \|$", text, re.M
+    )
+    assert [row[0] for row in rows] == ["1", "5", "20"]
+
+    def kl(times, share):
+        m = times * share
+        return m * math.log(m / share) + (1 - m) * math.log((1 - m) / (1 - share))
+
+    def half_a_digit(printed):
+        return 0.5 * 10.0 ** -len(printed.partition(".")[2])
+
+    for percent, times, makes_up, times_at_half in rows:
+        share = int(percent) / 100
+        printed = ((0.05, times, 1), (0.05, makes_up, int(percent)), (0.5, times_at_half, 1))
+        for radius, value, one in printed:
+            low, high = ((float(value) + sign * half_a_digit(value)) / one for sign in (-1, 1))
+            assert kl(low, share) <= radius <= kl(high, share), (percent, value)
 
 
 def test_the_site_is_made_without_a_warning(tmp_path):
