@@ -36,7 +36,7 @@ def changes() -> dict[float, list[tuple[float, ...]]]:
 
 def draw_question(axes: plt.Axes, loss: np.ndarray) -> None:
     worst = klball.solve_dual(loss=loss, epsilon=RADIUS)
-    bins = np.linspace(1, 7, 25)
+    bins = np.linspace(1, 7, 25).tolist()
     axes.hist(loss, bins, weights=np.full(len(loss), 1 / len(loss)), color="#c8c8c8")
     axes.hist(loss, bins, weights=worst.weights, histtype="step", linewidth=3, color="#a03c00")
     axes.text(0.9, 0.125, "your data: every\nanswer counts\nthe same", fontsize=19, color="#555555")

@@ -129,6 +129,7 @@ def test_the_tree_is_the_tree():
         place = "".join(folders[:depth]) + name
         assert (source / place).exists(), place
         shown.add(place)
+    assert all(any(source.rglob(name)) for name in re.findall(r"\b[a-z_]+\.py\b", tree))
     rooms = {f"{path.parent.relative_to(source)}/" for path in source.rglob("__init__.py")} - {"./"}
     assert rooms | {path.name for path in source.glob("[a-z]*.py")} <= shown
 
