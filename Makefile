@@ -25,7 +25,7 @@ lint: env
 	$(BIN)/pyright
 
 docs: env
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: env
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

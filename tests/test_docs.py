@@ -158,7 +158,7 @@ def test_what_the_readme_says_of_the_radius():
 
 
 def test_the_site_is_made_without_a_warning(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "reference.html").read_text(encoding="utf-8")
