@@ -11,7 +11,7 @@ from conftest import small_qwen
 from gradient_grid import rows, trainer_for
 from klball import Empirical, KLBall
 from klball.data.rows import encode
-from klball.objectives.tokens import dft, dft_sequence, nll, psft
+from klball.objectives.tokens import SequenceDFT, dft, nll, psft
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -34,7 +34,7 @@ def test_dft_gradient_is_that_of_minus_p():
 def test_dft_sequence_gradient_is_that_of_minus_the_probability_of_the_answer():
     log_p = random_log_probs(0.3)
     expected = gradient(-log_p.sum(-1).exp(), log_p)
-    assert torch.allclose(gradient(dft_sequence(log_p), log_p), expected, rtol=1e-12)
+    assert torch.allclose(gradient(SequenceDFT()(log_p), log_p), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("clip", [0.1, 0.28, 2.0])
@@ -141,9 +141,8 @@ def test_a_window_ends_where_a_callback_ends_the_epoch(what, tokenizer, tmp_path
     case = dict(objective="psft", ambiguity=Empirical(), psft_refresh=8)
     trainer, _ = trainer_for(case, "4x1", str(tmp_path), num_train_epochs=2)
     seen = []
-    trainer._window.losses = lambda index, scores, own=trainer._window.losses: (
-        seen.append(index.tolist()) or own(index, scores)
-    )
+    (window,) = trainer.hooks
+    window.of = lambda index, scores, own=window.of: seen.append(index.tolist()) or own(index, scores)
     trainer.add_callback(StopsAt(2, what))
     trainer.train()
     if what == "should_training_stop":

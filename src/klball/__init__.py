@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from klball.scores.parquet import stream_scores as stream_scores
     from klball.scores.tables import read_scores as read_scores
     from klball.scores.tables import score as score
-    from klball.training.sft.trainer import RobustSFTConfig as RobustSFTConfig
+    from klball.training.sft.config import RobustSFTConfig as RobustSFTConfig
     from klball.training.sft.trainer import RobustSFTTrainer as RobustSFTTrainer
 
 _SETS = ("AmbiguitySet", "Empirical", "KLBall", "CertaintyKLBall", "CVaR", "ChiSquareBall")
@@ -32,7 +32,8 @@ _HOME = {
     "Solution": "klball.adversary.solution",
     "stream_scores": "klball.scores.parquet",
     **dict.fromkeys(("StreamedSolution", "solve_dual_streamed"), "klball.adversary.streaming"),
-    **dict.fromkeys(("RobustSFTConfig", "RobustSFTTrainer"), "klball.training.sft.trainer"),
+    "RobustSFTConfig": "klball.training.sft.config",
+    "RobustSFTTrainer": "klball.training.sft.trainer",
 }
 
 __all__ = list(_HOME)

@@ -18,7 +18,7 @@ from klball.models.loading import (
     TINY,
     public_name,
 )
-from klball.objectives.tokens import PROXIMAL
+from klball.objectives.tokens import OBJECTIVES, needs_of
 from klball.training.identity import (
     settings_of,
 )
@@ -50,7 +50,9 @@ def main(arguments: Sequence[str], prog: str) -> None:
     options, config, model_options, mixture = parse(classes, arguments, prog)
     refuse_without_effect(options, mixture, config, model_options)
     refuse_missing_packages(config, model_options)
-    if config.objective == PROXIMAL:  # TRL's default of .05 is for the others; what was asked for stays
+    if "old_log_probs" in needs_of(
+        OBJECTIVES.get(config.objective or "")
+    ):  # TRL's default of .05 is for the others; what was asked for stays
         _, _, model_options, _ = parse(classes, arguments, prog, lora_dropout=0.0)
     name = model_options.model_name_or_path
     model_options.model_name_or_path = public_name(TINY if name is None else name)

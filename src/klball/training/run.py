@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from klball.models.loading import (
     model_path,
 )
 from klball.models.weights import read_json_object
-from klball.objectives.tokens import PROXIMAL
+from klball.objectives.tokens import OBJECTIVES
 from klball.terminal import is_main, say, show_table
 from klball.training.checkpoints import checkpoints_of, newest_complete, problem_of, write_json
 from klball.training.identity import (
@@ -40,6 +40,7 @@ from klball.training.identity import (
     row_digests,
 )
 from klball.training.sft.config import RobustSFTConfig
+from klball.training.sft.needs import checkpoint_files
 from klball.training.sft.trainer import RobustSFTTrainer
 from klball.training.sharding import save_whole_model
 
@@ -75,7 +76,11 @@ def train(
             say(f"{folder} already holds this run, finished")
         return
     resume_from = _resumption(
-        folder, asked, config.resume_from_checkpoint, started, config.objective == PROXIMAL
+        folder,
+        asked,
+        config.resume_from_checkpoint,
+        started,
+        checkpoint_files(OBJECTIVES.get(config.objective or "")),
     )
     model, tokenizer = load_for_training(config, model_options)
     load_chat_template(tokenizer, config.chat_template_path)
@@ -177,13 +182,13 @@ def _digests(
 
 
 def _resumption(
-    folder: Path, asked: Path | None, wanted: str | None, started: bool, proximal: bool
+    folder: Path, asked: Path | None, wanted: str | None, started: bool, also: Mapping[str, tuple[str, ...]]
 ) -> str | None:
     """Where to begin: at the checkpoint asked for, else at this run's newest whole one."""
     own = checkpoints_of(folder)
     if asked is not None and (asked.name in {path.name for path in own.values()} or not own):
         return str(asked)
-    newest = newest_complete(folder, proximal) if started else None
+    newest = newest_complete(folder, also) if started else None
     if newest is None and own:
         logger.warning("no checkpoint in %s can be resumed from: starting from the beginning", folder)
     if newest is None and not started and str(wanted).lower() in ("true", "latest"):
@@ -211,7 +216,7 @@ def _report_top_weighted(trainer: RobustSFTTrainer, rows: Dataset, folder: Path)
         return
     accountant = trainer.accountant
     weights = accountant.weights()
-    g, _ = accountant.scores()
+    g = accountant.ledger.scores()["score"]
     n = len(g)
     text_of: dict[str, Any] = {row["sample_id"]: row for row in rows.to_list()}
     ids = trainer.samples["sample_id"]
