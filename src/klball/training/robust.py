@@ -61,7 +61,7 @@ class RobustTrainer(Resumable):
         raise NotImplementedError
 
     def score_units(self, when: str) -> dict[str, Tensor] | None:
-        """Fresh scores of all samples by name, [n]; None: entries fill as they are visited. when: for messages."""
+        """Fresh scores of all samples, [n]; None: entries fill as they are visited. when: for messages."""
         return None
 
     def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
@@ -74,6 +74,8 @@ class RobustTrainer(Resumable):
         self, samples: Dataset, ambiguity: AmbiguitySet, units: Units, relax: bool = True
     ) -> None:
         """After TRL's constructor. samples: with their positions in the column INDEX."""
+        if units.names and not ambiguity.needs:
+            raise ValueError("group_column has no effect without an adversary: set a radius above 0")
         self.samples, self.ambiguity, self._units, self._relax = samples, ambiguity, units, relax
         self.loss_is_scaled_for_ga = True  # normalised over the whole optimizer step, here
         self.data_collator = WithIndex(self.data_collator)
@@ -160,13 +162,9 @@ class RobustTrainer(Resumable):
             self._begin_step()
             indices = [batch[INDEX].to(device) for batch in batches]
             self._step = plan_step(
-                *(indices, self._visits, self.accountant.density, self.accelerator), self._divided_by()
+                *(indices, self._visits, self.accountant.density, self.accelerator, self._units)
             )
         return batches, num_items
-
-    def _divided_by(self) -> Tensor | None:
-        """Sizes whose total over a step divides its loss, [n]; None: the number of samples."""
-        return self._units.sizes
 
     def _begin_step(self) -> None:
         try:

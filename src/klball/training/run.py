@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 TOP = 20
 DONE_FILE = "top_weighted.csv"
+GROUPS_FILE = "groups.csv"
 
 
 def train(
@@ -103,7 +104,7 @@ def train(
         trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume_from)
     save_whole_model(trainer, str(folder))
-    _report_top_weighted(trainer, rows, folder)
+    _report_weights(trainer, rows, folder)
 
 
 def _peft_config(options: ModelConfig) -> Any:
@@ -207,14 +208,19 @@ def _remove_unfinished(folder: Path, resume_from: str | None) -> None:
         path.unlink()
 
 
-def _report_top_weighted(trainer: RobustSFTTrainer, rows: Dataset, folder: Path) -> None:
-    """Which samples the adversary weighs most at the end: rare, hard, or mislabelled?"""
+def _report_weights(trainer: RobustSFTTrainer, rows: Dataset, folder: Path) -> None:
+    """Which groups and samples the adversary weighs most at the end: rare, hard, or mislabelled?"""
     live = trainer.args.reweight == "live" and bool(trainer.ambiguity.needs)
     if live and trainer.args.rescore_steps != 0:
         trainer.rescore()  # drift is not hardness: stale entries must not lead the list
     if not is_main():
         return
     accountant = trainer.accountant
+    if groups := accountant.group_rows():
+        write_csv(folder / GROUPS_FILE, groups)
+        header = ("group", "samples", "mean log-likelihood", "share f", "weight q", "q/f")
+        body = [tuple(row.values()) for row in sorted(groups, key=lambda row: -row["density"])]
+        show_table(f"groups as the adversary weighs them ({folder / GROUPS_FILE})", header, body)
     weights = accountant.weights()
     g = accountant.ledger.scores()["score"]
     n = len(g)

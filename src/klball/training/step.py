@@ -8,6 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from klball.training.units import Units
+
 NO_FLOAT64 = {"mps"}  # devices
 Density = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
@@ -110,9 +112,9 @@ class Visits:
 
 
 def plan_step(
-    batches: list[Tensor], visits: Visits, density: Density, accelerator: Any, sizes: Tensor | None
+    batches: list[Tensor], visits: Visits, density: Density, accelerator: Any, units: Units
 ) -> StepPlan:
-    """The plan of a step from the sample indices of this rank's micro-batches; sizes: [n], None for 1."""
+    """The plan of a step from the sample indices of this rank's micro-batches."""
     own = torch.cat(batches)
     start, everyone = 0, own
     if accelerator.num_processes > 1:
@@ -121,6 +123,5 @@ def plan_step(
         everyone = accelerator.gather(padded)
     first = visits.first(everyone)
     kept = first.to(wide(own.device))
-    if sizes is not None:
-        kept = kept * sizes[everyone].to(kept)
-    return StepPlan(list(first[start : start + len(own)].split(list(map(len, batches)))), kept.sum(), density)
+    divisor = (kept * units.sizes_of(everyone, kept)).sum()
+    return StepPlan(list(first[start : start + len(own)].split(list(map(len, batches)))), divisor, density)

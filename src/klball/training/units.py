@@ -21,6 +21,7 @@ class Units:
 
     def __init__(self, sizes: Tensor | None = None, groups: Sequence[Any] | None = None):
         self.sizes = sizes
+        self._total = 0.0 if sizes is None else float(sizes.double().sum())
         self.names: list[Any] = []
         self.of_sample: Tensor | None = None
         if groups is not None:
@@ -38,15 +39,19 @@ class Units:
         """f of all samples, [n], sum 1."""
         if self.sizes is None:
             return torch.full((n,), 1 / n, dtype=torch.float64)
-        return self.sizes.double() / self.sizes.double().sum()
+        return self.sizes.double() / self._total
+
+    def sizes_of(self, index: Tensor, like: Tensor) -> Tensor:
+        """f of some samples up to a factor, (B), with the dtype and on the device of `like`."""
+        if self.sizes is None:
+            return torch.ones_like(index, dtype=like.dtype)
+        if self._sizes_there is None or self._sizes_there.device != like.device:
+            self._sizes_there = self.sizes.to(like.dtype).to(like.device)
+        return self._sizes_there[index]
 
     def base_of(self, index: Tensor, like: Tensor, n: int) -> Tensor:
         """f of some samples, (B), with the dtype and on the device of `like`."""
-        if self.sizes is None:
-            return torch.full_like(like, 1 / n)
-        if self._sizes_there is None or self._sizes_there.device != like.device:
-            self._sizes_there = self.base(n).to(like.dtype).to(like.device)
-        return self._sizes_there[index]
+        return self.sizes_of(index, like) / (n if self.sizes is None else self._total)
 
     def fresh(self, ledger: Ledger) -> bool:
         """Whether a sample's own fresh score decides its density."""
