@@ -12,11 +12,11 @@ from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
 from klball.data.paraphrase.batch_files import MOST_REQUESTS, Asking, Results, reply_to, requests
 from klball.data.paraphrase.openai_batch import BatchFolder, connect, server_errors
 from klball.data.paraphrase.quality import REASONS, Reply, Similarity, sentence_embedder
-from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds, digest, provenance, write_rounds
+from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds, provenance, write_rounds
 from klball.data.paraphrase.samples import Sample, samples_of
 from klball.data.paraphrase.templates import QUESTIONS, kind_of, most_rounds, reword, templates
 from klball.data.rows import first_rows, load_rows
-from klball.files import write_csv, write_run
+from klball.files import json_digest, write_csv, write_run
 from klball.terminal import progress_bar, say, show_table
 
 BATCH = ("step", "base_url", "results", "allow_missing", "requests_per_file")
@@ -155,7 +155,7 @@ def template_replies(samples: Sequence[Sample], rounds: int) -> Made:
     most = most_rounds(sample.prompt.strip() for sample in samples)
     if rounds > most:
         raise ValueError(f"the templates make {most} different rounds of these prompts, not {rounds}")
-    wording = digest([templates(kind) for kind in (*QUESTIONS, "other")])
+    wording = json_digest([templates(kind) for kind in (*QUESTIONS, "other")])
     unknown = sum(kind_of(sample.prompt.strip()) == "other" for sample in samples)
     maker = {"maker": "templates", "wording": wording, "only_framed": unknown}
     return maker, lambda round_: [Reply(reword(sample.prompt, round_)) for sample in samples]
@@ -229,7 +229,7 @@ def _about(options: Options, samples: Sequence[Sample], layout: str) -> dict[str
 
 def _from_results(options: Options, samples: Sequence[Sample], results: Results) -> Made:
     asking = _asking(options)
-    replies = digest(sorted((i, reply.text, reply.problem) for i, reply in results.replies.items()))
+    replies = json_digest(sorted((i, reply.text, reply.problem) for i, reply in results.replies.items()))
     maker = {"maker": options.maker, **asking.about(), "replies": replies}
     return maker, lambda round_: [reply_to(sample, round_, asking, results.replies) for sample in samples]
 
