@@ -11,7 +11,18 @@ from conftest import small_qwen
 from gradient_grid import rows, trainer_for
 from klball import Empirical, KLBall
 from klball.data.rows import encode
-from klball.objectives.tokens import dft, dft_sequence, nll, psft
+from klball.objectives.tokens import (
+    NEEDS,
+    OBJECTIVES,
+    dft,
+    dft_sequence,
+    needs_of,
+    nll,
+    objective,
+    objective_named,
+    plain_objectives,
+    psft,
+)
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -54,6 +65,42 @@ def test_psft_at_ratio_one_is_the_gradient_of_nll_and_overflow_gives_no_nan():
     assert torch.equal(gradient(psft(log_p, log_p.detach()), log_p), gradient(nll(log_p), log_p))
     risen = torch.tensor([-1e-3], requires_grad=True)
     assert gradient(psft(risen, torch.tensor([-500.0])), risen).item() == 0.0
+
+
+def test_every_objective_says_what_it_needs_and_is_called_with_that():
+    log_p = random_log_probs()
+    given = {name: random_log_probs().detach() for name in NEEDS}
+    for name, function in OBJECTIVES.items():
+        needed = {need: given[need] for need in needs_of(function)}
+        assert objective_named(name) is function and function(log_p, **needed).shape == log_p.shape
+    assert needs_of(psft) == ("old_log_probs",) and needs_of(torch.neg) == ()
+    assert list(plain_objectives()) == ["nll", "dft", "dft-sequence"]
+
+
+def test_an_objective_of_the_users_own_is_a_function_and_a_line(monkeypatch):
+    monkeypatch.setattr("klball.objectives.tokens.OBJECTIVES", known := dict(OBJECTIVES))
+
+    @objective("certain", needs=("certainty", "entropy"))
+    def certain(log_probs, certainty, entropy):
+        return -log_probs * certainty - entropy
+
+    assert objective_named("certain") is certain and list(known)[-1] == "certain"
+    assert needs_of(certain) == ("certainty", "entropy")
+    objective("certain")(certain)  # a notebook's cell runs twice
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "words"),
+    [
+        ("nll", (), "there is an objective 'nll' already"),
+        ("mine", ("variance",), "needs 'variance'; there are old_log_probs"),
+        ("mine", ("entropy",), "needs 'entropy', but has no parameter of that name"),
+    ],
+)
+def test_an_objective_that_cannot_be_called_is_refused(name, needs, words):
+    with pytest.raises(ValueError, match=words):
+        objective(name, needs)(lambda log_probs: log_probs)
+    assert "mine" not in OBJECTIVES and objective_named("nll") is nll
 
 
 def eager_psft(tokenizer, refresh, clip, warmup, learning_rate):
