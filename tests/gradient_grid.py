@@ -163,7 +163,14 @@ def quiet(folder: str, **more) -> dict:
 
 
 def trainer_for(
-    case: dict, arrangement: str, folder: str, model=None, trainer=RobustSFTTrainer, data=None, **more
+    case: dict,
+    arrangement: str,
+    folder: str,
+    model=None,
+    trainer=RobustSFTTrainer,
+    data=None,
+    own=None,
+    **more,
 ) -> tuple[RobustSFTTrainer, Gradients]:
     case = dict(case)
     micro, accumulation, extra = ARRANGEMENTS[arrangement]
@@ -184,6 +191,7 @@ def trainer_for(
         processing_class=tokenizer(),
         peft_config=peft if lora else None,
         ambiguity=ambiguity,
+        objective=own,
         callbacks=[recorder := Gradients()],
     ), recorder
 

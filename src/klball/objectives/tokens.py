@@ -1,10 +1,7 @@
 """Token objectives: token log-probabilities → token losses, pure functions of shape (B, T) → (B, T).
 
 What they give at a position that is not an answer token is not used. An objective of your own is any such
-function; one that needs more says so in an attribute `needs`, and gets it by name:
-
-    entropy, certainty                      (B, T), with gradient
-    old_log_probs, reference_log_probs      (B, T): of the model some steps ago, or before training
+function; one that needs more says so in an attribute `needs`, and is called with it by name (`NEEDS`).
 
 `columns(log_probs, **needed)`, if it has that method, gives values a token (B, T) by name, of which rows
 keep the sums over their answer; `metrics(columns)` turns a step's rows (those sums, `log_prob`, `num_tokens`)
@@ -19,7 +16,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 Objective = Callable[..., Tensor]
-NEEDS = ("entropy", "certainty", "old_log_probs", "reference_log_probs")
+NEEDS = {  # what an objective may ask for beside log p_t, each (B, T), nats
+    "entropy": "of the next-token distribution, with gradient",
+    "certainty": "self-certainty KL(U‖p_t), with gradient",
+    "old_log_probs": "log p_t of the model some steps ago",
+    "reference_log_probs": "log p_t of the model before training",
+}
 UNDERFLOW = -100  # nats: beyond it the gradient is nothing
 
 
@@ -94,7 +96,7 @@ def needs_of(objective: Objective | None) -> tuple[str, ...]:
     return tuple(getattr(objective, "needs", ()))
 
 
-def of_log_probs_alone() -> dict[str, Objective]:
+def plain_objectives() -> dict[str, Objective]:
     """The objectives that need nothing else."""
     return {name: objective for name, objective in OBJECTIVES.items() if not needs_of(objective)}
 

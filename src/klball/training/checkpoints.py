@@ -1,10 +1,8 @@
 """Which checkpoints training can be resumed from, and what of a run is not for others to see."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import torch
@@ -15,9 +13,9 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from klball.files import whole_file
+from klball.files import read_json_object, write_text
 from klball.models.loading import TINY, TINY_FOLDER
-from klball.models.weights import read_json_object, refuse_damaged_safetensors, refuse_missing_shards
+from klball.models.weights import refuse_damaged_safetensors, refuse_missing_shards
 from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
 
 logger = logging.getLogger(__name__)
@@ -133,15 +131,8 @@ def refuse_unfit(checkpoint: Path, model: torch.nn.Module) -> None:
         raise ValueError(f"{checkpoint} is of another model: {foreign[0]} does not fit")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
-
-
 def hide_installation(folder: Path) -> None:
     """Call the embedded model by its name in saved files, not by the place where klball is installed."""
     for path in (folder / "adapter_config.json", folder / "README.md"):
         if path.is_file() and TINY_FOLDER in (text := path.read_text(encoding="utf-8")):
-            with whole_file(path) as temporary:
-                temporary.write_text(text.replace(TINY_FOLDER, TINY), encoding="utf-8")
+            write_text(path, text.replace(TINY_FOLDER, TINY))

@@ -19,23 +19,20 @@ from trl import (
 )
 
 from klball.data.rows import load_chat_template, texts_of, to_trl_format, with_sample_ids
-from klball.files import write_csv
+from klball.files import RUN_FILE, combined, read_json_object, write_csv, write_json
 from klball.models.loading import (
     check_model,
     is_adapter,
     load_model,
     model_path,
 )
-from klball.models.weights import read_json_object
 from klball.objectives.tokens import OBJECTIVES
 from klball.terminal import is_main, say, show_table
-from klball.training.checkpoints import checkpoints_of, newest_complete, problem_of, write_json
+from klball.training.checkpoints import checkpoints_of, newest_complete, problem_of
 from klball.training.identity import (
     DIGESTS,
-    RUN_FILE,
     check_same_run,
     checkpoint_digest,
-    combined,
     model_digest,
     row_digests,
 )
