@@ -4,13 +4,16 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-all lint bench env tiny-model
+.PHONY: demo test test-slow test-all lint docs bench env tiny-model
 
 demo: env
 	$(BIN)/klball reproduce --preset tiny
 
 test: env
 	$(BIN)/python -m pytest -n 2
+
+test-slow: env
+	$(BIN)/python -m pytest -n 2 -m slow
 
 test-all: env
 	$(BIN)/python -m pytest -n 2 -m ''
@@ -20,6 +23,9 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 bench: env
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -82,15 +82,25 @@ class Comparison:
 def compare_scores(
     scores: RoundScores,
     epsilon: float,
-    gamma: Gamma,
-    resamples: int,
-    about: dict[str, Any],
+    gamma: Gamma = None,
+    resamples: int = 0,
+    about: dict[str, Any] | None = None,
     progress: Progress | None = None,
     like_these: str = "rephrasings like these",
 ) -> Comparison:
     """Solve and test at (ε, γ), and at the largest radius whose ESS is at least 100.
 
-    Raises ValueError where no round of some pair can be solved.
+    Args:
+        scores: What `round_scores` made of the score tables.
+        epsilon: Radius of the ball, nats.
+        gamma: Bound on E_Q[C], nats; "auto" proposes one, None leaves it out.
+        resamples: Bootstrap resamples of the items; 0 for none.
+        about: What the comparison should remember of its models.
+        progress: Called with resamples done and resamples in all.
+        like_these: What the rounds are, for the verdicts' sentences.
+
+    Raises:
+        ValueError: No round of some pair can be solved.
     """
     asked = _analysed(scores, epsilon, gamma, resamples, progress, like_these)
     wide = largest_epsilon_with_ess(scores)
@@ -98,7 +108,7 @@ def compare_scores(
     analysis = (
         None if wide is None or same else _analysed(scores, wide, None, resamples, progress, like_these)
     )
-    return Comparison(scores, asked, analysis, _profiles(scores), about)
+    return Comparison(scores, asked, analysis, _profiles(scores), about or {})
 
 
 def _analysed(

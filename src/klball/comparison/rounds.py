@@ -45,7 +45,8 @@ class RoundScores:
 def round_scores(tables: Mapping[tuple[str, str], Dataset]) -> RoundScores:
     """Score tables by (model, round), aligned by sample_id; models and rounds in order of appearance.
 
-    Raises ValueError for a missing (model, round), a table with repeated ids, or no row in common.
+    Raises:
+        ValueError: A (model, round) is missing, a table repeats ids, or no row is in common.
     """
     models = list(dict.fromkeys(model for model, _ in tables))
     rounds = list(dict.fromkeys(label for _, label in tables))
@@ -136,8 +137,15 @@ class RoundSolutions:
 def solve_rounds(scores: RoundScores, *, epsilon: float, gamma: Gamma = None) -> RoundSolutions:
     """All models and rounds in one batched solve: max {E_Q[−g] : KL(Q‖F) ≤ ε, E_Q[C] ≤ γ}.
 
-    gamma="auto" takes `propose_gamma`. Infeasible rounds come back with status "infeasible" and NaN.
-    Raises ValueError for bad parameters.
+    Infeasible rounds come back with status "infeasible" and NaN.
+
+    Args:
+        scores: What `round_scores` made of the score tables.
+        epsilon: Radius of the ball, nats.
+        gamma: Bound on E_Q[C], nats; "auto" takes `propose_gamma`, None leaves it out.
+
+    Raises:
+        ValueError: A bad parameter.
     """
     least = None if gamma is None else _least_certainty(scores, epsilon)
     if gamma == "auto":

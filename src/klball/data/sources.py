@@ -39,10 +39,20 @@ def load_rows(
 ) -> Dataset:
     """The checked rows of a built-in data set, local files, or a Hub data set, with their `sample_id`.
 
-    name: local are a file, a pattern such as data/*.jsonl, a folder with files for each split, or what
-    `save_to_disk` wrote. split: a name, or slices of some as in `datasets` ("train[:10%]+test"); None: all
-    rows of a file, else `default`. Rows are numbered, with `with_sample_ids`, before they are sliced.
-    Raises ValueError in one line if there is no such source, split or configuration, or for a bad row.
+    Rows are numbered before they are sliced.
+
+    Args:
+        name: Local are a file, a pattern such as data/*.jsonl, a folder with files for each split, or
+            what `save_to_disk` wrote.
+        split: A name, or slices of some as in `datasets` ("train[:10%]+test"); None: all rows of a file,
+            else `default`.
+        config: Configuration of a Hub data set.
+        default: The split where none is named.
+        id_column: Column of the ids; "none" numbers them; None: sample_id, else id.
+        text_field: Column of plain texts.
+
+    Raises:
+        ValueError: There is no such source, split or configuration, or a row is bad.
     """
     parts = []
     for part in [None] if split is None else split.split("+"):
@@ -99,7 +109,7 @@ def as_dataset(rows: Any, what: str = "the data") -> Dataset:
             return dataset_of(rows.to_dict("records"))
     hint = ""
     if isinstance(rows, str | Path):
-        hint = f": read it with klball.data.rows.load_rows({str(rows)!r})"
+        hint = f": read it with klball.load_rows({str(rows)!r})"
     raise ValueError(f"{what} must be a datasets.Dataset, not {type(rows).__name__}{hint}")
 
 

@@ -58,9 +58,19 @@ def load_model(
     """The causal language model and tokenizer of that name, in evaluation mode.
 
     An adapter is loaded on top of the base model it names, whose embeddings grow with the adapter's own
-    tokenizer; `trainable`: to be trained further. `dtype` is a torch name or "auto"; `options` go to
-    `from_pretrained` of the (base) model. Raises ValueError in one line if something is not there, not
-    whole, or does not fit: weights, configuration, tokenizer, base model.
+    tokenizer.
+
+    Args:
+        name: `klball/tiny`, a local folder, or a Hub name.
+        dtype: A torch name, or "auto".
+        revision: Of a Hub name.
+        trainable: An adapter is to be trained further.
+        trust_remote_code: As in `from_pretrained`.
+        **options: For `from_pretrained` of the (base) model.
+
+    Raises:
+        ValueError: Something is not there, not whole, or does not fit: weights, configuration,
+            tokenizer, base model.
     """
     path = model_path(name)
     remote = dict(trust_remote_code=trust_remote_code)

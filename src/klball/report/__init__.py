@@ -1,0 +1,5 @@
+"""One-file pages of results. The public names stand in `__init__.pyi`."""
+
+from lazy_loader import attach_stub
+
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -163,7 +163,11 @@ class Rounds:
 
 
 def read_rounds(path: str | Path) -> Rounds:
-    """The rounds of a file that `write_rounds` made. Raises ValueError if it is not one, or not whole."""
+    """The rounds of a file that `klball paraphrase` made.
+
+    Raises:
+        ValueError: It is no such file, or not whole.
+    """
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:

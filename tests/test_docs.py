@@ -1,0 +1,165 @@
+"""Documents tell users to import public names only, name what exists, and make a site without a warning."""
+
+import ast
+import importlib
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import klball
+import klball.report
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"])
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+SCRIPTS = sorted([*(ROOT / "examples").glob("*.py"), ROOT / "scripts" / "readme_figure.py"])
+PUBLIC = {"klball": klball, "klball.report": klball.report}
+OLD_ROOMS = re.compile(
+    r"klball[./](robust|evaluation|experiments|ambiguity)\b|\b(robust|evaluation|experiments)/"
+)
+
+
+def named(source):
+    """What a piece of Python takes from klball: (module, name), by import or as an attribute."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "klball":
+            yield from ((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "klball" and alias.name != "klball":
+                    yield alias.name, "*"
+        elif (
+            isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "klball"
+        ):
+            yield "klball", node.attr
+
+
+def private(source):
+    """The names among them that are not public."""
+    return [
+        f"{module}.{name}"
+        for module, name in named(source)
+        if name != "__version__" and (module not in PUBLIC or name not in (*PUBLIC[module].__all__, "*"))
+    ]
+
+
+def python_of(path):
+    """All Python that a page, script or notebook shows."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return [text]
+    if path.suffix == ".ipynb":
+        return ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+    blocks = re.findall(r"^```(?:python|py)\b.*?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [block for block in blocks if not block.startswith("--8<--")]
+
+
+@pytest.mark.parametrize(
+    "path", [*PAGES, *SCRIPTS, ROOT / "examples" / "solve.ipynb"], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_only_public_names_are_imported(path):
+    assert [name for source in python_of(path) for name in private(source)] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from klball.comparison.rounds import round_scores",
+        "from klball import accountant",
+        "import klball.training.ledger",
+        "import klball\nklball.solve_duel([1])",
+        "from klball.report import heat_map",
+    ],
+)
+def test_a_private_name_is_seen(source):
+    assert private(source)
+
+
+@pytest.mark.parametrize("module", PUBLIC.values(), ids=PUBLIC)
+def test_every_public_name_is_there(module):
+    listed = set(module.__all__)
+    assert listed and all(getattr(module, name).__name__ == name for name in listed)
+    assert listed <= set(dir(module))
+    with pytest.raises(AttributeError):
+        module.no_such_name  # noqa: B018
+
+
+def test_the_package_says_its_version_and_imports_nothing_heavy():
+    code = "import klball, sys; print(klball.__version__, 'torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [klball.__version__, "False", "False"]
+    assert (Path(klball.__file__).parent / "py.typed").exists()
+
+
+def test_the_reference_has_every_public_name_once():
+    documented = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    public = [f"{module}.{name}" for module, home in PUBLIC.items() for name in home.__all__]
+    assert sorted(documented) == sorted(public)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_pages_name_what_exists(path):
+    text = path.read_text(encoding="utf-8")
+    assert not OLD_ROOMS.search(text)
+    for module in set(re.findall(r"`(klball(?:\.[a-z_]+)+)`", text)):
+        home, _, name = module.rpartition(".")
+        assert hasattr(importlib.import_module(home), name) or importlib.import_module(module)
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_the_tree_is_the_tree():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"```\nsrc/klball/\n(.*?)```", text, re.DOTALL)
+    source, folders = ROOT / "src" / "klball", []
+    shown = set()
+    for line in tree.splitlines():
+        indent, name = re.match(r"( *)(\S+)", line).groups()
+        if len(indent) > 6:
+            continue  # a description goes on
+        depth = len(indent) // 2 - 1
+        folders[depth:] = [name] if name.endswith("/") else []
+        place = "".join(folders[:depth]) + name
+        assert (source / place).exists(), place
+        shown.add(place)
+    assert all(any(source.rglob(name)) for name in re.findall(r"\b[a-z_]+\.py\b", tree))
+    rooms = {f"{path.parent.relative_to(source)}/" for path in source.rglob("__init__.py")} - {"./"}
+    assert rooms | {path.name for path in source.glob("[a-z]*.py")} <= shown
+
+
+def test_what_the_readme_says_of_the_radius():
+    """With a share m of the weight on a share f of the data, KL(m‖f) reaches ε at the number printed."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (?:the hardest )?(\d+) %.*?\| ([\d.]+) times \| ([\d.]+) % \| ([\d.]+) times \|$", text, re.M
+    )
+    assert [row[0] for row in rows] == ["1", "5", "20"]
+
+    def kl(times, share):
+        m = times * share
+        return m * math.log(m / share) + (1 - m) * math.log((1 - m) / (1 - share))
+
+    def half_a_digit(printed):
+        return 0.5 * 10.0 ** -len(printed.partition(".")[2])
+
+    for percent, times, makes_up, times_at_half in rows:
+        share = int(percent) / 100
+        printed = ((0.05, times, 1), (0.05, makes_up, int(percent)), (0.5, times_at_half, 1))
+        for radius, value, one in printed:
+            low, high = ((float(value) + sign * half_a_digit(value)) / one for sign in (-1, 1))
+            assert kl(low, share) <= radius <= kl(high, share), (percent, value)
+
+
+def test_the_site_is_made_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "reference.html").read_text(encoding="utf-8")
+    assert 'id="klball.solve_dual"' in reference and "effective sample size" in reference
