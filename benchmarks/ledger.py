@@ -45,6 +45,8 @@ def measured_here(power: int, name: str) -> list[Row]:
 
     from klball import CertaintyKLBall, KLBall
     from klball.training.accountant import Accountant
+    from klball.training.ledger import Ledger
+    from klball.training.units import Units
 
     n, case = 10**power, f"n = 1e{power}, {name}"
     ball = KLBall(EPSILON) if name == "KLBall" else CertaintyKLBall(EPSILON, GAMMA)
@@ -54,7 +56,10 @@ def measured_here(power: int, name: str) -> list[Row]:
     c = None
     if "certainty" in ball.needs:
         c = torch.randn(n, dtype=torch.float64, generator=generator).add_(14).sub_(g, alpha=0.5)
-    accountant = Accountant(ball, g, c, None, relax=True, frozen=False)
+    ledger = Ledger(n, ("score",) if c is None else ("score", "certainty"))
+    ledger.entries = {"score": g} if c is None else {"score": g, "certainty": c}
+    ledger.known.fill_(True)
+    accountant = Accountant(ball, ledger, Units())
     stored = resident()["VmRSS"] - before
     accountant.begin_step()
     first = resident()["VmHWM"] - before
@@ -63,10 +68,12 @@ def measured_here(power: int, name: str) -> list[Row]:
     for _ in range(STEPS):
         index = torch.randint(n, (BATCH,), generator=generator)
         noise = NOISE * torch.randn(BATCH, dtype=torch.float64, generator=generator)
-        fresh = g[index] + accountant.drift.shift[0] + PACE + noise
-        sure = None if c is None else c[index] + accountant.drift.shift[1] + PACE + noise
+        fresh = g[index] + ledger.drift.shift[0] + PACE + noise
+        scores = {"score": fresh}
+        if c is not None:
+            scores["certainty"] = c[index] + ledger.drift.shift[1] + PACE + noise
         began = time.perf_counter()
-        accountant.record(index, fresh, sure)
+        accountant.record(index, scores)
         accountant.begin_step()
         seconds.append(time.perf_counter() - began)
         passes.append(accountant.solve().dual.num_passes)

@@ -28,7 +28,8 @@ from transformers import (
     default_data_collator,
 )
 
-from klball.data.builtin import data_hash, distinct, docstring_pairs, stdlib_docs
+from klball.data.builtin import data_hash
+from klball.data.builtin.stdlib_docs import distinct, docstring_pairs, stdlib_docs
 
 PACKAGES = {  # import name → distribution
     **{"numpy": "numpy", "scipy": "scipy", "pandas": "pandas", "sklearn": "scikit-learn"},

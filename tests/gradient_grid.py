@@ -66,6 +66,12 @@ for name, ambiguity in {
     "guide": ReverseKLBall(0.3),  # one that klball does not ship
 }.items():
     CASES[f"nll-{name}-token"] = dict(objective="nll", ambiguity=ambiguity, normalization="token")
+for name, ambiguity in {"groups": KLBall(0.3), "cvar-groups": CVaR(0.5)}.items():
+    for normalization in ("sample", "token"):
+        CASES[f"nll-{name}-{normalization}"] = dict(
+            objective="nll", ambiguity=ambiguity, normalization=normalization, group_column="source"
+        )
+CASES["nll-warmup-sample"] = dict(objective="nll", ambiguity=KLBall(0.5), epsilon_warmup=0.9)
 
 PACK = 32  # tokens; holds two rows of `paired_rows`
 ARRANGEMENTS = {  # micro-batch, accumulation, more
@@ -81,6 +87,7 @@ ARRANGEMENTS = {  # micro-batch, accumulation, more
     "packed, two processes": (1, 2, {"packing": True, "max_length": PACK}),
 }
 TWO_PROCESSES = ("two processes", "packed, two processes")
+SOURCES = ("wiki", "forum", "wiki", "notes")
 NUM_ROWS = 22  # not divisible by 8: the last step is short, and with two processes rows or packs repeat
 
 
@@ -94,7 +101,10 @@ def rows() -> Dataset:
         return " ".join(words[i] for i in torch.randint(len(words), (count,), generator=generator).tolist())
 
     return Dataset.from_list(
-        [{"prompt": text(2, 6) + "\n", "completion": text(1, 12)} for _ in range(NUM_ROWS)]
+        [
+            {"prompt": text(2, 6) + "\n", "completion": text(1, 12), "source": SOURCES[i % len(SOURCES)]}
+            for i in range(NUM_ROWS)
+        ]
     )
 
 
@@ -108,7 +118,7 @@ def paired_rows() -> Dataset:
     def row(length):
         ids = torch.randint(8, 1_000, (length,), generator=generator).tolist()
         start = max(0, int(torch.randint(-4, length - 1, (1,), generator=generator)))
-        return {"input_ids": ids, "labels": [-100] * start + ids[start:]}
+        return {"input_ids": ids, "labels": [-100] * start + ids[start:], "source": SOURCES[length % 3]}
 
     longest = range(PACK - 5, PACK // 2, -1)
     return Dataset.from_list([row(n) for long in longest for n in (long, PACK - long)])
@@ -153,7 +163,14 @@ def quiet(folder: str, **more) -> dict:
 
 
 def trainer_for(
-    case: dict, arrangement: str, folder: str, model=None, trainer=RobustSFTTrainer, data=None, **more
+    case: dict,
+    arrangement: str,
+    folder: str,
+    model=None,
+    trainer=RobustSFTTrainer,
+    data=None,
+    own=None,
+    **more,
 ) -> tuple[RobustSFTTrainer, Gradients]:
     case = dict(case)
     micro, accumulation, extra = ARRANGEMENTS[arrangement]
@@ -174,6 +191,7 @@ def trainer_for(
         processing_class=tokenizer(),
         peft_config=peft if lora else None,
         ambiguity=ambiguity,
+        objective=own,
         callbacks=[recorder := Gradients()],
     ), recorder
 

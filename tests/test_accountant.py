@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from klball import CertaintyKLBall, KLBall, solve_dual
 from klball.adversary import sets
 from klball.adversary.warm import resolve
-from klball.training.accountant import LEDGER_FILE, Accountant
+from klball.training.accountant import LEDGER_FILE
+from ledgers import accountant_of, named
 
 N = 3_000
 FIELDS = {"lambda_": 1e-6, "beta": 1e-5, "kl": 1e-8, "worst_case": 1e-8, "mu": 1e-6, "ess": 5e-5}
@@ -21,34 +22,34 @@ def ledger(ambiguity, weighted=False, n=N, seed=0):
     c = 14 - 0.5 * g + torch.randn(n, dtype=torch.float64, generator=generator)
     base = torch.rand(n, dtype=torch.float64, generator=generator)
     certainty = c if "certainty" in ambiguity.needs else None
-    accountant = Accountant(
-        ambiguity, g, certainty, base / base.sum() if weighted else None, relax=True, frozen=False
-    )
+    accountant = accountant_of(ambiguity, g, certainty, base if weighted else None)
     return accountant, generator
 
 
 def drift(accountant, generator, size=32, pace=0.02):
     """One batch of fresh scores of a model that gets better, and surer of itself."""
-    index = torch.randperm(len(accountant.log_likelihood), generator=generator)[:size]
+    index = torch.randperm(len(accountant.ledger), generator=generator)[:size]
     if not hasattr(accountant, "truth"):
-        accountant.truth = tuple(None if v is None else v.clone() for v in accountant.scores())
-    g, c = accountant.truth
+        accountant.truth = {name: v.clone() for name, v in accountant.ledger.scores().items()}
+    g, c = accountant.truth["score"], accountant.truth.get("certainty")
     noise = torch.randn(2, size, dtype=torch.float64, generator=generator)
     g.mul_(1 - pace)
     if c is not None:
         c.add_(pace / 4)
-    accountant.record(index, g[index] + pace * noise[0], None if c is None else c[index] + pace * noise[1])
+    sure = None if c is None else c[index] + pace * noise[1]
+    accountant.record(index, named(g[index] + pace * noise[0], sure))
 
 
 def assert_exact(solution, accountant, gamma=None):
-    g, c = accountant.scores()
+    scores = accountant.ledger.scores()
+    g, c = scores["score"], scores.get("certainty")
     ball = accountant.ambiguity
     gamma = getattr(ball, "gamma", None) if gamma is None else gamma
     expected = solve_dual(
         *(g, c),
         epsilon=ball.epsilon,
         gamma=gamma,
-        base_weights=accountant.base_weights,
+        base_weights=accountant.units.sizes,
         max_weight=ball.max_weight,
     )
     solution = solution.dual
@@ -91,7 +92,7 @@ def test_price_of_certainty_comes_and_goes():
     accountant, _ = ledger(CertaintyKLBall(0.1, 16.0))
     prices = []
     for move in [0.0] + [0.2] * 8 + [-0.2] * 8:
-        accountant.certainty += move
+        accountant.ledger.entries["certainty"] += move
         accountant.begin_step()
         assert_exact(accountant.solution, accountant)
         prices.append(accountant.solution.dual.beta)
@@ -106,8 +107,9 @@ def test_relaxed_point_mass_and_capped():
     assert accountant.relaxed == 3
     point, generator = ledger(KLBall(9.0))
     point.begin_step()
+    worst = point.ledger.entries["score"].argmin()[None]
     assert point.solution.status == "point_mass" and point.solution.weights is not None
-    assert float(point.density(torch.tensor([int(point.log_likelihood.argmin())]), torch.zeros(1), None)) == N
+    assert float(point.density(worst, {"score": torch.zeros(1)})) == N
     capped, generator = ledger(KLBall(0.5, max_weight=4.0))
     for _ in range(3):
         capped.begin_step()
@@ -124,9 +126,9 @@ def test_a_checkpoint_changes_no_bit(ball, tmp_path):
     accountant.save(tmp_path)
     again, _ = ledger(ball, seed=1)
     again.load(tmp_path, within_epoch=True)
-    for name, value in vars(accountant.drift).items():
-        assert torch.equal(torch.as_tensor(value), torch.as_tensor(vars(again.drift)[name])), name
-    again.truth = tuple(None if v is None else v.clone() for v in accountant.truth)
+    for name, value in vars(accountant.ledger.drift).items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(vars(again.ledger.drift)[name])), name
+    again.truth = {name: v.clone() for name, v in accountant.truth.items()}
     for either in (accountant, again):
         own = torch.Generator().manual_seed(5)
         for _ in range(3):
@@ -139,7 +141,11 @@ def test_a_checkpoint_changes_no_bit(ball, tmp_path):
 
 def test_a_ledger_of_an_earlier_version_is_refused_in_one_line(tmp_path):
     accountant, _ = ledger(KLBall(0.05))
-    names = {"log_likelihood": accountant.log_likelihood, "shift": torch.zeros(2), "relaxed": torch.tensor(0)}
+    names = {
+        "log_likelihood": accountant.ledger.entries["score"],
+        "shift": torch.zeros(2),
+        "relaxed": torch.tensor(0),
+    }
     save_file(names, tmp_path / LEDGER_FILE)
     with pytest.raises(ValueError, match="earlier version"):
         accountant.load(tmp_path, within_epoch=False)
@@ -152,7 +158,7 @@ def test_weights_of_all_samples_on_demand():
     accountant.begin_step()
     weights = accountant.weights()
     assert weights.sum() == pytest.approx(1)
-    density = accountant.density(torch.arange(N), accountant.scores()[0], None)
+    density = accountant.density(torch.arange(N), accountant.ledger.scores())
     assert density / N == pytest.approx(weights, rel=1e-6)
 
 

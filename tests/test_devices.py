@@ -10,7 +10,7 @@ from klball.data.rows import encode, load_rows
 from klball.models.loading import load_model
 from klball.models.token_scores import LMHead
 from klball.scores.scorer import TOKENS, Scorer
-from klball.training.sharding import sharded_scores
+from klball.training.sft.fresh_scores import sharded_scores
 
 
 class Apple(torch.Tensor):
@@ -29,6 +29,12 @@ class Apple(torch.Tensor):
 
 def on_apple(value):
     return value.as_subclass(Apple) if isinstance(value, torch.Tensor) else value
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    """These tensors say that they are on the CPU."""
+    monkeypatch.setattr("klball.training.step.NO_FLOAT64", {"mps", "cpu"})
 
 
 def test_the_device_refuses_float64():

@@ -14,7 +14,7 @@ from gradient_grid import quiet
 from klball import KLBall, RobustSFTConfig, RobustSFTTrainer
 from klball.data.rows import load_rows, to_trl_format
 from klball.models.loading import load_model
-from klball.training.accountant import Accountant
+from ledgers import accountant_of
 
 REAL = Path(os.environ.get("KLBALL_REAL_DATA", Path(__file__).parents[2] / "shared" / "realdata"))
 STORIES, PROBLEMS = REAL / "models" / "stories260K", REAL / "data" / "gsm8k-train-3000.jsonl"
@@ -56,21 +56,21 @@ class World:
 
 def replayed(world, ball: KLBall, an_epoch_only: bool = False) -> tuple[list[float], torch.Tensor, int]:
     """Mean weights / exact ones by epoch; λ / the exact one after a tenth of the run; re-scorings."""
-    accountant = Accountant(ball, world.scores(), None, None, relax=True, frozen=False)
+    accountant = accountant_of(ball, world.scores())
     half, rescores = len(world.order) // 2, 0
     ours, exact, lambdas = [], [], []
     for step, index in enumerate(world.order):
         fresh = world.scores()
-        if step == half if an_epoch_only else accountant.drift.demands_rescoring(half):
-            accountant.rewrite(fresh.clone(), None)
+        if step == half if an_epoch_only else accountant.ledger.drift.demands_rescoring(half):
+            accountant.rewrite({"score": fresh.clone()})
             rescores += 1
         accountant.begin_step()
         truth = ball.solve({"score": fresh})
         trained_on = fresh[index] + world.dropout
-        ours.append(float(accountant.density(index, trained_on, None).mean()))
+        ours.append(float(accountant.density(index, {"score": trained_on}).mean()))
         exact.append(float(truth.weights[index].mean()) * world.n)
         lambdas.append(accountant.solve().dual.lambda_ / (truth.dual.lambda_ or math.nan))
-        accountant.record(index, trained_on, None)
+        accountant.record(index, {"score": trained_on})
         world.train(index)
     epochs = [sum(ours[part]) / sum(exact[part]) for part in (slice(half), slice(half, None))]
     return epochs, torch.tensor(lambdas[len(lambdas) // 10 :]), rescores
@@ -111,15 +111,15 @@ def test_dropout_is_not_drift(epsilon):
 def test_shift_follows_a_common_drift():
     n = 400
     truth = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 4
-    accountant = Accountant(KLBall(0.05), truth.clone(), None, None, relax=True, frozen=False)
+    accountant = accountant_of(KLBall(0.05), truth.clone())
     naive = truth.clone()
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
     for step in range(50):
         batch = order[8 * step : 8 * step + 8]
-        accountant.record(batch, truth[batch], None)
+        accountant.record(batch, {"score": truth[batch]})
         naive[batch] = truth[batch]
         truth = truth + 0.02  # every sample becomes easier at the same pace
-    shifted, _ = accountant.scores()
+    shifted = accountant.ledger.scores()["score"]
     assert (shifted - truth).abs().max() < 0.1
     assert (naive - truth).abs().max() > 0.4
 
@@ -150,7 +150,7 @@ class Recording:
             def get_batch_samples(self, *args):
                 batches, number = super().get_batch_samples(*args)
                 recording.order.append(torch.cat([batch["sample_index"] for batch in batches]))
-                recording.truth.append(self.accountant.log_likelihood.clone())
+                recording.truth.append(self.accountant.ledger.entries["score"].clone())
                 return batches, number
 
         settings = dict(num_train_epochs=2, learning_rate=rate, lr_scheduler_type="linear", max_length=512)

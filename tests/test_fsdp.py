@@ -20,7 +20,8 @@ import fsdp_runs
 from fsdp_runs import FAST, SLOW
 from klball import RobustSFTTrainer
 from klball.models.loading import load_model
-from klball.training.sharding import sharded_scores, shards_parameters
+from klball.training.sft.fresh_scores import sharded_scores
+from klball.training.sharding import shards_parameters
 
 HERE = Path(__file__).parent
 CASES = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]

@@ -1,6 +1,7 @@
 """Token objectives by their gradients, and PSFT's window against an eager run in float64."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -9,9 +10,19 @@ from transformers import TrainerCallback
 
 from conftest import small_qwen
 from gradient_grid import rows, trainer_for
-from klball import Empirical, KLBall
+from klball import Empirical, KLBall, RobustSFTConfig
 from klball.data.rows import encode
-from klball.objectives.tokens import dft, dft_sequence, nll, psft
+from klball.objectives.tokens import (
+    NEEDS,
+    OBJECTIVES,
+    SequenceDFT,
+    dft,
+    needs_of,
+    nll,
+    objective_named,
+    plain_objectives,
+    psft,
+)
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -34,7 +45,7 @@ def test_dft_gradient_is_that_of_minus_p():
 def test_dft_sequence_gradient_is_that_of_minus_the_probability_of_the_answer():
     log_p = random_log_probs(0.3)
     expected = gradient(-log_p.sum(-1).exp(), log_p)
-    assert torch.allclose(gradient(dft_sequence(log_p), log_p), expected, rtol=1e-12)
+    assert torch.allclose(gradient(SequenceDFT()(log_p), log_p), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("clip", [0.1, 0.28, 2.0])
@@ -54,6 +65,73 @@ def test_psft_at_ratio_one_is_the_gradient_of_nll_and_overflow_gives_no_nan():
     assert torch.equal(gradient(psft(log_p, log_p.detach()), log_p), gradient(nll(log_p), log_p))
     risen = torch.tensor([-1e-3], requires_grad=True)
     assert gradient(psft(risen, torch.tensor([-500.0])), risen).item() == 0.0
+
+
+def test_every_objective_says_what_it_needs_and_is_called_with_that():
+    log_p = random_log_probs()
+    given = {name: random_log_probs().detach() for name in NEEDS}
+    for name, function in OBJECTIVES.items():
+        needed = {need: given[need] for need in needs_of(function)}
+        assert objective_named(name) is function and function(log_p, **needed).shape == log_p.shape
+    assert needs_of(OBJECTIVES["psft"]) == ("old_log_probs",) and needs_of(torch.neg) == ()
+    assert list(plain_objectives()) == ["nll", "dft", "dft-sequence"]
+
+
+class Needy:
+    """All that an objective can ask for."""
+
+    needs = tuple(NEEDS)
+
+    def __call__(self, log_probs, entropy, certainty, old_log_probs, reference_log_probs):
+        away = (log_probs - old_log_probs) ** 2 + (log_probs - reference_log_probs) ** 2
+        return -log_probs - 0.1 * entropy + 0.05 * certainty + 0.3 * away
+
+
+def eager_needy(tokenizer):
+    """The gradients of three SGD steps in float64; the third begins a window of two."""
+    model, first = (small_qwen(len(tokenizer)).double() for _ in range(2))
+    old = first
+    encoded = list(encode(rows(), tokenizer))
+    steps = []
+
+    def parts(which, row):
+        labels = torch.tensor(row["labels"])[1:]
+        logits = which(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1][labels != -100]
+        log_p = logits.log_softmax(-1)
+        chosen = log_p.gather(-1, labels[labels != -100][:, None])[:, 0]
+        return chosen, -(log_p.exp() * log_p).sum(-1), -log_p.mean(-1) - math.log(logits.shape[-1])
+
+    for step, batch in enumerate(encoded[i : i + 8] for i in range(0, len(encoded), 8)):
+        if step == 2:
+            old = small_qwen(len(tokenizer)).double()
+            old.load_state_dict(model.state_dict())
+        losses = [
+            Needy()(*parts(model, row), parts(old, row)[0].detach(), parts(first, row)[0].detach()).mean()
+            for row in batch
+        ]
+        gradients = torch.autograd.grad(sum(losses) / len(losses), list(model.parameters()))
+        steps.append(torch.cat([g.flatten() for g in gradients]))
+        with torch.no_grad():
+            for parameter, g in zip(model.parameters(), gradients, strict=True):
+                parameter.sub_(g, alpha=0.05)
+    return steps
+
+
+@pytest.mark.parametrize("arrangement", ["8x1", "4x2"])
+def test_what_an_objective_needs_is_what_it_gets(arrangement, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(RobustSFTConfig, "psft_refresh", 2)
+    case = dict(objective=None, ambiguity=Empirical())
+    trainer, recorder = trainer_for(case, arrangement, str(tmp_path), own=Needy(), psft_refresh=2)
+    trainer.train()
+    for ours, wanted in zip(recorder.steps, eager_needy(tokenizer), strict=True):
+        assert (ours - wanted).norm() <= 2e-5 * wanted.norm()
+
+
+def test_a_need_that_nobody_fills_is_refused_in_one_line(tokenizer, tmp_path):
+    objective = Needy()
+    objective.needs = ("variance",)
+    with pytest.raises(ValueError, match=r"an objective can need .*, not 'variance'"):
+        trainer_for(dict(objective=None, ambiguity=Empirical()), "8x1", str(tmp_path), own=objective)
 
 
 def eager_psft(tokenizer, refresh, clip, warmup, learning_rate):
@@ -141,9 +219,8 @@ def test_a_window_ends_where_a_callback_ends_the_epoch(what, tokenizer, tmp_path
     case = dict(objective="psft", ambiguity=Empirical(), psft_refresh=8)
     trainer, _ = trainer_for(case, "4x1", str(tmp_path), num_train_epochs=2)
     seen = []
-    trainer._window.losses = lambda index, scores, own=trainer._window.losses: (
-        seen.append(index.tolist()) or own(index, scores)
-    )
+    (window,) = trainer.hooks
+    window.of = lambda index, scores, own=window.of: seen.append(index.tolist()) or own(index, scores)
     trainer.add_callback(StopsAt(2, what))
     trainer.train()
     if what == "should_training_stop":

@@ -161,7 +161,7 @@ def test_messages_are_packed_by_assistant_turns(tokenizer, tmp_path):
     trainer.train()
     (step,) = trainer.accountant.history
     table = trainer.score_dataset(trainer.samples)
-    assert trainer.accountant.visited.all()
+    assert trainer._visits.seen.all()
     expected = -float(table["sum_log_prob"].sum() / table["num_tokens"].sum())
     assert step["mean_weight"] == pytest.approx(1.0, abs=1e-5)
     assert step["nll"] == pytest.approx(expected, rel=1e-5)

@@ -12,13 +12,14 @@ import pytest
 from datasets import Dataset
 
 from klball.commands.paraphrase import main
-from klball.data.builtin import BUILTIN, load_builtin
+from klball.data.builtin import BUILTIN, SPLITS, data_hash, load_builtin, module_of
 from klball.data.paraphrase import quality
 from klball.data.paraphrase.quality import QualityControl, Reply, Similarity, problem_of
 from klball.data.paraphrase.rounds import holds_word_for_word, read_rounds, write_rounds
 from klball.data.paraphrase.samples import Sample, samples_of
 from klball.data.paraphrase.templates import QUESTIONS, kind_of, reword, templates
 from klball.data.rows import encode
+from klball.files import json_digest
 
 ROUNDS = 99
 
@@ -31,13 +32,29 @@ def test_templates_of_the_embedded_data(name):
     """All prompts are recognised; 99 rewordings keep numbers and code, and never meet one another."""
     rows = load_builtin(name, "test")
     kinds = {kind_of(row["question"]) for row in rows}
-    assert "other" not in kinds and len(kinds) == (4 if name == "stdlib-docs" else 6)
+    assert kinds == set(module_of(name).REWORDINGS)
     for row in random.Random(0).sample(rows, 30):
         made = [reword(row["question"], round_) for round_ in range(1, ROUNDS + 1)]
         assert len({quality.fold(text) for text in [*made, row["question"]]}) == ROUNDS + 1
         assert {problem_of(row["question"], text) for text in made} == {""}
     for round_ in (1, 50, 99):
         assert len({reword(row["question"], round_) for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_every_prompt_of_the_embedded_data_is_of_one_kind(name):
+    of_kind = {kind: module_of(n) for n in BUILTIN for kind in module_of(n).REWORDINGS}
+    assert list(of_kind) == list(QUESTIONS)  # no two data sets share a kind
+    for split in SPLITS:
+        for row in random.Random(1).sample(load_builtin(name, split), 200):
+            matching = [kind for kind, pattern in QUESTIONS.items() if pattern.fullmatch(row["question"])]
+            assert len(matching) == 1 and of_kind[matching[0]] is module_of(name)
+
+
+def test_embedded_rows_and_rewordings_are_those_that_files_on_disk_were_made_from():
+    hashes = {split: data_hash(load_builtin("word-problems", split)) for split in SPLITS}
+    assert hashes == {"train": "2b686acbbf6651c8", "test": "8cc710df3cee8498"}
+    assert json_digest([templates(kind) for kind in (*QUESTIONS, "other")]) == "a157d0d922abb7f2"
 
 
 def test_templates_are_sentences():

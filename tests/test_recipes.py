@@ -4,6 +4,7 @@ import dataclasses
 import os
 from dataclasses import MISSING, dataclass, field
 from importlib import import_module
+from inspect import get_annotations
 
 import pytest
 from trl import DatasetMixtureConfig, ModelConfig
@@ -29,6 +30,14 @@ class Few:
     output_dir: str = field(default="out", metadata={"help": "A folder."})
 
 
+def klball_classes(cls):
+    return [base for base in cls.__mro__ if base.__module__.startswith("klball.")]
+
+
+def own_classes(command):
+    return klball_classes(import_module(cli.COMMANDS[command][0]).Options)
+
+
 def refused(arguments, capsys):
     """The one line with which a command line is refused."""
     with pytest.raises(SystemExit) as caught:
@@ -44,7 +53,7 @@ def test_help_of_every_command_shows_its_own_options_first_and_an_example(comman
         cli.main([command, "--help"])
     shown = capsys.readouterr().out
     assert caught.value.code == 0
-    own = [f"--{name}" for name in import_module(cli.COMMANDS[command][0]).Options.__annotations__]
+    own = [f"--{name}" for cls in own_classes(command) for name in get_annotations(cls)]
     assert all(name in shown for name in own)
     assert shown.index("options of klball") < min(map(shown.index, own))
     assert f"example:\n  klball {command} " in shown
@@ -54,11 +63,23 @@ def test_help_of_every_command_shows_its_own_options_first_and_an_example(comman
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_the_example_of_every_command_is_understood(command):
-    from klball.commands.options import EXAMPLES
-
     module = import_module(cli.COMMANDS[command][0])
     classes = TRAIN if command == "train" else [module.Options]
-    parse(classes, EXAMPLES[command].split()[2:], f"klball {command}")
+    parse(classes, module.EXAMPLE.split()[2:], f"klball {command}")
+
+
+def test_no_option_is_declared_twice():
+    """In two classes' own bodies, with one type and one help: such an option belongs to klball.flags."""
+    classes = {cls for command in cli.COMMANDS for cls in own_classes(command)}
+    declared: dict[tuple, list[str]] = {}
+    for cls in {*classes, *klball_classes(RobustSFTConfig)}:
+        for name, kind in get_annotations(cls).items():
+            options = cls.__dataclass_fields__.get(name)
+            if options is not None:
+                meaning = (name, str(kind), options.metadata.get("help"))
+                declared.setdefault(meaning, []).append(cls.__module__)
+    assert len(classes) > len(cli.COMMANDS)
+    assert {name: where for (name, *_), where in declared.items() if len(where) > 1} == {}
 
 
 @pytest.mark.parametrize(

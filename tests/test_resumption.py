@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from klball.training.checkpoints import NEEDED, newest_complete, problem_of
+from klball.training.sft.window import NEEDED_FILES
 from small_runs import FINAL, PEFT, SETTINGS, contents, train, unfinish, write_rows
 
 
@@ -68,11 +69,11 @@ def test_a_state_of_another_step_is_no_state(state, stopped):
 
 def test_a_checkpoint_without_the_window_of_psft_is_not_resumed_by_psft(stopped):
     assert newest_complete(stopped) == str(stopped / "checkpoint-4")
-    assert newest_complete(stopped, proximal=True) is None
+    assert newest_complete(stopped, NEEDED_FILES) is None
     (stopped / "checkpoint-2" / "psft-window-0.safetensors").write_bytes(
         (stopped / "checkpoint-2" / "ledger.safetensors").read_bytes()
     )
-    assert newest_complete(stopped, proximal=True) == str(stopped / "checkpoint-2")
+    assert newest_complete(stopped, NEEDED_FILES) == str(stopped / "checkpoint-2")
 
 
 def test_a_file_called_like_a_checkpoint_is_none(stopped):

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -303,7 +304,7 @@ def test_word_problems_are_deterministic_and_their_arithmetic_is_right():
 
 
 def test_the_embedded_model_has_learnt_language(model):
-    folder = builtin.Path(builtin.__file__).parents[1] / "tiny"
+    folder = Path(klball.__file__).parent / "tiny"
     record = json.loads((folder / "settings.json").read_text())
     losses = record["held_out_nats_per_token"]
     assert losses["model"] < 0.7 * losses["bigram"] < losses["unigram"]

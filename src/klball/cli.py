@@ -15,7 +15,7 @@ from types import FrameType
 from klball.boundary import answer, interrupted, wants_traceback
 from klball.plain_text import visible
 
-COMMANDS = {  # name → (module with a class `Options` and a function `run`, what it does)
+COMMANDS = {  # name → (module with a class `Options`, an `EXAMPLE` and a function `main`, what it does)
     "reproduce": (
         "klball.commands.reproduce",
         "whole experiments, from nothing to figures: robustness, objectives",

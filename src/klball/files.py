@@ -1,26 +1,61 @@
-"""Files that are whole or absent, names for them, and what a folder of results was made from."""
+"""Files that are whole or absent, digests and names for them, and what a file or folder was made from."""
 
 import csv
 import dataclasses
+import glob
 import hashlib
 import json
 import os
 import platform
 import re
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
 LONGEST = 80  # characters of a label in a file name; 255 bytes is what file systems take
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 RUN_FILE = "run.json"
 TRAIN = "klball train"  # its run.json names no command
 LIBRARIES = ("klball", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
-HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # a process id means something here alone
+PROVENANCE = "klball"  # a key of a Parquet file's metadata
+BLOCK = 1 << 22  # bytes
+
+
+def digest(content: str | bytes, length: int = 16) -> str:
+    """SHA-256 of a text or of bytes: its first `length` hexadecimal digits."""
+    encoded = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    return hashlib.sha256(encoded).hexdigest()[:length]
+
+
+def json_digest(value: Any, length: int = 16) -> str:
+    """`digest` of a value's JSON, whatever the order of its keys."""
+    return digest(json.dumps(value, sort_keys=True, default=str), length)
+
+
+def combined(parts: Iterable[Any]) -> str:
+    """One fast hash (XXH3, 16 hexadecimal digits) of many bytes, in their order."""
+    hashed = xxhash.xxh3_128()
+    for part in parts:
+        hashed.update(part)
+    return hashed.hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """`combined` of a file's bytes."""
+    with path.open("rb") as file:
+        return combined(iter(lambda: file.read(BLOCK), b""))
+
+
+HOST = digest(platform.node(), 8)  # a process id means something here alone
 
 
 @contextmanager
@@ -65,13 +100,37 @@ def file_name(label: str) -> str:
     plain = re.sub(r"[^\w.=-]+", "_", label)[:LONGEST].lstrip(".")
     if plain == label:
         return plain
-    return f"{plain}-{hashlib.sha256(label.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    return f"{plain}-{digest(label, 8)}"
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises ValueError naming the file if it does not."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object but {type(content).__name__}")
+    return content
+
+
+def write_table(table: pa.Table, path: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write a Parquet file whole or not at all, with the provenance `about` in its schema."""
+    if about is not None:
+        table = table.replace_schema_metadata(with_provenance(about))
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -96,13 +155,59 @@ def _is_plain_number(text: str) -> bool:
     return True
 
 
+def with_provenance(about: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a Parquet schema that says what the file was made from."""
+    return {PROVENANCE: json.dumps(about, sort_keys=True, default=str)}
+
+
+def provenance_in(path: str | Path, schema: pa.Schema) -> dict[str, Any]:
+    """What a Parquet file says it was made from; empty if it says nothing. ValueError for a damaged one."""
+    try:
+        about = json.loads((schema.metadata or {}).get(PROVENANCE.encode(), b"{}"))
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} is damaged: its provenance is no JSON; remove it and make it again")
+    return about
+
+
+def differences(
+    recorded: Mapping[str, Any], wanted: Mapping[str, Any], but: Collection[str] = ()
+) -> list[str]:
+    """The keys, `but` left out, under which two provenances differ once both are JSON."""
+    wanted = json.loads(json.dumps(wanted, default=str))
+    keys = {*recorded, *wanted} - {*but}
+    return sorted(key for key in keys if recorded.get(key) != wanted.get(key))
+
+
+def refuse_other(
+    path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any], but: Collection[str] = ()
+) -> None:
+    """Raise ValueError naming the `differences` if a finished file was made from something else."""
+    if changed := differences(recorded, wanted, but):
+        raise ValueError(
+            f"{path} was made from something else (different: {', '.join(changed)}); "
+            "remove it or choose another output"
+        )
+
+
+def parts_folder(path: Path, about: Mapping[str, Any]) -> Path:
+    """Where the parts of a file wait for each other; by its provenance, so that no other file takes them."""
+    return path.with_name(f"{path.name}.parts-{json_digest(about)}")
+
+
+def remove_parts(path: Path) -> None:
+    """Remove the parts of a file that is finished, and what a kill left of it."""
+    remove_stale(path)
+    for folder in path.parent.glob(f"{glob.escape(path.name)}.parts-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def refuse_foreign_folder(folder: Path, name: str) -> None:
     """Raise ValueError if the folder holds the results of another command, whose run.json would be lost."""
     try:
-        recorded = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return
-    if not isinstance(recorded, dict):
+        recorded = read_json_object(folder / RUN_FILE)
+    except ValueError:
         return
     holder = recorded.get("command", TRAIN if "training" in recorded else name)
     if holder != name:
@@ -117,12 +222,14 @@ def write_run(folder: Path, options: Any, name: str) -> None:
         "options": {k: without_secrets(v) for k, v in dataclasses.asdict(options).items()},
         "versions": versions(),
     }
-    write_text(folder / RUN_FILE, json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
+    write_json(folder / RUN_FILE, content)
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that results depend on."""
-    return {"python": sys.version.split()[0], **{library: version(library) for library in LIBRARIES}}
+def versions(*libraries: str) -> dict[str, str]:
+    """The installed versions of these libraries; of none, of Python and all that results depend on."""
+    if libraries:
+        return {library: version(library) for library in libraries}
+    return {"python": sys.version.split()[0], **versions(*LIBRARIES)}
 
 
 def without_secrets(value: Any) -> Any:

@@ -150,4 +150,4 @@ def own_density(weights: Tensor | None, scores: Scores) -> Tensor:
     """q/f of the scored units themselves: where a step would let rounding of a fresh score decide."""
     assert weights is not None
     g = scores["score"]
-    return weights.to(g.device)[scores["unit"]].to(g.dtype) / scores["base"]
+    return weights.to(g.dtype).to(g.device)[scores["unit"]] / scores["base"]

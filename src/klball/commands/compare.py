@@ -6,7 +6,7 @@ Each model × round is one unit of work and one score table. Units are divided a
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,61 +24,41 @@ from klball.data.paraphrase.rounds import Rounds, read_rounds, write_rounds
 from klball.data.paraphrase.samples import samples_of
 from klball.data.rows import load_chat_template, load_rows
 from klball.files import file_name, write_run
+from klball.flags import ChatTemplate, DataSet, Precision, Split, option
 from klball.models.loading import TINY, check_model, load_on_device
 from klball.report.pages.comparison import write_comparison_report
 from klball.scores.tables import read_scores, score, warn_of_formats
 from klball.studies.arms import run_arm
 from klball.terminal import is_main, progress_bar, say
 
+EXAMPLE = "klball compare --models sft=outputs/sft robust=outputs/robust --dataset_name rows.jsonl"
+
 
 @dataclass
-class Options:
+class Options(Precision, ChatTemplate, Split, DataSet):
     """The models, the rounds, and the adversary."""
 
-    models: list[str] = field(
-        default_factory=list,
-        metadata={"help": "name=path or path; default: klball/tiny before and after `klball reproduce`."},
+    models: list[str] = option(
+        [], "name=path or path; default: klball/tiny before and after `klball reproduce`."
     )
-    rounds_path: str | None = field(
-        default=None, metadata={"help": "rounds.parquet of `klball paraphrase`; default: made by templates."}
+    rounds_path: str | None = option(
+        None, "rounds.parquet of `klball paraphrase`; default: made by templates."
     )
-    rounds: int | None = field(
-        default=None, metadata={"help": "How many rounds; default: 20 by templates, or all of the file's."}
+    rounds: int | None = option(None, "How many rounds; default: 20 by templates, or all of the file's.")
+    max_rows: int | None = option(
+        None, "The first rows after a shuffle; default: 300 by templates, else all."
     )
-    dataset_name: str = field(
-        default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
-    )
-    dataset_split: str | None = field(
-        default=None, metadata={"help": "Split, or a slice of it; default: all of a file, else test."}
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    id_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
-    )
-    max_rows: int | None = field(
-        default=None,
-        metadata={"help": "The first rows after a shuffle; default: 300 by templates, else all."},
-    )
-    epsilon: float = field(default=3.0, metadata={"help": "Radius of the KL ball, nats; the source's is 3."})
-    gamma: str = field(
-        default="auto",
-        metadata={"help": "Bound on the mean certainty: a number (the source's: 14.5), auto, none."},
-    )
-    resamples: int = field(default=200, metadata={"help": "Bootstrap resamples of the items; 0: none."})
-    chat_template_path: str | None = field(default=None, metadata={"help": "A .jinja file or a tokenizer."})
-    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto."})
-    max_length: int | None = field(
-        default=None, metadata={"help": "Cut longer rows; default: the model's limit."}
-    )
-    num_jobs: int = field(default=1, metadata={"help": "Independent jobs that share the folder."})
-    job_index: int = field(default=0, metadata={"help": "Which of them this is, from 0."})
-    output_dir: str = field(default="outputs/compare", metadata={"help": "Folder for everything."})
+    epsilon: float = option(3.0, "Radius of the KL ball, nats; the source's is 3.")
+    gamma: str = option("auto", "Bound on the mean certainty: a number (the source's: 14.5), auto, none.")
+    resamples: int = option(200, "Bootstrap resamples of the items; 0: none.")
+    num_jobs: int = option(1, "Independent jobs that share the folder.")
+    job_index: int = option(0, "Which of them this is, from 0.")
+    output_dir: str = option("outputs/compare", "Folder for everything.")
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Score what is missing, then solve, test and report; or say how many units other jobs still owe."""
-    (options,) = parse([Options], arguments, prog)
+    (options,) = parse([Options], arguments, prog, EXAMPLE)
     gamma = _checked(options)
     folder = Path(options.output_dir)
     rounds = _rounds(options, folder)

@@ -1,7 +1,7 @@
 """`klball evaluate`: models × data sets → perplexities, the hardest 1 %, tails, robust profiles."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from klball.commands.labels import file_names, labelled
 from klball.commands.options import DTYPES, one_of, parse
 from klball.data.rows import first_rows, load_chat_template, load_rows
 from klball.files import file_name, write_run
+from klball.flags import ChatTemplate, Precision, RowIds, Split, option
 from klball.models.loading import TINY, check_model, load_model
 from klball.report.pages.evaluation import write_evaluation_page
 from klball.report.pages.tables import write_report
@@ -19,41 +20,23 @@ from klball.scores.perplexity import robustness_report
 from klball.scores.tables import read_provenance, score, warn_of_formats
 from klball.terminal import is_main, progress_bar
 
+EXAMPLE = "klball evaluate --models base=klball/tiny robust=outputs/run --datasets rows.jsonl"
+
 
 @dataclass
-class Options:
+class Options(Precision, ChatTemplate, Split, RowIds):
     """Models and data sets, each as NAME or LABEL=NAME."""
 
-    models: list[str] = field(
-        default_factory=lambda: [TINY],
-        metadata={"help": "Models, as NAME or LABEL=NAME; the first is the reference."},
-    )
-    datasets: list[str] = field(
-        default_factory=lambda: ["stdlib-docs", "word-problems"],
-        metadata={"help": "Data sets, as NAME or LABEL=NAME."},
-    )
-    dataset_split: str | None = field(
-        default=None, metadata={"help": "Split, or a slice of it; default: all of a file, else test."}
-    )
-    id_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
-    )
-    reference: str | None = field(
-        default=None, metadata={"help": "Label of the model that chooses the hardest 1 %."}
-    )
-    chat_template_path: str | None = field(default=None, metadata={"help": "A .jinja file or a tokenizer."})
-    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto."})
-    max_length: int | None = field(
-        default=None, metadata={"help": "Cut longer rows; default: the model's limit."}
-    )
-    max_rows: int | None = field(default=None, metadata={"help": "Use the first rows of each data set only."})
-    output_dir: str = field(default="outputs/evaluate", metadata={"help": "Folder for tables and figures."})
+    models: list[str] = option([TINY], "Models, as NAME or LABEL=NAME; the first is the reference.")
+    datasets: list[str] = option(["stdlib-docs", "word-problems"], "Data sets, as NAME or LABEL=NAME.")
+    reference: str | None = option(None, "Label of the model that chooses the hardest 1 %.")
+    max_rows: int | None = option(None, "Use the first rows of each data set only.")
+    output_dir: str = option("outputs/evaluate", "Folder for score tables, metrics and figures.")
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Score every model on every data set (finished tables are reused), then report."""
-    (options,) = parse([Options], arguments, prog)
+    (options,) = parse([Options], arguments, prog, EXAMPLE)
     one_of(options, "dtype", DTYPES)
     folder = Path(options.output_dir)
     models, datasets = labelled(options.models), labelled(options.datasets)

@@ -26,28 +26,20 @@ logger = logging.getLogger(__name__)
 
 OWN_TITLE = "options of klball"
 OTHER_TITLE = "options of TRL and Transformers"
-EXAMPLES = {
-    "reproduce": "klball reproduce --preset tiny --epsilons 0 0.05",
-    "train": "klball train --dataset_name rows.jsonl --epsilon 0.05 --use_peft --output_dir outputs/run",
-    "score": "klball score --model_name_or_path outputs/run --dataset_name rows.jsonl",
-    "solve": "klball solve --scores outputs/score/scores.parquet --epsilon 0.1",
-    "scan": "klball scan --dataset_name rows.jsonl --epsilons 0 0.05",
-    "paraphrase": "klball paraphrase --dataset_name rows.jsonl --rounds 20",
-    "compare": "klball compare --models sft=outputs/sft robust=outputs/robust --dataset_name rows.jsonl",
-    "evaluate": "klball evaluate --models base=klball/tiny robust=outputs/run --datasets rows.jsonl",
-}
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 FAULTS = (ValueError, TypeError, KeyError, ImportError, OSError, RuntimeError)  # of a library's own checks
 
 
-def parse(classes: Sequence[Any], arguments: Sequence[str], prog: str, **defaults: Any) -> tuple[Any, ...]:
+def parse(
+    classes: Sequence[Any], arguments: Sequence[str], prog: str, example: str = "", **defaults: Any
+) -> tuple[Any, ...]:
     """The dataclasses filled from `--config FILE.yaml` and the command line; see `parse_options`.
 
-    `defaults` replace those of the classes. Raises ValueError also for an `--output_dir` that holds what
-    another command wrote.
+    `example` ends the help; `defaults` replace those of the classes. Raises ValueError also for an
+    `--output_dir` that holds what another command wrote.
     """
     quieten()
-    parsed = parse_options(classes, arguments, prog, **defaults)
+    parsed = parse_options(classes, arguments, prog, example, **defaults)
     for options in parsed:
         if getattr(options, "output_dir", None):
             refuse_foreign_folder(Path(options.output_dir), prog)
@@ -55,15 +47,15 @@ def parse(classes: Sequence[Any], arguments: Sequence[str], prog: str, **default
 
 
 def parse_options(
-    classes: Sequence[Any], arguments: Sequence[str], prog: str, **defaults: Any
+    classes: Sequence[Any], arguments: Sequence[str], prog: str, example: str = "", **defaults: Any
 ) -> tuple[Any, ...]:
     """The dataclasses filled from `--config FILE.yaml` and the command line, by TRL's own parser.
 
-    `defaults` replace those of the classes. `~` stands for the home folder in every value.
-    Raises ValueError in one line for anything unknown, abbreviated, of a wrong type, or NaN.
+    `example` ends the help; `defaults` replace those of the classes. `~` stands for the home folder in
+    every value. Raises ValueError in one line for anything unknown, abbreviated, of a wrong type, or NaN.
     """
     path, arguments = split_config(arguments)
-    parser = Parser(classes, prog, EXAMPLES.get(prog.rpartition(" ")[2], ""))
+    parser = Parser(classes, prog, example)
     if not torch.accelerator.is_available():
         parser.set_defaults_with_config(use_cpu=True, bf16=False)
     parser.set_defaults_with_config(**defaults)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
 from klball.data.paraphrase.batch_files import MOST_REQUESTS, Asking, Results, reply_to, requests
 from klball.data.paraphrase.openai_batch import BatchFolder, connect, server_errors
 from klball.data.paraphrase.quality import REASONS, Reply, Similarity, sentence_embedder
-from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds, digest, provenance, write_rounds
+from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds, provenance, write_rounds
 from klball.data.paraphrase.samples import Sample, samples_of
 from klball.data.paraphrase.templates import QUESTIONS, kind_of, most_rounds, reword, templates
 from klball.data.rows import first_rows, load_rows
-from klball.files import write_csv, write_run
+from klball.files import json_digest, write_csv, write_run
+from klball.flags import DataSet, Split, option
 from klball.terminal import progress_bar, say, show_table
 
+EXAMPLE = "klball paraphrase --dataset_name rows.jsonl --rounds 20"
 BATCH = ("step", "base_url", "results", "allow_missing", "requests_per_file")
 MODEL = ("model_name_or_path", "temperature", "max_new_tokens")
 MAKERS = {  # and the options that only they use; those of a batch are for all its steps together
@@ -30,67 +32,40 @@ STEPS = ("requests", "submit", "status", "collect")
 
 
 @dataclass
-class Options:
+class Options(Split, DataSet):
     """What to rephrase, who does it, and where the rounds go."""
 
-    dataset_name: str = field(
-        default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
+    max_rows: int | None = option(None, "Use the first rows only.")
+    rounds: int = option(99, "How many rounds; they are numbered from 1.")
+    maker: str = option(
+        "templates", "templates (offline, deterministic), openai-batch, or model (a local one)."
     )
-    dataset_split: str | None = field(
-        default=None, metadata={"help": "Split, or a slice of it; default: all of a file, else test."}
+    model_name_or_path: str | None = option(
+        None, "Model that rephrases: its name on the server, or a local or Hub one."
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    id_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
+    step: str | None = option(None, "Of openai-batch: requests (files only), submit, status or collect.")
+    base_url: str | None = option(None, "Server of openai-batch; default: OPENAI_BASE_URL, else OpenAI's.")
+    results: list[str] = option(
+        [], "For collect: local result files, as `vllm run-batch` writes; no server is asked."
     )
-    max_rows: int | None = field(default=None, metadata={"help": "Use the first rows only."})
-    rounds: int = field(default=99, metadata={"help": "How many rounds; they are numbered from 1."})
-    maker: str = field(
-        default="templates",
-        metadata={"help": "templates (offline, deterministic), openai-batch, or model (a local one)."},
+    allow_missing: bool = option(
+        False, "For collect: requests without a reply keep their original prompt, flagged."
     )
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Model that rephrases: its name on the server, or a local or Hub one."},
+    requests_per_file: int = option(MOST_REQUESTS, "Requests of one Batch file; at most 50,000, and 200 MB.")
+    temperature: float | None = option(None, "Default: the server's own; .7 for a local model.")
+    max_new_tokens: int = option(1_024, "Longest reply, in tokens.")
+    batch_size: int = option(16, "Prompts a local model rephrases at once.")
+    dtype: str = option("auto", "Of a local model: float32, bfloat16, or auto.")
+    similarity_model: str | None = option(
+        None, "A sentence-transformers model that compares meanings, such as all-MiniLM-L6-v2."
     )
-    step: str | None = field(
-        default=None,
-        metadata={"help": "Of openai-batch: requests (files only), submit, status or collect."},
-    )
-    base_url: str | None = field(
-        default=None, metadata={"help": "Server of openai-batch; default: OPENAI_BASE_URL, else OpenAI's."}
-    )
-    results: list[str] = field(
-        default_factory=list,
-        metadata={"help": "For collect: local result files, as `vllm run-batch` writes; no server is asked."},
-    )
-    allow_missing: bool = field(
-        default=False,
-        metadata={"help": "For collect: requests without a reply keep their original prompt, flagged."},
-    )
-    requests_per_file: int = field(
-        default=MOST_REQUESTS, metadata={"help": "Requests of one Batch file; at most 50,000, and 200 MB."}
-    )
-    temperature: float | None = field(
-        default=None, metadata={"help": "Default: the server's own; .7 for a local model."}
-    )
-    max_new_tokens: int = field(default=1_024, metadata={"help": "Longest reply, in tokens."})
-    batch_size: int = field(default=16, metadata={"help": "Prompts a local model rephrases at once."})
-    dtype: str = field(default="auto", metadata={"help": "Of a local model: float32, bfloat16, or auto."})
-    similarity_model: str | None = field(
-        default=None,
-        metadata={"help": "A sentence-transformers model that compares meanings, such as all-MiniLM-L6-v2."},
-    )
-    min_similarity: float = field(
-        default=0.8, metadata={"help": "Cosine below which a paraphrase is rejected."}
-    )
-    output_dir: str = field(default="outputs/paraphrase", metadata={"help": "Folder for rounds.parquet."})
+    min_similarity: float = option(0.8, "Cosine below which a paraphrase is rejected.")
+    output_dir: str = option("outputs/paraphrase", "Folder for rounds.parquet.")
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Make the rounds, or take one step of a batch; write `rounds.parquet`, `acceptance.csv`, `run.json`."""
-    (options,) = parse([Options], arguments, prog)
+    (options,) = parse([Options], arguments, prog, EXAMPLE)
     _check(options)
     similarity = None
     if options.similarity_model is not None:
@@ -155,7 +130,7 @@ def template_replies(samples: Sequence[Sample], rounds: int) -> Made:
     most = most_rounds(sample.prompt.strip() for sample in samples)
     if rounds > most:
         raise ValueError(f"the templates make {most} different rounds of these prompts, not {rounds}")
-    wording = digest([templates(kind) for kind in (*QUESTIONS, "other")])
+    wording = json_digest([templates(kind) for kind in (*QUESTIONS, "other")])
     unknown = sum(kind_of(sample.prompt.strip()) == "other" for sample in samples)
     maker = {"maker": "templates", "wording": wording, "only_framed": unknown}
     return maker, lambda round_: [Reply(reword(sample.prompt, round_)) for sample in samples]
@@ -229,7 +204,7 @@ def _about(options: Options, samples: Sequence[Sample], layout: str) -> dict[str
 
 def _from_results(options: Options, samples: Sequence[Sample], results: Results) -> Made:
     asking = _asking(options)
-    replies = digest(sorted((i, reply.text, reply.problem) for i, reply in results.replies.items()))
+    replies = json_digest(sorted((i, reply.text, reply.problem) for i, reply in results.replies.items()))
     maker = {"maker": options.maker, **asking.about(), "replies": replies}
     return maker, lambda round_: [reply_to(sample, round_, asking, results.replies) for sample in samples]
 

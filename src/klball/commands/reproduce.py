@@ -14,6 +14,7 @@ from klball.studies import head_to_head, robustness
 from klball.studies.arms import OWN, Arm, Options, data_of
 from klball.terminal import say
 
+EXAMPLE = "klball reproduce --preset tiny --epsilons 0 0.05"
 EXPERIMENTS = {"robustness": robustness.run, "objectives": head_to_head.run}
 FOLDERS = {"robustness": "outputs/reproduce", "objectives": "outputs/objectives"}
 PRESETS = ("tiny", "paper")
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 def _parse(arguments: list[str], prog: str) -> Options:
     """The preset's recipe first, then what the command line says."""
-    (options,) = parse([Options], arguments, prog)
+    (options,) = parse([Options], arguments, prog, EXAMPLE)
     one_of(options, "preset", PRESETS)
     if split_config(arguments)[0] is not None:
         refuse_ignored(options, ["preset"], "with --config, which stands in its place")
@@ -41,7 +42,7 @@ def _parse(arguments: list[str], prog: str) -> Options:
         if (options.preset, options.experiment) == ("paper", "objectives"):
             recipe = "objectives-paper.yaml"
         arguments = ["--config", str(files("klball") / "recipes" / recipe), *arguments]
-        (options,) = parse([Options], arguments, prog)
+        (options,) = parse([Options], arguments, prog, EXAMPLE)
     one_of(options, "experiment", tuple(EXPERIMENTS))
     one_of(options, "dtype", DTYPES)
     distinct(options, "epsilons")

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from klball.commands.labels import file_names
 from klball.commands.options import DTYPES, distinct, one_of, parse, refuse_ignored
 from klball.data.rows import is_one_table, load_rows, texts_of, to_trl_format
 from klball.files import write_csv, write_run
+from klball.flags import DataSet, Precision, option
 from klball.models.loading import TINY, check_model, load_on_device
 from klball.report.figures import plot_gain_against_forgetting, plot_profiles, plot_rewards
 from klball.report.pages.scan import ScanResults, write_scan_page
@@ -30,6 +31,7 @@ from klball.terminal import is_main, progress_bar, show_table
 
 logger = logging.getLogger(__name__)
 
+EXAMPLE = "klball scan --dataset_name rows.jsonl --epsilons 0 0.05"
 DOMINATING = 20
 OF_MODELS = ("dataset_test_split", "test_name", "ood_names")
 OF_MODELS = (*OF_MODELS, "own_name", "own_prompts", "own_samples", "own_tokens")
@@ -38,48 +40,30 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass
-class Options:
+class Options(Precision, DataSet):
     """The model and the training set; optionally what fine-tuning made of the model."""
 
-    model_name_or_path: str = field(default=TINY, metadata={"help": "The model that SFT would start from."})
-    dataset_name: str = field(
-        default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
+    model_name_or_path: str = option(TINY, "The model that SFT would start from.")
+    dataset_train_split: str = option("train", "Split that SFT would train on.")
+    dataset_test_split: str | None = option(
+        None, "Split for --models: held-out rows of the task; default: test."
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split that SFT would train on."})
-    dataset_test_split: str | None = field(
-        default=None, metadata={"help": "Split for --models: held-out rows of the task; default: test."}
-    )
-    test_name: str | None = field(
-        default=None, metadata={"help": "Held-out data for --models, if not a split of the above."}
-    )
-    id_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
-    )
-    max_rows: int = field(default=2_000, metadata={"help": "Rows of each split, the first after a shuffle."})
-    epsilons: list[float] = field(default_factory=lambda: [0.0, 0.05, 0.5], metadata={"help": "Radii, nats."})
-    gradient_rows: int = field(default=64, metadata={"help": "Rows whose gradient norms are computed."})
-    models: list[str] = field(default_factory=list, metadata={"help": "Fine-tuned models or adapters."})
-    ood_names: list[str] = field(
-        default_factory=lambda: ["word-problems"], metadata={"help": "Other domains, for --models."}
-    )
-    own_name: str | None = field(
-        default=None, metadata={"help": "Data with prompts for the models to answer; default: the test rows."}
-    )
-    own_prompts: int = field(default=64, metadata={"help": "Prompts that the models answer themselves."})
-    own_samples: int = field(default=4, metadata={"help": "Answers to each of them, at least 2."})
-    own_tokens: int = field(default=64, metadata={"help": "Their longest answer, tokens."})
-    max_length: int | None = field(
-        default=None, metadata={"help": "Cut longer rows; default: the model's limit."}
-    )
-    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto."})
-    output_dir: str = field(default="outputs/scan", metadata={"help": "Folder for tables and figures."})
+    test_name: str | None = option(None, "Held-out data for --models, if not a split of the above.")
+    max_rows: int = option(2_000, "Rows of each split, the first after a shuffle.")
+    epsilons: list[float] = option([0.0, 0.05, 0.5], "Radii, nats.")
+    gradient_rows: int = option(64, "Rows whose gradient norms are computed.")
+    models: list[str] = option([], "Fine-tuned models or adapters.")
+    ood_names: list[str] = option(["word-problems"], "Other domains, for --models.")
+    own_name: str | None = option(None, "Data with prompts for the models to answer; default: the test rows.")
+    own_prompts: int = option(64, "Prompts that the models answer themselves.")
+    own_samples: int = option(4, "Answers to each of them, at least 2.")
+    own_tokens: int = option(64, "Their longest answer, tokens.")
+    output_dir: str = option("outputs/scan", "Folder for tables and figures.")
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Measure, print, and write CSV tables and figures; score tables on disk are used again."""
-    (options,) = parse([Options], arguments, prog)
+    (options,) = parse([Options], arguments, prog, EXAMPLE)
     _check(options)
     folder = Path(options.output_dir)
     rows = _rows(options, options.dataset_train_split)

@@ -1,7 +1,7 @@
 """`klball score`: a model and a data set → a score table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,43 +9,28 @@ import numpy as np
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
 from klball.data.rows import first_rows, load_chat_template, load_rows
 from klball.files import write_run
+from klball.flags import ChatTemplate, DataSet, Precision, Split, option
 from klball.models.loading import TINY, load_on_device
 from klball.scores.tables import score
 from klball.terminal import is_main, progress_bar, show_table
 
+EXAMPLE = "klball score --model_name_or_path outputs/run --dataset_name rows.jsonl"
+
 
 @dataclass
-class Options:
+class Options(Precision, ChatTemplate, Split, DataSet):
     """What to score, and where to put it."""
 
-    model_name_or_path: str = field(default=TINY, metadata={"help": "Hub name or folder, adapters included."})
-    dataset_name: str = field(
-        default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
-    )
-    dataset_split: str | None = field(
-        default=None, metadata={"help": "Split, or a slice of it; default: all of a file, else test."}
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    id_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of the rows' ids; none numbers them; default: sample_id, else id."},
-    )
-    chat_template_path: str | None = field(default=None, metadata={"help": "A .jinja file or a tokenizer."})
-    model_revision: str | None = field(default=None, metadata={"help": "Revision of a Hub model."})
-    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, float16 or auto."})
-    max_length: int | None = field(
-        default=None, metadata={"help": "Cut longer rows; default: the model's limit."}
-    )
-    max_rows: int | None = field(default=None, metadata={"help": "Score the first rows only."})
-    tokens_per_batch: int = field(
-        default=8_192, metadata={"help": "Tokens of one forward pass, padding included."}
-    )
-    output_dir: str = field(default="outputs/score", metadata={"help": "Folder for scores.parquet."})
+    model_name_or_path: str = option(TINY, "Hub name or folder, adapters included.")
+    model_revision: str | None = option(None, "Revision of a Hub model.")
+    max_rows: int | None = option(None, "Score the first rows only.")
+    tokens_per_batch: int = option(8_192, "Tokens of one forward pass, padding included.")
+    output_dir: str = option("outputs/score", "Folder for scores.parquet.")
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Score, print a summary, write `scores.parquet` and `run.json`."""
-    (options,) = parse([Options], arguments, prog)
+    (options,) = parse([Options], arguments, prog, EXAMPLE)
     one_of(options, "dtype", DTYPES)
     if options.model_name_or_path == TINY or Path(options.model_name_or_path).exists():
         refuse_ignored(options, ["model_revision"], "on a local model")

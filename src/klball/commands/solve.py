@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,27 +11,27 @@ import numpy as np
 from klball.adversary.dual import solve_dual
 from klball.adversary.streaming import solve_dual_streamed
 from klball.commands.options import parse
+from klball.flags import REQUIRED, option
 from klball.scores.parquet import score_files, stream_scores, top_weighted
 from klball.scores.tables import read_provenance, read_scores
 from klball.terminal import show_table
+
+EXAMPLE = "klball solve --scores outputs/score/scores.parquet --epsilon 0.1"
 
 
 @dataclass
 class Options:
     """The table and the ambiguity set."""
 
-    scores: str = field(metadata={"help": "A Parquet score table, as klball score writes it."})
-    epsilon: float = field(default=0.05, metadata={"help": "Radius of the KL ball, nats."})
-    gamma: float | None = field(default=None, metadata={"help": "Upper bound on the mean certainty, nats."})
-    max_weight: float | None = field(default=None, metadata={"help": "Largest weight relative to 1/n."})
-    top: int = field(default=10, metadata={"help": "How many top-weighted samples to show."})
-    streamed: bool = field(
-        default=False,
-        metadata={
-            "help": "Read the table chunk by chunk, in constant memory; a folder of files will do too."
-        },
+    scores: str = option(REQUIRED, "A Parquet score table, as klball score writes it.")
+    epsilon: float = option(0.05, "Radius of the KL ball, nats.")
+    gamma: float | None = option(None, "Upper bound on the mean certainty, nats.")
+    max_weight: float | None = option(None, "Largest weight relative to 1/n.")
+    top: int = option(10, "How many top-weighted samples to show.")
+    streamed: bool = option(
+        False, "Read the table chunk by chunk, in constant memory; a folder of files will do too."
     )
-    json: bool = field(default=False, metadata={"help": "Print JSON instead of tables."})
+    json: bool = option(False, "Print JSON instead of tables.")
 
 
 NAMES = ("status", "lambda_", "beta", "kl", "certainty", "worst_case", "dual_value", "gap", "ess")
@@ -41,7 +41,7 @@ Answer = tuple[dict[str, Any], list[dict[str, Any]]]  # what to print: the solut
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Solve and print; rows without a score are left out and counted."""
-    (options,) = parse([Options], arguments, prog)
+    (options,) = parse([Options], arguments, prog, EXAMPLE)
     _refuse_several_models(options.scores)
     summary, top = _streamed(options) if options.streamed else _in_memory(options)
     if options.json:

@@ -1,13 +1,12 @@
 """One id for every row, the same in every table."""
 
-import hashlib
-import json
 import math
 from typing import Any
 
 from datasets import Dataset
 
 from klball.data.texts import found, refusal
+from klball.files import json_digest
 
 NUMBERED = "none"  # the id_column that asks for row numbers
 
@@ -28,7 +27,7 @@ def with_sample_ids(dataset: Dataset, id_column: str | None = None) -> Dataset:
         raise ValueError(f"no column {id_column!r} to take ids from; there are {', '.join(columns)}")
     if id_column == NUMBERED:
         rows = dataset.remove_columns("sample_id") if "sample_id" in columns else dataset
-        ids = [f"{index}-{_content_hash(row)}" for index, row in enumerate(rows)]
+        ids = [f"{index}-{json_digest(row, 8)}" for index, row in enumerate(rows)]
     else:
         ids = [_text_of(value, row, id_column) for row, value in enumerate(dataset[id_column])]
         _refuse_repeated(ids, id_column)
@@ -61,7 +60,3 @@ def _remedy(column: str) -> str:
         "correct it, name another column with --id_column, or number the rows with --id_column none "
         f"(in Python: remove_columns({column!r}))"
     )
-
-
-def _content_hash(row: Any) -> str:
-    return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:8]

@@ -1,32 +1,26 @@
 """Weights as bytes: a hash that tells any two models apart, and files that are not whole."""
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from safetensors import SafetensorError, safe_open
+
+from klball.files import combined, read_json_object
 
 LFS_POINTER = b"version https://git-lfs"
 
 
 def weights_hash(model: torch.nn.Module) -> str:
     """A hash of every parameter's name, dtype, shape and bytes, the same on every device and thread count."""
-    digest = xxhash.xxh3_128()
+    return combined(_bytes_of(model))
+
+
+def _bytes_of(model: torch.nn.Module) -> Iterator[Any]:
     for name, parameter in model.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    """A hash of a file's bytes."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+        yield f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode()
+        yield parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def refuse_damaged_safetensors(path: Path) -> None:
@@ -48,14 +42,3 @@ def refuse_missing_shards(index: Path) -> None:
         raise ValueError(f"{index}: weight_map is no object of tensors and their files")
     if lost := sorted({shard for shard in shards.values() if not (index.parent / shard).is_file()}):
         raise ValueError(f"{index.parent} lacks {lost[0]}, which {index.name} names")
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises ValueError naming the file if it does not."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object but {type(content).__name__}")
-    return content

@@ -1,7 +1,6 @@
 """A report in one HTML file: parts are values, a template draws them, nothing is loaded from elsewhere."""
 
 import base64
-import hashlib
 import json
 import math
 from collections import Counter
@@ -18,7 +17,7 @@ from markupsafe import Markup
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
-from klball.files import whole_file
+from klball.files import digest, write_text
 
 MOST_TEXTS = 300  # rows of a table with long texts
 EXCERPT = 180  # characters of a text that are shown before it is opened
@@ -142,8 +141,7 @@ class Page:
 
 def write_page(page: Page, path: str | Path) -> None:
     """Write the page as one HTML file, whole or not at all."""
-    with whole_file(Path(path)) as temporary:
-        temporary.write_text(render(page), encoding="utf-8")
+    write_text(Path(path), render(page))
 
 
 def render(page: Page) -> str:
@@ -163,8 +161,8 @@ def render(page: Page) -> str:
 
 def _integrity(script: str) -> str:
     """A script's entry in the content security policy: scripts without one are blocked by the browser."""
-    digest = hashlib.sha256(script.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
+    whole = bytes.fromhex(digest(script, 64))
+    return f"'sha256-{base64.b64encode(whole).decode()}'"
 
 
 def script_json(figure: Figure) -> Markup:

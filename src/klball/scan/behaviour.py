@@ -1,6 +1,5 @@
 """What a fine-tuned model does when it writes itself: forgetting, entropy, diversity."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from klball.files import differences, provenance_in, write_table
 from klball.scan.forgetting import forgetting
 from klball.scan.generation import (
     PROMPTS_PER_BATCH,
@@ -18,14 +18,7 @@ from klball.scan.generation import (
     self_bleu,
 )
 from klball.scores.scorer import Scorer, batches_by_length, score_encoded
-from klball.scores.tables import (
-    Progress,
-    identity,
-    provenance,
-    provenance_in,
-    read_table,
-    write_table,
-)
+from klball.scores.tables import PLACES, Progress, provenance, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +61,14 @@ def own_answers(
         if output.exists():
             table = read_table(output)
             known = provenance_in(output, table.schema)
-            if identity(known) == identity(about):
+            if not differences(known, about, PLACES):
                 return Dataset(table)
             logger.warning("%s was made from something else: answering again", output)
     answers = sample_answers(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, samples=samples, progress=progress
     )
     if output is not None:
-        metadata = {"klball": json.dumps(about, sort_keys=True)}
-        write_table(answers.data.table.replace_schema_metadata(metadata), output)
+        write_table(answers.data.table, output, about)
     return answers
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from klball.data.rows import IGNORED
 from klball.models.loading import causal_lm
-from klball.objectives.tokens import OBJECTIVES
+from klball.objectives.tokens import plain_objectives
 from klball.scores.tables import Progress
 
 
@@ -29,10 +29,10 @@ def head_gradient_norms(
     frozen = [p for p in inner.parameters() if p is not weight and p.requires_grad]
     for parameter in frozen:  # no graph through the backbone
         parameter.requires_grad_(False)
-    norms: dict[str, list[float]] = {name: [] for name in OBJECTIVES}
+    norms: dict[str, list[float]] = {name: [] for name in plain_objectives()}
     for done, row in enumerate(encoded.to_list(), start=1):
         log_probs = _log_probs(inner, head, row)
-        for name, objective in OBJECTIVES.items():
+        for name, objective in plain_objectives().items():
             loss = objective(log_probs[None]).sum() / len(log_probs)
             (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
             norms[name].append(float(gradient.norm()))

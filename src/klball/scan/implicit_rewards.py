@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from klball.adversary.dual import solve_dual
-from klball.objectives.tokens import OBJECTIVES
+from klball.objectives.tokens import OBJECTIVES, plain_objectives
 
 TOP = 0.01
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -77,7 +77,7 @@ def gradient_shares(
     """For every objective and radius, how concentrated the gradient weight is; .01 would be even."""
     g = np.array([np.mean(row) for row in token_log_probs])
     shares = []
-    for objective in OBJECTIVES:
+    for objective in plain_objectives():
         plain_tokens, plain_samples = gradient_weights(token_log_probs, objective, np.ones(len(g)))
         lengths = [len(row) for row in token_log_probs]
         for epsilon in epsilons:

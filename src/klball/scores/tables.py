@@ -1,12 +1,7 @@
 """Score tables on disk: written part by part, resumable to the byte, with their provenance."""
 
-import glob
-import hashlib
-import json
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +14,17 @@ from transformers import PreTrainedTokenizerBase
 
 from klball.data.rows import to_trl_format
 from klball.data.sources import as_dataset
-from klball.files import remove_stale, whole_file
+from klball.files import (
+    digest,
+    json_digest,
+    parts_folder,
+    provenance_in,
+    refuse_other,
+    remove_parts,
+    versions,
+    with_provenance,
+    write_table,
+)
 from klball.models.loading import causal_lm, public_name
 from klball.models.weights import weights_hash
 from klball.scores.parquet import check_columns, readable, score_files, without_views
@@ -48,8 +53,6 @@ SCHEMA = pa.schema(
 )
 TOKENS_FIELD = pa.field(TOKENS, pa.list_(pa.float32()))
 LIBRARIES = ("klball", "torch", "transformers", "tokenizers", "datasets", "peft")
-VERSIONS = {library: version(library) for library in LIBRARIES}
-
 PLACES = {"model", "revision"}  # where a model was found; the hash of its weights says which it is
 
 logger = logging.getLogger(__name__)
@@ -90,12 +93,15 @@ def score(
     columns = SCORE_COLUMNS
     if token_log_probs:
         columns, about = (*SCORE_COLUMNS, TOKENS), {**about, "columns": TOKENS}
-    if output is not None and (finished := _finished(Path(output), about)) is not None:
-        _remove_parts(Path(output))  # which a kill may have left
-        return Dataset(finished)
+    if output is not None and Path(output).exists():
+        finished, recorded = read_scores(output)
+        refuse_other(Path(output), recorded, about, PLACES)
+        remove_parts(Path(output))  # which a kill may have left
+        return finished
     batches = batches_by_length([len(ids) for ids in encoded["input_ids"]], tokens_per_batch)
     parts = [batches[i : i + BATCHES_PER_PART] for i in range(0, len(batches), BATCHES_PER_PART)]
-    folder = None if output is None else _parts_folder(Path(output), about)
+    known = {key: value for key, value in about.items() if key not in PLACES}
+    folder = None if output is None else parts_folder(Path(output), known)
     state = PartialState(cpu=not torch.accelerator.is_available())
     processes, process = (1, 0) if alone else (state.num_processes, state.process_index)
     if folder is None and processes > 1:
@@ -116,7 +122,7 @@ def score(
     if process == 0:
         tables = [read_table(folder / f"{index:06d}.parquet") for index in range(len(parts))]
         write_table(_in_order(tables, encoded, about), Path(output))
-        _remove_parts(Path(output))
+        remove_parts(Path(output))
     if processes > 1:
         state.wait_for_everyone()
     return read_scores(output)[0]
@@ -155,17 +161,6 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
         return provenance_in(path, pq.read_schema(path))
 
 
-def provenance_in(path: str | Path, schema: pa.Schema) -> dict[str, Any]:
-    """The provenance in a table's schema; empty if there is none. Raises ValueError for a damaged one."""
-    try:
-        about = json.loads((schema.metadata or {}).get(b"klball", b"{}"))
-    except (ValueError, RecursionError):
-        about = None
-    if not isinstance(about, dict):
-        raise ValueError(f"{path} is damaged: its provenance is no JSON; remove it and make it again")
-    return about
-
-
 def read_table(path: str | Path) -> pa.Table:
     """A Parquet file, with every page's checksum verified. Raises ValueError for one that is damaged."""
     with readable(path):
@@ -191,12 +186,6 @@ def warn_of_formats(abouts: Iterable[dict[str, Any]]) -> None:
         )
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file whole or not at all."""
-    with whole_file(path) as temporary:
-        pq.write_table(table, temporary, write_page_checksum=True)
-
-
 def provenance(
     scorer: Scorer,
     tokenizer: PreTrainedTokenizerBase,
@@ -216,23 +205,14 @@ def provenance(
         "num_logits": scorer.num_logits(),
         "vocabulary": len(tokenizer),
         "full_logits": scorer.head is None,
-        "tokenizer": _hash(json.dumps(tokenizer.get_vocab(), sort_keys=True)),
-        "template": _hash(str(tokenizer.chat_template)),
-        "data": _hash(json.dumps([encoded["sample_id"][:], encoded["input_ids"][:], encoded["labels"][:]])),
+        "tokenizer": json_digest(tokenizer.get_vocab()),
+        "template": digest(str(tokenizer.chat_template)),
+        "data": json_digest([encoded[name][:] for name in ("sample_id", "input_ids", "labels")]),
         "rows": len(encoded),
         "max_length": max_length,
         "tokens_per_batch": tokens_per_batch,
-        "libraries": VERSIONS,
+        "libraries": versions(*LIBRARIES),
     }
-
-
-def identity(about: dict[str, Any]) -> dict[str, Any]:
-    """A provenance without the model's name and revision: its weights are known by their hash."""
-    return {key: value for key, value in about.items() if key not in ("model", "revision")}
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _score_part(
@@ -267,34 +247,6 @@ def _in_order(tables: list[pa.Table], encoded: Dataset, about: dict[str, Any]) -
     columns = {name: scores[name] for name in scores.column_names if name != "row"}
     for name in ("sample_id", "num_bytes", "truncated"):
         columns[name] = pa.array(encoded[name][:])
-    metadata = {"klball": json.dumps(about, sort_keys=True)}
     schema = SCHEMA.append(TOKENS_FIELD) if TOKENS in columns else SCHEMA
-    table = pa.table([columns[name] for name in schema.names], schema=schema)
-    return table.replace_schema_metadata(metadata)
-
-
-def _parts_folder(output: Path, about: dict[str, Any]) -> Path:
-    """Named after the provenance, so that parts of one model never serve another."""
-    folder = output.with_name(f"{output.name}.parts-{_hash(json.dumps(identity(about), sort_keys=True))}")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _remove_parts(output: Path) -> None:
-    remove_stale(output)
-    for folder in output.parent.glob(f"{glob.escape(output.name)}.parts-*"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _finished(output: Path, about: dict[str, Any]) -> pa.Table | None:
-    if not output.exists():
-        return None
-    table, recorded = read_scores(output)
-    wanted = json.loads(json.dumps(about))
-    changed = sorted(k for k in {*wanted, *recorded} - PLACES if recorded.get(k) != wanted.get(k))
-    if changed:
-        raise ValueError(
-            f"{output} was made from something else (different: {', '.join(changed)}); "
-            "remove it or choose another output"
-        )
-    return table.data.table
+    schema = schema.with_metadata(with_provenance(about))
+    return pa.table([columns[name] for name in schema.names], schema=schema)

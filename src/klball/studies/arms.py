@@ -5,7 +5,7 @@ interrupted experiment continues where it was.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from trl import ModelConfig
 
 from klball.data.rows import is_one_table, load_chat_template, load_rows
 from klball.files import versions
+from klball.flags import ChatTemplate, DataName, option
 from klball.models.loading import load_on_device
 from klball.scores.parquet import score_files
 from klball.scores.tables import read_provenance, score
@@ -28,62 +29,42 @@ OWN = ("own_name", "own_prompts", "own_samples", "own_tokens")  # concern what c
 
 
 @dataclass
-class Options:
+class Options(ChatTemplate, DataName):
     """The experiment; a preset fills what the command line leaves out."""
 
-    experiment: str = field(
-        default="robustness", metadata={"help": "robustness (radii) or objectives (the head-to-head)."}
-    )
-    preset: str = field(default="tiny", metadata={"help": "tiny or paper."})
-    model_name_or_path: str = field(default="klball/tiny", metadata={"help": "Hub name or local folder."})
-    dataset_name: str = field(
-        default="stdlib-docs", metadata={"help": "Built-in name, local file or Hub name."}
-    )
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on; default: all of a file, else test."}
-    )
-    test_name: str | None = field(default=None, metadata={"help": "Test data, if not a split of the above."})
-    train_rows: int | None = field(
-        default=None, metadata={"help": "Training rows, the first after a shuffle."}
-    )
-    test_rows: int | None = field(default=None, metadata={"help": "Test rows, the first after a shuffle."})
-    ood_name: str = field(default="word-problems", metadata={"help": "Out-of-domain data set."})
-    ood_config: str | None = field(default=None, metadata={"help": "Its Hub configuration."})
-    ood_split: str | None = field(
-        default=None, metadata={"help": "Its split; default: all of a file, else test."}
-    )
-    ood_rows: int | None = field(default=None, metadata={"help": "Its rows, the first after a shuffle."})
-    epsilons: list[float] = field(
-        default_factory=lambda: [0.0, 0.03, 0.05],
-        metadata={"help": "Radii, nats; objectives takes the largest."},
-    )
-    seeds: int = field(default=1, metadata={"help": "Seeds: data order and LoRA initialisation."})
-    static: bool = field(default=False, metadata={"help": "Add static arms beside the live ones."})
-    points: int = field(default=2, metadata={"help": "Evaluations over training, the last one included."})
-    learning_rate: float = field(default=4e-3, metadata={"help": "Peak learning rate of AdamW."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Samples of one forward pass."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes of one step."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs."})
-    warmup_ratio: float = field(default=0.03, metadata={"help": "Share of the steps that warm up."})
-    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of AdamW."})
-    adam_beta2: float = field(default=0.999, metadata={"help": "Second-moment decay of AdamW."})
-    lora_r: int = field(default=16, metadata={"help": "LoRA rank; 0 trains all parameters."})
-    lora_alpha: int = field(default=32, metadata={"help": "LoRA alpha."})
-    max_length: int = field(default=1_024, metadata={"help": "Longest row, tokens."})
-    dtype: str = field(default="float32", metadata={"help": "dtype of the weights."})
-    chat_template_path: str | None = field(default=None, metadata={"help": "A .jinja file or a tokenizer."})
-    own_name: str | None = field(
-        default=None, metadata={"help": "objectives: data with prompts to answer; default: the test rows."}
-    )
-    own_prompts: int = field(
-        default=96, metadata={"help": "objectives: prompts that the models answer themselves."}
-    )
-    own_samples: int = field(default=4, metadata={"help": "objectives: answers to each of them."})
-    own_tokens: int = field(default=64, metadata={"help": "objectives: their longest answer, tokens."})
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder for everything; default: outputs/reproduce or outputs/objectives."},
+    experiment: str = option("robustness", "robustness (radii) or objectives (the head-to-head).")
+    preset: str = option("tiny", "tiny or paper.")
+    model_name_or_path: str = option("klball/tiny", "Hub name or local folder.")
+    dataset_train_split: str = option("train", "Split to train on.")
+    dataset_test_split: str | None = option(None, "Split to evaluate on; default: all of a file, else test.")
+    test_name: str | None = option(None, "Test data, if not a split of the above.")
+    train_rows: int | None = option(None, "Training rows, the first after a shuffle.")
+    test_rows: int | None = option(None, "Test rows, the first after a shuffle.")
+    ood_name: str = option("word-problems", "Out-of-domain data set.")
+    ood_config: str | None = option(None, "Its Hub configuration.")
+    ood_split: str | None = option(None, "Its split; default: all of a file, else test.")
+    ood_rows: int | None = option(None, "Its rows, the first after a shuffle.")
+    epsilons: list[float] = option([0.0, 0.03, 0.05], "Radii, nats; objectives takes the largest.")
+    seeds: int = option(1, "Seeds: data order and LoRA initialisation.")
+    static: bool = option(False, "Add static arms beside the live ones.")
+    points: int = option(2, "Evaluations over training, the last one included.")
+    learning_rate: float = option(4e-3, "Peak learning rate of AdamW.")
+    per_device_train_batch_size: int = option(16, "Samples of one forward pass.")
+    gradient_accumulation_steps: int = option(1, "Forward passes of one step.")
+    num_train_epochs: float = option(1.0, "Epochs.")
+    warmup_ratio: float = option(0.03, "Share of the steps that warm up.")
+    weight_decay: float = option(0.0, "Weight decay of AdamW.")
+    adam_beta2: float = option(0.999, "Second-moment decay of AdamW.")
+    lora_r: int = option(16, "LoRA rank; 0 trains all parameters.")
+    lora_alpha: int = option(32, "LoRA alpha.")
+    max_length: int = option(1_024, "Longest row, tokens.")
+    dtype: str = option("float32", "dtype of the weights.")
+    own_name: str | None = option(None, "objectives: data with prompts to answer; default: the test rows.")
+    own_prompts: int = option(96, "objectives: prompts that the models answer themselves.")
+    own_samples: int = option(4, "objectives: answers to each of them.")
+    own_tokens: int = option(64, "objectives: their longest answer, tokens.")
+    output_dir: str | None = option(
+        None, "Folder for everything; default: outputs/reproduce or outputs/objectives."
     )
 
 

@@ -5,7 +5,6 @@ with a KL ball around the data.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from klball.data.rows import load_rows
-from klball.files import write_csv, write_text
+from klball.files import json_digest, write_csv, write_json
 from klball.report.figures import plot_entropy, plot_gain_against_forgetting, smoothed_entropy
 from klball.report.pages.parts import BASE
 from klball.report.pages.reproduction import write_objectives_page
@@ -144,7 +143,7 @@ class _Reference:
         )
 
     def _behaviour(self, label: str, path: str, output: Path) -> Behaviour:
-        written = hashlib.sha256(json.dumps(self.written["input_ids"][:]).encode()).hexdigest()[:16]
+        written = json_digest(self.written["input_ids"][:])
         own = {name: getattr(self.options, name) for name in OWN}
         asked = {"model": model_digest(path), "base_answers": written, **own}
         if output.exists() and (known := json.loads(output.read_text()))["asked"] == asked:
@@ -156,7 +155,7 @@ class _Reference:
                 *(self.options.own_tokens, self.options.own_samples),
                 progress=progress,
             )
-        write_text(output, json.dumps({"asked": asked, "behaviour": asdict(behaviour)}, indent=2) + "\n")
+        write_json(output, {"asked": asked, "behaviour": asdict(behaviour)})
         return behaviour
 
 

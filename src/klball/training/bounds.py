@@ -17,6 +17,8 @@ FINITE: Rule = ("a finite number", lambda x: -inf < x < inf)
 ADVERSARY: dict[str, Rule] = {
     "epsilon": NOT_NEGATIVE,
     "epsilons": NOT_NEGATIVE,
+    "radius": NOT_NEGATIVE,
+    "epsilon_warmup": ("a share, from 0 to 1", lambda x: 0 <= x <= 1),
     "alpha": ("a share above 0 and at most 1", lambda x: 0 < x <= 1),
     "gamma": FINITE,
     "max_weight": AT_LEAST_1,

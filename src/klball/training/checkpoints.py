@@ -1,9 +1,8 @@
 """Which checkpoints training can be resumed from, and what of a run is not for others to see."""
 
-import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import torch
@@ -14,11 +13,10 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from klball.files import whole_file
+from klball.files import read_json_object, write_text
 from klball.models.loading import TINY, TINY_FOLDER
-from klball.models.weights import read_json_object, refuse_damaged_safetensors, refuse_missing_shards
+from klball.models.weights import refuse_damaged_safetensors, refuse_missing_shards
 from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
-from klball.training.sft.proximal import WINDOW_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +32,7 @@ NEEDED = {  # what a resumption reads → names that it may have; folders are FS
     ),
     "scheduler state": ("scheduler.pt", "global_step*"),
     "random state": ("rng_state*.pth",),
-    "ledger (it was not written by RobustSFTTrainer)": (LEDGER_FILE,),
+    "ledger (it was not written by a robust trainer)": (LEDGER_FILE,),
     "history": (HISTORY_FILE,),
 }
 
@@ -45,20 +43,20 @@ def checkpoints_of(folder: Path) -> dict[int, Path]:
     return {int(step): path for step, path in sorted(paths.items()) if step.isdigit() and path.is_dir()}
 
 
-def newest_complete(folder: Path, proximal: bool = False) -> str | None:
+def newest_complete(folder: Path, also: Mapping[str, tuple[str, ...]] | None = None) -> str | None:
     """The newest checkpoint that can be resumed from, None if there is none; says why newer ones cannot.
 
-    `proximal`: of a PSFT run, which needs its window too.
+    also: what this kind of run needs besides: what it is → patterns of names.
     """
     for _, path in sorted(checkpoints_of(folder).items(), reverse=True):
-        problem = problem_of(path, proximal)
+        problem = problem_of(path, also)
         if problem is None:
             return str(path)
         logger.warning("%s is passed over: %s", path, problem)
     return None
 
 
-def problem_of(checkpoint: Path, proximal: bool = False) -> str | None:
+def problem_of(checkpoint: Path, also: Mapping[str, tuple[str, ...]] | None = None) -> str | None:
     """Why training cannot be resumed from a checkpoint; None if all it needs is there and readable.
 
     Weights and optimizer state are not read but for their headers.
@@ -72,7 +70,7 @@ def problem_of(checkpoint: Path, proximal: bool = False) -> str | None:
     step = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
     if state.train_batch_size is None or (step.isdigit() and state.global_step != int(step)):
         return f"{STATE_FILE} is damaged (it is of step {state.global_step})"
-    needed = {**NEEDED, "PSFT window": (WINDOW_FILE.format("*"),)} if proximal else NEEDED
+    needed = {**NEEDED, **(also or {})}
     absent = [what for what, names in needed.items() if not any(_has(checkpoint, name) for name in names)]
     if absent:
         return f"it has no {absent[0]}"
@@ -133,15 +131,8 @@ def refuse_unfit(checkpoint: Path, model: torch.nn.Module) -> None:
         raise ValueError(f"{checkpoint} is of another model: {foreign[0]} does not fit")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
-
-
 def hide_installation(folder: Path) -> None:
     """Call the embedded model by its name in saved files, not by the place where klball is installed."""
     for path in (folder / "adapter_config.json", folder / "README.md"):
         if path.is_file() and TINY_FOLDER in (text := path.read_text(encoding="utf-8")):
-            with whole_file(path) as temporary:
-                temporary.write_text(text.replace(TINY_FOLDER, TINY), encoding="utf-8")
+            write_text(path, text.replace(TINY_FOLDER, TINY))

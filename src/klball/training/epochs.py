@@ -4,9 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerState
-
-from klball.training.sft.config import RobustSFTConfig
+from transformers import TrainerState
 
 DRAWS = (  # what decides which samples a step of an epoch has, besides the data
     *("world_size", "train_batch_size", "gradient_accumulation_steps", "seed", "data_seed"),
@@ -14,40 +12,21 @@ DRAWS = (  # what decides which samples a step of an epoch has, besides the data
 )
 
 
-def draws(args: RobustSFTConfig) -> dict[str, Any]:
+def draws(args: Any) -> dict[str, Any]:
     """The values of DRAWS, for a checkpoint to be compared with."""
-    return {name: getattr(args, name) for name in DRAWS}
+    return {name: getattr(args, name, None) for name in DRAWS}
 
 
-def steps_an_epoch(args: RobustSFTConfig, num_rows: int) -> int:
+def steps_an_epoch(args: Any, num_rows: int) -> int:
     """Optimizer steps, the last one perhaps short."""
     batches = num_rows / (args.train_batch_size * args.world_size)
     whole = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
     return max(1, math.ceil(whole / args.gradient_accumulation_steps))
 
 
-def within_epoch(args: RobustSFTConfig, state: TrainerState, num_rows: int, resumed: Path | None) -> bool:
+def within_epoch(args: Any, state: TrainerState, num_rows: int, resumed: Path | None) -> bool:
     """Whether training resumes in the middle of an epoch, and goes on with the samples still to come."""
     if resumed is None or args.ignore_data_skip:
         return False
     epoch = state.epoch or 0.0
     return abs(epoch - round(epoch)) > 1e-9 or state.global_step % steps_an_epoch(args, num_rows) > 0
-
-
-class BeginTraining(TrainerCallback):
-    """Starts the ledger once the model is on its device and the state says whether this is a resumption."""
-
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
-        self.within_epoch = False
-
-    def on_train_begin(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
-        self.within_epoch = self.trainer.within_epoch()
-        self.trainer.begin_training()
-
-    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
-        if not self.within_epoch:
-            self.trainer.accountant.visited.zero_()
-            if self.trainer._window is not None:
-                self.trainer._window.close()
-        self.within_epoch = False

@@ -11,13 +11,12 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from klball.files import RUN_FILE, combined, file_digest, read_json_object
 from klball.models.loading import model_path
-from klball.models.weights import file_digest, read_json_object
 from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
 from klball.training.checkpoints import STATE_FILE, WEIGHTS, checkpoints_of
 from klball.training.sft.config import RobustSFTConfig
 
-RUN_FILE = "run.json"
 DIGESTS = "digests"
 INDIFFERENT = {  # what says nothing about the trained model, and what the digests know by its content
     *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "test_name"),
@@ -110,11 +109,6 @@ def row_digests(rows: Dataset) -> list[bytes]:
         xxhash.xxh3_128_digest(json.dumps(row, sort_keys=True, default=str).encode())
         for row in rows.with_format(None)
     ]
-
-
-def combined(digests: Iterable[bytes]) -> str:
-    """One hash of all, in their order."""
-    return xxhash.xxh3_128(b"".join(digests)).hexdigest()[:16]
 
 
 def model_digest(name: str, revision: str | None = None) -> str:

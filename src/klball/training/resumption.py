@@ -1,20 +1,26 @@
 """Training that can be stopped anywhere: where it goes on, where it ends, and what it leaves on disk."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import SFTTrainer
 
-from klball.objectives.tokens import PROXIMAL
 from klball.training.checkpoints import hide_installation, newest_complete, refuse_unfit
 
 
-class ResumableTrainer(SFTTrainer):
-    """`SFTTrainer` that resumes from whole checkpoints of this model only, and not past `max_steps`."""
+class Resumable:
+    """Before a trainer of TRL: resumes from whole checkpoints of this model only, not past `max_steps`."""
 
     _resume_folder: Path | None = None
+    args: Any
     model: Any
+    state: Any
+    control: Any
+
+    def checkpoint_files(self) -> Mapping[str, tuple[str, ...]]:
+        """What a whole checkpoint holds beside TRL's files and the ledger: what it is → patterns of names."""
+        return {}
 
     def train(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
@@ -24,15 +30,15 @@ class ResumableTrainer(SFTTrainer):
         Raises ValueError if there is none, or the one named is damaged, incomplete or of another model.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_complete(
-                Path(str(self.args.output_dir)), getattr(self.args, "objective", None) == PROXIMAL
-            )
+            resume_from_checkpoint = newest_complete(Path(str(self.args.output_dir)), self.checkpoint_files())
             if resume_from_checkpoint is None:
                 raise ValueError(f"{self.args.output_dir} has no complete checkpoint to resume from")
         self._resume_folder = Path(str(resume_from_checkpoint)) if resume_from_checkpoint else None
         if self._resume_folder is not None:
             refuse_unfit(self._resume_folder, self.model)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(  # pyright: ignore[reportAttributeAccessIssue]
+            resume_from_checkpoint=resume_from_checkpoint, **kwargs
+        )
 
     def _init_training_state(self, *arguments: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Transformers forgets the best checkpoint of a folder that was moved: it lies beside this one."""

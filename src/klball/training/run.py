@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,25 @@ from trl import (
 )
 
 from klball.data.rows import load_chat_template, texts_of, to_trl_format, with_sample_ids
-from klball.files import write_csv
+from klball.files import RUN_FILE, combined, read_json_object, write_csv, write_json
 from klball.models.loading import (
     check_model,
     is_adapter,
     load_model,
     model_path,
 )
-from klball.models.weights import read_json_object
-from klball.objectives.tokens import PROXIMAL
+from klball.objectives.tokens import OBJECTIVES
 from klball.terminal import is_main, say, show_table
-from klball.training.checkpoints import checkpoints_of, newest_complete, problem_of, write_json
+from klball.training.checkpoints import checkpoints_of, newest_complete, problem_of
 from klball.training.identity import (
     DIGESTS,
-    RUN_FILE,
     check_same_run,
     checkpoint_digest,
-    combined,
     model_digest,
     row_digests,
 )
 from klball.training.sft.config import RobustSFTConfig
+from klball.training.sft.needs import checkpoint_files
 from klball.training.sft.trainer import RobustSFTTrainer
 from klball.training.sharding import save_whole_model
 
@@ -47,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 TOP = 20
 DONE_FILE = "top_weighted.csv"
+GROUPS_FILE = "groups.csv"
 
 
 def train(
@@ -75,7 +74,11 @@ def train(
             say(f"{folder} already holds this run, finished")
         return
     resume_from = _resumption(
-        folder, asked, config.resume_from_checkpoint, started, config.objective == PROXIMAL
+        folder,
+        asked,
+        config.resume_from_checkpoint,
+        started,
+        checkpoint_files(OBJECTIVES.get(config.objective or "")),
     )
     model, tokenizer = load_for_training(config, model_options)
     load_chat_template(tokenizer, config.chat_template_path)
@@ -98,7 +101,7 @@ def train(
         trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume_from)
     save_whole_model(trainer, str(folder))
-    _report_top_weighted(trainer, rows, folder)
+    _report_weights(trainer, rows, folder)
 
 
 def _peft_config(options: ModelConfig) -> Any:
@@ -177,13 +180,13 @@ def _digests(
 
 
 def _resumption(
-    folder: Path, asked: Path | None, wanted: str | None, started: bool, proximal: bool
+    folder: Path, asked: Path | None, wanted: str | None, started: bool, also: Mapping[str, tuple[str, ...]]
 ) -> str | None:
     """Where to begin: at the checkpoint asked for, else at this run's newest whole one."""
     own = checkpoints_of(folder)
     if asked is not None and (asked.name in {path.name for path in own.values()} or not own):
         return str(asked)
-    newest = newest_complete(folder, proximal) if started else None
+    newest = newest_complete(folder, also) if started else None
     if newest is None and own:
         logger.warning("no checkpoint in %s can be resumed from: starting from the beginning", folder)
     if newest is None and not started and str(wanted).lower() in ("true", "latest"):
@@ -202,16 +205,21 @@ def _remove_unfinished(folder: Path, resume_from: str | None) -> None:
         path.unlink()
 
 
-def _report_top_weighted(trainer: RobustSFTTrainer, rows: Dataset, folder: Path) -> None:
-    """Which samples the adversary weighs most at the end: rare, hard, or mislabelled?"""
+def _report_weights(trainer: RobustSFTTrainer, rows: Dataset, folder: Path) -> None:
+    """Which groups and samples the adversary weighs most at the end: rare, hard, or mislabelled?"""
     live = trainer.args.reweight == "live" and bool(trainer.ambiguity.needs)
     if live and trainer.args.rescore_steps != 0:
         trainer.rescore()  # drift is not hardness: stale entries must not lead the list
     if not is_main():
         return
     accountant = trainer.accountant
+    if groups := accountant.group_rows():
+        write_csv(folder / GROUPS_FILE, groups)
+        header = ("group", "samples", "mean log-likelihood", "share f", "weight q", "q/f")
+        body = [tuple(row.values()) for row in sorted(groups, key=lambda row: -row["density"])]
+        show_table(f"groups as the adversary weighs them ({folder / GROUPS_FILE})", header, body)
     weights = accountant.weights()
-    g, _ = accountant.scores()
+    g = accountant.ledger.scores()["score"]
     n = len(g)
     text_of: dict[str, Any] = {row["sample_id"]: row for row in rows.to_list()}
     ids = trainer.samples["sample_id"]

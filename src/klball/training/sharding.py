@@ -1,17 +1,10 @@
 """Models whose parameters are spread over the processes: PyTorch's FSDP2, DeepSpeed's ZeRO-3."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import send_to_device
-from torch.distributed.fsdp import FSDPModule
-
-from klball.scores.scorer import Scores
-from klball.training.batches import INDEX
-from klball.training.sft.forward import SampleForward, token_sums
 
 
 def shards_parameters(accelerator: Accelerator, certainty: bool) -> bool:
@@ -53,33 +46,6 @@ def refuse_lost_parameters(accelerator: Accelerator, optimizer: Any) -> None:
             "FSDP2 lost parameters of the optimizer, which would not be trained: set "
             "fsdp_cpu_ram_efficient_loading: false"
         )
-
-
-@torch.no_grad()
-def sharded_scores(
-    forward: SampleForward,
-    model: Any,
-    collator: Callable[..., dict[str, Any]],
-    device: torch.device,
-    rows: list[dict[str, Any]],
-) -> Scores:
-    """`Scorer.score` through the wrapped model's own forward, where the LM head is put together.
-
-    As often on every process. Raises ValueError before the model is wrapped.
-    """
-    if not isinstance(model, FSDPModule) and not hasattr(model, "module"):
-        raise ValueError("a sharded model is put together by train(): it cannot be evaluated before")
-    numbered = [{**row, INDEX: index} for index, row in enumerate(rows)]
-    batch: Any = send_to_device(collator(numbered), device)
-    scores = forward(model, batch)
-    num = scores.num_tokens.cpu()
-    columns = {"log_likelihood": scores.log_probs, "entropy": scores.entropy}
-    if scores.certainty is not None:
-        columns["certainty"] = scores.certainty
-    sums = {name: token_sums(values) for name, values in columns.items()}
-    table = {name: values / num for name, values in sums.items()}
-    table |= {"sum_log_prob": sums["log_likelihood"], "num_tokens": num}
-    return {name: values.tolist() for name, values in table.items()}
 
 
 def save_whole_model(trainer: Any, folder: str) -> None:

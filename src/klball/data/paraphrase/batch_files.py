@@ -1,7 +1,6 @@
 """Batch JSONL, the one interchange format: requests for a rephrasing, and the replies found in results."""
 
 import codecs
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from klball.data.paraphrase.quality import CUT_OFF, NO_PROMPT, NO_REPLY, REFUSED, WRAPPED, Reply
 from klball.data.paraphrase.samples import Sample
 from klball.data.paraphrase.unwrapping import unwrap
-from klball.files import whole_file
+from klball.files import digest, whole_file
 
 ENDPOINT = "/v1/chat/completions"
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000  # of one Batch file, as documented
@@ -48,7 +47,7 @@ class Asking:
 
     def about(self) -> dict[str, Any]:
         """For the provenance: these settings and a hash of the wording."""
-        wording = hashlib.sha256("".join((INSTRUCTION, *STYLES)).encode()).hexdigest()[:16]
+        wording = digest("".join((INSTRUCTION, *STYLES)))
         return {**asdict(self), "wording": wording}
 
 
@@ -72,7 +71,7 @@ def request(sample: Sample, round_: int, asking: Asking) -> dict[str, Any]:
 
 
 def _hash(*values: Any) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
+    return digest(json.dumps(values), 32)
 
 
 def write_shards(

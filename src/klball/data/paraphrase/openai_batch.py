@@ -4,7 +4,6 @@ A folder holds the request files, the results and `state.json`, which is written
 the server has taken. Whoever is interrupted runs the same step again; nothing is submitted twice.
 """
 
-import hashlib
 import json
 import re
 import time
@@ -22,7 +21,7 @@ from klball.data.paraphrase.batch_files import (
     request_ids,
     write_shards,
 )
-from klball.files import file_name, whole_file, without_secrets
+from klball.files import differences, digest, file_name, whole_file, without_secrets, write_json
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 SHARD_NAME = re.compile(r"requests-\d+\.jsonl")
@@ -56,8 +55,7 @@ class BatchFolder:
             self._save()
             return
         known, self.shards = _read_state(self._state)
-        changed = sorted(k for k in {*about, *known} if known.get(k) != about.get(k))
-        if changed:
+        if changed := differences(known, about):
             raise ValueError(
                 f"{folder} holds requests of another configuration (different: {', '.join(changed)}); "
                 "choose another output"
@@ -69,8 +67,7 @@ class BatchFolder:
 
     def _save(self) -> None:
         content = {"about": self.about, "shards": [asdict(shard) for shard in self.shards]}
-        with whole_file(self._state) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(self._state, content)
 
     def results(self) -> Results:
         """All results in the folder."""
@@ -140,7 +137,7 @@ class BatchFolder:
                     f"{path} holds no Batch result: no line has a custom_id and a response or error"
                 )
             content = path.read_bytes()
-            name = f"local-{hashlib.sha256(content).hexdigest()[:16]}.jsonl"
+            name = f"local-{digest(content)}.jsonl"
             with whole_file(self.folder / "results" / name) as temporary:
                 temporary.write_bytes(content)
         results = self.results()

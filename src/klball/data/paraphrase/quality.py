@@ -1,6 +1,5 @@
 """Which paraphrases may be used: cheap checks on all, similarity of meaning where it is asked for."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from klball.data.paraphrase.samples import Sample
+from klball.files import digest
 
 NO_PROMPT = "no prompt to rephrase"
 NO_REPLY = "no reply"
@@ -187,4 +187,4 @@ class QualityControl:
 
 
 def _key(text: str) -> bytes:
-    return hashlib.sha256(fold(text).encode()).digest()[:12]
+    return bytes.fromhex(digest(fold(text), 24))

@@ -1,15 +1,11 @@
 """The rounds file: one row per round and sample, written round by round, resumable, with its provenance."""
 
-import glob
-import hashlib
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,17 @@ from datasets import Dataset
 
 from klball.data.paraphrase.quality import REASONS, QualityControl, Reply, Similarity, Verdict
 from klball.data.paraphrase.samples import LAYOUTS, Sample, rows_of
-from klball.files import remove_stale, whole_file
+from klball.files import (
+    PROVENANCE,
+    json_digest,
+    parts_folder,
+    provenance_in,
+    refuse_other,
+    remove_parts,
+    versions,
+    whole_file,
+    with_provenance,
+)
 
 SCHEMA = pa.schema(
     [
@@ -167,8 +173,7 @@ def read_rounds(path: str | Path) -> Rounds:
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
     missing = [name for name in SCHEMA.names if schema.names.count(name) != 1]
-    metadata = (schema.metadata or {}).get(b"klball")
-    if missing or metadata is None:
+    if missing or PROVENANCE.encode() not in (schema.metadata or {}):
         raise ValueError(
             f"{path} is not a rounds file: it lacks (or repeats) {', '.join(missing) or 'its provenance'}"
         )
@@ -176,9 +181,9 @@ def read_rounds(path: str | Path) -> Rounds:
         found = schema.field(field.name).type
         if found != field.type and not (pa.types.is_string(field.type) and pa.types.is_large_string(found)):
             raise ValueError(f"{path} is not a rounds file: {field.name} is {found}, not {field.type}")
-    about = _provenance_in(metadata)
-    if about is None or about.get("layout") not in LAYOUTS:
-        raise ValueError(f"{path} is not a rounds file: its provenance is damaged")
+    about = provenance_in(path, schema)
+    if about.get("layout") not in LAYOUTS:
+        raise ValueError(f"{path} is not a rounds file: its provenance names no known layout")
     rounds = Rounds(Path(path), about)
     rounds.check()
     return rounds
@@ -202,10 +207,12 @@ def write_rounds(
     """
     path = Path(path)
     about = provenance(samples, layout, rounds, maker)
-    if (finished := _finished(path, about)) is not None:
-        _remove_parts(path)  # which a kill may have left
+    if path.exists():
+        finished = read_rounds(path)
+        refuse_other(path, finished.about, about)
+        remove_parts(path)  # which a kill may have left
         return finished
-    folder = path.with_name(f"{path.name}.parts-{digest(about)}")
+    folder = parts_folder(path, about)
     control = QualityControl(samples, similarity)
     for round_ in range(1, rounds + 1):
         part = folder / f"{round_:06d}.parquet"
@@ -217,18 +224,12 @@ def write_rounds(
                 pq.write_table(table, temporary, **WRITTEN)
         if progress is not None:
             progress(round_, rounds)
-    schema = SCHEMA.with_metadata({"klball": json.dumps(about, sort_keys=True)})
+    schema = SCHEMA.with_metadata(with_provenance(about))
     with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema, **WRITTEN) as writer:
         for round_ in range(1, rounds + 1):  # a row group a round: one round can be read alone
             writer.write_table(pq.read_table(folder / f"{round_:06d}.parquet").cast(schema))
-    _remove_parts(path)
+    remove_parts(path)
     return read_rounds(path)
-
-
-def _remove_parts(path: Path) -> None:
-    remove_stale(path)
-    for folder in path.parent.glob(f"{glob.escape(path.name)}.parts-*"):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def holds_word_for_word(original: str, prompt: str) -> bool:
@@ -248,15 +249,9 @@ def provenance(samples: Sequence[Sample], layout: str, rounds: int, maker: dict[
         "rounds": rounds,
         "rows": len(samples),
         "layout": layout,
-        "data": digest(contents),
-        "libraries": {name: version(name) for name in ("klball", "datasets", "pyarrow")},
+        "data": json_digest(contents),
+        "libraries": versions("klball", "datasets", "pyarrow"),
     }
-
-
-def digest(value: Any) -> str:
-    """Sixteen hexadecimal digits of a JSON value's contents."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _table(round_: int, samples: Sequence[Sample], verdicts: Sequence[Verdict], maker: str) -> pa.Table:
@@ -271,24 +266,3 @@ def _table(round_: int, samples: Sequence[Sample], verdicts: Sequence[Verdict], 
         judged = {"accepted": accepted, "reason": verdict.reason, "similarity": verdict.similarity}
         rows.append({"round": round_, "sample_id": sample.sample_id, "maker": maker, **texts, **judged})
     return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-
-def _provenance_in(metadata: bytes) -> dict[str, Any] | None:
-    try:
-        about = json.loads(metadata)
-    except (ValueError, RecursionError):
-        return None
-    return about if isinstance(about, dict) else None
-
-
-def _finished(path: Path, about: dict[str, Any]) -> Rounds | None:
-    if not path.exists():
-        return None
-    finished = read_rounds(path)
-    if finished.about == about:
-        return finished
-    changed = sorted(key for key in {*about, *finished.about} if finished.about.get(key) != about.get(key))
-    raise ValueError(
-        f"{path} was made from something else (different: {', '.join(changed)}); "
-        "remove it or choose another output"
-    )

@@ -1,50 +1,18 @@
 """Rewordings without a model: at least 99 for each kind of prompt, the same for everyone, offline.
 
-A prompt is recognised by its text: questions about Python's documentation, the generated arithmetic
-stories, and anything else, which is left word for word inside an instruction to answer it.
+A prompt is recognised by its text: those of the built-in data sets are asked in other words, and anything
+else is left word for word inside an instruction to answer it.
 """
 
-import hashlib
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from itertools import product
 
-from klball.data.paraphrase.stories import STORIES
+from klball.data.builtin import BUILTIN, module_of
+from klball.files import digest
 
-CODE = "`(?P<name>[^`]+)`"
-OWNER = "`(?P<module>[^`]+)`"
-QUESTIONS = {  # kind of prompt → how it is worded in the embedded data
-    "module": re.compile(f"What is the module {OWNER} for\\?"),
-    "class": re.compile(f"What is the class {CODE} of {OWNER}\\?"),
-    "function": re.compile(f"What does the function {CODE} of {OWNER} do\\?"),
-    "method": re.compile(f"What does the method {CODE} of {OWNER} do\\?"),
-    **{kind: re.compile(pattern) for kind, (pattern, _) in STORIES.items()},
-}
-
-ASKING = (  # around a noun clause such as "what the module `os` is for"
-    *("Explain {}.", "Please explain {}.", "Can you explain {}?", "Could you please explain {}?"),
-    *("Describe {}.", "Please describe {}.", "Could you describe {}?"),
-    *("Tell me {}.", "Please tell me {}.", "Could you tell me {}?", "I would like to know {}."),
-    *("I want to understand {}.", "Help me understand {}.", "I need an explanation of {}."),
-)
-CALLABLE_CLAUSES = (
-    *("what {} does", "what {} is for", "what {} is used for", "what {} is meant to do"),
-    *("the purpose of {}", "what purpose {} serves"),
-)
-CLASS_CLAUSES = ("what {} is", "what {} is for", "what sort of thing {} is")
-MODULE_CLAUSES = (
-    *("what {} is for", "what {} is used for", "what {} is meant for", "what purpose {} serves"),
-    *("the purpose of {}", "the use of {}"),
-)
-CALLABLE_NAMES = (
-    *("the {kind} `{name}` of `{module}`", "the {kind} `{name}` in `{module}`"),
-    *("the `{name}` {kind} of `{module}`", "the {kind} `{name}` from `{module}`"),
-)
-MODULE_NAMES = (
-    *("the module `{module}`", "the `{module}` module"),
-    *("the Python module `{module}`", "Python's module `{module}`"),
-)
+REWORDINGS = {kind: made for name in BUILTIN for kind, made in module_of(name).REWORDINGS.items()}
+QUESTIONS = {kind: pattern for kind, (pattern, _) in REWORDINGS.items()}
 
 REPLY = (
     *("respond to", "reply to", "answer", "give an answer to", "give a response to", "write a reply to"),
@@ -69,23 +37,8 @@ def templates(kind: str) -> tuple[str, ...]:
 
     The order is by hash, so that neighbouring rounds differ in more than a word.
     """
-    if kind == "other":
-        made = _framings()
-    elif kind in STORIES:
-        made = [" ".join(parts) for parts in product(*STORIES[kind][1])][1:]  # the first is the original
-    elif kind == "module":
-        made = _asked(MODULE_CLAUSES, MODULE_NAMES)
-    else:
-        names = [name.replace("{kind}", kind) for name in CALLABLE_NAMES]
-        made = _asked(CLASS_CLAUSES if kind == "class" else CALLABLE_CLAUSES, names)
-    return tuple(sorted(made, key=lambda text: hashlib.sha256(text.encode()).hexdigest()))
-
-
-def _asked(clauses: Sequence[str], names: Sequence[str]) -> list[str]:
-    return [
-        frame.replace("{}", clause.replace("{}", name))
-        for frame, clause, name in product(ASKING, clauses, names)
-    ]
+    made = _framings() if kind == "other" else REWORDINGS[kind][1]
+    return tuple(sorted(made, key=lambda text: digest(text, 64)))
 
 
 def _framings() -> list[str]:

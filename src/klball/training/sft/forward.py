@@ -14,6 +14,7 @@ from klball.data.rows import IGNORED
 from klball.models.loading import lm_head
 from klball.models.token_scores import LMHead
 from klball.training.batches import INDEX
+from klball.training.step import wide
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +22,8 @@ PROBE_TOKENS = 64
 
 
 def token_sums(values: Tensor) -> Tensor:
-    """Sums over the tokens (B, T−1) → (B) in float64 on the CPU: not every device has float64."""
-    return values.detach().cpu().double().sum(1)
+    """Sums over the tokens (B, T−1) → (B) in the widest type of the device, on it."""
+    return values.detach().to(wide(values.device)).sum(1)
 
 
 @dataclass(frozen=True)

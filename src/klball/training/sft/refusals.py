@@ -21,7 +21,7 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from klball.data.formats import refuse_unknown_tokens
 from klball.data.sources import as_dataset
 from klball.models.loading import check_base
-from klball.objectives.tokens import PROXIMAL
+from klball.objectives.tokens import NEEDS, OBJECTIVES, needs_of
 from klball.training.sft.config import RobustSFTConfig
 
 OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "gamma", "max_weight")
@@ -39,6 +39,7 @@ def refuse_unsupported(
     if not isinstance(args, RobustSFTConfig):
         raise ValueError(f"args must be a RobustSFTConfig, not {type(args).__name__}")
     _refuse_arguments(args, kwargs, objective, ambiguity)
+    refuse_unknown_needs(objective)
     _refuse_scheduler(args)
     _refuse_unknown_kwargs(args)
     _refuse_data(kwargs.get("train_dataset"))
@@ -54,7 +55,8 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
     peft_config = kwargs.get("peft_config")
     if peft_config is not None and not isinstance(peft_config, PeftConfig):
         raise ValueError(f"peft_config must be a PeftConfig such as LoraConfig(), not {peft_config!r}")
-    proximal = args.objective == PROXIMAL and not objective
+    used = objective or OBJECTIVES.get(args.objective or "")
+    proximal = "old_log_probs" in needs_of(used)
     flat = args.packing or args.padding_free
     needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
     problems = {
@@ -108,6 +110,12 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
     for message, present in problems.items():
         if present:
             raise ValueError(message)
+
+
+def refuse_unknown_needs(objective: Any) -> None:
+    """Raise ValueError for a need that nobody can fill."""
+    if unknown := [name for name in needs_of(objective) if name not in NEEDS]:
+        raise ValueError(f"an objective can need {', '.join(NEEDS)}, not {unknown[0]!r}")
 
 
 def _refuse_scheduler(args: RobustSFTConfig) -> None:

@@ -5,12 +5,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 from klball.models.token_scores import NonFiniteLogitError
 from klball.scores.scorer import Scores, batches_by_length, rows_of
+from klball.training.batches import INDEX
+from klball.training.sft.forward import SampleForward, token_sums
 
 ScoreRows = Callable[[list[dict[str, Any]]], Scores]
 
@@ -53,3 +57,30 @@ def _finite_or_nan(score: ScoreRows, rows: list[dict[str, Any]], names: Sequence
             return torch.cat([_finite_or_nan(score, [row], names) for row in rows])
         columns = {name: [math.nan] for name in names}
     return torch.stack([torch.as_tensor(columns[name], dtype=torch.float64) for name in names], dim=1)
+
+
+@torch.no_grad()
+def sharded_scores(
+    forward: SampleForward,
+    model: Any,
+    collator: Callable[..., dict[str, Any]],
+    device: torch.device,
+    rows: list[dict[str, Any]],
+) -> Scores:
+    """`Scorer.score` through the wrapped model's own forward, where the LM head is put together.
+
+    As often on every process. Raises ValueError before the model is wrapped.
+    """
+    if not isinstance(model, FSDPModule) and not hasattr(model, "module"):
+        raise ValueError("a sharded model is put together by train(): it cannot be evaluated before")
+    numbered = [{**row, INDEX: index} for index, row in enumerate(rows)]
+    batch: Any = send_to_device(collator(numbered), device)
+    scores = forward(model, batch)
+    num = scores.num_tokens.cpu()
+    columns = {"log_likelihood": scores.log_probs, "entropy": scores.entropy}
+    if scores.certainty is not None:
+        columns["certainty"] = scores.certainty
+    sums = {name: token_sums(values).cpu().double() for name, values in columns.items()}
+    table = {name: values / num for name, values in sums.items()}
+    table |= {"sum_log_prob": sums["log_likelihood"], "num_tokens": num}
+    return {name: values.tolist() for name, values in table.items()}

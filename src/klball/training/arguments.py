@@ -1,0 +1,107 @@
+"""The fields that the configuration of every robust trainer shares."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+
+from klball.adversary.sets import AmbiguitySet, ChiSquareBall, CVaR, Empirical, KLBall
+from klball.training.bounds import BOUNDS, check_bounds
+
+REWEIGHT = ("live", "static")
+UNUSED = {"kl": ("alpha",), "chi2": ("alpha", "gamma"), "cvar": ("radius", "gamma", "max_weight")}
+
+
+@dataclass
+class RobustArguments:
+    """The adversary, before a configuration of TRL's. Raises ValueError for a bad or contradictory value.
+
+    A family adds the radius: `epsilon`, or `radius` where TRL's own `epsilon` is a clip.
+    """
+
+    radius_field: ClassVar[str] = "epsilon"
+
+    ambiguity: str = field(
+        default="kl", metadata={"help": "What the adversary may do: kl or chi2 (a ball), or cvar (a share)."}
+    )
+    alpha: float | None = field(
+        default=None, metadata={"help": "cvar: the share of the data, the worst, that is trained on."}
+    )
+    direction: str = field(
+        default="pessimistic",
+        metadata={"help": "pessimistic: hard samples weigh more; optimistic: easy ones do."},
+    )
+    max_weight: float | None = field(
+        default=None,
+        metadata={"help": "Largest weight of a sample relative to plain averaging (at least 1)."},
+    )
+    epsilon_warmup: float = field(
+        default=0.0, metadata={"help": "Share of the steps over which the radius grows from 0."}
+    )
+    group_column: str | None = field(
+        default=None, metadata={"help": "Weigh the groups that this column names, not single samples."}
+    )
+    reweight: str = field(
+        default="live", metadata={"help": "'live': weights follow the model; 'static': fixed from its start."}
+    )
+    rescore_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Optimizer steps between full re-scorings; default: as radius and drift ask; 0: never."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(vars(self))
+        _refuse_other_types(self)
+        parent: Any = super()
+        parent.__post_init__()
+        self.ambiguity_set()  # raises for bad values
+        one_of("reweight", self.reweight, REWEIGHT)
+        if self.reweight == "static":
+            for name, given in (
+                ("rescore_steps", self.rescore_steps is not None),
+                ("epsilon_warmup", self.epsilon_warmup > 0),
+            ):
+                if given:
+                    raise ValueError(f"{name} needs reweight='live': static weights stay")
+        if self.epsilon_warmup and isinstance(self.ambiguity_set(), Empirical):
+            raise ValueError("epsilon_warmup needs a radius above 0 to grow to")
+
+    @property
+    def adversary_radius(self) -> float:
+        """Of the ball, whatever the field is called."""
+        return getattr(self, self.radius_field)
+
+    def ambiguity_set(self) -> AmbiguitySet:
+        """The set of ambiguity, the radius, alpha, direction and max_weight."""
+        one_of("ambiguity", self.ambiguity, tuple(UNUSED))
+        for unused in UNUSED[self.ambiguity]:
+            name = self.radius_field if unused == "radius" else unused
+            if getattr(self, name, None) != getattr(type(self), name, None):
+                raise ValueError(f"{name} has no effect with ambiguity={self.ambiguity!r}: leave it out")
+        if self.ambiguity == "cvar":
+            if self.alpha is None:
+                raise ValueError("ambiguity='cvar' needs alpha, the share of the data to train on")
+            return CVaR(self.alpha, self.direction)
+        if self.adversary_radius == 0:
+            KLBall(0.0, self.max_weight, self.direction)  # for its refusals
+            return Empirical()
+        ball = ChiSquareBall if self.ambiguity == "chi2" else KLBall
+        return ball(self.adversary_radius, self.max_weight, self.direction)
+
+
+def _refuse_other_types(config: Any) -> None:
+    """What argparse sees to on the command line: whole numbers, one number, mappings."""
+    for name, hint in get_type_hints(type(config)).items():
+        kinds = {get_origin(kind) or kind for kind in get_args(hint) or (hint,)}
+        value = getattr(config, name, None)
+        whole = int in kinds and float not in kinds
+        if name in BOUNDS and (isinstance(value, list | tuple) or (whole and isinstance(value, float))):
+            raise ValueError(f"{name} must be a {'whole ' * whole}number, not {value!r}")
+        if dict in kinds and not kinds & {list, int, bool} and isinstance(value, list | int | float):
+            raise ValueError(f"{name} must be a mapping, not {value!r}")
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError for a word that is not among those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

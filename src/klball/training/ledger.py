@@ -1,0 +1,67 @@
+"""The ledger: the latest scores of n units, and the drift common to them. It knows no set and no trainer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klball.adversary.solution import Solution
+from klball.training.drift import Drift
+
+ON_DISK = {"score": "log_likelihood"}  # names of the file where they differ
+
+
+class Ledger:
+    """Scores of n units by name, [n] in float64; `known` says which have one yet.
+
+    Entries age while the model moves, so stale ones look hard: the drift's shift is added to all of them.
+    """
+
+    def __init__(self, size: int, names: Sequence[str] = ("score",)):
+        self.entries = {name: torch.zeros(size, dtype=torch.float64) for name in names}
+        self.known = torch.zeros(size, dtype=torch.bool)
+        self.drift = Drift()
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every unit has an entry."""
+        return bool(self.known.all())
+
+    def scores(self) -> dict[str, Tensor]:
+        """The entries, shift included."""
+        return {name: values + self.drift.shift[k] for k, (name, values) in enumerate(self.entries.items())}
+
+    def rewrite(self, fresh: Mapping[str, Tensor]) -> None:
+        """Replace every entry after a full re-scoring."""
+        foretold = self.scores()
+        self.drift.restart([fresh[name] - foretold[name] for name in self.entries])
+        self.entries = {name: fresh[name].double().contiguous() for name in self.entries}
+        self.known.fill_(True)
+
+    def record(self, index: Tensor, fresh: Mapping[str, Tensor], solution: Solution | None) -> None:
+        """Enter one step's fresh scores, after which all the others shift; each unit once."""
+        seen = self.known[index]
+        if solution is not None and bool(seen.any()):
+            gap = torch.zeros(2, dtype=torch.float64)
+            for k, (name, entries) in enumerate(self.entries.items()):
+                stale = entries[index] + self.drift.shift[k]
+                gap[k] = (fresh[name] - stale)[seen].mean()
+            self.drift.follow(gap, solution)
+        for k, (name, entries) in enumerate(self.entries.items()):
+            entries[index] = fresh[name].double() + self.drift.pace[k] - self.drift.shift[k]
+        self.known[index] = True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For the checkpoint."""
+        state = {ON_DISK.get(name, name): values for name, values in self.entries.items()}
+        return {**state, **self.drift.tensors(), "known": self.known}
+
+    def load(self, tensors: Mapping[str, Any]) -> None:
+        """The state of `tensors`; without "known", of a file of before, every entry is."""
+        self.entries = {name: tensors[ON_DISK.get(name, name)] for name in self.entries}
+        self.known = tensors.get("known", torch.ones(len(self), dtype=torch.bool))
+        self.drift.load(dict(tensors))

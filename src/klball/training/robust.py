@@ -1,0 +1,257 @@
+"""RobustTrainer: what all robust trainers share, a mixin before one of TRL's. It knows no loss, no data."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from klball.adversary.sets import AmbiguitySet
+from klball.training.accountant import HISTORY_FILE, Accountant
+from klball.training.batches import INDEX, WithIndex
+from klball.training.epochs import draws, steps_an_epoch, within_epoch
+from klball.training.ledger import Ledger
+from klball.training.resumption import Resumable
+from klball.training.samples import refuse_nonfinite
+from klball.training.step import StepHook, StepPlan, UnitBatch, Visits, plan_step
+from klball.training.units import Units
+
+logger = logging.getLogger(__name__)
+
+SCORE_NAMES = {"score": "log-likelihood"}
+
+
+class RobustTrainer(Resumable):
+    """Weighs the losses of samples as the adversary would who knows the scores of all of them.
+
+    Written before a trainer of TRL: `class RobustDPOTrainer(RobustTrainer, DPOTrainer)`, whose constructor
+    calls `init_adversary` last. Per optimizer step, with the adversary's answer to the ledger frozen:
+
+        loss = Σ_i w_i · loss_i / samples in the step (or Σ of their sizes),   w_i = q_i/f_i
+
+    so gradients do not depend on micro-batches, accumulation or the number of processes. A family says
+    `unit_batch`, and `score_units` if entries can be had before they are visited.
+    """
+
+    # of TRL's trainer
+    args: Any
+    model: Any
+    state: Any
+    accelerator: Any
+    train_dataset: Any
+    data_collator: Any
+    _metrics: Any
+    _signature_columns: Any
+
+    samples: Dataset
+    accountant: Accountant
+    hooks: list[StepHook]
+
+    # --- what a family says -------------------------------------------------------------------
+
+    def unit_batch(self, model: Any, inputs: dict[str, Any]) -> UnitBatch:
+        """Losses, scores and columns for the log of one micro-batch."""
+        raise NotImplementedError
+
+    def score_units(self, when: str) -> dict[str, Tensor] | None:
+        """Fresh scores of all samples, [n]; None: entries fill as they are visited. when: for messages."""
+        return None
+
+    def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
+        """What every logging step reports of the rows of `unit_batch` that counted."""
+        return {}
+
+    # --- set-up -------------------------------------------------------------------------------
+
+    def init_adversary(
+        self, samples: Dataset, ambiguity: AmbiguitySet, units: Units, relax: bool = True
+    ) -> None:
+        """After TRL's constructor. samples: with their positions in the column INDEX."""
+        if units.names and not ambiguity.needs:
+            raise ValueError("group_column has no effect without an adversary: set a radius above 0")
+        self.samples, self.ambiguity, self._units, self._relax = samples, ambiguity, units, relax
+        self.loss_is_scaled_for_ga = True  # normalised over the whole optimizer step, here
+        self.data_collator = WithIndex(self.data_collator)
+        self.hooks = []
+        self._visits = Visits(len(samples))
+        self.accountant = self._empty_accountant()
+        self.scoring_seconds = {"initial": 0.0, "rescoring": 0.0}
+        self.add_callback(_Boundaries(self))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _empty_accountant(self) -> Accountant:
+        names = ("score", *(name for name in self.ambiguity.needs if name != "score"))
+        return Accountant(
+            ambiguity=self.ambiguity,
+            ledger=Ledger(len(self.samples), names),
+            units=self._units,
+            relax=self._relax,
+            frozen=self.args.reweight == "static",
+            draws=draws(self.args),
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # pyright: ignore[reportAttributeAccessIssue]
+        if INDEX not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, INDEX]
+
+    # --- the ledger ---------------------------------------------------------------------------
+
+    def begin_training(self) -> None:
+        """Fill the ledger: from the checkpoint that training resumes from, else by scoring all samples."""
+        if self._resume_folder is not None:
+            kept = self.accountant.load(self._resume_folder, self.within_epoch(), more=("visited",))
+            self._visits = Visits(len(self.samples))
+            self._visits.seen[:-1] = kept["visited"]
+            for hook in self.hooks:
+                hook.load(self._resume_folder)
+        elif self.state.global_step == 0:
+            self.accountant = self._empty_accountant()
+            self._visits.forget()
+            if self.ambiguity.needs:
+                self.rescore("initial")
+
+    def begin_epoch(self) -> None:
+        """An epoch begins that is not the rest of a resumed one."""
+        self._visits.forget()
+        for hook in self.hooks:
+            hook.begin_epoch()
+
+    def within_epoch(self) -> bool:
+        """Whether training resumes in the middle of an epoch."""
+        return within_epoch(self.args, self.state, len(self.train_dataset), self._resume_folder)
+
+    def rescore(self, reason: str = "rescoring") -> None:
+        """Rewrite the whole ledger with fresh scores; the time it takes is kept in `scoring_seconds`."""
+        began = time.perf_counter()
+        step = self.state.global_step
+        when = "before the first step" if reason == "initial" else f"again after step {step}"
+        scores = self.score_units(when)
+        if scores is not None:
+            self.accountant.rewrite(scores)
+        self.scoring_seconds[reason] += time.perf_counter() - began
+
+    def _rescore_is_due(self) -> bool:
+        """Every `rescore_steps`; by default as often as the radius and the drift ask for."""
+        if self.state.global_step == 0 or self.accountant.frozen or not self.ambiguity.needs:
+            return False
+        if self.args.rescore_steps is None:
+            epoch = steps_an_epoch(self.args, len(self.train_dataset))
+            return self.accountant.ledger.drift.demands_rescoring(epoch)
+        return self.args.rescore_steps > 0 and self.state.global_step % self.args.rescore_steps == 0
+
+    # --- one optimizer step -------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Fetch the whole step's batches, count its distinct samples over all ranks, freeze the answer."""
+        for hook in self.hooks:
+            epoch_iterator = hook.step_batches(epoch_iterator, num_batches)
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)  # pyright: ignore[reportAttributeAccessIssue]
+        if batches and INDEX in batches[0]:
+            if self._rescore_is_due():
+                self.accountant.rescores += 1
+                self.rescore()
+            self._begin_step()
+            indices = [batch[INDEX].to(device) for batch in batches]
+            self._step = plan_step(
+                *(indices, self._visits, self.accountant.density, self.accelerator, self._units)
+            )
+        return batches, num_items
+
+    def _begin_step(self) -> None:
+        try:
+            self.accountant.begin_step(self._warmup_share())
+        except ValueError as error:
+            error.args = (f"at optimizer step {self.state.global_step + 1}: {error}",)
+            raise
+
+    def _warmup_share(self) -> float:
+        """Of the radius: it grows from 0 over the first `epsilon_warmup` of all steps."""
+        steps = math.ceil(self.args.epsilon_warmup * self.state.max_steps)
+        return 1.0 if steps == 0 else min(1.0, self.state.global_step / steps)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The weighted loss of one micro-batch, already divided by the step's total."""
+        if INDEX not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # pyright: ignore[reportAttributeAccessIssue]
+        loss = self._step.weigh(inputs[INDEX], self.unit_batch(model, inputs))
+        # DDP averages gradients over ranks; the divisor already counts all of them
+        return loss * self.accelerator.num_processes
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's step; after the last micro-batch the fresh scores of all ranks go to the ledger."""
+        loss = super().training_step(model, inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        if self._step.is_over:
+            self._finish_step(self._step)
+        return loss
+
+    def _finish_step(self, step: StepPlan) -> None:
+        everyone = step.gathered(self.accelerator)
+        names = {name: SCORE_NAMES.get(name, name) for name in self.accountant.ledger.entries}
+        # only now do all processes know of it, and the optimizer has not moved yet
+        finite = {title: everyone[name] for name, title in names.items()}
+        refuse_nonfinite(self.samples, everyone["index"].long(), finite, self.state.global_step + 1)
+        columns = {name: values[everyone["keep"] > 0] for name, values in everyone.items()}
+        if "num_inputs" in columns:
+            self.accountant.num_tokens += int(columns["num_inputs"].sum())
+            self._metrics["train"]["num_tokens"] = [self.accountant.num_tokens]
+        self._log_step({**self.accountant.summary(), **_weights(columns), **self.step_metrics(columns)})
+        self.accountant.record(columns["index"].long(), {name: columns[name] for name in names})
+
+    def _log_step(self, step: Mapping[str, float]) -> None:
+        self.accountant.history.append({"step": self.state.global_step + 1, **step})
+        for name, value in step.items():
+            self._metrics["train"][name].append(value)
+
+    # --- checkpoints --------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """TRL's train, from the beginning or a whole checkpoint; writes the history at its end."""
+        output = super().train(resume_from_checkpoint, **kwargs)
+        if self.args.should_save:
+            Path(str(self.args.output_dir)).mkdir(parents=True, exist_ok=True)
+            self.accountant.save_history(Path(str(self.args.output_dir)) / HISTORY_FILE)
+        return output
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The ledger goes first: TRL writes trainer_state.json last, and only that completes a checkpoint."""
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"  # pyright: ignore[reportAttributeAccessIssue]
+        if self.args.should_save:
+            self.accountant.save(folder, visited=self._visits.seen[:-1].cpu())
+        for hook in self.hooks:
+            hook.save(folder, self.accelerator.process_index)
+        if self.hooks:
+            self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _weights(columns: Mapping[str, Tensor]) -> dict[str, float]:
+    density = columns["density"]
+    return {"mean_weight": float(density.mean()), "max_weight": float(density.max())}
+
+
+class _Boundaries(TrainerCallback):
+    """Starts the ledger once the model is on its device and the state says whether this is a resumption."""
+
+    def __init__(self, trainer: RobustTrainer):
+        self.trainer = trainer
+        self.within_epoch = False
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.within_epoch = self.trainer.within_epoch()
+        self.trainer.begin_training()
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        if not self.within_epoch:
+            self.trainer.begin_epoch()
+        self.within_epoch = False

@@ -1,0 +1,58 @@
+"""What a token objective needs besides log-probabilities, and where the trainer has it from."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klball.models.loading import causal_lm
+from klball.objectives.tokens import Objective, needs_of
+from klball.training.sft.forward import BatchScores, SampleForward
+from klball.training.sft.window import NEEDED_FILES, OldLogProbs
+
+Of = Callable[[Tensor, BatchScores], Tensor]
+
+
+def checkpoint_files(objective: Objective | None) -> dict[str, tuple[str, ...]]:
+    """What a whole checkpoint of a run with this objective holds besides the ledger."""
+    return dict(NEEDED_FILES) if "old_log_probs" in needs_of(objective) else {}
+
+
+class Reference:
+    """Log-probabilities of the model before training: without its adapter, or a copy of it."""
+
+    def __init__(self, model: Any, forward: SampleForward):
+        self.forward = forward
+        self.adapted = hasattr(model, "disable_adapter")
+        self.model = model if self.adapted else copy.deepcopy(causal_lm(model)).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def log_probs(self, inputs: dict[str, Any]) -> Tensor:
+        """(B, T−1)."""
+        if not self.adapted:
+            return self.forward(self.model.to(inputs["input_ids"].device), inputs).log_probs
+        was_training = self.model.training
+        self.model.eval()
+        with self.model.disable_adapter():
+            found = self.forward(self.model, inputs).log_probs
+        self.model.train(was_training)
+        return found
+
+
+class Needed:
+    """Fills the needs of one objective for a micro-batch."""
+
+    def __init__(self, objective: Objective, window: OldLogProbs | None, reference: Reference | None):
+        self.names, self.window, self.reference = needs_of(objective), window, reference
+
+    def __call__(self, index: Tensor, inputs: dict[str, Any], scores: BatchScores) -> dict[str, Tensor]:
+        """By name, (B, T−1) each."""
+        given: dict[str, Tensor | None] = {"entropy": scores.entropy, "certainty": scores.certainty}
+        if self.window is not None:
+            given["old_log_probs"] = self.window.of(index, scores)
+        if self.reference is not None:
+            given["reference_log_probs"] = self.reference.log_probs(inputs)
+        found = {name: given[name] for name in self.names}
+        return {name: values for name, values in found.items() if values is not None}
