@@ -78,8 +78,13 @@ class Empirical:
 class KLBall:
     """{Q : KL(Q‖F) ≤ ε, q_i ≤ c·f_i}; ε in nats, c = `max_weight` or no cap.
 
-    direction: "pessimistic" minimises E_Q[score], q ∝ f·exp(−g/λ); "optimistic" maximises it.
-    Raises ValueError for a negative or non-finite ε, a cap below 1, or another direction.
+    Args:
+        epsilon: The radius ε.
+        max_weight: The cap c, at least 1; None: no cap.
+        direction: "pessimistic" minimises E_Q[score], q ∝ f·exp(−g/λ); "optimistic" maximises it.
+
+    Raises:
+        ValueError: A negative or non-finite ε, a cap below 1, or another direction.
     """
 
     epsilon: float
@@ -112,8 +117,9 @@ class KLBall:
 class CertaintyKLBall:
     """{Q : KL(Q‖F) ≤ ε, E_Q[C] ≤ γ, q_i ≤ c·f_i}; ε and γ in nats.
 
-    Raises ValueError for a negative or non-finite ε, a non-finite γ, a cap below 1, or a direction that
-    is not one of "pessimistic" and "optimistic".
+    Raises:
+        ValueError: A negative or non-finite ε, a non-finite γ, a cap below 1, or a direction that is not
+            one of "pessimistic" and "optimistic".
     """
 
     epsilon: float
@@ -156,7 +162,8 @@ class CertaintyKLBall:
 class CVaR:
     """{Q : q_i ≤ f_i/α}: the conditional value at risk, the mean of the worst share α of the data.
 
-    Raises ValueError for α outside (0, 1], or another direction.
+    Raises:
+        ValueError: An α outside (0, 1], or another direction.
     """
 
     alpha: float
@@ -195,8 +202,10 @@ class ChiSquareBall:
     """{Q : Σ f_i (q_i/f_i − 1)² ≤ radius, q_i ≤ c·f_i}: the modified χ² ball; c = `max_weight` or no cap.
 
     The density is (a + b·loss)₊; where the ball binds the effective sample size is n/(1 + radius).
-    Raises ValueError for a negative or non-finite radius, a cap below 1, or another direction.
     Source: Ben-Tal et al. (2013); Namkoong & Duchi (2017).
+
+    Raises:
+        ValueError: A negative or non-finite radius, a cap below 1, or another direction.
     """
 
     radius: float

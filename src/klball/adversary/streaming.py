@@ -24,14 +24,22 @@ from klball.adversary.solver.tilting import Moments
 class StreamedSolution:
     """`DualSolution` without the weights, which `density` gives for any of the rows.
 
-    lambda_, beta: multipliers of the ball (nats of score per nat of radius) and of the certainty cap.
-    kl, certainty, worst_case: KL(Q‖F), E_Q[C] (None without C) and E_Q[g] at the weights.
-    dual_value: h at the multipliers. gap: |worst_case − dual_value| in units of max g − min g.
-    ess: effective sample size 1/Σ(q²), to about 2e-5 of itself. mean: E_F[g].
-    mu: n·q_i = exp((mu − g_i − βC_i)/λ) if λ is in (0, ∞), else NaN.
-    num_rows: n. num_passes: full passes over the data. status: optimal | point_mass.
-    tilt: g0, C0, widths, a, b and m of log(n·q) = m − a·(g − g0)/width − b·(C − C0)/width, which keeps
-    digits that λ and mu lose to a large offset or a tiny range.
+    Attributes:
+        lambda_: Multiplier of the ball, nats of score per nat of radius.
+        beta: Multiplier of the bound on the certainty.
+        kl: KL(Q‖F), nats.
+        certainty: E_Q[C]; None without C.
+        worst_case: E_Q[g].
+        dual_value: h at the multipliers.
+        gap: |worst_case − dual_value| in units of max g − min g.
+        ess: Effective sample size 1/Σ(q²), to about 2e-5 of itself.
+        mu: n·q_i = exp((mu − g_i − βC_i)/λ) if λ is in (0, ∞), else NaN.
+        mean: E_F[g].
+        status: optimal | point_mass.
+        num_rows: n.
+        num_passes: Full passes over the data.
+        tilt: g0, C0, widths, a, b and m of log(n·q) = m − a·(g − g0)/width − b·(C − C0)/width, which
+            keeps digits that λ and mu lose to a large offset or a tiny range.
     """
 
     lambda_: float
@@ -70,14 +78,18 @@ def solve_dual_streamed(
 ) -> StreamedSolution:
     """`solve_dual` of data too large for memory, exact to its answer (about 1e-11 of the range of g).
 
-    parts: functions without arguments, each returning an iterable of chunks (g, C) or (g, None), arrays
-    [rows] of float32 or float64; called once a pass.
-    sharded: every process of torch.distributed's default group calls this with its own parts; they
-    exchange some twenty numbers a pass, and all get the same answer to the bit.
-    epsilon, gamma: as in `solve_dual`; a cap on weights and base weights are not supported.
+    Args:
+        parts: Functions without arguments, each returning an iterable of chunks (g, C) or (g, None),
+            arrays [rows] of float32 or float64; called once a pass.
+        epsilon: Radius of the ball, nats.
+        gamma: Upper bound on E_Q[C], nats. A cap on weights and base weights are not supported.
+        sharded: Every process of torch.distributed's default group calls this with its own parts; they
+            exchange some twenty numbers a pass, and all get the same answer to the bit.
 
-    Raises ValueError for malformed input (log-likelihoods that are all positive among it) and for degenerate
-    problems (β > 0 at λ = 0 or λ = ∞), and InfeasibleError, naming γ_min, if no Q qualifies.
+    Raises:
+        ValueError: Malformed input (log-likelihoods that are all positive among it), or a degenerate
+            problem (β > 0 at λ = 0 or λ = ∞).
+        InfeasibleError: No Q qualifies; it names γ_min.
     """
     sample = sample_of(parts, sharded)
     inputs.parameters(epsilon, gamma, None, sample[1])

@@ -46,9 +46,14 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`asked`: at the (ε, γ) asked for; `wide`: at the largest ε with ESS ≥ 100, without γ, if there is one.
+    """Models compared over rounds.
 
-    profiles: rows model, ε, worst-case loss, λ, ESS, means over rounds. about: the models' provenance.
+    Attributes:
+        scores: What they were compared by.
+        asked: The analysis at the (ε, γ) asked for.
+        wide: That at the largest ε with ESS ≥ 100, without γ, if there is one.
+        profiles: Rows model, ε, worst-case loss, λ, ESS: means over rounds.
+        about: The models' provenance.
     """
 
     scores: RoundScores

@@ -21,9 +21,14 @@ Gamma = float | Literal["auto"] | None
 class RoundScores:
     """Scores [models, rounds, n] on the samples that every model holds in every round.
 
-    log_likelihood: g, nats per `unit`; certainty: C, nats; sum_log_prob, nats; num_tokens; num_bytes.
-    left_out: rows that left all models, by reason, each counted once: "missing" in some table,
-    "truncated", "unscored" (no answer tokens, or a NaN or infinite score), "no_bytes" (empty text).
+    Attributes:
+        log_likelihood: g, nats per `unit`.
+        certainty: C, nats.
+        sum_log_prob: Σ log p_t, nats.
+        num_tokens: Answer tokens.
+        num_bytes: UTF-8 bytes of the answer.
+        left_out: Rows that left all models, by reason, each counted once: "missing" in some table,
+            "truncated", "unscored" (no answer tokens, or a NaN or infinite score), "no_bytes" (empty text).
     """
 
     models: list[str]
@@ -96,10 +101,20 @@ def _reasons(parts: list[dict[str, np.ndarray]], n: int) -> np.ndarray:
 class RoundSolutions:
     """Worst cases of every model and round at one (ε, γ); all arrays are [models, rounds].
 
-    worst_case: E_Q[g], nats per `unit`; worst_case_per_byte: the same problem for Σ log p / bytes.
-    lambda_, beta: multipliers; kl = KL(Q‖F); ess = 1/Σq²; gap: the solver's certificate;
-    mean_log_likelihood, mean_certainty: plain means of g and C; gamma_margin = γ − γ_min (∞ without γ).
-    status: as in klball.DualSolution. An infeasible round has NaN for everything at the optimum.
+    An infeasible round has NaN for everything at the optimum.
+
+    Attributes:
+        worst_case: E_Q[g], nats per `unit`.
+        worst_case_per_byte: The same problem for Σ log p / bytes.
+        lambda_: Multiplier of the ball.
+        beta: Multiplier of the bound on the certainty.
+        kl: KL(Q‖F), nats.
+        ess: Effective sample size 1/Σq².
+        gap: The solver's certificate.
+        mean_log_likelihood: Plain mean of g.
+        mean_certainty: Plain mean of C.
+        gamma_margin: γ − γ_min, ∞ without γ.
+        status: As in `klball.DualSolution`.
     """
 
     models: list[str]

@@ -56,9 +56,15 @@ def stream_scores(
 ) -> list[RowGroup]:
     """The parts of a score table for `solve_dual_streamed`: a Parquet file, a folder with some, or a list.
 
-    Only log_likelihood and, with `certainty`, that column are read. Rows without a log-likelihood
-    (truncated to nothing) are left out. `sharded`: this process's share of the row groups.
-    Raises ValueError if a file is not a score table.
+    Rows without a log-likelihood (truncated to nothing) are left out.
+
+    Args:
+        scores: The table or tables.
+        certainty: Read that column beside log_likelihood.
+        sharded: This process's share of the row groups.
+
+    Raises:
+        ValueError: A file is no score table.
     """
     columns = (G, C) if certainty else (G,)
     parts = []

@@ -75,12 +75,22 @@ def score(
     """The score table of a model on a data set, in the data set's order.
 
     Columns: sample_id, log_likelihood g = (1/T) Σ log p_t, certainty C, entropy (nats, means over the T
-    answer tokens, null if T = 0), sum_log_prob (nats), num_tokens T, num_bytes, truncated; with
-    `token_log_probs` also that column, a list of nats.
-    With `output`, a Parquet file is written part by part: killed and run again, it continues and the
-    file is the same to the byte; processes started by `accelerate launch` divide the parts, unless this
-    one works `alone` on its own table.
-    Raises ValueError for unusable rows, non-finite logits, or an `output` made from something else.
+    answer tokens, null if T = 0), sum_log_prob (nats), num_tokens T, num_bytes, truncated.
+
+    Args:
+        model: A causal language model; it is set to evaluation while it scores.
+        tokenizer: Its tokenizer; the chat template is used as in training.
+        dataset: Rows in any supported format.
+        max_length: Longer rows lose their end; None: the model's limit.
+        tokens_per_batch: Most tokens of one forward pass.
+        output: A Parquet file, written part by part: killed and run again, it continues and the file is
+            the same to the byte. Processes started by `accelerate launch` divide the parts.
+        progress: Called with rows done and rows in all.
+        token_log_probs: Add that column, a list of nats.
+        alone: This process works on a table of its own, and shares none with others.
+
+    Raises:
+        ValueError: Unusable rows, non-finite logits, or an `output` made from something else.
     """
     _refuse_arguments(model, tokenizer, max_length, tokens_per_batch, output)
     dataset = as_dataset(dataset)
@@ -146,7 +156,11 @@ def _refuse_arguments(
 
 
 def read_scores(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
-    """A score table, a file or a folder with some, and its provenance. Raises ValueError if it is not one."""
+    """A score table, a file or a folder with some, and its provenance.
+
+    Raises:
+        ValueError: It is no score table.
+    """
     files = score_files(path)
     tables = [read_table(file) for file in files]
     for file, table in zip(files, tables, strict=True):

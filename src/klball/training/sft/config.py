@@ -14,22 +14,34 @@ ON_INFEASIBLE = ("relax", "raise")
 
 @dataclass
 class RobustSFTConfig(RobustArguments, SFTConfig):
-    """TRL's `SFTConfig` plus the adversary. Raises ValueError for a bad or contradictory value.
+    """TRL's `SFTConfig` plus the adversary.
 
-    ambiguity: "kl" or "chi2", a ball of radius epsilon, or "cvar", the worst share alpha of the data.
-    epsilon: radius of the ball, of KL in nats; 0 is plain SFT. direction: "pessimistic" weighs what is
-    hard, "optimistic" what is easy (and so mistrusts noise). max_weight: largest q_i/f_i the adversary may
-    use. epsilon_warmup: share of the steps over which the radius grows from 0. group_column: the adversary
-    weighs the groups that this column names. gamma: bound on the mean self-certainty.
-    reweight: "live" (weights follow the model) or "static" (fixed from the starting model).
-    objective: token objective; None follows `loss_type`.
-    entropy_coef: weight of an entropy bonus, L − coef·H. normalization: "sample" (f = 1/n), "token"
-    (f_i ∝ T_i) or "sum" (f = 1/n, scores summed over tokens). psft_clip, psft_refresh, psft_warmup_steps:
-    for objective="psft", the upper clip c of the ratio, the optimizer steps between refreshes of p^old, and
-    the steps before the first, whose gradient is that of the NLL. rescore_steps: optimizer steps between full
-    re-scorings of all samples, each n forwards (None: ⌈16 KL⌉ an epoch, from 1 to 10, KL being that of the
-    weights, and whenever all scores have drifted by .3 λ, at most 20 an epoch; 0: never).
-    on_infeasible: "relax" gamma or "raise". certainty_gradient: add the −β Σ q ∇C of the envelope theorem.
+    Args:
+        ambiguity: "kl" or "chi2", a ball of radius epsilon, or "cvar", the worst share alpha of the data.
+        epsilon: Radius of the ball, of KL in nats; 0 is plain SFT.
+        alpha: For "cvar": the share of the data, the worst, that is trained on.
+        direction: "pessimistic" weighs what is hard, "optimistic" what is easy.
+        max_weight: Largest q_i/f_i that the adversary may use, at least 1.
+        epsilon_warmup: Share of the steps over which the radius grows from 0.
+        group_column: The adversary weighs the groups that this column names, not single samples.
+        gamma: Bound on the mean self-certainty, nats.
+        reweight: "live" (weights follow the model) or "static" (fixed from the starting model).
+        objective: Token objective: "nll", "dft", "dft-sequence" or "psft"; None follows `loss_type`.
+        entropy_coef: Weight of an entropy bonus, L − coef·H.
+        normalization: "sample" (f = 1/n), "token" (f_i ∝ T_i) or "sum" (f = 1/n, scores summed over
+            tokens).
+        psft_clip: For "psft": the upper clip c of the ratio.
+        psft_refresh: For "psft": optimizer steps between refreshes of p^old.
+        psft_warmup_steps: For "psft": the steps before the first refresh, whose gradient is the NLL's.
+        rescore_steps: Optimizer steps between full re-scorings of all samples, each n forwards. None:
+            ⌈16 KL⌉ an epoch, from 1 to 10, KL being that of the weights, and whenever all scores have
+            drifted by .3 λ, at most 20 an epoch. 0: never.
+        on_infeasible: Where no Q meets gamma: "relax" it, or "raise".
+        certainty_gradient: Add the −β Σ q ∇C of the envelope theorem.
+        assistant_only_loss: Train on assistant turns only; None: yes for `messages` data.
+
+    Raises:
+        ValueError: A bad or contradictory value.
     """
 
     epsilon: float = field(

@@ -51,10 +51,19 @@ class RobustSFTTrainer(RobustTrainer, SFTTrainer):
 
     so gradients do not depend on micro-batches, accumulation, padding, packing or the number of
     processes. `samples` has the prepared rows one by one, `train_dataset` what the loader draws: the
-    same, or packs of them.
-    `objective`: a callable from token log-probabilities (B, T) to token losses, instead of the
-    configured one. `ambiguity`: an ambiguity set, instead of epsilon, gamma and max_weight.
-    Raises ValueError for combinations that are not supported. Source: F. Deng, "Robust SFT".
+    same, or packs of them. Source: F. Deng, "Robust SFT".
+
+    Args:
+        model: As in `trl.SFTTrainer`: a model or a name.
+        args: A `RobustSFTConfig`.
+        *positional: None are taken; they are here to be refused.
+        objective: A callable from token log-probabilities (B, T) to token losses, instead of the
+            configured one.
+        ambiguity: An ambiguity set, instead of that of epsilon, gamma and max_weight.
+        **kwargs: The other arguments of `trl.SFTTrainer`: train_dataset, processing_class, ….
+
+    Raises:
+        ValueError: A combination that is not supported.
     """
 
     _tag_names: ClassVar = ["klball", "robust-sft"]
