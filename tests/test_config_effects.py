@@ -18,6 +18,8 @@ CASES = {  # setting → (other settings first, the changed value) or (…, …,
     "epsilon": ({}, 0.5),
     "alpha": ({"ambiguity": "cvar", "alpha": 0.9}, 0.3),
     "direction": ({}, "optimistic"),
+    "epsilon_warmup": ({"epsilon": 0.5}, 1.0),
+    "group_column": ({"epsilon": 0.5}, "source"),
     "gamma": ({}, 0.01),
     "max_weight": ({}, 1.05),
     "reweight": ({}, "static"),
@@ -75,7 +77,7 @@ def trained(folder, tokenizer, data="prompts", **settings) -> list[float]:
         turns = [[("user", q), ("assistant", a)] for q, a in pairs]
         rows = [{"messages": [{"role": r, "content": c} for r, c in chat]} for chat in turns]
     else:
-        rows = [{"prompt": f"{q}\n", "completion": a} for q, a in pairs]
+        rows = [{"prompt": f"{q}\n", "completion": a, "source": len(a) % 3} for q, a in pairs]
     model = small_qwen(len(tokenizer))
     trainer = RobustSFTTrainer(
         model,

@@ -56,7 +56,7 @@ def test_a_sample_does_not_see_its_neighbours(tokenizer, tmp_path):
     """Every token of every even row changes, and no odd row's scores move by a bit."""
     model = small_qwen(len(tokenizer))
     other = paired_rows().map(
-        lambda row, k: row if k % 2 else {name: [x + (x >= 0) for x in row[name]] for name in row},
+        lambda row, k: row if k % 2 else {n: [x + (x >= 0) for x in row[n]] for n in ("input_ids", "labels")},
         with_indices=True,
     )
     before, after = (scores_by_sample(packed_trainer(tmp_path, model=model, data=d)) for d in (None, other))

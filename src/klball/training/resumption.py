@@ -2,21 +2,23 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from klball.training.checkpoints import hide_installation, newest_complete, refuse_unfit
 
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+else:  # before a trainer of TRL, which is one
+    Base = object
 
-class Resumable:
+
+class Resumable(Base):
     """Before a trainer of TRL: resumes from whole checkpoints of this model only, not past `max_steps`."""
 
     _resume_folder: Path | None = None
-    args: Any
     model: Any
-    state: Any
-    control: Any
 
     def checkpoint_files(self) -> Mapping[str, tuple[str, ...]]:
         """What a whole checkpoint holds beside TRL's files and the ledger: what it is → patterns of names."""
@@ -36,9 +38,7 @@ class Resumable:
         self._resume_folder = Path(str(resume_from_checkpoint)) if resume_from_checkpoint else None
         if self._resume_folder is not None:
             refuse_unfit(self._resume_folder, self.model)
-        return super().train(  # pyright: ignore[reportAttributeAccessIssue]
-            resume_from_checkpoint=resume_from_checkpoint, **kwargs
-        )
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _init_training_state(self, *arguments: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Transformers forgets the best checkpoint of a folder that was moved: it lies beside this one."""

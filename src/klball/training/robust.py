@@ -40,15 +40,13 @@ class RobustTrainer(Resumable):
     `unit_batch`, and `score_units` if entries can be had before they are visited.
     """
 
-    # of TRL's trainer
+    # what the annotations of Transformers leave open, and TRL adds
     args: Any
     model: Any
-    state: Any
     accelerator: Any
     train_dataset: Any
     data_collator: Any
     _metrics: Any
-    _signature_columns: Any
 
     samples: Dataset
     accountant: Accountant
@@ -83,7 +81,7 @@ class RobustTrainer(Resumable):
         self._visits = Visits(len(samples))
         self.accountant = self._empty_accountant()
         self.scoring_seconds = {"initial": 0.0, "rescoring": 0.0}
-        self.add_callback(_Boundaries(self))  # pyright: ignore[reportAttributeAccessIssue]
+        self.add_callback(_Boundaries(self))
 
     def _empty_accountant(self) -> Accountant:
         names = ("score", *(name for name in self.ambiguity.needs if name != "score"))
@@ -97,7 +95,7 @@ class RobustTrainer(Resumable):
         )
 
     def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()  # pyright: ignore[reportAttributeAccessIssue]
+        super()._set_signature_columns_if_needed()
         if INDEX not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, INDEX]
 
@@ -154,7 +152,7 @@ class RobustTrainer(Resumable):
         """Fetch the whole step's batches, count its distinct samples over all ranks, freeze the answer."""
         for hook in self.hooks:
             epoch_iterator = hook.step_batches(epoch_iterator, num_batches)
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)  # pyright: ignore[reportAttributeAccessIssue]
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and INDEX in batches[0]:
             if self._rescore_is_due():
                 self.accountant.rescores += 1
@@ -183,14 +181,14 @@ class RobustTrainer(Resumable):
     ) -> Any:
         """The weighted loss of one micro-batch, already divided by the step's total."""
         if INDEX not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # pyright: ignore[reportAttributeAccessIssue]
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = self._step.weigh(inputs[INDEX], self.unit_batch(model, inputs))
         # DDP averages gradients over ranks; the divisor already counts all of them
         return loss * self.accelerator.num_processes
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """TRL's step; after the last micro-batch the fresh scores of all ranks go to the ledger."""
-        loss = super().training_step(model, inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        loss = super().training_step(model, inputs, *args, **kwargs)
         if self._step.is_over:
             self._finish_step(self._step)
         return loss
@@ -225,14 +223,14 @@ class RobustTrainer(Resumable):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The ledger goes first: TRL writes trainer_state.json last, and only that completes a checkpoint."""
-        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"  # pyright: ignore[reportAttributeAccessIssue]
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
             self.accountant.save(folder, visited=self._visits.seen[:-1].cpu())
         for hook in self.hooks:
             hook.save(folder, self.accelerator.process_index)
         if self.hooks:
             self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
+        super()._save_checkpoint(model, trial)
 
 
 def _weights(columns: Mapping[str, Tensor]) -> dict[str, float]:

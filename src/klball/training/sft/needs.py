@@ -26,7 +26,9 @@ class Reference:
     def __init__(self, model: Any, forward: SampleForward):
         self.forward = forward
         self.adapted = hasattr(model, "disable_adapter")
-        self.model = model if self.adapted else copy.deepcopy(causal_lm(model)).eval().requires_grad_(False)
+        self.model: Any = (
+            model if self.adapted else copy.deepcopy(causal_lm(model)).eval().requires_grad_(False)
+        )
 
     @torch.no_grad()
     def log_probs(self, inputs: dict[str, Any]) -> Tensor:

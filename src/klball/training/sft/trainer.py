@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1", "mean_logits")
 
 
-class RobustSFTTrainer(RobustTrainer, SFTTrainer):
+class RobustSFTTrainer(RobustTrainer, SFTTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
     """`trl.SFTTrainer` with the same arguments, data formats and callbacks, and an adversary.
 
     Per optimizer step, with (λ, β, μ) solved on the ledger of all samples' scores and then frozen:
