@@ -278,8 +278,7 @@ def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> R
     title = "gain on the task, forgetting, entropy, diversity (nats/token)"
     body = [(name.replace("_", " "), *(r[name] for r in records)) for name in records[0] if name != "arm"]
     show_table(title, ("", *(r["arm"] for r in records)), body)
-    points = [{**r, "gain_sd": 0.0, "forgetting_sd": 0.0} for r in records]
-    plot_gain_against_forgetting(points, folder / "figures" / "gain-against-forgetting")
+    plot_gain_against_forgetting(records, folder / "figures" / "gain-against-forgetting")
     return records
 
 

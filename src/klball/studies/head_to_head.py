@@ -17,7 +17,8 @@ from datasets import Dataset
 
 from klball.data.rows import load_rows
 from klball.files import json_digest, write_csv, write_json
-from klball.report.figures import plot_entropy, plot_gain_against_forgetting, smoothed_entropy
+from klball.report.charts import entropy_chart
+from klball.report.figures import draw, plot_gain_against_forgetting
 from klball.report.pages.parts import BASE
 from klball.report.pages.reproduction import write_objectives_page
 from klball.scan.behaviour import Behaviour, behaviour_of, own_answers
@@ -181,8 +182,8 @@ def _report(
         ]
         for arm in arms
     }
-    plot_entropy(curves, folder / "figures" / "entropy")
-    entropy = {name: smoothed_entropy(tables) for name, tables in curves.items()}
+    entropy = entropy_chart(curves)
+    draw(folder / "figures" / "entropy", entropy)
     of_base = {name: {BASE: table} for name, table in base.items()}
     write_objectives_page(summary, entropy, seeds, of_base, data, provenance_of(folder), folder)
 
