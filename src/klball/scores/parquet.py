@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch.distributed
 
 from klball.adversary.streaming import Chunk, StreamedSolution
+from klball.boundary import first_line
 
 G, C = "log_likelihood", "certainty"
 ELSEWHERE = "For scores from elsewhere use Python: klball.solve_dual(log_likelihoods, epsilon=…)"
@@ -134,7 +135,7 @@ def readable(path: str | Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ValueError(f"there is no {path}") from error
     except (OSError, pa.ArrowException) as error:
-        said = str(error).splitlines()[0]
+        said = first_line(error)
         if Path(path).suffix != ".parquet" and "magic bytes" in said:
             said = f"is not a readable Parquet file. {ELSEWHERE}"
         elif "CRC" in said:

@@ -21,14 +21,14 @@ from klball.report.charts import entropy_chart
 from klball.report.figures import draw, plot_gain_against_forgetting
 from klball.report.pages.parts import BASE
 from klball.report.pages.reproduction import write_objectives_page
-from klball.scan.behaviour import Behaviour, behaviour_of, own_answers
-from klball.scan.generation import encoded_prompts
+from klball.scan.behaviour import Behaviour, behaviour_of
 from klball.scores.perplexity import robustness_report, token_mean, token_nll
 from klball.studies.arms import (
     OWN,
     Arm,
     Options,
     Tables,
+    base_answers,
     data_of,
     load,
     provenance_of,
@@ -92,14 +92,7 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     base = score_model(options.model_name_or_path, BASE, data, folder, options)
     model, tokenizer = load(options.model_name_or_path, options)
     asked = data["test"] if options.own_name is None else load_rows(options.own_name, default="test")
-    asked = asked.select(range(min(options.own_prompts, len(asked))))
-    prompts = encoded_prompts(model, tokenizer, asked, options.own_tokens)
-    with progress_bar("base: answering") as progress:
-        written = own_answers(
-            *(model, tokenizer, prompts, options.own_tokens, options.own_samples),
-            output=folder / "own" / "base.parquet",
-            progress=progress,
-        )
+    prompts, written = base_answers(model, tokenizer, asked, options, folder / "own" / "base.parquet")
     reference = _Reference(model, prompts, written, base, options)
     outcomes: list[Outcome] = []
     arms = arms_of(options)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from klball.boundary import first_line
 from klball.data.paraphrase.quality import REASONS, QualityControl, Reply, Similarity, Verdict
 from klball.data.paraphrase.samples import LAYOUTS, Sample, rows_of
 from klball.files import (
@@ -140,7 +141,7 @@ class Rounds:
         try:
             return pq.read_table(self.path, page_checksum_verification=True, **part)
         except (OSError, pa.ArrowException) as error:
-            said = str(error).splitlines()[0]
+            said = first_line(error)
             raise ValueError(f"{self.path} is damaged ({said}): make the rounds again") from error
 
     def check(self) -> None:
@@ -167,7 +168,7 @@ def read_rounds(path: str | Path) -> Rounds:
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is not a readable Parquet file: {first_line(error)}") from error
     missing = [name for name in SCHEMA.names if schema.names.count(name) != 1]
     if missing or PROVENANCE.encode() not in (schema.metadata or {}):
         raise ValueError(
