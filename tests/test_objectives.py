@@ -14,6 +14,7 @@ from klball.data.rows import encode
 from klball.objectives.tokens import (
     NEEDS,
     OBJECTIVES,
+    PROXIMAL,
     dft,
     dft_sequence,
     needs_of,
@@ -74,7 +75,8 @@ def test_every_objective_says_what_it_needs_and_is_called_with_that():
         needed = {need: given[need] for need in needs_of(function)}
         assert objective_named(name) is function and function(log_p, **needed).shape == log_p.shape
     assert needs_of(psft) == ("old_log_probs",) and needs_of(torch.neg) == ()
-    assert list(plain_objectives()) == ["nll", "dft", "dft-sequence"]
+    assert list(plain_objectives())[:3] == ["nll", "dft", "dft-sequence"] and PROXIMAL in OBJECTIVES
+    assert PROXIMAL not in plain_objectives()
 
 
 def test_an_objective_of_the_users_own_is_a_function_and_a_line(monkeypatch):

@@ -46,7 +46,7 @@ def test_every_prompt_of_the_embedded_data_is_of_one_kind(name):
     of_kind = {kind: module_of(n) for n in BUILTIN for kind in module_of(n).REWORDINGS}
     assert list(of_kind) == list(QUESTIONS)  # no two data sets share a kind
     for split in SPLITS:
-        for row in random.Random(1).sample(load_builtin(name, split), 200):
+        for row in load_builtin(name, split)[:200]:
             matching = [kind for kind, pattern in QUESTIONS.items() if pattern.fullmatch(row["question"])]
             assert len(matching) == 1 and of_kind[matching[0]] is module_of(name)
 
@@ -54,7 +54,9 @@ def test_every_prompt_of_the_embedded_data_is_of_one_kind(name):
 def test_embedded_rows_and_rewordings_are_those_that_files_on_disk_were_made_from():
     hashes = {split: data_hash(load_builtin("word-problems", split)) for split in SPLITS}
     assert hashes == {"train": "2b686acbbf6651c8", "test": "8cc710df3cee8498"}
-    assert json_digest([templates(kind) for kind in (*QUESTIONS, "other")]) == "a157d0d922abb7f2"
+    kinds = ["module", "class", "function", "method"]
+    kinds += ["boxes", "savings", "sharing", "shop", "journey", "ages", "other"]
+    assert json_digest([templates(kind) for kind in kinds]) == "a157d0d922abb7f2"
 
 
 def test_templates_are_sentences():
