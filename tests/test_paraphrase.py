@@ -209,6 +209,29 @@ def test_the_last_user_turn_before_the_final_answer_is_reworded():
     assert (read[0].prompt, read[0].answer, layout) == ("Name 2 birds", "Owl, wren.", "conversation")
 
 
+@pytest.mark.parametrize("size", [0, 4, 300])
+def test_a_damaged_part_costs_its_round_alone(size, tmp_path, caplog):
+    read, asked = samples("one", "two things"), []
+
+    def replies(round_, last):
+        asked.append(round_)
+        if round_ > last:
+            raise KeyboardInterrupt
+        return [Reply(f"wording {round_}"), Reply("two things, " + "again " * round_)]
+
+    settings: dict = {"rounds": 3, "maker": {"maker": "test"}}
+    whole, path = tmp_path / "whole.parquet", tmp_path / "rounds.parquet"
+    write_rounds(whole, read, "question-answer", lambda r: replies(r, 3), **settings)
+    with pytest.raises(KeyboardInterrupt):
+        write_rounds(path, read, "question-answer", lambda r: replies(r, 2), **settings)
+    (part,) = tmp_path.glob("rounds.parquet.parts-*/000001.parquet")
+    part.write_bytes(part.read_bytes()[:size])
+    asked.clear()
+    write_rounds(path, read, "question-answer", lambda r: replies(r, 3), **settings)
+    assert asked == [1, 3] and "000001.parquet is damaged and made again" in caplog.text
+    assert path.read_bytes() == whole.read_bytes()
+
+
 def test_rounds_resume_and_refuse(tmp_path):
     """A kill in round 3 costs round 3 alone; earlier wordings are still known; other settings are refused."""
     read = samples("one", "two things")

@@ -5,7 +5,7 @@ with a KL ball around the data.
 """
 
 import dataclasses
-import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from klball.data.rows import load_rows
-from klball.files import json_digest, write_csv, write_json
+from klball.files import json_digest, read_json_object, write_csv, write_json
 from klball.report.charts import entropy_chart
 from klball.report.figures import draw, plot_gain_against_forgetting
 from klball.report.pages.parts import BASE
@@ -38,6 +38,8 @@ from klball.studies.arms import (
 from klball.terminal import is_main, progress_bar, show_table
 from klball.training.accountant import HISTORY_FILE
 from klball.training.identity import model_digest
+
+logger = logging.getLogger(__name__)
 
 LOWER = 4  # the control's learning rate is this many times lower
 ENTROPY_COEF = 0.1
@@ -140,8 +142,11 @@ class _Reference:
         written = json_digest(self.written["input_ids"][:])
         own = {name: getattr(self.options, name) for name in OWN}
         asked = {"model": model_digest(path), "base_answers": written, **own}
-        if output.exists() and (known := json.loads(output.read_text()))["asked"] == asked:
-            return Behaviour(**known["behaviour"])
+        if output.exists():
+            known = read_json_object(output)
+            if known.get("asked") == asked:
+                return Behaviour(**known["behaviour"])
+            logger.warning("%s was made from something else: answering again", output)
         model, tokenizer = load(path, self.options)
         with progress_bar(f"{label}: answering") as progress:
             behaviour = behaviour_of(
