@@ -122,18 +122,20 @@ def trained(dataset: Dataset, config: Any, *arguments: Any, **named: Any) -> Non
 
 LOADING = {"load_rows": rows, "load_chat_template": None, "check_model": None, "load_on_device": model}
 REPLACED: dict[str, dict[str, dict[str, Any]]] = {
-    "score": {"commands.score": {**LOADING, "score": table}},
+    "score": {"commands.score": {**LOADING, "score": table}, "studies.arms": LOADING},
     "solve": {},
     "evaluate": {
-        "commands.evaluate": {**LOADING, "load_model": model, "score": table, "robustness_report": Reached},
+        "commands.evaluate": {**LOADING, "score": table, "robustness_report": Reached},
+        "studies.arms": LOADING,
     },
     "scan": {
         "commands.scan": {
             **{**LOADING, "score": table, "encode_for": encoded, "head_gradient_norms": norms},
-            **{"encoded_prompts": rows, "own_answers": answers, "behaviour_of": behaviour},
+            **{"behaviour_of": behaviour},
             **{"plot_rewards": None, "plot_profiles": None, "plot_gain_against_forgetting": None},
             **{"write_scan_page": None, "provenance_of": None, "write_csv": None},
-        }
+        },
+        "studies.arms": {"encoded_prompts": rows, "own_answers": answers},
     },
     "paraphrase": {
         "commands.paraphrase": {
@@ -141,13 +143,19 @@ REPLACED: dict[str, dict[str, dict[str, Any]]] = {
             "sentence_embedder": lambda name: lambda texts: [[1.0, 0.1 * len(text)] for text in texts],
         },
     },
-    "compare": {"commands.compare": {**LOADING, "score": table, "compare_scores": Reached}},
+    "compare": {
+        "commands.compare": {**LOADING, "score": table, "compare_scores": Reached},
+        "studies.arms": LOADING,
+    },
     "reproduce": {
-        "studies.arms": {**LOADING, "score": table, "train": trained},
+        "studies.arms": {
+            **{**LOADING, "score": table, "train": trained},
+            **{"encoded_prompts": rows, "own_answers": answers},
+        },
         "studies.robustness": {"_report": None},
         "studies.head_to_head": {
-            **{"load_rows": rows, "encoded_prompts": rows, "own_answers": answers, "_report": None},
-            **{"behaviour_of": behaviour, "write_text": None},
+            **{"load_rows": rows, "_report": None},
+            **{"behaviour_of": behaviour, "write_json": None},
         },
     },
 }

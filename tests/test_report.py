@@ -12,9 +12,18 @@ from scipy import stats
 
 from klball.files import write_csv
 from klball.report import figures, interactive
+from klball.report.charts import (
+    Chart,
+    Series,
+    curve_chart,
+    gain_chart,
+    multipliers_chart,
+    profile_charts,
+    radius_chart,
+)
 from klball.report.ellipse import clipped, covariance_ellipse
 from klball.report.page import Cell, Page, Plot, Record, Section, Table, render, script_json, write_page
-from klball.report.paper import latex_table, plot_multipliers, plot_p_values
+from klball.report.paper import latex_table, plot_p_values
 from klball.scores.perplexity import ProfilePoint
 
 NASTY = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'> & <b>bold</b>"
@@ -30,13 +39,40 @@ SAMPLES = [
 ] + [{"list": "top-weighted", "sample": "evil", "weight": 99.0, "text": NASTY + " filler" * 60}]
 
 
+ONE, TWO = np.array([[0.1], [0.3]]), np.array([[0.2, 0.1], [0.1, 0.2]])
+CHARTS = {
+    "bands": Chart("t", "step", "loss", [Series(NASTY, [0, 1], [2.0, 1.0], y_error=TWO)], "note"),
+    "plain": Chart("t", "step", "loss", [Series("_a$b$", [0.5, 1], [2.0, 1.0], hollow=True)]),
+    "points": Chart(
+        "t, at length",
+        "forgetting: KL, nats",
+        "gain, nats",
+        [
+            Series("a", [0.1], [0.2], x_error=ONE, y_error=ONE),
+            Series("b", [0.3, 0.4, 0.2], [0.1, 0.3, 0.3], outline=np.array([[0.1, 0.5], [0.0, 0.4]])),
+        ],
+        joined=False,
+        even=True,
+    ),
+    "empty": Chart("t", "x", "y", [Series("none left", [], [])], joined=False),
+    "logarithms": Chart(
+        "t",
+        "radius ε, nats",
+        "ESS",
+        [Series("a", [0.03, 0.1], [50.0, 5.0], labels=["ε = 0", "ε = 0.1"])],
+        ticks={0.03: "0", 0.1: "0.1"},
+        logarithmic=True,
+    ),
+}
+
+
 def a_page() -> Page:
     pairs = {m: (RNG.normal(size=9), RNG.normal(size=9), [str(i) for i in range(9)]) for m in ("base", NASTY)}
     matrix = np.array([[np.nan, 3.2], [3.2, np.nan]])
     strips = {f"base − {NASTY}": (RNG.normal(size=9), [str(i) for i in range(9)])}
+    profile = [ProfilePoint("d", "base", e, 1.0 + e, 0.1, 50 / (1 + e)) for e in (0.0, 0.1, 1.0)]
+    charts = [*profile_charts(profile, "d"), multipliers_chart(pairs), CHARTS["bands"]]
     plots = {
-        "profile": interactive.profiles({"base": ([0.0, 0.1, 1.0], [1.0, 2.0, 3.0])}, "worst-case loss"),
-        "pairs": interactive.multipliers(pairs),
         "heat": interactive.heat_map(matrix, ["base", NASTY], "−log10 p"),
         "strips": interactive.paired_differences(strips, {f"base − {NASTY}": (0.1, -0.2, 0.4)}, "difference"),
         "dots": interactive.intervals({"tuned": {"all of it": (0.9, 0.8, 1.1)}}, "ratio", 1.0),
@@ -46,6 +82,7 @@ def a_page() -> Page:
         subtitle="A page for tests",
         verdict=["One.", NASTY],
         sections=[
+            Section("Charts", [interactive.plot(chart) for chart in charts]),
             Section("Figures", [Plot(name, figure, f"figure {NASTY}") for name, figure in plots.items()]),
             Section("Numbers", [Table("Table of numbers", NUMBERS, note="As in the CSV.")]),
             Section("Samples", [Table("All samples", SAMPLES, long=("text",), search=True, group="list")]),
@@ -237,10 +274,88 @@ def test_a_failed_page_leaves_the_old_one(path):
 
 
 def test_figures_in_the_page_are_plain_json():
-    figure = interactive.lines({"<b>&\u2028</script>": ([1], [2])}, "x", "y")
+    chart = Chart("t", "x", "y", [Series("<b>&\u2028</script>", [1], [2])])
+    figure = interactive.plot(chart).figure
     text = script_json(figure)
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == json.loads(figure.to_json())
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_both_engines_draw_what_a_chart_says(name, monkeypatch, tmp_path):
+    """Every point, error bar, outline, label of an axis and tick, in matplotlib as in plotly."""
+    chart, kept = CHARTS[name], []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure))
+    figures.draw(tmp_path / "x", chart)
+    (axis,) = kept[0].axes
+    page = interactive.plot(chart)
+    layout = page.figure.layout
+    assert page.title == chart.title and all(series.name in page.description for series in chart.series)
+    assert axis.get_xlabel() == layout.xaxis.title.text == chart.x_title
+    assert axis.get_ylabel() == layout.yaxis.title.text == chart.y_title
+    assert [axis.get_xscale(), axis.get_yscale()] == [
+        "log" if chart.ticks else "linear",
+        "log" if chart.logarithmic else "linear",
+    ]
+    assert [layout.xaxis.type, layout.yaxis.type] == [
+        "log" if chart.ticks else None,
+        "log" if chart.logarithmic else None,
+    ]
+    if chart.ticks:
+        texts = [label.get_text() for label in axis.get_xticklabels()]
+        assert texts == list(layout.xaxis.ticktext) == list(chart.ticks.values())
+    drawn = [np.array(line.get_xydata()) for line in axis.lines]
+    traces = [np.array([trace.x, trace.y], float).T for trace in page.figure.data]
+    for series in chart.series:
+        curves = [np.array([series.x, series.y], float).T]
+        curves += [] if series.outline is None else [series.outline.T]
+        for curve in curves:
+            assert any(np.array_equal(curve, line) for line in drawn)
+            assert any(np.array_equal(curve, trace) for trace in traces)
+        (trace,) = [t for t in page.figure.data if t.name == interactive._plain(series.name)]
+        for error, bars in ((series.x_error, trace.error_x), (series.y_error, trace.error_y)):
+            shown = None if bars.array is None else np.array([bars.arrayminus, bars.array])
+            assert (error is None and shown is None) or np.array_equal(error, shown)
+    errors = sum(s.x_error is not None or s.y_error is not None for s in chart.series)
+    outlined = [c for c in axis.collections if len(c.get_paths())]
+    assert bool(outlined) == bool(errors)
+    legend = [text.get_text().strip() for text in kept[0].legends[0].texts]
+    assert legend == [figures.name_of(series.name).strip() for series in chart.series]
+
+
+def test_charts_of_an_experiment_show_means_and_extremes_over_seeds():
+    losses = {
+        ("SFT", 0): (4.0, 2.0),
+        ("SFT", 1): (4.0, 3.0),
+        ("robust", 0): (4.0, 1.0),
+        ("robust", 1): (4, 1),
+    }
+    rows = [
+        {"arm": arm, "seed": seed, "step": step, "loss": pair[step]}
+        for (arm, seed), pair in losses.items()
+        for step in (0, 1)
+    ]
+    sft, robust = curve_chart("t", rows, "loss").series
+    assert (list(sft.x), list(sft.y), list(robust.y)) == ([0, 1], [4.0, 2.5], [4.0, 1.0])
+    np.testing.assert_array_equal(sft.y_error, [[0, 0.5], [0, 0.5]])
+    assert curve_chart("t", [row for row in rows if row["seed"] == 0], "loss").series[0].y_error is None
+    radii = {"base": None, "live": 0.1, "static": 0.1}
+    finals = [{"kind": k, "seed": s, "epsilon": e, "loss": s} for k, e in radii.items() for s in (0, 1)]
+    chart = radius_chart([*finals, {"kind": "live", "seed": 0, "epsilon": 0.0, "loss": 7}], "loss")
+    live, static = chart.series
+    assert list(live.y) == [7, 0.5] and list(static.y) == [0.5] and (live.hollow, static.hollow) == (0, 1)
+    assert [chart.ticks[x] for x in live.x] == ["0", "0.1"] and list(static.x) == [live.x[1]]
+
+
+def test_the_base_is_the_origin_of_gain_against_forgetting():
+    rows = [
+        {"arm": "base", "gain": 0.0, "forgetting": 0.0},
+        {"arm": "SFT", "gain": 0.5, "forgetting": 0.2, "gain_sd": 0.1, "forgetting_sd": 0.0},
+        {"arm": "robust SFT", "gain": -0.1, "forgetting": 0.1},
+    ]
+    sft, robust = gain_chart(rows).series
+    assert (sft.name, sft.hollow, robust.hollow, sft.x_error) == ("SFT", False, True, None)
+    np.testing.assert_array_equal(sft.y_error, [[0.1], [0.1]])
 
 
 def test_plotly_is_embedded_once():
@@ -306,8 +421,9 @@ def test_latex_table():
 
 
 def test_figures_for_papers(tmp_path):
-    pairs = {"a": (RNG.normal(size=5), RNG.normal(size=5)), "b": (np.array([1.0]), np.array([0.0]))}
-    plot_multipliers(pairs, tmp_path / "pairs")
+    names = [str(k) for k in range(5)]
+    pairs = {"a": (RNG.normal(size=5), RNG.normal(size=5), names), "b": (np.ones(1), np.zeros(1), ["0"])}
+    figures.draw(tmp_path / "pairs", multipliers_chart(pairs))
     plot_p_values(np.array([[np.nan, 400.0], [400.0, np.nan]]), ["a", "b"], "t", tmp_path / "p")
     assert {p.name for p in tmp_path.iterdir()} == {"pairs.svg", "pairs.png", "p.svg", "p.png"}
 
@@ -325,7 +441,8 @@ def test_labels_are_no_markup_and_share_no_file(labels, tmp_path):
     figures.plot_profiles(points, tmp_path / "f")
     assert len(list((tmp_path / "f").iterdir())) == 4 and list(tmp_path.iterdir()) == [tmp_path / "f"]
     figures.plot_rewards([[-1.0, -2.0]], tmp_path / "f" / "x.1")
-    plot_multipliers({d: (RNG.normal(size=5), RNG.normal(size=5)) for d in labels}, tmp_path / "f" / "x.2")
+    pairs = {d: (RNG.normal(size=5), RNG.normal(size=5), "abcde") for d in labels}
+    figures.draw(tmp_path / "f" / "x.2", multipliers_chart(pairs))
     assert (tmp_path / "f" / "x.1.svg").exists() and (tmp_path / "f" / "x.2.svg").exists()
 
 

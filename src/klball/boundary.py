@@ -32,11 +32,11 @@ def answer(error: BaseException) -> str | None:
     chain = list(_chain(error))
     for one in chain:
         if _disk_is_full(one):
-            what = _first_line(one)
+            what = first_line(one)
             return f"the disk is full: {what}: make room and run the same command again; it continues"
         if type(one).__name__ in MEMORY:
-            return f"out of memory: {_first_line(one)}: smaller batches or shorter rows need less"
-    return _missing_package(chain) or (_first_line(error) if _is_answer(error) else None)
+            return f"out of memory: {first_line(one)}: smaller batches or shorter rows need less"
+    return _missing_package(chain) or (first_line(error) if _is_answer(error) else None)
 
 
 def _is_answer(error: BaseException) -> bool:
@@ -62,7 +62,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says that is not blank, or its name if it says nothing."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
 
@@ -84,7 +85,7 @@ def _missing_package(chain: list[BaseException]) -> str | None:
         found = PACKAGE.search(str(error))
         if found and (isinstance(error, ImportError) or any(words in str(error) for words in NOT_THERE)):
             package = found.group(1).replace("_", "-").lower()
-            return f"{package} is not there: pip install {package} ({_first_line(error)})"
+            return f"{package} is not there: pip install {package} ({first_line(error)})"
     return None
 
 

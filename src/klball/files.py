@@ -5,6 +5,7 @@ import dataclasses
 import glob
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -20,6 +21,10 @@ from urllib.parse import urlsplit, urlunsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
+
+from klball.boundary import first_line
+
+logger = logging.getLogger(__name__)
 
 LONGEST = 80  # characters of a label in a file name; 255 bytes is what file systems take
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -131,6 +136,52 @@ def write_table(table: pa.Table, path: Path, about: Mapping[str, Any] | None = N
         table = table.replace_schema_metadata(with_provenance(about))
     with whole_file(path) as temporary:
         pq.write_table(table, temporary, write_page_checksum=True)
+
+
+@contextmanager
+def readable(path: str | Path, otherwise: str = "") -> Iterator[None]:
+    """Turns what Arrow raises about a file into a ValueError that says what to do.
+
+    `otherwise`: what to do with a file that is no Parquet file, even by its name.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no {path}") from error
+    except (OSError, pa.ArrowException) as error:
+        said = first_line(error)
+        if Path(path).suffix != ".parquet" and "magic bytes" in said:
+            said = f"is not a readable Parquet file. {otherwise}".strip()
+        elif "CRC" in said:
+            said = f"is damaged ({said}): remove it and make it again"
+        else:
+            said = f"is not a readable Parquet file: {said}"
+        raise ValueError(f"{path} {said}") from error
+
+
+def read_table(path: str | Path, otherwise: str = "", **part: Any) -> pa.Table:
+    """A Parquet file, or `columns` or `filters` of it, its pages' checksums verified; see `readable`."""
+    with readable(path, otherwise):
+        table = pq.read_table(path, page_checksum_verification=True, partitioning=None, **part)  # pyright: ignore[reportArgumentType]
+        return without_views(table)
+
+
+def without_views(table: Any) -> Any:
+    """Strings in place of views of strings, which Arrow cannot filter."""
+    plain = [pa.string() if pa.types.is_string_view(field.type) else field.type for field in table.schema]
+    fields = [field.with_type(kind) for field, kind in zip(table.schema, plain, strict=True)]
+    return table.cast(pa.schema(fields, table.schema.metadata))
+
+
+def finished_part(path: Path) -> pa.Table | None:
+    """A part that was written before; None, and a warning, where it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return read_table(path)
+    except ValueError:
+        logger.warning("%s is damaged and made again", path)
+        return None
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -22,13 +22,13 @@ from klball.comparison.analysis import Comparison, compare_scores
 from klball.comparison.rounds import Gamma, round_scores
 from klball.data.paraphrase.rounds import Rounds, read_rounds, write_rounds
 from klball.data.paraphrase.samples import samples_of
-from klball.data.rows import load_chat_template, load_rows
+from klball.data.rows import load_rows
 from klball.files import file_name, write_run
 from klball.flags import ChatTemplate, DataSet, Precision, Split, option
-from klball.models.loading import TINY, check_model, load_on_device
+from klball.models.loading import TINY, check_model
 from klball.report.pages.comparison import write_comparison_report
 from klball.scores.tables import read_scores, score, warn_of_formats
-from klball.studies.arms import run_arm
+from klball.studies.arms import load, run_arm
 from klball.terminal import is_main, progress_bar, say
 
 EXAMPLE = "klball compare --models sft=outputs/sft robust=outputs/robust --dataset_name rows.jsonl"
@@ -203,8 +203,7 @@ def _scored(
     loaded, model, tokenizer = "", None, None
     for name, round_ in units:
         if loaded != name:
-            loaded, (model, tokenizer) = name, load_on_device(models[name], options.dtype)
-            load_chat_template(tokenizer, options.chat_template_path)
+            loaded, (model, tokenizer) = name, load(models[name], options)
         assert model is not None and tokenizer is not None
         rows = rounds.dataset(round_)
         if options.rounds_path is not None and options.max_rows is not None:

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import DTYPES, one_of, parse
-from klball.data.rows import first_rows, load_chat_template, load_rows
+from klball.data.rows import first_rows, load_rows
 from klball.files import file_name, write_run
 from klball.flags import ChatTemplate, Precision, RowIds, Split, option
-from klball.models.loading import TINY, check_model, load_model
+from klball.models.loading import TINY, check_model
 from klball.report.pages.evaluation import write_evaluation_page
 from klball.report.pages.tables import write_report
 from klball.scores.perplexity import robustness_report
 from klball.scores.tables import read_provenance, score, warn_of_formats
+from klball.studies.arms import load
 from klball.terminal import is_main, progress_bar
 
 EXAMPLE = "klball evaluate --models base=klball/tiny robust=outputs/run --datasets rows.jsonl"
@@ -51,10 +51,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     tables: dict[str, dict[str, Dataset]] = {data: {} for data in datasets}
     about: dict[str, Any] = {}
     for label, name in models.items():
-        model, tokenizer = load_model(name, options.dtype)
-        if torch.accelerator.is_available():
-            model.to(torch.accelerator.current_accelerator())
-        load_chat_template(tokenizer, options.chat_template_path)
+        model, tokenizer = load(name, options)
         for data, dataset in rows.items():
             output = folder / "scores" / f"{file_name(name)}--{file_name(datasets[data])}.parquet"
             with progress_bar(f"{label} on {data}") as progress:

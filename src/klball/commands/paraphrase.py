@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
 from klball.data.paraphrase.batch_files import MOST_REQUESTS, Asking, Results, reply_to, requests
 from klball.data.paraphrase.openai_batch import BatchFolder, connect, server_errors
@@ -138,15 +136,12 @@ def template_replies(samples: Sequence[Sample], rounds: int) -> Made:
 
 def _by_model(options: Options, samples: Sequence[Sample], layout: str) -> Made:
     from klball.data.paraphrase.local_model import answer_locally
-    from klball.models.loading import load_model
+    from klball.models.loading import load_on_device
 
     asking = _asking(options)
     about = {**_about(options, samples, layout), "dtype": options.dtype}
     folder = BatchFolder(Path(options.output_dir) / "model", about)
-    model: Any
-    model, tokenizer = load_model(asking.model, options.dtype)
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    model, tokenizer = load_on_device(asking.model, options.dtype)
     lines = list(_requests(options, samples, "Preparing"))
     with progress_bar("Rephrasing", "prompts") as progress:
         output = folder.folder / "results" / "model.jsonl"

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from klball.boundary import first_line
+
 FLAG = "--config"
 
 
@@ -77,7 +79,7 @@ def read_recipe(path: str) -> tuple[dict[str, Any], dict[str, str]]:
         where = "" if mark is None else f" line {mark.line + 1}, column {mark.column + 1}"
         raise ValueError(f"{path}{where} is not YAML: {_what(error)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2024-99-99 is a ValueError
-        raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is not YAML: {first_line(error)}") from error
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise ValueError(f"{path} must hold lines such as `epsilon: 0.05`, and holds {found}")

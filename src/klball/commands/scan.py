@@ -19,14 +19,13 @@ from klball.flags import DataSet, Precision, option
 from klball.models.loading import TINY, check_model, load_on_device
 from klball.report.figures import plot_gain_against_forgetting, plot_profiles, plot_rewards
 from klball.report.pages.scan import ScanResults, write_scan_page
-from klball.scan.behaviour import behaviour_of, own_answers
-from klball.scan.generation import encoded_prompts
+from klball.scan.behaviour import behaviour_of
 from klball.scan.gradient_norms import head_gradient_norms
 from klball.scan.implicit_rewards import gradient_shares, gradient_weights, implicit_rewards
 from klball.scores.perplexity import RADII, ProfilePoint, token_mean, token_nll
 from klball.scores.scorer import TOKENS, encode_for
 from klball.scores.tables import score
-from klball.studies.arms import provenance_of
+from klball.studies.arms import base_answers, provenance_of
 from klball.terminal import is_main, progress_bar, show_table
 
 logger = logging.getLogger(__name__)
@@ -243,14 +242,7 @@ def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> R
     task = _rows(options, options.dataset_test_split, options.test_name)
     others = {_label(name): _rows(options, None, name) for name in options.ood_names}
     asked = task if options.own_name is None else _rows(options, None, options.own_name)
-    asked = asked.select(range(min(options.own_prompts, len(asked))))
-    prompts = encoded_prompts(base, tokenizer, asked, options.own_tokens)
-    with progress_bar("base: answering") as progress:
-        written = own_answers(
-            *(base, tokenizer, prompts, options.own_tokens, options.own_samples),
-            output=folder / "base-answers.parquet",
-            progress=progress,
-        )
+    prompts, written = base_answers(base, tokenizer, asked, options, folder / "base-answers.parquet")
     reference = {name: _scored(base, tokenizer, r, "base", name, options) for name, r in others.items()}
     before = _scored(base, tokenizer, task, "base", "test", options)
     records = []
@@ -278,8 +270,7 @@ def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> R
     title = "gain on the task, forgetting, entropy, diversity (nats/token)"
     body = [(name.replace("_", " "), *(r[name] for r in records)) for name in records[0] if name != "arm"]
     show_table(title, ("", *(r["arm"] for r in records)), body)
-    points = [{**r, "gain_sd": 0.0, "forgetting_sd": 0.0} for r in records]
-    plot_gain_against_forgetting(points, folder / "figures" / "gain-against-forgetting")
+    plot_gain_against_forgetting(records, folder / "figures" / "gain-against-forgetting")
     return records
 
 

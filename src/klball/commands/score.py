@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
-from klball.data.rows import first_rows, load_chat_template, load_rows
+from klball.data.rows import first_rows, load_rows
 from klball.files import write_run
 from klball.flags import ChatTemplate, DataSet, Precision, Split, option
-from klball.models.loading import TINY, load_on_device
+from klball.models.loading import TINY
 from klball.scores.tables import score
+from klball.studies.arms import load
 from klball.terminal import is_main, progress_bar, show_table
 
 EXAMPLE = "klball score --model_name_or_path outputs/run --dataset_name rows.jsonl"
@@ -40,8 +41,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         id_column=options.id_column,
     )
     dataset = first_rows(dataset, options.max_rows)
-    model, tokenizer = load_on_device(options.model_name_or_path, options.dtype, options.model_revision)
-    load_chat_template(tokenizer, options.chat_template_path)
+    model, tokenizer = load(options.model_name_or_path, options, options.model_revision)
     output = Path(options.output_dir) / "scores.parquet"
     with progress_bar("Scoring") as progress:
         table = score(

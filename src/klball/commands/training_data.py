@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import DatasetMixtureConfig, get_dataset
 
+from klball.boundary import first_line
 from klball.commands.training_options import given
 from klball.data.rows import is_one_table, load_rows
 from klball.training.identity import row_digests
@@ -71,8 +72,8 @@ def _mixture(mixture: DatasetMixtureConfig, seed: int) -> dict[str, Dataset]:
     try:
         return {str(split): rows for split, rows in get_dataset(mixture).items()}
     except Exception as error:  # datasets raises many kinds
-        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"could not load the mixture of `datasets`: {lines[0]}") from error
+        said = first_line(error.__cause__ or error)
+        raise ValueError(f"could not load the mixture of `datasets`: {said}") from error
 
 
 def _refuse_training_rows(train: Dataset, evaluation: Dataset) -> None:

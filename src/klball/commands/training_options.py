@@ -12,6 +12,7 @@ from transformers.integrations import MLflowCallback, get_reporting_integration_
 from transformers.utils.import_utils import is_liger_kernel_available
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
+from klball.boundary import first_line
 from klball.training.sft.config import RobustSFTConfig
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def refuse_missing_packages(config: RobustSFTConfig, model: ModelConfig) -> None
             callback()
     except (ImportError, RuntimeError, ValueError) as error:
         name = ", ".join(config.report_to or [])
-        raise ValueError(f"--report_to {name}: {_line(error)}") from error
+        raise ValueError(f"--report_to {name}: {first_line(error)}") from error
     _refuse_optimizer(config)
 
 
@@ -112,16 +113,14 @@ def _refuse_optimizer(config: RobustSFTConfig) -> None:
     try:
         made = Trainer.get_optimizer_cls_and_kwargs(config)
     except ImportError as error:
-        raise ValueError(f"--optim {optim}: {_line(error)}") from error
+        raise ValueError(f"--optim {optim}: {first_line(error)}") from error
     except ValueError as error:
         if "model" in str(error):  # some can only be made with the model
             return
-        raise ValueError(f"--optim {optim} with --optim_args {config.optim_args}: {_line(error)}") from error
+        raise ValueError(
+            f"--optim {optim} with --optim_args {config.optim_args}: {first_line(error)}"
+        ) from error
     plain = copy.copy(config)
     plain.optim_args = None
     if config.optim_args and made == Trainer.get_optimizer_cls_and_kwargs(plain):
         raise ValueError(f"--optim_args {config.optim_args} has no effect with --optim {optim}")
-
-
-def _line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

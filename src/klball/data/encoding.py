@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.data_utils import _tokenize, common_prefix_length
 
+from klball.boundary import first_line
 from klball.data.conversations import text_of_turn, tools_of
 from klball.data.formats import IGNORED, MASKS, TEXT, is_chat, refuse_unknown_tokens, to_trl_format
 from klball.data.ids import with_sample_ids
@@ -101,7 +102,7 @@ def _render(values: dict[str, Any], row: int, tokenizer: Any, template: str | No
         if "prompt" in values:
             tokenizer.apply_chat_template(values["prompt"], add_generation_prompt=True, **options)
     except RENDERING_ERRORS as error:
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = first_line(error)
         raise ValueError(
             f"row {row + 1} (counted from 1): the chat template cannot render it: {message}; change the "
             "row, or give another template with --chat_template_path"

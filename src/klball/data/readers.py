@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Json, List, Value
 from datasets.features.features import generate_from_arrow_type
 
+from klball.boundary import first_line
+
 logger = logging.getLogger(__name__)
 
 KINDS = {
@@ -154,7 +156,7 @@ def _bytes(path: Path) -> bytes:
         with pa.input_stream(str(path), compression=COMPRESSIONS.get(path.suffix.lower())) as stream:
             return stream.read()
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"could not read {path}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"could not read {path}: {first_line(error)}") from error
 
 
 def _text(path: Path) -> str:
@@ -242,7 +244,7 @@ def _parquet(path: Path) -> pa.Table:
     try:
         table = pq.read_table(pa.BufferReader(_bytes(path)) if compressed else str(path))
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"could not read {path}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"could not read {path}: {first_line(error)}") from error
     for index, field in enumerate(table.schema):
         try:
             Features.from_arrow_schema(pa.schema([field]))
@@ -261,4 +263,4 @@ def _concatenated(tables: list[pa.Table]) -> pa.Table:
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
-        raise ValueError(f"the Parquet files do not fit together: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"the Parquet files do not fit together: {first_line(error)}") from error

@@ -19,6 +19,7 @@ from datasets import (
 )
 from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
 
+from klball.boundary import first_line
 from klball.data.builtin import BUILTIN, load_builtin
 from klball.data.formats import TEXT, known_columns, to_trl_format
 from klball.data.ids import with_sample_ids
@@ -149,7 +150,7 @@ def _of_folder(folder: Path, split: str | None, default: str) -> Dataset:
         try:
             saved = load_from_disk(str(folder))
         except Exception as error:  # as many kinds as there are damaged files
-            raise ValueError(f"could not read {folder}: {_first_line(error)}") from error
+            raise ValueError(f"could not read {folder}: {first_line(error)}") from error
         if isinstance(saved, DatasetDict):
             return saved[_chosen(folder, list(map(str, saved)), split, default)]
         if split not in (None, ALL_ROWS):
@@ -192,7 +193,7 @@ def _of_hub(name: str, split: str, config: str | None) -> Dataset:
         dataset = load_dataset(name, config, split=split)
     except Exception as error:  # the Hub client raises a dozen kinds when offline
         raise ValueError(
-            f"could not load data set {name!r} (split {split!r}): {_first_line(error)}; "
+            f"could not load data set {name!r} (split {split!r}): {first_line(error)}; "
             f"give a local file, a Hub name that can be reached, or one of {', '.join(BUILTIN)}"
         ) from error
     return as_dataset(dataset, name)
@@ -206,7 +207,3 @@ def _slice(rows: Dataset, cut: str) -> Dataset:
     if part.from_ >= part.to:
         raise ValueError(f"the slice {cut} has no rows: there are {len(rows)}")
     return rows.select(range(part.from_, part.to))
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,4 +1,7 @@
-from .interactive import lines as lines
+from .charts import Chart as Chart
+from .charts import Series as Series
+from .figures import draw as draw
+from .interactive import plot as plot
 from .page import Cell as Cell
 from .page import Page as Page
 from .page import Plot as Plot

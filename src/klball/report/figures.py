@@ -1,6 +1,7 @@
 """Figures as SVG and PNG, told apart by line style and marker as well as by colour."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from klball.files import file_name, whole_file
+from klball.report.charts import Chart, gain_chart, profile_charts
 from klball.scores.perplexity import ProfilePoint
 
 # Okabe–Ito, ordered by lightness so that neighbours differ in grey too
@@ -23,6 +25,7 @@ LONGEST_NAME = 60  # characters
 MARKERS = "osD^vPX*"
 STYLE: Any = {
     "font.size": 12,
+    "axes.titlesize": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -60,84 +63,52 @@ def logarithmic(axis: Any) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def plot_profiles(points: Sequence[ProfilePoint], folder: Path) -> None:
-    """ε ↦ L_ε and effective sample size of every model, one figure a data set."""
-    for data in dict.fromkeys(point.data for point in points):
-        with plt.rc_context(STYLE):
-            figure, (loss, ess) = plt.subplots(1, 2, figsize=(10, 4))
-            styles = line_styles()
-            for model in dict.fromkeys(point.model for point in points if point.data == data):
-                own = [p for p in points if (p.data, p.model) == (data, model)]
-                radii = [p.epsilon for p in own]
-                style = next(styles)
-                loss.plot(radii, [p.robust_loss for p in own], label=name_of(model), **style)
-                ess.plot(radii, [p.ess for p in own], label=name_of(model), **style)
-            for axis in (loss, ess):
-                axis.set_xscale("symlog", linthresh=0.01)
-                axis.set_xticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
-                axis.minorticks_off()
-                axis.set_xlabel("radius ε, nats")
-            loss.set_ylabel("worst-case loss L(ε), nats/token")
-            ess.set_ylabel("effective sample size")
-            logarithmic(ess)
-            loss.legend()
-            figure.suptitle(f"Robust profile on {name_of(data)}")
-            save(figure, folder / f"profile-{file_name(data)}")
-
-
-def plot_experiment(
-    metric: str,
-    title: str,
-    curves: Sequence[dict[str, Any]],
-    finals: Sequence[dict[str, Any]],
-    path: Path,
-) -> None:
-    """One measure over training (left) and at the end by ε (right), every seed a faint line or point.
-
-    curves: rows arm, seed, step, `metric`. finals: rows arm, kind, seed, epsilon, `metric`; the base
-    has no epsilon.
-    """
+def draw(path: Path, *charts: Chart) -> None:
+    """Charts side by side, one legend for all, as SVG and PNG."""
+    names = dict.fromkeys(series.name for chart in charts for series in chart.series)
+    styles = dict(zip(names, line_styles(), strict=False))
     with plt.rc_context(STYLE):
-        figure, (over, by) = plt.subplots(1, 2, figsize=(10, 4))
-        styles = line_styles()
-        for arm in dict.fromkeys(row["arm"] for row in curves):
-            own = [row for row in curves if row["arm"] == arm]
-            style = next(styles)
-            steps = sorted({row["step"] for row in own})
-            means = [_mean([row[metric] for row in own if row["step"] == step]) for step in steps]
-            over.plot(steps, means, label=name_of(arm), **style)
-            if len({row["seed"] for row in own}) > 1:
-                low = [min(row[metric] for row in own if row["step"] == step) for step in steps]
-                high = [max(row[metric] for row in own if row["step"] == step) for step in steps]
-                over.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
-        over.set_xlabel("optimizer step")
-        over.set_ylabel("perplexity")
-        over.legend()
-        _plot_by_radius(by, metric, finals)
-        figure.suptitle(title)
+        size = (5 * len(charts) + 1 + 0.11 * max(map(len, map(name_of, names)), default=0), 4.4)
+        figure, axes = plt.subplots(1, len(charts), figsize=size, squeeze=False)
+        handles: dict[str, Any] = {}
+        for axis, chart in zip(axes[0], charts, strict=True):
+            _draw_on(axis, chart, styles)
+            handles |= {label: h for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles, loc="outside right upper")
         save(figure, path)
 
 
-def _plot_by_radius(axis: Any, metric: str, finals: Sequence[dict[str, Any]]) -> None:
-    """Final values at their radius: live arms joined, static ones open."""
-    kinds = dict.fromkeys(row["kind"] for row in finals if row["epsilon"] is not None)
-    for kind in kinds:
-        own = [row for row in finals if row["kind"] == kind and row["epsilon"] is not None]
-        radii = sorted({row["epsilon"] for row in own})
-        means = [_mean([row[metric] for row in own if row["epsilon"] == e]) for e in radii]
-        fill = "none" if kind == "static" else "#000000"
-        dash = ":" if kind == "static" else "-"
-        axis.plot(radii, means, linestyle=dash, marker="o", color="#000000", markerfacecolor=fill, label=kind)
-        if len({row["seed"] for row in own}) > 1:
-            axis.plot(
-                [r["epsilon"] for r in own], [r[metric] for r in own], "x", color="#777777", markersize=6
-            )
-    ticks = sorted({row["epsilon"] for row in finals if row["epsilon"] is not None})
-    axis.set_xticks(ticks, [f"{epsilon:g}" for epsilon in ticks], rotation=45)
-    axis.set_xlabel("radius ε, nats")
-    axis.set_ylabel("perplexity at the end")
-    if len(kinds) > 1:
-        axis.legend()
+def _draw_on(axis: Any, chart: Chart, styles: dict[str, Any]) -> None:
+    for series in chart.series:
+        style, x, y = styles[series.name], np.asarray(series.x, float), np.asarray(series.y, float)
+        colour = style["color"]
+        face = "none" if series.hollow else colour
+        shown: Any = {**style, "label": name_of(series.name), "markerfacecolor": face}
+        if chart.joined:
+            axis.plot(x, y, markevery=max(1, len(x) // 12), **shown)
+            if series.y_error is not None:
+                low, high = series.y_error
+                axis.fill_between(x, y - low, y + high, color=colour, alpha=0.12, linewidth=0)
+        else:
+            shown |= {"linestyle": "none", "markersize": 10 if len(x) == 1 else 6, "alpha": 0.8}
+            axis.errorbar(x, y, xerr=series.x_error, yerr=series.y_error, capsize=3, **shown)
+        if series.outline is not None:
+            axis.plot(*series.outline, color=colour, linestyle=style["linestyle"])
+    if chart.even:
+        axis.axhline(0, color="#777777", linewidth=1)
+    if chart.ticks:
+        axis.set_xscale("log")
+        axis.set_xticks(list(chart.ticks), list(chart.ticks.values()))
+        axis.minorticks_off()
+    if chart.logarithmic:
+        logarithmic(axis)
+    axis.set(title=name_of(chart.title), xlabel=chart.x_title, ylabel=chart.y_title)
+
+
+def plot_profiles(points: Sequence[ProfilePoint], folder: Path) -> None:
+    """ε ↦ L_ε and effective sample size of every model, one figure a data set."""
+    for data in dict.fromkeys(point.data for point in points):
+        draw(folder / f"profile-{file_name(data)}", *profile_charts(points, data))
 
 
 def plot_rewards(token_log_probs: Sequence[Sequence[float]], path: Path) -> None:
@@ -156,74 +127,15 @@ def plot_rewards(token_log_probs: Sequence[Sequence[float]], path: Path) -> None
 
 
 def plot_gain_against_forgetting(summary: Sequence[dict[str, Any]], path: Path) -> None:
-    """Every method a point: what it gained on the task and what it forgot, with its spread over seeds.
-
-    Left all of them, right only those that gained: a method that lost much hides the others.
-    """
-    points = [row for row in summary if row["arm"] != "base"]  # which is the origin
-    gained = [row for row in points if row["gain"] > 0]
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(12, 4.6))
-        for axis, shown in zip(axes, (points, gained), strict=True):
-            for row, style in zip(points, line_styles(), strict=False):
-                if row in shown:
-                    _plot_method(axis, row, style)
-            axis.axhline(0, color="#777777", linewidth=1)
-            axis.set_xlabel("forgetting, nats/token")
-        axes[1].set_ylim(bottom=None if not gained else min(0.9 * r["gain"] for r in gained))
-        axes[0].set_ylabel("gain on the task, nats/token")
-        axes[1].set_title("those that gained")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center")
-        save(figure, path)
-
-
-def _plot_method(axis: Any, row: dict[str, Any], style: dict[str, Any]) -> None:
-    """A point with its standard deviations; robust methods are open."""
-    axis.errorbar(
-        *(row["forgetting"], row["gain"]),
-        xerr=row["forgetting_sd"],
-        yerr=row["gain_sd"],
-        label=name_of(row["arm"]),
-        color=style["color"],
-        marker=style["marker"],
-        linestyle="none",
-        markersize=10,
-        markerfacecolor="none" if row["arm"].startswith("robust") else style["color"],
-        capsize=3,
-    )
-
-
-def plot_entropy(curves: dict[str, Sequence[Any]], path: Path, window: int = 10) -> None:
-    """Mean token entropy of the training batches over training; means of `window` steps, over seeds.
-
-    curves: per method one table (step, entropy) a seed.
-    """
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7.5, 5))
-        for (name, tables), style in zip(curves.items(), line_styles(), strict=False):
-            axis.plot(*smoothed_entropy(tables, window), label=name_of(name), markevery=4, **style)
-        axis.set_xlabel("optimizer step")
-        axis.set_ylabel("token entropy of training answers, nats")
-        figure.legend(loc="outside right center")
-        save(figure, path)
-
-
-def smoothed_entropy(tables: Sequence[Any], window: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of windows of steps and the mean entropy in each, over the tables of all seeds."""
-    runs = np.array([table["entropy"].to_numpy() for table in tables])
-    steps = tables[0]["step"].to_numpy()
-    width = max(1, min(window, len(steps)))
-    kept = len(steps) // width * width
-    smooth = runs[:, :kept].reshape(len(runs), -1, width).mean(axis=(0, 2))
-    return steps[:kept].reshape(-1, width).mean(axis=1), smooth
+    """All methods, and beside them only those that gained: one that lost much hides the others."""
+    chart = gain_chart(summary)
+    gained = [series for series in chart.series if series.y[0] > 0]
+    some = 0 < len(gained) < len(chart.series)
+    alone = replace(chart, title="Those that gained", series=gained, even=False)
+    draw(path, chart, *([alone] if some else []))
 
 
 def line_styles() -> Any:
     """Colour, dash and marker together, again and again."""
     parts = zip(cycle(COLOURS), cycle(DASHES), cycle(MARKERS), strict=False)
     return ({"color": c, "linestyle": d, "marker": m} for c, d, m in parts)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -3,6 +3,7 @@
 Black, the grid's grey and the darkest blue stand for the page's own colours, light or dark (page.js).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -10,49 +11,56 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from klball.report.ellipse import clipped, covariance_ellipse
+from klball.report.charts import Chart
 from klball.report.figures import COLOURS
+from klball.report.page import Plot
 from klball.report.paper import FULL_COLOUR
 
 INK, GRID = "#000000", "#dddddd"
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot", "8px 2px 2px 2px")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
 AXIS = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": INK, "automargin": True, "ticks": "outside"}
-TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
-
-Series = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]  # x, y
 
 
-def lines(series: Mapping[str, Series], x_title: str, y_title: str, hover: str = "") -> go.Figure:
-    """One line a name; `hover` is a plotly template of %{x} and %{y}."""
-    figure = _figure(x_title, y_title)
-    for (name, (x, y)), style in zip(series.items(), _styles(), strict=False):
+def plot(chart: Chart) -> Plot:
+    """A chart as a part of a page."""
+    figure = _figure(chart.x_title, chart.y_title)
+    x_name, y_name = (_plain(re.split("[,:]", title)[0]) for title in (chart.x_title, chart.y_title))
+    x_text = "" if chart.ticks else f"{x_name} %{{x:.4g}}<br>"
+    for series, style in zip(chart.series, _styles(), strict=False):
+        name, colour = _plain(series.name), style["color"]
+        labels = [_plain(label) for label in series.labels]
         figure.add_scatter(
-            x=x,
-            y=y,
-            name=_plain(name),
-            mode="lines+markers",
-            line={"color": style["color"], "dash": style["dash"], "width": 2},
-            marker={"color": style["color"], "symbol": style["symbol"], "size": 7},
-            hovertemplate=hover or f"{x_title} %{{x:.4g}}<br>%{{y:.4g}}",
+            x=series.x,
+            y=series.y,
+            name=name,
+            legendgroup=name,
+            mode="lines+markers" if chart.joined else "markers",
+            line={"color": colour, "dash": style["dash"], "width": 2},
+            marker={"color": colour, "symbol": style["symbol"] + "-open" * series.hollow, "size": 8},
+            error_x=_errors(series.x_error, colour),
+            error_y=_errors(series.y_error, colour),
+            text=labels,
+            hovertemplate=f"{'%{text}<br>' if labels else ''}{x_text}{y_name} %{{y:.4g}}",
         )
-    return figure
-
-
-def profiles(series: Mapping[str, Series], y_title: str) -> go.Figure:
-    """Robust profiles ε ↦ L_ε on a logarithmic axis of ε, with ε = 0 to its left."""
-    radii = sorted({e for x, _ in series.values() for e in x})
-    positive = [e for e in radii if e > 0]
-    least = positive[0] / 3 if positive else 1.0
-    placed = {name: ([max(e, least) for e in x], y) for name, (x, y) in series.items()}
-    figure = lines(placed, "radius ε, nats", y_title)
-    for name, (x, _) in series.items():
-        hover = {"customdata": list(x), "hovertemplate": "ε = %{customdata:.3g}<br>%{y:.4g}"}
-        figure.update_traces(hover, selector={"name": _plain(name)})
-    ticks = [t for t in TICKS if positive and positive[0] <= t <= positive[-1]]
-    labels = {**({least: "0"} if 0 in radii else {}), **{t: f"{t:g}" for t in ticks}}
-    figure.update_xaxes(type="log", tickvals=list(labels), ticktext=list(labels.values()))
-    return figure
+        if series.outline is not None:
+            figure.add_scatter(
+                x=series.outline[0],
+                y=series.outline[1],
+                legendgroup=name,
+                showlegend=False,
+                mode="lines",
+                line={"color": colour, "dash": style["dash"], "width": 2},
+                hoverinfo="skip",
+            )
+    if chart.ticks:
+        figure.update_xaxes(type="log", tickvals=list(chart.ticks), ticktext=list(chart.ticks.values()))
+    if chart.logarithmic:
+        figure.update_yaxes(type="log")
+    if chart.even:
+        figure.add_hline(y=0, line={"color": INK, "width": 1, "dash": "dot"})
+        figure.update_xaxes(rangemode="tozero")
+    return Plot(chart.title, figure, chart.description(), chart.note)
 
 
 def intervals(
@@ -87,60 +95,6 @@ def intervals(
         showgrid=False,
     )
     figure.update_layout(height=180 + 18 * len(rows) * (1 + len(series)))
-    return figure
-
-
-def gain_against_forgetting(summary: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Every method a point (rows arm, gain, forgetting and their _sd); robust ones are open."""
-    figure = _figure(
-        "forgetting: KL(π₀‖π) on answers of the base, nats/token", "gain on the task, nats/token"
-    )
-    points = [row for row in summary if row["arm"] != "base"]  # which is the origin
-    for row, style in zip(points, _styles(), strict=False):
-        open_ = "-open" if row["arm"].startswith("robust") else ""
-        figure.add_scatter(
-            x=[row["forgetting"]],
-            y=[row["gain"]],
-            name=_plain(row["arm"]),
-            mode="markers",
-            marker={"color": style["color"], "symbol": style["symbol"] + open_, "size": 12},
-            error_x={"array": [row["forgetting_sd"]], "color": style["color"]},
-            error_y={"array": [row["gain_sd"]], "color": style["color"]},
-            hovertemplate="forgetting %{x:.4g}<br>gain %{y:.4g}",
-        )
-    figure.add_hline(y=0, line={"color": INK, "width": 1, "dash": "dot"})
-    figure.update_xaxes(rangemode="tozero")
-    return figure
-
-
-def multipliers(pairs: Mapping[str, tuple[np.ndarray, np.ndarray, Sequence[str]]]) -> go.Figure:
-    """(λ, β) of every round, and an ellipse per model that would hold 95 % of normal pairs.
-
-    pairs[model] = (λ, β, names of the rounds), finite values only.
-    """
-    figure = _figure("λ, nats per nat of radius", "β")
-    for (name, (x, y, rounds)), style in zip(pairs.items(), _styles(), strict=False):
-        figure.add_scatter(
-            x=x,
-            y=y,
-            name=_plain(name),
-            legendgroup=_plain(name),
-            mode="markers",
-            marker={"color": style["color"], "symbol": style["symbol"], "size": 7, "opacity": 0.75},
-            text=[_plain(label) for label in rounds],
-            hovertemplate="round %{text}<br>λ = %{x:.4g}<br>β = %{y:.4g}",
-        )
-        if len(x) > 2:
-            edge = clipped(covariance_ellipse(x, y))
-            figure.add_scatter(
-                x=edge[0],
-                y=edge[1],
-                legendgroup=_plain(name),
-                showlegend=False,
-                mode="lines",
-                line={"color": style["color"], "dash": style["dash"], "width": 2},
-                hoverinfo="skip",
-            )
     return figure
 
 
@@ -242,14 +196,17 @@ def _figure(x_title: str, y_title: str) -> go.Figure:
     return figure
 
 
-def _bars(value: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> dict[str, Any]:
+def _bars(value: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> dict[str, Any] | None:
     """Error bars from interval bounds; none where a bound is NaN."""
-    return {
-        "symmetric": False,
-        "array": np.nan_to_num(high - value),
-        "arrayminus": np.nan_to_num(value - low),
-        "color": colour,
-    }
+    return _errors(np.nan_to_num(np.array([value - low, high - value])), colour)
+
+
+def _errors(distances: np.ndarray | None, colour: str) -> dict[str, Any] | None:
+    """Error bars from distances [2, n] below and above."""
+    if distances is None:
+        return None
+    below, above = distances
+    return {"symmetric": False, "array": above, "arrayminus": below, "color": colour}
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""For papers: the comparison's figures as SVG and PNG, and tables as LaTeX (booktabs)."""
+"""For papers: heat maps as SVG and PNG, and tables as LaTeX (booktabs)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from klball.report.ellipse import clipped, covariance_ellipse
-from klball.report.figures import STYLE, line_styles, name_of, save
+from klball.report.figures import STYLE, save
 from klball.report.page import Cell
 
 FULL_COLOUR = 4.0  # −log10 p with the last colour of a heat map, whatever the others are
@@ -19,30 +18,6 @@ ESCAPES = {
     **{"λ": r"$\lambda$", "β": r"$\beta$", "γ": r"$\gamma$", "ε": r"$\varepsilon$"},
     **{"−": "$-$", "±": r"$\pm$", "∞": r"$\infty$", "—": "---", "–": "--"},
 }
-
-
-def plot_multipliers(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
-    """(λ, β) of every round with a 95 % covariance ellipse per model; pairs[model] = (λ, β)."""
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6.5, 5))
-        for (name, (x, y)), style in zip(pairs.items(), line_styles(), strict=False):
-            colour, dash, marker = style["color"], style["linestyle"], style["marker"]
-            axis.plot(
-                x,
-                y,
-                linestyle="none",
-                marker=marker,
-                color=colour,
-                alpha=0.7,
-                markersize=5,
-                label=name_of(name),
-            )
-            if len(x) > 2:
-                axis.plot(*clipped(covariance_ellipse(x, y)), color=colour, linestyle=dash)
-        axis.set_xlabel("λ, nats per nat of radius")
-        axis.set_ylabel("β")
-        axis.legend()
-        save(figure, path)
 
 
 def plot_p_values(matrix: np.ndarray, names: Sequence[str], title: str, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from klball.files import differences, provenance_in, write_table
+from klball.files import differences, provenance_in, read_table, write_table
 from klball.scan.forgetting import forgetting
 from klball.scan.generation import (
     PROMPTS_PER_BATCH,
@@ -18,7 +18,7 @@ from klball.scan.generation import (
     self_bleu,
 )
 from klball.scores.scorer import Scorer, batches_by_length, score_encoded
-from klball.scores.tables import PLACES, Progress, provenance, read_table
+from klball.scores.tables import PLACES, Progress, provenance
 
 logger = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch.distributed
 
+from klball import files
 from klball.adversary.streaming import Chunk, StreamedSolution
+from klball.files import without_views
 
 G, C = "log_likelihood", "certainty"
 ELSEWHERE = "For scores from elsewhere use Python: klball.solve_dual(log_likelihoods, epsilon=…)"
+readable = partial(files.readable, otherwise=ELSEWHERE)
 BATCH = 1 << 16  # rows decoded at once
 BUFFER = 1 << 20  # bytes of a column read at once, however large its row groups are
 
@@ -130,31 +133,6 @@ def _sample_ids(part: RowGroup, rows: list[int]) -> dict[int, Any]:
         }
         start += len(scored)
     return ids
-
-
-@contextmanager
-def readable(path: str | Path) -> Iterator[None]:
-    """Turns what Arrow raises about a file into a ValueError that says what to do."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no {path}") from error
-    except (OSError, pa.ArrowException) as error:
-        said = str(error).splitlines()[0]
-        if Path(path).suffix != ".parquet" and "magic bytes" in said:
-            said = f"is not a readable Parquet file. {ELSEWHERE}"
-        elif "CRC" in said:
-            said = f"is damaged ({said}): remove it and make it again"
-        else:
-            said = f"is not a readable Parquet file: {said}"
-        raise ValueError(f"{path} {said}") from error
-
-
-def without_views(table: Any) -> Any:
-    """Strings in place of views of strings, which Arrow cannot filter."""
-    plain = [pa.string() if pa.types.is_string_view(field.type) else field.type for field in table.schema]
-    fields = [field.with_type(kind) for field, kind in zip(table.schema, plain, strict=True)]
-    return table.cast(pa.schema(fields, table.schema.metadata))
 
 
 def check_columns(path: str | Path, schema: pa.Schema, columns: Sequence[str]) -> None:

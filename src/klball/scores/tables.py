@@ -16,9 +16,11 @@ from klball.data.rows import to_trl_format
 from klball.data.sources import as_dataset
 from klball.files import (
     digest,
+    finished_part,
     json_digest,
     parts_folder,
     provenance_in,
+    read_table,
     refuse_other,
     remove_parts,
     versions,
@@ -27,7 +29,7 @@ from klball.files import (
 )
 from klball.models.loading import causal_lm, public_name
 from klball.models.weights import weights_hash
-from klball.scores.parquet import check_columns, readable, score_files, without_views
+from klball.scores.parquet import ELSEWHERE, check_columns, readable, score_files
 from klball.scores.scorer import (
     SCORE_COLUMNS,
     TOKENS,
@@ -162,7 +164,7 @@ def read_scores(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
         ValueError: It is no score table.
     """
     files = score_files(path)
-    tables = [read_table(file) for file in files]
+    tables = [read_table(file, ELSEWHERE) for file in files]
     for file, table in zip(files, tables, strict=True):
         check_columns(file, table.schema, SCHEMA.names)
     table = pa.concat_tables(tables, promote_options="none" if len(tables) == 1 else "permissive")
@@ -173,12 +175,6 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
     """What a score table says it was made from; empty if it says nothing. ValueError for a damaged one."""
     with readable(path):
         return provenance_in(path, pq.read_schema(path))
-
-
-def read_table(path: str | Path) -> pa.Table:
-    """A Parquet file, with every page's checksum verified. Raises ValueError for one that is damaged."""
-    with readable(path):
-        return without_views(pq.ParquetFile(path, page_checksum_verification=True).read())
 
 
 def row_format(dataset: Dataset) -> str:
@@ -238,11 +234,8 @@ def _score_part(
     index: int,
 ) -> pa.Table:
     path = None if folder is None else folder / f"{index:06d}.parquet"
-    if path is not None and path.exists():
-        try:
-            return read_table(path)
-        except ValueError:
-            logger.warning("%s is damaged and scored again", path)
+    if path is not None and (finished := finished_part(path)) is not None:
+        return finished
     columns: dict[str, list[Any]] = {"row": [], **{name: [] for name in names}}
     for rows, scores in score_encoded(scorer, encoded, batches):
         columns["row"] += rows

@@ -19,6 +19,8 @@ from klball.data.rows import is_one_table, load_chat_template, load_rows
 from klball.files import versions
 from klball.flags import ChatTemplate, DataName, option
 from klball.models.loading import load_on_device
+from klball.scan.behaviour import own_answers
+from klball.scan.generation import encoded_prompts
 from klball.scores.parquet import score_files
 from klball.scores.tables import read_provenance, score
 from klball.terminal import progress_bar
@@ -131,11 +133,26 @@ def score_model(
     return tables
 
 
-def load(name: str, options: Options) -> tuple[Any, Any]:
-    """Model and tokenizer as the experiment uses them."""
-    model, tokenizer = load_on_device(name, options.dtype)
+def load(name: str, options: Any, revision: str | None = None) -> tuple[Any, Any]:
+    """Model and tokenizer with the dtype and the chat template that these options ask for."""
+    model, tokenizer = load_on_device(name, options.dtype, revision)
     load_chat_template(tokenizer, options.chat_template_path)
     return model, tokenizer
+
+
+def base_answers(
+    model: Any, tokenizer: Any, rows: Dataset, options: Any, output: Path
+) -> tuple[Dataset, Dataset]:
+    """Encoded prompts of the first rows, and the base model's own answers to them, kept in `output`."""
+    asked = rows.select(range(min(options.own_prompts, len(rows))))
+    prompts = encoded_prompts(model, tokenizer, asked, options.own_tokens)
+    with progress_bar("base: answering") as progress:
+        written = own_answers(
+            *(model, tokenizer, prompts, options.own_tokens, options.own_samples),
+            output=output,
+            progress=progress,
+        )
+    return prompts, written
 
 
 def provenance_of(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ with a KL ball around the data.
 """
 
 import dataclasses
-import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,18 +16,19 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from klball.data.rows import load_rows
-from klball.files import json_digest, write_csv, write_json
-from klball.report.figures import plot_entropy, plot_gain_against_forgetting, smoothed_entropy
+from klball.files import json_digest, read_json_object, write_csv, write_json
+from klball.report.charts import entropy_chart
+from klball.report.figures import draw, plot_gain_against_forgetting
 from klball.report.pages.parts import BASE
 from klball.report.pages.reproduction import write_objectives_page
-from klball.scan.behaviour import Behaviour, behaviour_of, own_answers
-from klball.scan.generation import encoded_prompts
+from klball.scan.behaviour import Behaviour, behaviour_of
 from klball.scores.perplexity import robustness_report, token_mean, token_nll
 from klball.studies.arms import (
     OWN,
     Arm,
     Options,
     Tables,
+    base_answers,
     data_of,
     load,
     provenance_of,
@@ -37,6 +38,8 @@ from klball.studies.arms import (
 from klball.terminal import is_main, progress_bar, show_table
 from klball.training.accountant import HISTORY_FILE
 from klball.training.identity import model_digest
+
+logger = logging.getLogger(__name__)
 
 LOWER = 4  # the control's learning rate is this many times lower
 ENTROPY_COEF = 0.1
@@ -91,14 +94,7 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     base = score_model(options.model_name_or_path, BASE, data, folder, options)
     model, tokenizer = load(options.model_name_or_path, options)
     asked = data["test"] if options.own_name is None else load_rows(options.own_name, default="test")
-    asked = asked.select(range(min(options.own_prompts, len(asked))))
-    prompts = encoded_prompts(model, tokenizer, asked, options.own_tokens)
-    with progress_bar("base: answering") as progress:
-        written = own_answers(
-            *(model, tokenizer, prompts, options.own_tokens, options.own_samples),
-            output=folder / "own" / "base.parquet",
-            progress=progress,
-        )
+    prompts, written = base_answers(model, tokenizer, asked, options, folder / "own" / "base.parquet")
     reference = _Reference(model, prompts, written, base, options)
     outcomes: list[Outcome] = []
     arms = arms_of(options)
@@ -146,8 +142,11 @@ class _Reference:
         written = json_digest(self.written["input_ids"][:])
         own = {name: getattr(self.options, name) for name in OWN}
         asked = {"model": model_digest(path), "base_answers": written, **own}
-        if output.exists() and (known := json.loads(output.read_text()))["asked"] == asked:
-            return Behaviour(**known["behaviour"])
+        if output.exists():
+            known = read_json_object(output)
+            if known.get("asked") == asked:
+                return Behaviour(**known["behaviour"])
+            logger.warning("%s was made from something else: answering again", output)
         model, tokenizer = load(path, self.options)
         with progress_bar(f"{label}: answering") as progress:
             behaviour = behaviour_of(
@@ -181,8 +180,8 @@ def _report(
         ]
         for arm in arms
     }
-    plot_entropy(curves, folder / "figures" / "entropy")
-    entropy = {name: smoothed_entropy(tables) for name, tables in curves.items()}
+    entropy = entropy_chart(curves)
+    draw(folder / "figures" / "entropy", entropy)
     of_base = {name: {BASE: table} for name, table in base.items()}
     write_objectives_page(summary, entropy, seeds, of_base, data, provenance_of(folder), folder)
 

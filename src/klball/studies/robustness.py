@@ -11,7 +11,8 @@ from typing import Any
 from datasets import Dataset
 
 from klball.files import write_csv
-from klball.report.figures import plot_experiment
+from klball.report.charts import curve_chart, radius_chart
+from klball.report.figures import draw
 from klball.report.pages.parts import BASE
 from klball.report.pages.reproduction import write_robustness_page
 from klball.report.pages.tables import write_report
@@ -76,14 +77,15 @@ def _report(
     seeds = range(len(reports))
     points += [{**start, "arm": arm.label, "seed": seed, "step": 0} for arm in arms for seed in seeds]
     write_csv(folder / "curves.csv", [{k: p[k] for k in ("arm", "seed", "step", *MEASURES)} for p in points])
-    for column, (_, _, title) in MEASURES.items():
-        plot_experiment(column, title, points, finals, folder / "figures" / column)
+    charts = {column: curve_chart(title, points, column) for column, (_, _, title) in MEASURES.items()}
+    for column, chart in charts.items():
+        draw(folder / "figures" / column, chart, radius_chart(finals, column))
     header = ("arm", *(column.replace("_", " ") for column in MEASURES))
     body = [(row["arm"], *(row[f"{column}_text"] for column in MEASURES)) for row in rows]
     title = f"Perplexity, {len(reports)} seed(s): mean ± sd over seeds (change against ε = 0 [95 % interval])"
     show_table(title, header, body)
     write_robustness_page(
-        *(rows, finals, points, {column: title for column, (_, _, title) in MEASURES.items()}),
+        *(rows, finals, list(charts.values()), {column: title for column, (_, _, title) in MEASURES.items()}),
         *(reports[0], _by_data(tables[0]), data),
         *(provenance_of(folder), folder),
     )

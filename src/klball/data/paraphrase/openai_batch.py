@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from klball.boundary import first_line
 from klball.data.paraphrase.batch_files import (
     ENDPOINT,
     MOST_REQUESTS,
@@ -169,7 +170,7 @@ def _read_state(path: Path) -> tuple[dict[str, Any], list[Shard]]:
             raise ValueError("the name of a request file")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): remove it to begin anew with "
+            f"{path} is damaged ({first_line(error)}): remove it to begin anew with "
             "the replies in results/; batches that still run on a server are then not collected"
         ) from error
     return about, shards

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from klball.boundary import first_line
 from klball.data.paraphrase.samples import Sample
 from klball.files import digest
 
@@ -91,7 +92,7 @@ def sentence_embedder(name: str) -> Embedder:
     try:
         model = SentenceTransformer(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"could not load similarity model {name!r}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"could not load similarity model {name!r}: {first_line(error)}") from error
     return lambda texts: model.encode(texts, show_progress_bar=False)
 
 

@@ -17,9 +17,12 @@ from klball.data.paraphrase.quality import REASONS, QualityControl, Reply, Simil
 from klball.data.paraphrase.samples import LAYOUTS, Sample, rows_of
 from klball.files import (
     PROVENANCE,
+    finished_part,
     json_digest,
     parts_folder,
     provenance_in,
+    read_table,
+    readable,
     refuse_other,
     remove_parts,
     versions,
@@ -73,7 +76,7 @@ class Rounds:
             raise ValueError(
                 f"{self.path} has no round {round_}; there are {self.rounds[0]} to {self.rounds[-1]}"
             )
-        return self._read(filters=[("round", "==", round_)])
+        return read_table(self.path, filters=[("round", "==", round_)])
 
     def dataset(self, round_: int) -> Dataset:
         """One round as rows that `klball.score` reads, in the layout of the original data, with `id`.
@@ -134,19 +137,12 @@ class Rounds:
 
     @cached_property
     def _columns(self) -> pa.Table:
-        return self._read(columns=list(ROUNDS_COLUMNS))
-
-    def _read(self, **part: Any) -> pa.Table:
-        try:
-            return pq.read_table(self.path, page_checksum_verification=True, **part)
-        except (OSError, pa.ArrowException) as error:
-            said = str(error).splitlines()[0]
-            raise ValueError(f"{self.path} is damaged ({said}): make the rounds again") from error
+        return read_table(self.path, columns=list(ROUNDS_COLUMNS))
 
     def check(self) -> None:
         """Raise ValueError unless every round holds the same samples in the same order."""
         for name in (*ROUNDS_COLUMNS, "answer"):
-            column = self._read(columns=[name])[name]
+            column = read_table(self.path, columns=[name])[name]
             if column.null_count:
                 row = column.is_null().to_pylist().index(True)
                 raise ValueError(
@@ -157,7 +153,7 @@ class Rounds:
         numbers = [round_ for round_ in self.rounds for _ in range(size)]
         if not ids or self._columns["round"].to_pylist() != numbers or ids != ids[:size] * len(self.rounds):
             raise ValueError(f"{self.path} does not hold the same samples in every round")
-        answers = self._read(columns=["answer"])["answer"].to_pylist()
+        answers = read_table(self.path, columns=["answer"])["answer"].to_pylist()
         if answers != answers[:size] * len(self.rounds):
             raise ValueError(f"{self.path} does not hold the same answers in every round")
 
@@ -168,10 +164,8 @@ def read_rounds(path: str | Path) -> Rounds:
     Raises:
         ValueError: It is no such file, or not whole.
     """
-    try:
+    with readable(path):
         schema = pq.read_schema(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
     missing = [name for name in SCHEMA.names if schema.names.count(name) != 1]
     if missing or PROVENANCE.encode() not in (schema.metadata or {}):
         raise ValueError(
@@ -216,8 +210,8 @@ def write_rounds(
     control = QualityControl(samples, similarity)
     for round_ in range(1, rounds + 1):
         part = folder / f"{round_:06d}.parquet"
-        if part.exists():
-            control.remember(pq.read_table(part, columns=["candidate"])["candidate"].to_pylist())
+        if (finished := finished_part(part)) is not None:
+            control.remember(finished["candidate"].to_pylist())
         else:
             table = _table(round_, samples, control.judge(replies(round_)), maker["maker"])
             with whole_file(part) as temporary:

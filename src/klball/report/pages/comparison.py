@@ -19,17 +19,18 @@ from klball.comparison.hypothesis_tests import p_matrix
 from klball.comparison.verdicts import LEAD
 from klball.data.paraphrase.rounds import Rounds
 from klball.files import write_text
-from klball.report.interactive import heat_map, multipliers, paired_differences
+from klball.report.charts import multipliers_chart, profile_charts
+from klball.report.figures import draw
+from klball.report.interactive import heat_map, paired_differences, plot
 from klball.report.page import Page, Part, Plot, Section, Table, write_page
 from klball.report.pages.parts import (
     REPORT_FILE,
     interval,
-    profile_plot,
     provenance_section,
     sample_rows,
     samples_section,
 )
-from klball.report.paper import latex_table, plot_multipliers, plot_p_values
+from klball.report.paper import latex_table, plot_p_values
 from klball.scores.perplexity import ProfilePoint
 
 SYMBOLS = {"lambda_": "λ", "beta": "β", "lambda_beta": "(λ, β)", "worst_case": "worst case"}
@@ -51,8 +52,7 @@ def write_comparison_report(comparison: Comparison, rounds: Rounds, folder: Path
     write_page(comparison_page(comparison, rounds, folder), folder / REPORT_FILE)
     asked, models = comparison.asked, comparison.asked.solutions.models
     if _has_cap(asked):
-        pairs = {model: pair[:2] for model, pair in _pairs(asked).items()}
-        plot_multipliers(pairs, folder / "figures" / "multipliers")
+        draw(folder / "figures" / "multipliers", multipliers_chart(_pairs(asked)))
     for test, quantity in SOURCE_TESTS:
         matrix = p_matrix(asked.tests, test, quantity, models)
         name = f"{TESTS[test]} on {SYMBOLS[quantity]}"
@@ -194,7 +194,7 @@ def _profiles_section(comparison: Comparison) -> Section:
         **{"lambda": "λ", "ess": "effective sample size"},
     }
     table = Table("Profiles", comparison.profiles, columns, "Means over rounds, without γ.")
-    return Section("Robust profiles", [profile_plot(points, "all rounds", unit), table])
+    return Section("Robust profiles", [plot(profile_charts(points, "all rounds", unit)[0]), table])
 
 
 def _has_cap(analysis: Analysis) -> bool:
@@ -219,18 +219,7 @@ def _source_section(analysis: Analysis) -> Section:
     ]
     parts.append(Table("The source's reading, not ours", readings))
     if _has_cap(analysis):
-        pairs = _pairs(analysis)
-        said = "; ".join(
-            f"{m}: λ {x.mean():.3g}, β {y.mean():.3g}" for m, (x, y, _) in pairs.items() if len(x)
-        )
-        parts.append(
-            Plot(
-                "λ and β of every round",
-                multipliers(pairs),
-                f"Scatter plot with an ellipse per model. Means: {said}.",
-                "Ellipses would hold 95 % of the rounds were they normal.",
-            )
-        )
+        parts.append(plot(multipliers_chart(_pairs(analysis))))
     for test, quantity in SOURCE_TESTS:
         parts.append(_p_values(analysis, test, quantity))
     return Section(f"The source's tables at {analysis.name}", parts, f"n = {s.n}. {READING}")

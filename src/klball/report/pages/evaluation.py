@@ -8,14 +8,14 @@ import numpy as np
 from datasets import Dataset
 
 from klball.adversary.dual import solve_dual
-from klball.report.interactive import intervals
+from klball.report.charts import profile_charts
+from klball.report.interactive import intervals, plot
 from klball.report.page import Page, Part, Plot, Section, Table, write_page
 from klball.report.pages.parts import (
     REPORT_FILE,
     change,
     counted,
     interval,
-    profile_plot,
     provenance_section,
     sample_rows,
     samples_section,
@@ -70,7 +70,7 @@ def evaluation_sections(report: RobustnessReport, models: list[str], note: str =
         others = [model for model in models if model != report.reference]
         if others:
             parts += [_effects_table(report, data, others), _effects_plot(report, data, others)]
-        parts += [_metrics_table(report, data, models), profile_plot(report.profiles, data)]
+        parts += [_metrics_table(report, data, models), plot(profile_charts(report.profiles, data)[0])]
         parts.append(_all_metrics(report, data))
         sections.append(Section(f"On {data}{suffix}", parts))
     return sections

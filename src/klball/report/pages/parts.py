@@ -11,9 +11,7 @@ from datasets import Dataset
 
 from klball.data.rows import texts_of, to_trl_format, with_sample_ids
 from klball.files import versions
-from klball.report.interactive import Series, profiles
-from klball.report.page import Cell, Plot, Record, Section, Table
-from klball.scores.perplexity import ProfilePoint
+from klball.report.page import Cell, Record, Section, Table
 
 SHOWN = 20  # samples of each kind
 REPORT_FILE = "report.html"
@@ -73,23 +71,6 @@ def provenance_section(folder: Path, tables: Mapping[str, Any]) -> Section:
     records.append(Record("Library versions", versions()))
     records.append(Record("Score tables: model, weights, tokenizer, data, length", tables))
     return Section("Provenance", records, "What the numbers depend on, in full.")
-
-
-def profile_plot(points: Sequence[ProfilePoint], data: str, unit: str = "token") -> Plot:
-    """The robust profiles of all models on one data set."""
-    series: dict[str, Series] = {}
-    for model in dict.fromkeys(point.model for point in points if point.data == data):
-        own = [p for p in points if (p.data, p.model) == (data, model)]
-        series[model] = ([p.epsilon for p in own], [p.robust_loss for p in own])
-    ends = "; ".join(
-        f"{m}: {y[0]:.3g} at ε = {x[0]:g}, {y[-1]:.3g} at {x[-1]:g}" for m, (x, y) in series.items()
-    )
-    return Plot(
-        f"Robust profile on {data}",
-        profiles(series, f"worst-case loss L_ε, nats/{unit}"),
-        f"Line chart of the worst-case loss in nats per {unit} against the radius. {ends}.",
-        "The loss when an adversary may re-weight the samples within radius ε. Flatter is more even.",
-    )
 
 
 def counted(rows: int) -> str:

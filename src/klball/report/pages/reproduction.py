@@ -6,7 +6,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from klball.report.interactive import Series, gain_against_forgetting, intervals, lines
+from klball.report.charts import Chart, gain_chart
+from klball.report.interactive import intervals, plot
 from klball.report.page import Page, Part, Plot, Section, Table, write_page
 from klball.report.pages.evaluation import (
     Tables,
@@ -25,7 +26,7 @@ Measures = Mapping[str, str]  # column → title
 def write_robustness_page(
     summary: Rows,
     finals: Rows,
-    curves: Rows,
+    curves: Sequence[Chart],
     measures: Measures,
     report: RobustnessReport,
     tables: Tables,
@@ -43,7 +44,7 @@ def write_robustness_page(
         sections=[
             Section("Change against SFT", _change_parts(summary, measures, seeds)),
             Section("Values over seeds", [_values_table(summary, measures)]),
-            Section("Over training", [_curve(curves, column, title) for column, title in measures.items()]),
+            Section("Over training", [plot(curve) for curve in curves]),
             *evaluation_sections(report, models, "seed 0"),
             weighed_samples(tables, rows),
             quality_section(report.rows),
@@ -89,12 +90,12 @@ def _change_parts(summary: Rows, measures: Measures, seeds: int) -> list[Part]:
     over = "paired 95 % t interval over seeds" if seeds > 1 else "one seed, so no interval"
     table = Table("Change of perplexity", rows, {"arm": "arm", **measures}, f"Below 0 is better; {over}.")
     series = {r["arm"]: {_where(c): _ratio(r, c) for c in measures} for r in compared}
-    plot = Plot(
+    dots = Plot(
         "Ratio to SFT",
         intervals(series, "perplexity relative to SFT (below 1 is better)", reference=1.0),
         "Dots with intervals for every arm; the numbers are in the table above.",
     )
-    return [table, plot]
+    return [table, dots]
 
 
 def _values_table(summary: Rows, measures: Measures) -> Table:
@@ -102,21 +103,9 @@ def _values_table(summary: Rows, measures: Measures) -> Table:
     return Table("Perplexity at the end", rows, {"arm": "arm", **measures}, "Mean ± sd over seeds.")
 
 
-def _curve(curves: Rows, column: str, title: str) -> Plot:
-    series: dict[str, Series] = {}
-    for arm in dict.fromkeys(row["arm"] for row in curves):
-        own = [row for row in curves if row["arm"] == arm]
-        steps = sorted({row["step"] for row in own})
-        of_step = [[row[column] for row in own if row["step"] == step] for step in steps]
-        series[arm] = (steps, [sum(values) / len(values) for values in of_step])
-    figure = lines(series, "optimizer step", "perplexity", "step %{x}<br>%{y:.4g}")
-    ends = "; ".join(f"{arm}: {y[0]:.4g} to {y[-1]:.4g}" for arm, (_, y) in series.items())
-    return Plot(title, figure, f"Line chart over training. {ends}.", "Means over seeds.")
-
-
 def write_objectives_page(
     summary: Rows,
-    entropy: Mapping[str, Series],
+    entropy: Chart,
     seeds: int,
     base: Tables,
     rows: Mapping[str, Dataset],
@@ -130,7 +119,6 @@ def write_objectives_page(
         {"arm": r["arm"], **{c: number_sd(r[c], r[f"{c}_sd"]) for c in columns if c != "arm"}}
         for r in summary
     ]
-    points = "; ".join(f"{r['arm']}: gain {r['gain']:.3g}, forgetting {r['forgetting']:.3g}" for r in summary)
     page = Page(
         title="Token objectives: what each gains and forgets",
         subtitle=f"{len(summary) - 1} methods at equal budget, {seeds} seed(s)",
@@ -142,13 +130,7 @@ def write_objectives_page(
             Section(
                 "Gain against forgetting",
                 [
-                    Plot(
-                        "Gain on the task against forgetting",
-                        gain_against_forgetting(summary),
-                        f"Scatter plot. {points}.",
-                        "Up and to the left is better; the base model is the origin; open marks are robust; "
-                        "bars are one sd over seeds.",
-                    ),
+                    plot(gain_chart(summary)),
                     Table(
                         "All measures",
                         values,
@@ -158,16 +140,7 @@ def write_objectives_page(
                     ),
                 ],
             ),
-            Section(
-                "Over training",
-                [
-                    Plot(
-                        "Token entropy of training answers",
-                        lines(entropy, "optimizer step", "entropy, nats", "step %{x:.0f}<br>%{y:.4g}"),
-                        "Line chart of the entropy over training, a line a method.",
-                    )
-                ],
-            ),
+            Section("Over training", [plot(entropy)]),
             weighed_samples(base, rows),
             quality_section(counts),
             provenance_section(folder, about),

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from klball.report.interactive import gain_against_forgetting, intervals
+from klball.report.charts import gain_chart, profile_charts
+from klball.report.interactive import intervals, plot
 from klball.report.page import Cell, Page, Plot, Section, Table, write_page
-from klball.report.pages.parts import REPORT_FILE, profile_plot, provenance_section, samples_section
+from klball.report.pages.parts import REPORT_FILE, provenance_section, samples_section
 from klball.report.pages.reproduction import gain_verdict
 from klball.scores.perplexity import ProfilePoint
 
@@ -80,7 +81,7 @@ def _gradient_section(results: ScanResults) -> Section:
         }
         for epsilon in dict.fromkeys(share["epsilon"] for share in results.shares)
     }
-    plot = Plot(
+    dots = Plot(
         "Gradient weight of the heaviest 1 % of samples",
         intervals(series, "share of the gradient weight, % (1 is even)", reference=1.0),
         "Dots, one per objective and radius; the numbers are in the table below.",
@@ -100,7 +101,7 @@ def _gradient_section(results: ScanResults) -> Section:
         {key: key.replace("q", "") + " %" if key[0] == "q" else key for key in results.rewards[0]}
         | {"unit": "per", "top_1pct_share": "reward held by the top 1 %"},
     )
-    return Section("Who holds the gradient", [plot, table, rewards])
+    return Section("Who holds the gradient", [dots, table, rewards])
 
 
 def _profile_section(results: ScanResults) -> Section:
@@ -109,17 +110,10 @@ def _profile_section(results: ScanResults) -> Section:
         **{"epsilon": "ε", "robust_loss": "worst-case loss, nats/token"},
         **{"lambda_": "λ", "ess": "effective sample size"},
     }
-    data = results.profile[0].data
-    return Section("Robust profile", [profile_plot(results.profile, data), Table("Profile", rows, columns)])
+    loss, _ = profile_charts(results.profile, results.profile[0].data)
+    return Section("Robust profile", [plot(loss), Table("Profile", rows, columns)])
 
 
 def _models_section(models: Rows) -> Section:
-    points = [{**row, "gain_sd": 0.0, "forgetting_sd": 0.0} for row in models]
-    said = "; ".join(f"{r['arm']}: gain {r['gain']:.3g}, forgetting {r['forgetting']:.3g}" for r in models)
-    plot = Plot(
-        "Gain on the task against forgetting",
-        gain_against_forgetting(points),
-        f"Scatter plot. {said}.",
-        "Up and to the left is better; the base model is the origin.",
-    )
-    return Section("What fine-tuning did", [plot, Table("Measures, nats per token", models)])
+    measures = Table("Measures, nats per token", models)
+    return Section("What fine-tuning did", [plot(gain_chart(models)), measures])
