@@ -2,10 +2,12 @@
 
 import errno
 import logging
+import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -172,6 +174,22 @@ def test_an_interruption_during_the_imports():
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert error.strip() == "interrupted; run the same command again to continue"
+
+
+def test_an_interruption_that_an_import_swallows_is_one(monkeypatch, capsys):
+    def swallow(name):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            return types.SimpleNamespace(main=lambda *arguments, **named: print("went on"))
+
+    monkeypatch.setattr(cli, "import_module", swallow)
+    with pytest.raises(SystemExit) as ended_with:
+        cli.main(["solve"])
+    shown = capsys.readouterr()
+    assert ended_with.value.code == 130 and "went on" not in shown.out
+    assert shown.err.strip() == "interrupted; run the same command again to continue"
 
 
 def test_an_error_line_shows_control_characters(monkeypatch, capsys):

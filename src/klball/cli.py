@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     heard: list[int] = []
     try:
         with _listening(heard):
-            _run(list(sys.argv[1:] if arguments is None else arguments))
+            _run(list(sys.argv[1:] if arguments is None else arguments), heard)
     except BrokenPipeError:  # `klball ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -83,7 +83,7 @@ def _listening(heard: list[int]) -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str], heard: list[int]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return
@@ -97,7 +97,10 @@ def _run(arguments: list[str]) -> None:
         raise ValueError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
     prepare_process()
     _set_environment(rest)
-    import_module(COMMANDS[name][0]).main(rest, prog=f"klball {name}")
+    command = import_module(COMMANDS[name][0])
+    if heard:  # some import caught it and went on
+        raise KeyboardInterrupt
+    command.main(rest, prog=f"klball {name}")
 
 
 def _set_environment(arguments: list[str]) -> None:
