@@ -151,3 +151,13 @@ def test_the_command_leaves_a_table_of_groups(tmp_path, capsys):
     assert {row["group"]: int(row["samples"]) for row in table} == {"a": 8, "b": 4}
     assert sum(float(row["q"]) for row in table) == pytest.approx(1)
     assert "groups" in capsys.readouterr().out
+
+
+def test_a_common_shift_asks_for_no_rescoring_of_groups():
+    g = torch.tensor([-1.0, -1.1, -1.3, -2.0] * 8, dtype=torch.float64)
+    for groups, expected in ((None, True), (["a", "b"] * 16, False)):
+        accountant = accountant_of(KLBall(0.01), g, groups=groups)
+        for step in range(6):
+            accountant.begin_step()
+            accountant.record(torch.arange(4 * step, 4 * step + 4), {"score": g[:4] + 0.5 * step})
+        assert accountant.ledger.drift.demands_rescoring(60, groups is not None) is expected

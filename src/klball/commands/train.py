@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from trl import (
     DatasetMixtureConfig,
@@ -20,6 +21,8 @@ from klball.models.loading import (
     public_name,
 )
 from klball.objectives.tokens import OBJECTIVES, needs_of
+from klball.report.pages.training import write_training_page
+from klball.terminal import is_main
 from klball.training.identity import (
     settings_of,
 )
@@ -44,9 +47,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
     options, config, model_options, mixture = parse(classes, arguments, prog, EXAMPLE)
     refuse_without_effect(options, mixture, config, model_options)
     refuse_missing_packages(config, model_options)
-    if "old_log_probs" in needs_of(
-        OBJECTIVES.get(config.objective or "")
-    ):  # TRL's default of .05 is for the others; what was asked for stays
+    if "old_log_probs" in needs_of(OBJECTIVES.get(config.objective or "")):
+        # TRL's default of .05 is for the others; what was asked for stays
         _, _, model_options, _ = parse(classes, arguments, prog, lora_dropout=0.0)
     name = model_options.model_name_or_path
     model_options.model_name_or_path = public_name(TINY if name is None else name)
@@ -59,3 +61,5 @@ def main(arguments: Sequence[str], prog: str) -> None:
     }
     rows, evaluation = training_and_evaluation_rows(options, mixture, config)
     train(rows, config, model_options, resolved, evaluation)
+    if is_main():
+        write_training_page(Path(str(config.output_dir)), "Robust fine-tuning")

@@ -47,15 +47,16 @@ class Drift:
         self.pace = (self.pace + PACE_GAIN * gap).clamp(-fastest, fastest)
         self.shift = self.shift + GAIN * gap + self.pace
 
-    def demands_rescoring(self, steps_an_epoch: int) -> bool:
+    def demands_rescoring(self, steps_an_epoch: int, grouped: bool = False) -> bool:
         """Whether a share of an epoch is over, or all scores have moved far.
 
         The further the weights are from f, the more they hang on what the shift cannot see: how samples part
-        from each other. So there are ⌈16 KL⌉ re-scorings an epoch, from 1 to 10.
+        from each other. So there are ⌈16 KL⌉ re-scorings an epoch, from 1 to 10. Weights of groups are the
+        solution's own, which no common shift changes.
         """
         regular = max(1, min(REGULAR, math.ceil(PER_NAT * self.kl)))
         moved = float(((self.shift - self.offset) / self.scales).sum())
-        far = abs(moved) > DEMAND and 0 < float(self.scales[0]) < math.inf
+        far = not grouped and abs(moved) > DEMAND and 0 < float(self.scales[0]) < math.inf
         return self.visits * (ON_DEMAND if far else regular) >= steps_an_epoch
 
     def restart(self, residuals: list[Tensor]) -> None:

@@ -141,7 +141,7 @@ class RobustTrainer(Resumable):
             return False
         if self.args.rescore_steps is None:
             epoch = steps_an_epoch(self.args, len(self.train_dataset))
-            return self.accountant.ledger.drift.demands_rescoring(epoch)
+            return self.accountant.ledger.drift.demands_rescoring(epoch, bool(self._units.names))
         return self.args.rescore_steps > 0 and self.state.global_step % self.args.rescore_steps == 0
 
     # --- one optimizer step -------------------------------------------------------------------

@@ -1,0 +1,106 @@
+"""The report of `klball train`: how the adversary weighed the data while the model learnt."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from klball.report.charts import Chart, Series
+from klball.report.interactive import plot
+from klball.report.page import Cell, Page, Plot, Section, Table, write_page
+from klball.report.pages.parts import REPORT_FILE, provenance_section, samples_section
+
+CURVES = {  # title → (axis, columns of the history and what they are called)
+    "Loss": (
+        "nats",
+        {"plain_loss": "mean of the step's samples", "robust_loss": "worst case of all samples"},
+    ),
+    "How uneven the weights are": ("share of the samples", {"ess_ratio": "effective sample size / n"}),
+    "The adversary's price": ("nats", {"lambda": "λ", "kl": "KL(Q‖F)"}),
+}
+GROUPS = {
+    **{"group": "group", "samples": "samples", "score": "mean score"},
+    **{"f": "share f", "q": "weight q", "density": "q/f"},
+}
+NUMBERS = {"samples": int, **dict.fromkeys(("score", "certainty", "f", "q", "density"), float)}
+
+
+def write_training_page(folder: Path, title: str) -> None:
+    """report.html of a finished run, from the files that it left in its folder."""
+    history = pq.read_table(folder / "history.parquet").to_pylist()
+    groups = [
+        {name: NUMBERS.get(name, str)(value) for name, value in row.items()}
+        for row in _rows(folder / "groups.csv")
+    ]
+    top = [
+        {**row, "n_q": float(row["n_q"]), "log_likelihood": float(row["log_likelihood"])}
+        for row in _rows(folder / "top_weighted.csv")
+    ]
+    sections = [Section("Over training", _curves(history))]
+    if groups:
+        sections.insert(0, Section("Groups", [_groups_table(groups)]))
+    intro = "By their weight at the end, n·q: rare, hard, or mislabelled? 1 is an even share."
+    page = Page(
+        title=title,
+        subtitle=f"{len(history)} optimizer steps",
+        verdict=_verdict(history, groups),
+        sections=[
+            *sections,
+            samples_section("Samples that the adversary weighs most", top, intro),
+            provenance_section(folder, {}),
+        ],
+    )
+    write_page(page, folder / REPORT_FILE)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _curves(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    plots = []
+    for title, (axis, columns) in CURVES.items():
+        series = []
+        for column, name in columns.items():
+            known = [(row["step"], row[column]) for row in history if row.get(column) is not None]
+            if known:
+                steps, values = zip(*known, strict=True)
+                series.append(Series(name, steps, values))
+        if series:
+            plots.append(plot(Chart(title, "optimizer step", axis, series)))
+    return plots
+
+
+def _groups_table(groups: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        {k: Cell(v, f"{v:.4g}".replace("-", "−")) if isinstance(v, float) else v for k, v in row.items()}
+        for row in sorted(groups, key=lambda row: -row["density"])
+    ]
+    note = "q/f is how many times over a sample of the group counts. A low mean score is a hard group."
+    return Table("Groups as the adversary weighs them", rows, GROUPS, note)
+
+
+def _verdict(history: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not history:
+        return ["No step was trained."]
+    last = history[-1]
+    sentences = [
+        f"The mean loss of a step's samples went from {history[0]['plain_loss']:.3g} to "
+        f"{last['plain_loss']:.3g} nats."
+    ]
+    if last.get("robust_loss") is not None:
+        sentences.append(
+            f"At the end the worst case is {last['robust_loss']:.3g} nats, and the adversary looks at "
+            f"{100 * last['ess_ratio']:.3g} % of the data in effect."
+        )
+    if groups:
+        most = max(groups, key=lambda row: row["density"])
+        sentences.append(
+            f"The group {most['group']} weighs most: its samples count {most['density']:.3g} times over."
+        )
+    return sentences
