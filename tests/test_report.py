@@ -304,6 +304,8 @@ def test_both_engines_draw_what_a_chart_says(name, monkeypatch, tmp_path):
     if chart.ticks:
         texts = [label.get_text() for label in axis.get_xticklabels()]
         assert texts == list(layout.xaxis.ticktext) == list(chart.ticks.values())
+    if chart.even:
+        assert axis.get_xlim()[0] == 0 and layout.xaxis.rangemode == "tozero"
     drawn = [np.array(line.get_xydata()) for line in axis.lines]
     traces = [np.array([trace.x, trace.y], float).T for trace in page.figure.data]
     for series in chart.series:

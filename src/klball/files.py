@@ -162,8 +162,7 @@ def readable(path: str | Path, otherwise: str = "") -> Iterator[None]:
 def read_table(path: str | Path, otherwise: str = "", **part: Any) -> pa.Table:
     """A Parquet file, or `columns` or `filters` of it, its pages' checksums verified; see `readable`."""
     with readable(path, otherwise):
-        table = pq.read_table(path, page_checksum_verification=True, partitioning=None, **part)  # pyright: ignore[reportArgumentType]
-        return without_views(table)
+        return without_views(pq.read_table(path, page_checksum_verification=True, **part))
 
 
 def without_views(table: Any) -> Any:

@@ -36,7 +36,8 @@ class Series:
 class Chart:
     """Series over one pair of axes; `note` is printed below them.
 
-    joined: lines through the points. ticks: x → label, of a logarithmic axis. even: a line at y = 0.
+    joined: lines through the points. ticks: x → label, of a logarithmic axis. even: a line at y = 0,
+    from x = 0 on.
     """
 
     title: str

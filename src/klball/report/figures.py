@@ -96,6 +96,7 @@ def _draw_on(axis: Any, chart: Chart, styles: dict[str, Any]) -> None:
             axis.plot(*series.outline, color=colour, linestyle=style["linestyle"])
     if chart.even:
         axis.axhline(0, color="#777777", linewidth=1)
+        axis.set_xlim(left=0)
     if chart.ticks:
         axis.set_xscale("log")
         axis.set_xticks(list(chart.ticks), list(chart.ticks.values()))

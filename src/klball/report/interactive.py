@@ -60,6 +60,7 @@ def plot(chart: Chart) -> Plot:
     if chart.even:
         figure.add_hline(y=0, line={"color": INK, "width": 1, "dash": "dot"})
         figure.update_xaxes(rangemode="tozero")
+    figure.update_layout(showlegend=True)  # of one name too
     return Plot(chart.title, figure, chart.description(), chart.note)
 
 

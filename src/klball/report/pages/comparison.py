@@ -7,13 +7,7 @@ from typing import Any
 import numpy as np
 
 from klball.adversary.dual import solve_dual
-from klball.comparison.analysis import (
-    SOURCE_TESTS,
-    Analysis,
-    Comparison,
-    matrix_rows,
-    source_summary,
-)
+from klball.comparison.analysis import SOURCE_TESTS, Analysis, Comparison, matrix_rows, source_summary
 from klball.comparison.effects import Effect
 from klball.comparison.hypothesis_tests import p_matrix
 from klball.comparison.verdicts import LEAD
@@ -23,13 +17,7 @@ from klball.report.charts import multipliers_chart, profile_charts
 from klball.report.figures import draw
 from klball.report.interactive import heat_map, paired_differences, plot
 from klball.report.page import Page, Part, Plot, Section, Table, write_page
-from klball.report.pages.parts import (
-    REPORT_FILE,
-    interval,
-    provenance_section,
-    sample_rows,
-    samples_section,
-)
+from klball.report.pages.parts import REPORT_FILE, interval, provenance_section, sample_rows, samples_section
 from klball.report.paper import latex_table, plot_p_values
 from klball.scores.perplexity import ProfilePoint
 

@@ -69,7 +69,8 @@ def provenance_section(folder: Path, tables: Mapping[str, Any]) -> Section:
     run = folder / "run.json"
     records = [Record("Command and options", json.loads(run.read_text()))] if run.exists() else []
     records.append(Record("Library versions", versions()))
-    records.append(Record("Score tables: model, weights, tokenizer, data, length", tables))
+    if tables:
+        records.append(Record("Score tables: model, weights, tokenizer, data, length", tables))
     return Section("Provenance", records, "What the numbers depend on, in full.")
 
 

@@ -17,7 +17,7 @@ CURVES = {  # title → (axis, columns of the history and what they are called)
         "nats",
         {"plain_loss": "mean of the step's samples", "robust_loss": "worst case of all samples"},
     ),
-    "How uneven the weights are": ("share of the samples", {"ess_ratio": "effective sample size / n"}),
+    "How uneven the weights are": ("share of what is weighed", {"ess_ratio": "effective sample size / n"}),
     "The adversary's price": ("nats", {"lambda": "λ", "kl": "KL(Q‖F)"}),
 }
 GROUPS = {
@@ -96,7 +96,7 @@ def _verdict(history: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str,
     if last.get("robust_loss") is not None:
         sentences.append(
             f"At the end the worst case is {last['robust_loss']:.3g} nats, and the adversary looks at "
-            f"{100 * last['ess_ratio']:.3g} % of the data in effect."
+            f"{100 * last['ess_ratio']:.3g} % of the {'groups' if groups else 'data'} in effect."
         )
     if groups:
         most = max(groups, key=lambda row: row["density"])
