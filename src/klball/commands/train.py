@@ -12,22 +12,11 @@ from klball.commands.training_data import training_and_evaluation_rows
 from klball.commands.training_options import refuse_missing_packages, refuse_without_effect
 from klball.files import versions
 from klball.flags import RowIds, option
-<<<<<<< HEAD
-from klball.models.loading import (
-    TINY,
-    public_name,
-)
+from klball.models.loading import TINY, public_name
 from klball.objectives.tokens import OBJECTIVES, needs_of
 from klball.report.pages.training import write_training_page
 from klball.terminal import is_main
-from klball.training.identity import (
-    settings_of,
-)
-=======
-from klball.models.loading import TINY, public_name
-from klball.objectives.tokens import PROXIMAL
 from klball.training.identity import settings_of
->>>>>>> plumbing
 from klball.training.run import train
 from klball.training.sft.config import RobustSFTConfig
 
