@@ -38,7 +38,7 @@ def unfinish(folder):
 def contents(folder):
     """Every file's bytes, but for those that name the folder, and tokens counted since a resumption."""
     files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
-    naming = ("training_args.bin", "run.json", "README.md")
+    naming = ("training_args.bin", "run.json", "README.md", "report.html")
     read = {str(name): path.read_bytes() for name, path in files.items() if name.name not in naming}
     for name in [name for name in read if name.endswith("trainer_state.json")]:
         state = json.loads(read[name])

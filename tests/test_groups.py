@@ -151,6 +151,8 @@ def test_the_command_leaves_a_table_of_groups(tmp_path, capsys):
     assert {row["group"]: int(row["samples"]) for row in table} == {"a": 8, "b": 4}
     assert sum(float(row["q"]) for row in table) == pytest.approx(1)
     assert "groups" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Groups as the adversary weighs them" in page and "The group" in page and "the value" in page
 
 
 def test_a_common_shift_asks_for_no_rescoring_of_groups():
