@@ -13,7 +13,7 @@ test: env
 	$(BIN)/python -m pytest -n 2
 
 test-slow: env
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m slow $(SLOW)
 
 test-all: env
 	$(BIN)/python -m pytest -n 2 -m ''
