@@ -1,14 +1,15 @@
-r"""The worst re-weighting of scored samples inside a Kullback–Leibler ball, solved exactly.
+r"""The worst re-weighting of scored samples inside a Kullback–Leibler ball (mathematics.md, "The problem").
 
     minimise E_Q[g]  subject to  KL(Q‖F) ≤ ε,  E_Q[C] ≤ γ,  q ≤ c·f
 
 through its dual, maximise over λ ≥ 0, β ≥ 0:  h(λ,β) = −λε − βγ − λ log Σ f_i exp(−(g_i + βC_i)/λ).
+What comes back is checked (mathematics.md, "The certificate").
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 import torch
@@ -16,23 +17,16 @@ from torch import Tensor
 
 from klball.adversary import inputs
 from klball.adversary.inputs import Array
-from klball.adversary.solver.rounds import (
-    Answer,
-    Ball,
-    closed,
-    divergence,
-    solve_ball,
-    solve_round,
-    solve_together,
-)
-from klball.adversary.solver.tilting import Numbers, Scores, quantile
+from klball.adversary.solver.rounds import Answer, Ball, closed, divergence, solve_round, solve_together, untied
+from klball.adversary.solver.tilting import PIECE, Numbers, Scores, quantile
 
-GROUP = 1 << 16  # elements of rounds started together: they stay in the cache
 WIDEST_GAP = 1e-9  # of the range of g: a wider one is no answer
 TOLERANCE = 1e-9  # of ε and of the range of C, within which a constraint is met
 ROUNDING = 1e-12  # of Σq, of a weight at the cap, and of KL
-SMALLEST = 1e-140  # of the range of the scores
 LARGE = 1e3  # exponents of which the sums of a tilt may lose the digits of KL
+TYPICAL = 16  # samples of which the middle one is no outlier
+
+Weights = TypeVar("Weights", np.ndarray, Tensor)
 
 
 class InfeasibleError(ValueError):
@@ -43,34 +37,124 @@ class InfeasibleError(ValueError):
         self.gamma_min, self.mean_certainty = gamma_min, mean_certainty
 
 
-@dataclass(frozen=True)
-class DualSolution:
-    """A solved problem, or a batch of them: scalars become arrays [rounds], `status` a list.
+@dataclass(frozen=True, repr=False)
+class DualSolution(Generic[Weights]):
+    """A solved problem.
 
     lambda_, beta: multipliers of the ball (nats of score per nat of radius) and of the certainty cap.
+    weights: q, [n], float64, a tensor for a tensor and else an array.
     kl, certainty, worst_case: KL(Q‖F), E_Q[C] (None without C) and E_Q[g] at `weights`.
     dual_value: h at the multipliers. gap: worst_case − dual_value in units of max g − min g.
     ess: effective sample size 1/Σ(q²). mu: q_i = f_i·min(c, exp((mu − g_i − βC_i)/λ)) if λ is in (0, ∞).
     gamma_min: the smallest E_Q[C] in the ball where it had to be found (else NaN; None without gamma).
     `solve_dual(loss=-certainty, epsilon=...).worst_case` is γ_min too.
     status: optimal | point_mass | vertex | boundary | capped | infeasible.
+    num_passes: over the scores.
     """
 
-    lambda_: Any
-    beta: Any
-    weights: Any
-    kl: Any
-    certainty: Any
-    worst_case: Any
-    dual_value: Any
-    gap: Any
-    ess: Any
-    mu: Any
-    gamma_min: Any
-    status: Any
+    lambda_: float
+    beta: float
+    weights: Weights
+    kl: float
+    certainty: float | None
+    worst_case: float
+    dual_value: float
+    gap: float
+    ess: float
+    mu: float
+    gamma_min: float | None
+    status: str
     num_passes: int
 
+    def __repr__(self) -> str:
+        certainty = "" if self.certainty is None else f", E_Q[C] {self.certainty:.6g}"
+        return (
+            f"DualSolution({self.status}: E_Q[g] {self.worst_case:.6g}{certainty}, KL {self.kl:.4g}, "
+            f"λ {self.lambda_:.6g}, β {self.beta:.6g}, ESS {self.ess:.4g}, gap {self.gap:.1g})"
+        )
 
+
+@dataclass(frozen=True, repr=False)
+class DualSolutions(Generic[Weights]):
+    """A batch of solved problems: what is a number in `DualSolution` is an array [rounds] here.
+
+    weights: [rounds, n]; of infeasible rounds NaN, like their multipliers. status: a list. num_passes: the most
+    that any round took. Arrays are tensors where the scores were one.
+    """
+
+    lambda_: Weights
+    beta: Weights
+    weights: Weights
+    kl: Weights
+    certainty: Weights | None
+    worst_case: Weights
+    dual_value: Weights
+    gap: Weights
+    ess: Weights
+    mu: Weights
+    gamma_min: Weights | None
+    status: list[str]
+    num_passes: int
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{self.status.count(name)} {name}" for name in sorted(set(self.status)))
+        spans = ", ".join(
+            f"{label} {float(values.min()):.4g} … {float(values.max()):.4g}"
+            for label, values in (("E_Q[g]", self.worst_case), ("λ", self.lambda_), ("ESS", self.ess))
+        )
+        return f"DualSolutions({counts}: {spans}, gap at most {float(self.gap.max()):.1g})"
+
+
+Matrix = np.ndarray[tuple[int, int], np.dtype[Any]]  # of any kind of number
+
+
+@overload
+def solve_dual(
+    log_likelihood: Sequence[Sequence[float]] | Matrix,
+    certainty: Array | None = None,
+    *,
+    epsilon: float,
+    gamma: float | None = None,
+    base_weights: Array | None = None,
+    max_weight: float | None = None,
+    throw: bool = True,
+) -> DualSolutions[np.ndarray]: ...
+@overload
+def solve_dual(
+    log_likelihood: None = None,
+    certainty: Array | None = None,
+    *,
+    loss: Sequence[Sequence[float]] | Matrix,
+    epsilon: float,
+    gamma: float | None = None,
+    base_weights: Array | None = None,
+    max_weight: float | None = None,
+    throw: bool = True,
+) -> DualSolutions[np.ndarray]: ...
+@overload
+def solve_dual(
+    log_likelihood: Tensor,
+    certainty: Array | None = None,
+    *,
+    epsilon: float,
+    gamma: float | None = None,
+    base_weights: Array | None = None,
+    max_weight: float | None = None,
+    throw: bool = True,
+) -> DualSolution[Tensor]: ...
+@overload
+def solve_dual(
+    log_likelihood: None = None,
+    certainty: Array | None = None,
+    *,
+    loss: Tensor,
+    epsilon: float,
+    gamma: float | None = None,
+    base_weights: Array | None = None,
+    max_weight: float | None = None,
+    throw: bool = True,
+) -> DualSolution[Tensor]: ...
+@overload
 def solve_dual(
     log_likelihood: Array | None = None,
     certainty: Array | None = None,
@@ -81,40 +165,56 @@ def solve_dual(
     base_weights: Array | None = None,
     max_weight: float | None = None,
     throw: bool = True,
-) -> DualSolution:
+) -> DualSolution[np.ndarray]: ...
+
+
+@np.errstate(all="ignore")  # what leaves the range of float64 is looked for
+def solve_dual(
+    log_likelihood: Array | None = None,
+    certainty: Array | None = None,
+    *,
+    loss: Array | None = None,
+    epsilon: float,
+    gamma: float | None = None,
+    base_weights: Array | None = None,
+    max_weight: float | None = None,
+    throw: bool = True,
+) -> DualSolution[Any] | DualSolutions[Any]:
     """The worst-case weights of a sample of scores, with multipliers and certificate, in float64.
 
     q_i = f_i·exp(−(g_i + βC_i)/λ)/Z at the (λ, β) that maximise h; at ε = 0, λ = ∞ and q = f; where
     the ball does not bind, λ = 0 and q is uniform on the minimisers of g.
 
-    log_likelihood: g, nats, [n] or [rounds, n]; or else loss: −g. certainty: C, nats, the same shape,
-    needed by gamma. epsilon: radius of the ball, nats. gamma: upper bound on E_Q[C]. base_weights: f, [n]
-    or like g, normalised here. max_weight: c ≥ 1, a bound on q_i/f_i. throw=False returns status
-    "infeasible" and NaN multipliers instead of raising.
+    log_likelihood: g, nats, [n], or [rounds, n] for `DualSolutions`; or else loss: −g. (Type checkers see how
+    many dimensions nested lists and arrays of two dimensions have; of a tensor or array that does not say
+    they take it to be [n].) certainty: C, nats, the same shape, needed by gamma. epsilon: radius of the ball,
+    nats. gamma: upper bound on E_Q[C]. base_weights: f, [n] or like g, normalised here. max_weight: c ≥ 1, a
+    bound on q_i/f_i. throw=False returns status "infeasible" and NaN multipliers instead of raising.
 
     Raises ValueError for malformed input (log-likelihoods that are all positive among it), and
     InfeasibleError (naming γ_min) if no Q qualifies.
     Source: F. Deng, "Robust SFT" (slides); Hu & Hong (2013) for the dual of KL-constrained DRO.
     """
-    given = loss if log_likelihood is None else log_likelihood
     g = inputs.log_likelihoods(log_likelihood, loss)
-    single = g.ndim == 1
-    g = np.atleast_2d(g)
     extremes = inputs.scores("log_likelihood" if loss is None else "loss", g)
     if loss is None:
-        inputs.refuse_losses(extremes[0].min())
+        inputs.refuse_losses(extremes[0])
     c = inputs.matching("certainty", certainty, g)
     c_extremes = None if c is None else inputs.scores("certainty", c)
     inputs.parameters(epsilon, gamma, max_weight, c)
     base = inputs.base_weights(base_weights, g)
     problem = _Problem(g, extremes, c, c_extremes, base, float(epsilon), gamma, max_weight)
-    size = max(1, GROUP // g.shape[1])
-    rounds = [
-        found for start in range(0, len(g), size) for found in problem.solve(slice(start, start + size))
-    ]
-    if throw and any(found.status == "infeasible" for found in rounds):
-        _raise_infeasible(rounds, problem, single)
-    return _like_input(rounds, g.shape, isinstance(given, Tensor), single)
+    answer, units = problem.solve()
+    found = units.in_nats(answer, c is not None, gamma is not None)
+    if throw and "infeasible" in (status := [answer.status] if g.ndim == 1 else answer.status):
+        _raise_infeasible(np.atleast_1d(found["gamma_min"])[np.array(status) == "infeasible"], problem)
+    like = torch.from_numpy if isinstance(log_likelihood if loss is None else loss, Tensor) else np.asarray
+    weights = like(np.full(len(g), math.nan) if answer.weights is None else answer.weights)
+    if g.ndim == 1:
+        numbers = {name: None if value is None else float(value) for name, value in found.items()}
+        return DualSolution(**numbers, weights=weights, status=answer.status, num_passes=answer.passes)
+    arrays = {name: None if value is None else like(value) for name, value in found.items()}
+    return DualSolutions(**arrays, weights=weights, status=answer.status.tolist(), num_passes=answer.passes)
 
 
 @dataclass(frozen=True)
@@ -150,9 +250,9 @@ def robust_profile(
     ]
     return RobustProfile(
         epsilon=[float(e) for e in epsilons],
-        robust_loss=[-float(s.worst_case) for s in solutions],
-        lambda_=[float(s.lambda_) for s in solutions],
-        ess=[float(s.ess) for s in solutions],
+        robust_loss=[-s.worst_case for s in solutions],
+        lambda_=[s.lambda_ for s in solutions],
+        ess=[s.ess for s in solutions],
     )
 
 
@@ -161,184 +261,164 @@ def robust_profile(
 
 @dataclass(frozen=True)
 class Units:
-    """x = (g − g0)/width and y = (C − c0)/c_width of one round."""
+    """x = (g − g0)/width and y = (C − c0)/c_width: numbers, or of many rounds arrays [rounds]."""
 
-    g0: float
-    width: float
-    c0: float = 0.0
-    c_width: float = 1.0
+    g0: Any
+    width: Any
+    c0: Any = 0.0
+    c_width: Any = 1.0
 
-    def solution(self, found: Answer, gamma: float | None, certain: bool) -> DualSolution:
-        """The answer in nats; h lies below E_Q[g] by the gap."""
-        lambda_ = math.inf if found.a == 0 else self.width / found.a
-        beta = found.beta * self.width / self.c_width if found.beta else 0.0
+    def in_nats(self, found: Answer, certain: bool, bounded: bool) -> dict[str, Any]:
+        """The numbers of a `DualSolution`; h lies below E_Q[g] by the gap."""
+        lambda_, beta = np.divide(self.width, found.a), found.beta * self.width / self.c_width
         worst = self.g0 + self.width * found.mean_x
-        inside = 0 < found.a < math.inf and math.isfinite(beta)
-        return DualSolution(
+        return dict(
             lambda_=lambda_,
             beta=beta,
-            weights=found.weights,
             kl=found.kl,
             certainty=self.c0 + self.c_width * found.mean_y if certain else None,
             worst_case=worst,
             dual_value=worst - self.width * found.gap,
             gap=found.gap,
             ess=found.ess,
-            mu=lambda_ * found.mu + self.g0 + beta * self.c0 if inside else math.nan,
-            gamma_min=None if gamma is None else self.c0 + self.c_width * found.least_y,
-            status=found.status,
-            num_passes=found.passes,
+            mu=lambda_ * found.mu + self.g0 + beta * self.c0,  # NaN where the weights are no tilt
+            gamma_min=self.c0 + self.c_width * found.least_y if bounded else None,
         )
 
 
 def standardised(
-    values: Numbers, extremes: tuple[Numbers, Numbers], base: Numbers | None, cap: float | None, middle: bool
-) -> tuple[Numbers, Numbers, Numbers]:
-    """Of every round: scores in units of their range, their origin, and the range; weightless ones are 1.
+    values: Numbers, extremes: tuple[Any, Any], base: Numbers | None, cap: float | None, middle: bool
+) -> tuple[Numbers, Any, Any]:
+    """Scores in units of their range, their origin, and the range (of every round); weightless ones are 1.
 
-    The origin is where digits are needed: the smallest, the `middle`, or with a cap where it begins to bind.
+    The origin is where digits are needed: the smallest, near the `middle`, or with a cap where that begins to
+    bind (mathematics.md, "Digits").
     """
     low, high = extremes
+    single = values.ndim == 1
     used = None if base is None or base.all() else base > 0
     if used is not None:
-        low = values.min(1, where=used, initial=math.inf)
-        high = values.max(1, where=used, initial=-math.inf)
+        low = values.min(-1, where=used, initial=math.inf)
+        high = values.max(-1, where=used, initial=-math.inf)
     origin = low
     if cap is not None:
-        origin = np.array(
-            [quantile(own, None if base is None else base[r], cap) for r, own in enumerate(values)]
-        )
+        origin = _rowwise(lambda *own: quantile(*own, cap), values, base)
     elif middle:
-        origin = np.partition(values, values.shape[1] // 2)[:, values.shape[1] // 2]
-    width = np.where(high > low, high - low, 1.0)
-    x = values - origin[:, None]
-    if width.min() > 1e-290:
-        x *= (1 / width)[:, None]  # half the time of a division, which reciprocals of subnormal ranges need
-    else:
-        x /= width[:, None]
+        few = values[..., :: max(1, values.shape[-1] // TYPICAL)]
+        origin = np.partition(few, few.shape[-1] // 2)[..., few.shape[-1] // 2]
+    width = (high - low) or 1.0 if single else np.where(high > low, high - low, 1.0)
+    x = values - (origin if single else origin[:, None])
+    if (width if single else width.min()) > 1e-290:  # half the time of a division
+        x *= 1 / width if single else 1 / width[:, None]
+    else:  # whose reciprocal may overflow
+        x /= width if single else width[:, None]
     if used is not None:
         x[~used] = 1.0
-    if x.size <= GROUP:
-        _tie(x)
     return x, origin, width
 
 
-def _tie(x: Numbers) -> None:
-    """Scores that differ by less than any square can tell are equal; of many, only where that is needed."""
-    x[np.abs(x) < SMALLEST] = 0.0
+def _rowwise(of: Any, values: Numbers, base: Numbers | None) -> Any:
+    if values.ndim == 1:
+        return of(values, base)
+    return np.array([of(own, None if base is None else base[r]) for r, own in enumerate(values)])
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """Validated scores and base weights, float64 [rounds, n], extremes [rounds], and the constraints."""
+    """Validated scores and base weights, float64 [n] or [rounds, n], their extremes, and the constraints."""
 
     g: Numbers
-    extremes: tuple[Numbers, Numbers]
+    extremes: tuple[Any, Any]
     c: Numbers | None
-    c_extremes: tuple[Numbers, Numbers] | None
+    c_extremes: tuple[Any, Any] | None
     base: Numbers | None
     epsilon: float
     gamma: float | None
     cap: float | None
 
-    def solve(self, own: slice) -> list[DualSolution]:
-        """The solutions of some rounds; those of a batch, and with γ, start from tilts found together."""
-        scores, units = self._in_units(own)
-        balls = [Ball(self.epsilon)] * len(units)
-        if self.gamma is not None:
-            blurs = [4e-16 * max(abs(u.c0), abs(self.gamma)) / u.c_width for u in units]
-            gammas = [(self.gamma - u.c0) / u.c_width for u in units]
-            balls = [Ball(self.epsilon, *both) for both in zip(gammas, blurs, strict=True)]
-        answers = None
-        if len(units) == 1 and self.c is None and self.epsilon > 0:
-            answers = [solve_ball(scores.rounds(0), self.epsilon, overwrite=True)]
-            if 0 < answers[0].a < math.inf and not closed(answers[0], balls[0]):
-                answers, (scores, units) = None, self._in_units(own)
-                _tie(scores.x)
-        if answers is None:
-            together = self.cap is None and self.epsilon > 0 and (len(units) > 1 or self.gamma is not None)
-            found = solve_together(scores, balls) if together else [None] * len(units)
-            answers = [solve_round(scores.rounds(r), ball, found[r]) for r, ball in enumerate(balls)]
-        _certify(answers, scores, balls, own.start if len(self.g) > 1 else None)
-        certain = self.c is not None
-        return [
-            unit.solution(answer, self.gamma, certain) for unit, answer in zip(units, answers, strict=True)
-        ]
+    def solve(self) -> tuple[Answer, Units]:
+        """The certified answers, in units: of short rounds together, of long ones one by one."""
+        if self.g.ndim == 1:
+            return self._alone()
+        if self.cap is None and self.epsilon > 0 and self.g.shape[1] <= PIECE:
+            scores, units = self._in_units()
+            ball = self._ball(units)
+            answers = solve_together(scores, ball)
+            _certify(answers, scores, ball)
+            return answers, units
+        rounds = [self._round(r)._alone(f"round {r}: ") for r in range(len(self.g))]
+        nothing = np.full(self.g.shape[1], math.nan)
+        columns = zip(*(answer for answer, _ in rounds), strict=True)
+        answers = Answer(*(np.array([nothing if v is None else v for v in column]) for column in columns))
+        return answers, Units(*np.array([(u.g0, u.width, u.c0, u.c_width) for _, u in rounds]).T)
 
-    def _in_units(self, own: slice) -> tuple[Scores, list[Units]]:
-        base = None if self.base is None else self.base[own]
+    def _round(self, r: int) -> "_Problem":
+        of = lambda values: None if values is None else values[r]  # noqa: E731
+        extremes, c_extremes = ((low[r], high[r]) for low, high in (self.extremes, self.c_extremes or self.extremes))
+        return replace(self, g=self.g[r], extremes=extremes, c=of(self.c), c_extremes=c_extremes, base=of(self.base))
+
+    def _alone(self, where: str = "") -> tuple[Answer, Units]:
+        scores, units = self._in_units()
+        ball = self._ball(units)
+        answer = solve_round(scores, ball, overwrite=True)
+        if 0 < answer.a < math.inf and not closed(answer, ball):
+            scores, units = self._in_units()
+            answer = solve_round(untied(scores), ball)
+        _certify(answer, scores, ball, where)
+        return answer, units
+
+    def _in_units(self) -> tuple[Scores, Units]:
         middle = self.gamma is not None
-        x, g0, width = standardised(self.g[own], _some(self.extremes, own), base, self.cap, middle)
+        x, g0, width = standardised(self.g, self.extremes, self.base, self.cap, middle)
         if self.c is None or self.c_extremes is None:
-            units = [Units(*each) for each in zip(g0.tolist(), width.tolist(), strict=True)]
-            return Scores(x, None, base, self.cap), units
-        y, *of_c = standardised(self.c[own], _some(self.c_extremes, own), base, self.cap, middle)
-        columns = (values.tolist() for values in (g0, width, *of_c))
-        return Scores(x, y, base, self.cap), [Units(*each) for each in zip(*columns, strict=True)]
+            return Scores(x, None, self.base, self.cap), Units(g0, width)
+        y, c0, c_width = standardised(self.c, self.c_extremes, self.base, self.cap, middle)
+        return Scores(x, y, self.base, self.cap), Units(g0, width, c0, c_width)
+
+    def _ball(self, units: Units) -> Ball:
+        if self.gamma is None:
+            return Ball(self.epsilon)
+        blur = 4e-16 * np.maximum(np.abs(units.c0), abs(self.gamma)) / units.c_width
+        return Ball(self.epsilon, (self.gamma - units.c0) / units.c_width, blur)
 
 
-def _some(extremes: tuple[Numbers, Numbers], own: slice) -> tuple[Numbers, Numbers]:
-    return extremes[0][own], extremes[1][own]
-
-
-def _certify(answers: list[Answer], scores: Scores, balls: list[Ball], first: int | None) -> None:
+def _certify(found: Answer, scores: Scores, ball: Ball, where: str = "") -> None:
     """Raise ValueError unless every q lies in the ball, keeps every bound, and closes the gap."""
-    for r, (found, ball) in enumerate(zip(answers, balls, strict=True)):
-        q, kl, inside = found.weights, found.kl, 0 < found.a < math.inf and math.isfinite(found.beta)
-        if q is None:  # infeasible
-            continue
-        f = 1 / len(q) if scores.base is None else scores.base[r]
-        if inside and found.a * (1 + found.beta) > LARGE:
-            kl = max(kl, divergence(q, f))
-        faults = {
-            "close the gap": not found.gap <= WIDEST_GAP,
-            "lie in the ball": not kl <= ball.epsilon * (1 + TOLERANCE) + ROUNDING,
-            "lie on its surface": inside and not found.kl >= ball.epsilon * (1 - TOLERANCE) - ROUNDING,
-            "keep the bound on certainty": not ball.met(found.mean_y, TOLERANCE),
-            "sum to one": not abs(float(q.sum()) - 1) <= ROUNDING,
-            "keep the cap": scores.cap is not None and bool((q > scores.cap * f * (1 + ROUNDING)).any()),
-        }
-        missed = " and ".join(what for what, fault in faults.items() if fault)
-        if missed:
-            where = "" if first is None else f"round {first + r}: "
-            raise ValueError(
-                f"{where}no multipliers were found that {missed} (the gap is {found.gap:.1e} of the range of "
-                f"the scores, KL {found.kl}): change epsilon or gamma"
-            )
-
-
-# --- output -----------------------------------------------------------------------------------
-
-
-def _raise_infeasible(rounds: list[DualSolution], problem: _Problem, single: bool) -> None:
-    least = [found.gamma_min for found in rounds if found.status == "infeasible"]
-    where = "" if single else f" in {len(least)} of {len(rounds)} rounds"
-    cap = "" if problem.cap is None else f" and max_weight = {problem.cap}"
-    raise InfeasibleError(
-        f"infeasible{where}: with epsilon = {problem.epsilon}{cap} the mean certainty cannot go below "
-        f"γ_min = {max(least)!r}, but gamma = {problem.gamma}; raise gamma to at least γ_min, or epsilon",
-        max(least),
+    q, kl, price = found.weights, found.kl, found.a * (1 + found.beta)
+    if q is None:  # infeasible
+        return
+    inside = (price > 0) & (price < math.inf)
+    f = 1 / q.shape[-1] if scores.base is None else scores.base
+    if np.max(price) > LARGE if isinstance(price, np.ndarray) else price > LARGE:
+        kl = np.where(price > LARGE, np.maximum(kl, divergence(q, f)), kl)
+    kept = {
+        "close the gap": found.gap <= WIDEST_GAP,
+        "lie in the ball": kl <= ball.epsilon * (1 + TOLERANCE) + ROUNDING,
+        "lie on its surface": (found.kl >= ball.epsilon * (1 - TOLERANCE) - ROUNDING) | (inside ^ True),
+        "keep the bound on certainty": ball.met(found.mean_y, TOLERANCE),
+        "sum to one": abs(q.sum(-1) - 1) <= ROUNDING,
+        "keep the cap": scores.cap is None or (q <= scores.cap * f * (1 + ROUNDING)).all(-1),
+    }
+    if all(holds.all() if isinstance(holds, np.ndarray) else holds for holds in kept.values()):
+        return
+    bad = {what: np.atleast_1d((holds ^ True) & (found.status != "infeasible")) for what, holds in kept.items()}
+    if not any(rounds.any() for rounds in bad.values()):
+        return
+    r = min(int(np.argmax(rounds)) for rounds in bad.values() if rounds.any())
+    missed = " and ".join(what for what, rounds in bad.items() if rounds[r])
+    gap, kl = np.atleast_1d(found.gap)[r], np.atleast_1d(found.kl)[r]
+    raise ValueError(
+        f"{where if q.ndim == 1 else f'round {r}: '}no multipliers were found that {missed} (the gap is "
+        f"{gap:.1e} of the range of the scores, KL {kl}): change epsilon or gamma"
     )
 
 
-def _like_input(
-    rounds: list[DualSolution], shape: tuple[int, ...], in_torch: bool, single: bool
-) -> DualSolution:
-    """Torch in, torch out; anything else gives NumPy arrays, and plain numbers for a single problem."""
-    like = torch.from_numpy if in_torch else np.asarray
-    nothing = np.full(shape[1], math.nan)
-    weights = [nothing if found.weights is None else found.weights for found in rounds]
-    if single:
-        return replace(rounds[0], weights=like(weights[0]))
-    columns = {field.name: [getattr(found, field.name) for found in rounds] for field in fields(DualSolution)}
-    arrays = {
-        name: None if values[0] is None else like(np.array(values))
-        for name, values in columns.items()
-        if name not in ("weights", "status", "num_passes")
-    }
-    return DualSolution(
-        **arrays,
-        weights=like(np.stack(weights)),
-        status=columns["status"],
-        num_passes=max(columns["num_passes"]),
+def _raise_infeasible(least: Numbers, problem: _Problem) -> None:
+    rounds = len(problem.g)
+    where = "" if problem.g.ndim == 1 else f" in {len(least)} of {rounds} rounds"
+    cap = "" if problem.cap is None else f" and max_weight = {problem.cap}"
+    raise InfeasibleError(
+        f"infeasible{where}: with epsilon = {problem.epsilon}{cap} the mean certainty cannot go below "
+        f"γ_min = {float(least.max())!r}, but gamma = {problem.gamma}; raise gamma to at least γ_min, or epsilon",
+        float(least.max()),
     )

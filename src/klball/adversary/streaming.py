@@ -65,6 +65,7 @@ class StreamedSolution:
         return np.exp(exponents)
 
 
+@np.errstate(all="ignore")  # what leaves the range of float64 is looked for
 def solve_dual_streamed(
     parts: Sequence[Part], *, epsilon: float, gamma: float | None = None, sharded: bool = False
 ) -> StreamedSolution:
@@ -128,7 +129,7 @@ class _Solver:
         a = radius_tilt(sampled, radius, radius_start(sampled, radius))
         if self.gamma is not None and sampled.moments(a).mean_y > self.target:
             start = np.array([a]), np.zeros(1)
-            found = joint_tilt(sampled.rounds(None), radius, np.array([self.target]), *start)
+            found = joint_tilt(sampled, radius, np.array([self.target]), *start)
             if found[2][0]:
                 return float(found[0][0]), float(found[1][0])
         return a, 0.0
@@ -261,7 +262,7 @@ class _Solver:
             mu=math.nan,
             mean=mean,
             status=status,
-            num_rows=self.survey.rows,
+            num_rows=int(self.survey.rows),
             num_passes=self.data.num_passes,
         )
 

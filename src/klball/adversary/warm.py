@@ -28,22 +28,20 @@ def resolve(
     needs no pass, so `ess` may be off by 2e-5 of itself. A closed gap proves the answer. Where β stays 0 the
     constraint E_Q[C] ≤ γ is seen to be slack; None also means that β has to become, or cease to be, positive.
     """
-    f = None if base is None else base.numpy()[None]
+    f = None if base is None else base.numpy()
     x, g0, width = _units(g, f, max_weight)
     y, c0, c_width = (None, 0.0, 1.0) if c is None else _units(c, f, max_weight)
     if x.min() == x.max() or epsilon == 0:
         return None
-    scores = Scores(x[0], None if y is None else y[0], None if f is None else f[0], max_weight)
+    tilting = Tilting(Scores(x, y, f, max_weight))
     ball = Ball(epsilon, None if gamma is None else (gamma - c0) / c_width)
     a, b = width / start[0], start[1] * c_width / start[0]
-    tilting, near = Tilting(scores), NEAR if max_weight is None else 0.0
+    near = NEAR if max_weight is None else 0.0
     if gamma is not None and b > 0:
-        tilting = Tilting(Scores(x, y, f, max_weight))
-        found = joint_tilt(
-            tilting, epsilon, np.array([ball.gamma]), np.array([a]), np.array([b]), MOST_PASSES
-        )
-        a, b = float(found[0][0]), float(found[1][0])
-        if not (found[2][0] and a > 0 and b > 0):
+        tilt = np.array([a]), np.array([b])
+        found = joint_tilt(tilting, epsilon, np.array([ball.gamma]), *tilt, passes=MOST_PASSES)
+        a, b, solved = (each.item() for each in found)
+        if not (solved and a > 0 and b > 0):
             return None
         answer = of_moments(None, moments_at(tilting, a, b, near), a, b, ball, tilting)
     else:
@@ -55,10 +53,12 @@ def resolve(
         )
     if not closed(answer, ball) or answer.passes > MOST_PASSES:
         return None
-    return Units(g0, width, c0, c_width).solution(answer, gamma, c is not None)
+    found = Units(g0, width, c0, c_width).in_nats(answer, c is not None, gamma is not None)
+    numbers = {name: None if value is None else float(value) for name, value in found.items()}
+    return DualSolution(**numbers, weights=None, status=answer.status, num_passes=answer.passes)
 
 
 def _units(values: Tensor, base: Numbers | None, cap: float | None) -> tuple[Numbers, float, float]:
-    rows = values.numpy()[None]
-    x, origin, width = standardised(rows, (rows.min(1), rows.max(1)), base, cap, middle=False)
-    return x, float(origin[0]), float(width[0])
+    g = values.numpy()
+    x, origin, width = standardised(g, (float(g.min()), float(g.max())), base, cap, middle=False)
+    return x, float(origin), float(width)

@@ -134,9 +134,10 @@ def _tilt_to(y: Numbers, base: Numbers, cap: float | None, target: float) -> Num
     tilting = Tilting(Scores((z - origin) / spread, None, base, cap))
     wanted = -origin / spread
 
-    def look(eta: float) -> tuple[bool, float]:
+    def look(eta: float) -> tuple[bool, float, float]:
         m = tilting.moments(eta)
         slope = eta * m.var_x
-        return m.mean_x > wanted, (m.mean_x - wanted) / slope if slope > 1e-300 else math.inf
+        step = (m.mean_x - wanted) / slope if slope > 1e-300 else math.inf
+        return m.mean_x > wanted, step, abs(step)
 
     return tilting.weights(bracketed(look, 1.0, settled=1e-14))[0]

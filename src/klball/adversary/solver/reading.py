@@ -5,22 +5,22 @@ Sums over chunks, parts and processes add up in their order.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch.distributed
 
 from klball.adversary.solver.tilting import (
+    PIECE,
     Moments,
     Numbers,
+    Piece,
     Scores,
     Tilting,
-    chunked,
+    exponentials,
     merged,
     moments_of,
-    space_for,
-    tilted_sums,
+    sums_of,
 )
 
 Chunk = tuple[np.ndarray, np.ndarray | None]  # g and C of some rows, float32 or float64
@@ -31,43 +31,42 @@ SHARE = 1 << 16  # of them from one part
 SAMPLED_PARTS = 64
 
 
-@dataclass
-class Survey:
-    """What every row has to say once: counts and sums, extremes, and the ties at the smallest g."""
+class Survey(NamedTuple):
+    """What every row has to say once: counts, a sum, the ties at the smallest g and Σ y there, extremes."""
 
-    rows: int = 0
-    rows_with_c: int = 0
-    bad_g: int = 0
-    bad_c: int = 0
-    sum_x: float = 0.0
-    least_g: float = math.inf
-    most_g: float = -math.inf
-    least_c: float = math.inf
-    most_c: float = -math.inf
-    ties: int = 0
-    ties_y: float = 0.0  # Σ y over those
-
-    def add(self, other: "Survey") -> None:
-        if other.least_g <= self.least_g:
-            kept = other.least_g == self.least_g
-            self.ties, self.ties_y = other.ties + kept * self.ties, other.ties_y + kept * self.ties_y
-        for name in ("rows", "rows_with_c", "bad_g", "bad_c", "sum_x"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.least_g, self.least_c = min(self.least_g, other.least_g), min(self.least_c, other.least_c)
-        self.most_g, self.most_c = max(self.most_g, other.most_g), max(self.most_c, other.most_c)
+    rows: float
+    rows_with_c: float
+    bad_g: float
+    bad_c: float
+    sum_x: float
+    ties: float
+    ties_y: float
+    least_g: float
+    least_c: float
+    most_g: float
+    most_c: float
 
 
 def _survey_of(g: Numbers, c: Numbers | None, x: Numbers, y: Numbers | None) -> Survey:
-    tied = g == g.min()
-    found = Survey(rows=len(g), sum_x=float(x.sum()), least_g=float(g.min()), most_g=float(g.max()))
-    found.ties, check = int(tied.sum()), found.sum_x
-    if c is not None and y is not None:
-        found.rows_with_c, found.ties_y, check = len(g), float(y[tied].sum()), check + float(y.sum())
-        found.least_c, found.most_c = float(c.min()), float(c.max())
-    if not math.isfinite(check):
-        found.bad_g = int(np.count_nonzero(~np.isfinite(g)))
-        found.bad_c = 0 if c is None else int(np.count_nonzero(~np.isfinite(c)))
-    return found
+    tied, n = g == g.min(), len(g)
+    sum_x, ties, extremes = float(x.sum()), int(np.count_nonzero(tied)), (g.min(), g.max())
+    bad_g = 0 if math.isfinite(sum_x) else n - np.count_nonzero(np.isfinite(g))
+    if c is None or y is None:
+        return Survey(n, 0, bad_g, 0, sum_x, ties, 0.0, extremes[0], math.inf, extremes[1], -math.inf)
+    bad_c = 0 if math.isfinite(y.sum()) else n - np.count_nonzero(np.isfinite(c))
+    return Survey(
+        n, n, bad_g, bad_c, sum_x, ties, float(y[tied].sum()), extremes[0], c.min(), extremes[1], c.max()
+    )
+
+
+def _joined(surveys: Sequence[Survey]) -> Survey:
+    rows = np.array(surveys).reshape(-1, len(Survey._fields))
+    if not len(rows):
+        return Survey(*[0.0] * 7, math.inf, math.inf, -math.inf, -math.inf)
+    least = rows[:, 7].min()
+    ties = rows[rows[:, 7] == least, 5:7].sum(0)
+    columns = (rows[:, :5].sum(0), ties, rows[:, 7:9].min(0), rows[:, 9:].max(0))
+    return Survey(*np.concatenate(columns).tolist())
 
 
 class Data:
@@ -79,67 +78,57 @@ class Data:
             (0.0, 1.0) if values is None else (float(np.median(values)), float(np.ptp(values)) or 1.0)
             for values in sample
         )
-        self.num_passes, self.space, self.memory = 0, space_for([]), np.empty((2, 0))
+        self.num_passes = 0
         self.last: tuple[float, float, Moments] | None = None
         self.survey: Survey | None = None
 
     def sampled(self) -> Tilting:
-        g, c = self.sample
-        x, y = self._units(g, c)
-        return Tilting(
-            Scores(x - x.min() if y is None else x.copy(), None if y is None else y.copy(), None, None)
-        )
+        x, y = self._units(*self.sample)
+        return Tilting(Scores(x - x.min() if y is None else x, y, None, None))
 
-    @np.errstate(over="ignore", invalid="ignore")  # scores that are no numbers are counted
     def moments(self, a: Any, b: Any = 0.0) -> Moments:
         """One pass at a tilt, of which the first is a survey too."""
         a, b = float(np.squeeze(a)), float(np.squeeze(b))
         if self.last is not None and self.last[:2] == (a, b):
             return self.last[2]
         self.num_passes += 1
-        survey = Survey()
-        sums = (self._sums(part, a, b, survey if self.survey is None else None) for part in self.parts)
-        found = [merged(np.array(own).T) for own in sums if own]
+        surveys: list[Survey] = []
+        own = [merged(sums) for part in self.parts if (sums := self._sums(part, a, b, surveys))]
+        survey = _joined(surveys)
         if self.sharded:
-            everyone = _everyones((found, survey))
-            found, survey = [own for theirs, _ in everyone for own in theirs], Survey()
-            for _, other in everyone:
-                survey.add(other)
+            everyone = _everyones((own, survey))
+            own = [sums for theirs, _ in everyone for sums in theirs]
+            survey = _joined([theirs for _, theirs in everyone])
         self.survey = self.survey or survey
-        total = merged(np.array(found).T) if found else np.full(9, math.nan)
-        if not total[1] > 0:
+        total = merged(own) if own else np.full(9, math.nan)
+        if not total[2] > 0:
             return Moments(*[math.nan] * len(Moments._fields))
         self.last = a, b, moments_of(total.tolist(), math.log(self.survey.rows), a, b)
         return self.last[2]
 
-    def _sums(self, part: Part, a: float, b: float, survey: Survey | None) -> list[Numbers]:
+    def _sums(self, part: Part, a: float, b: float, surveys: list[Survey]) -> list[Numbers]:
         """The sums of the pieces of a part."""
-        found: list[Numbers] = []
+        found = []
         for g, c in part():
             if c is not None and len(c) != len(g):
                 raise ValueError(f"a chunk has {len(g)} log-likelihoods and {len(c)} certainties")
-            if not len(g):
-                continue
-            x, y = self._units(g, c)
-            if survey is not None:
-                survey.add(_survey_of(g, c, x, y))
-            chunks = chunked(x, y, None)
-            if self.space.shape[1] < chunks[0][0].size:
-                self.space = space_for(chunks)
-            sums = (tilted_sums(chunk, a, b, self.space, shifted=True) for chunk in chunks)
-            found += [row for own in sums for row in own.reshape(9, -1).T]
+            for start in range(0, len(g), PIECE):
+                own = g[start : start + PIECE], None if c is None else c[start : start + PIECE]
+                x, y = self._units(*own)
+                if self.survey is None:
+                    surveys.append(_survey_of(*own, x, y))
+                piece = Piece(slice(start, None), x, y)
+                found.append(sums_of(*exponentials(piece, a, b), piece))
         return found
 
     def _units(self, g: Numbers, c: Numbers | None) -> tuple[Numbers, Numbers | None]:
-        """x and y, in memory that the next call takes again."""
-        if self.memory.shape[1] < len(g):
-            self.memory = np.empty((2, len(g)))
-        x, y = self.memory[:, : len(g)]
-        for values, out, origin, width in ((g, x, self.g0, self.width), (c, y, self.c0, self.c_width)):
-            if values is not None:
-                np.subtract(values, origin, dtype=np.float64, out=out)
-                np.divide(out, width, out=out) if width < 1e-290 else np.multiply(out, 1 / width, out=out)
-        return x, None if c is None else y
+        x = _scaled(g, self.g0, self.width)
+        return x, None if c is None else _scaled(c, self.c0, self.c_width)
+
+
+def _scaled(values: Numbers, origin: float, width: float) -> Numbers:
+    x = np.subtract(values, origin, dtype=np.float64)
+    return np.divide(x, width, out=x) if width < 1e-290 else np.multiply(x, 1 / width, out=x)
 
 
 def _everyones(values: Any) -> list[Any]:

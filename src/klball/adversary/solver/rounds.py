@@ -12,6 +12,7 @@ import numpy as np
 
 from klball.adversary.solver.faces import face_of, vertex
 from klball.adversary.solver.newton import (
+    JOINT_PASSES,
     SETTLED,
     joint_start,
     joint_tilt,
@@ -25,27 +26,29 @@ from klball.adversary.solver.tilting import Moments, Numbers, Scores, Tilting, d
 CLOSED = 1e-11  # a gap that ends the search, in units of the range of x
 FEASIBLE = 1e-11  # an excess of E[y] that is none, in units of its range
 KINKED = 1e-6  # a step of log a so short leaves an error of about its square at a kink
+SMALLEST = 1e-140  # of the range of the scores
 SLACK = 1e-12  # of the range of y: a bound met this closely is met, without a price
 
 
 class Answer(NamedTuple):
     """One round: a = 1/λ, β, q, and what holds of this very q; below the cap log(q/f) = mu − a·(x + βy).
 
-    gap: E_q[x] − h. least_y: the smallest E[y] in the ball, where it had to be found.
+    gap: E_q[x] − h. least_y: the smallest E[y] in the ball, where it had to be found. Of rounds together:
+    arrays [rounds], weights [rounds, n].
     """
 
-    a: float
-    beta: float
+    a: Any
+    beta: Any
     weights: Numbers | None
-    kl: float
-    mean_x: float
-    mean_y: float
-    ess: float
-    mu: float
-    gap: float
-    status: str
+    kl: Any
+    mean_x: Any
+    mean_y: Any
+    ess: Any
+    mu: Any
+    gap: Any
+    status: Any
     passes: int
-    least_y: float = math.nan
+    least_y: Any = math.nan
 
 
 NAN = math.nan
@@ -54,32 +57,36 @@ INFEASIBLE = Answer(NAN, NAN, None, NAN, NAN, NAN, NAN, NAN, NAN, "infeasible", 
 
 @dataclass(frozen=True)
 class Ball:
-    """Radius ε, and the bound γ on E[y] or None, which rounding of y blurs by `blur`."""
+    """Radius ε, and the bound γ on E[y] or None, which rounding of y blurs by `blur`; [rounds] of rounds."""
 
     epsilon: float
-    gamma: float | None = None
-    blur: float = 0.0
+    gamma: Any = None
+    blur: Any = 0.0
 
-    def met(self, mean_y: float, slack: float = SLACK) -> bool:
+    def round(self, r: int) -> "Ball":
+        return self if self.gamma is None else Ball(self.epsilon, float(self.gamma[r]), float(self.blur[r]))
+
+    def met(self, mean_y: Any, slack: float = SLACK) -> Any:
         return self.gamma is None or mean_y <= self.gamma + slack + self.blur
 
 
-def solve_round(scores: Scores, ball: Ball, found: Answer | None = None) -> Answer:
-    """The answer of one round [n]; what was `found` for a batch of rounds will do if it proves itself."""
-    if found is not None and closed(found, ball):
-        return found
+def solve_round(scores: Scores, ball: Ball, overwrite: bool = False) -> Answer:
+    """The answer of one round [n]; `overwrite` may put the weights where x was, and then tries once only."""
+    if ball.gamma is None:
+        return solve_ball(scores, ball.epsilon, overwrite)
+    passes = 0
+    if ball.epsilon > 0 and scores.cap is None:
+        found = _jointly(scores, ball)
+        if found is not None and closed(found, ball):
+            return found
     free = solve_ball(scores, ball.epsilon)
     if ball.met(free.mean_y):
         return free
     passes = free.passes
     if 0 < free.a < math.inf:
-        tilting, gamma = Tilting(scores.rounds(None)), np.array([ball.gamma])
-        a, b, solved = joint_tilt(tilting, ball.epsilon, gamma, np.array([free.a]), np.zeros(1))
-        passes += tilting.num_passes
-        if solved[0]:
-            found = tilted(Tilting(scores), float(a[0]), float(b[0]), ball)
-            if closed(found, ball):
-                return found._replace(passes=passes + 1)
+        found = _jointly(scores, ball, free.a)
+        if found is not None and closed(found, ball):
+            return found._replace(passes=passes + found.passes)
     assert ball.gamma is not None and scores.y is not None
     floor = scores.y.min() if scores.cap is None else 0.0
     least = solve_ball(Scores(scores.y - floor, None, scores.base, scores.cap), ball.epsilon)
@@ -93,43 +100,54 @@ def solve_round(scores: Scores, ball: Ball, found: Answer | None = None) -> Answ
     return found._replace(least_y=least_y, passes=passes + found.passes)
 
 
-def solve_together(scores: Scores, balls: list[Ball]) -> list[Answer | None]:
-    """Tilts of all rounds [rounds, n] at once: with KL = ε, and E[y] = γ where a β > 0 gives that.
+def _jointly(scores: Scores, ball: Ball, a: float | None = None) -> Answer | None:
+    """The tilt with KL = ε and E[y] = γ, if some β > 0 gives that; from an a at β = 0, or afresh."""
+    tilting, gamma = Tilting(scores), np.array([ball.gamma])
+    start = joint_start(tilting, ball.epsilon, gamma) if a is None else (np.array([a]), np.zeros(1))
+    found = joint_tilt(tilting, ball.epsilon, gamma, *start, passes=15 if a is None else JOINT_PASSES)
+    a, b, solved = (each.item() for each in found)
+    return tilted(tilting, a, b, ball) if solved and 0 < a < math.inf and 0 < b < math.inf else None
 
-    Whether they are the answers is not known yet; None where there is no such tilt.
+
+def solve_together(scores: Scores, ball: Ball) -> Answer:
+    """The answers of all rounds [rounds, n]: tilts found together, and one by one where those do not prove it.
+
+    Together: KL = ε, and E[y] = γ where a β > 0 gives that.
     """
-    tilting, epsilon = Tilting(scores), balls[0].epsilon
-    a, b = np.zeros(len(balls)), np.zeros(len(balls))
-    found = np.zeros(len(balls), dtype=bool)
-    if balls[0].gamma is not None:
-        gamma = np.array([ball.gamma for ball in balls])
-        a, b, found = joint_tilt(tilting, epsilon, gamma, *joint_start(tilting, epsilon, gamma), passes=15)
+    tilting, rounds = Tilting(scores), len(scores.x)
+    a, b, found = np.zeros(rounds), np.zeros(rounds), np.zeros(rounds, dtype=bool)
+    if ball.gamma is not None:
+        start = joint_start(tilting, ball.epsilon, ball.gamma)
+        a, b, found = joint_tilt(tilting, ball.epsilon, ball.gamma, *start, passes=15)
         found &= (a > 0) & (b > 0) & np.isfinite(a + b)
-    if len(balls) > 1 and not found.all():
-        rest = ~found
-        part = tilting.rounds(rest)
-        a[rest], found[rest] = radii(part, epsilon)
+    rest = ~found
+    if rest.any():
+        a[rest], found[rest] = radii(tilting.rounds(rest), ball.epsilon)
         b[rest] = 0.0
-        tilting.num_passes += part.num_passes
-    if not found.any():
-        return [None] * len(balls)
     a, b = np.where(found, a, 1.0), np.where(found, b, 0.0)
-    q, m = tilting.weights(a, b)
-    stats = np.transpose(m).tolist()
-    return [
-        of_moments(q[r], Moments(*stats[r]), float(a[r]), float(b[r]), ball, tilting) if found[r] else None
-        for r, ball in enumerate(balls)
-    ]
+    answers = of_moments(*tilting.weights(a, b), a, b, ball, tilting)
+    status, least_y = np.full(rounds, "optimal", dtype=object), np.full(rounds, math.nan)
+    answers = answers._replace(status=status, least_y=least_y)
+    for r in np.flatnonzero(~(found & closed(answers, ball))):
+        alone = solve_round(untied(scores.rounds(r)), ball.round(r))
+        for own, value in zip(answers, alone, strict=True):
+            if isinstance(own, np.ndarray):
+                own[r] = math.nan if value is None else value
+    return answers
+
+
+def untied(scores: Scores) -> Scores:
+    """Where scores that differ by less than any square can tell are equal."""
+    return scores.each(lambda values: np.where(np.abs(values) < SMALLEST, 0.0, values))
 
 
 def solve_ball(scores: Scores, epsilon: float, overwrite: bool = False) -> Answer:
     """Without a bound on E[y]; `overwrite` may put the weights where x was, and then tries once only."""
     if epsilon == 0:
         return _at(scores, scores.f(), "optimal", a=0.0, gap=0.0)
-    x = scores.x
-    mean = (np.einsum("i->", x) / len(x) if scores.base is None else dot(scores.base, x)) - x.min()
-    # x spans 1 at the most, so a mass of e^−ε at its smallest would leave no larger a mean than this
-    if scores.cap is not None or mean <= 1 - math.exp(-epsilon) + 1e-9:
+    tied = scores.x == scores.x.min()
+    mass = np.count_nonzero(tied) / len(tied) if scores.base is None else scores.base[tied].sum()
+    if scores.cap is not None or mass > 0.999 * math.exp(-epsilon):  # else the ball binds
         face = face_of(scores.x, scores)
         if epsilon >= face.fixed_kl() - 1e-14:
             status = "point_mass" if scores.cap is None else "capped"
@@ -144,10 +162,11 @@ def solve_ball(scores: Scores, epsilon: float, overwrite: bool = False) -> Answe
 
 def on_surface(tilting: Tilting, epsilon: float, start: float, answer: Callable[[float], Answer]) -> Answer:
     """The answer at the a with KL = ε; with more care where KL bends much, or a cap puts kinks in it."""
-    a = radius_tilt(tilting, epsilon, start, SETTLED if tilting.scores.cap is None else KINKED)
+    smooth = tilting.scores.cap is None
+    a = radius_tilt(tilting, epsilon, start, SETTLED if smooth else KINKED, smooth)
     found = answer(a)
     if not closed(found, Ball(epsilon)):
-        found = answer(radius_tilt(tilting, epsilon, a, settled=1e-12))
+        found = answer(radius_tilt(tilting, epsilon, a, settled=1e-12, smooth=False))
     return found
 
 
@@ -158,7 +177,7 @@ def tilted(tilting: Tilting, a: float, b: float, ball: Ball) -> Answer:
 def of_moments(q: Numbers | None, m: Moments, a: float, b: float, ball: Ball, tilting: Tilting) -> Answer:
     """The answer at a tilt; its gap is what complementary slackness lacks."""
     lacking = ball.epsilon - m.kl
-    if b > 0 and ball.gamma is not None:
+    if ball.gamma is not None:
         lacking += b * (ball.gamma - m.mean_y)
     s, status = tilting.scores, "optimal"
     if s.cap is not None:
@@ -171,21 +190,21 @@ def of_moments(q: Numbers | None, m: Moments, a: float, b: float, ball: Ball, ti
         a=a,
         beta=b / a,
         weights=q,
-        kl=float(m.kl),
-        mean_x=float(m.mean_x),
-        mean_y=float(m.mean_y),
-        ess=float(m.ess),
-        mu=float(m.mu),
-        gap=abs(float(lacking)) / a,
+        kl=m.kl,
+        mean_x=m.mean_x,
+        mean_y=m.mean_y,
+        ess=m.ess,
+        mu=m.mu,
+        gap=abs(lacking) / a,
         status=status,
         passes=tilting.num_passes,
     )
 
 
-def closed(answer: Answer, ball: Ball) -> bool:
+def closed(answer: Answer, ball: Ball) -> Any:
     """Whether the answer proves itself: its gap, and that q lies in the ball and meets γ."""
     within = abs(answer.kl - ball.epsilon) <= 1e-10 * ball.epsilon + 1e-14
-    return bool(answer.gap <= CLOSED and within and ball.met(answer.mean_y, FEASIBLE))
+    return (answer.gap <= CLOSED) & within & ball.met(answer.mean_y, FEASIBLE)
 
 
 def _by_vertex(scores: Scores, ball: Ball) -> Answer | None:
@@ -233,7 +252,7 @@ def _at(scores: Scores, q: Numbers, status: str, *, a: float, gap: float, beta: 
         a=a,
         beta=beta,
         weights=q,
-        kl=divergence(q, scores.f()),
+        kl=float(divergence(q, scores.f())),
         mean_x=float(dot(q, scores.x)),
         mean_y=0.0 if scores.y is None else float(dot(q, scores.y)),
         ess=float(1 / dot(q, q)),
@@ -246,6 +265,5 @@ def _at(scores: Scores, q: Numbers, status: str, *, a: float, gap: float, beta: 
 
 def divergence(q: Numbers, f: Any) -> Any:
     """KL(q‖f) of every round, in nats, with 0 log 0 = 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = q * (np.log(q) - np.log(f))
-    return np.maximum(np.where(q > 0, terms, 0.0).sum(-1), 0.0).tolist()
+    terms = q * (np.log(q) - np.log(f))
+    return np.maximum(np.where(q > 0, terms, 0.0).sum(-1), 0.0)
