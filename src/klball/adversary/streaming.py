@@ -180,7 +180,7 @@ class _Solver:
         s = self.survey
         if s.bad_g or s.bad_c:
             columns = {"log_likelihood": s.bad_g, "certainty": s.bad_c}
-            counts = " and ".join(f"{name} has {bad}" for name, bad in columns.items() if bad)
+            counts = " and ".join(f"{name} has {bad:.0f}" for name, bad in columns.items() if bad)
             raise ValueError(f"{counts} missing, NaN or infinite values; drop or repair those samples first")
         if s.rows_with_c not in (0, s.rows):
             raise ValueError("some chunks have a certainty and others have none")

@@ -130,7 +130,7 @@ def _small_radius(m: Moments, epsilon: float) -> Any:
     """a where KL ≈ ½a²V − ⅓a³T reaches ε, with V and T the second and third central moment of x at a = 0."""
     normal = (2 * epsilon / (m.var_x + 1e-30)) ** 0.5
     bent = normal * m.third_x / (3 * m.var_x + 1e-30)
-    return normal * (1 + bent / (1 + 1.2 * abs(bent)))  # more than a bent of −1 is no guide
+    return normal * (1 + 0.999 * bent / (1 + abs(bent)))
 
 
 def joint_start(tilting: Tilting, epsilon: float, gamma: Numbers) -> tuple[Numbers, Numbers]:

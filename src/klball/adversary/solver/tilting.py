@@ -7,7 +7,7 @@ needs the same `moments`: sums of parts add up.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ MANY = 1 << 13  # samples from which a start from a part of them pays
 THINNING, RUN = 16, 8  # one run of samples that share a cache line in so many
 FURTHEST = 700.0  # an exponent beyond which is no exponential
 LEAST = 1e-250  # Σw² below which digits may be lost
+FAR = 280.0  # an exponent that cannot take it there
 BARELY = 1e-15  # of mass: nothing
 
 
@@ -112,7 +113,8 @@ class Tilting:
         if self.scores.cap is not None:
             found = self._capped(a, b)[1]
         else:
-            parts = [sums_of(*self._exponentials(piece, a, b), piece) for piece in self._pieces]
+            third = self.scores.y is None or not np.any(b)
+            parts = [sums_of(*w, own, third) for own, w in self._exponentials(a, b)]
             found = moments_of(self._total(parts), self._log_n, a, b)
         self.last = a, b, found
         return found
@@ -123,8 +125,7 @@ class Tilting:
         if self.scores.cap is not None:
             return self._capped(a, b)
         q, parts = self.scores.x if overwrite else np.empty(self.scores.x.shape), []
-        for piece in self._pieces:
-            w, shift, ww = self._exponentials(piece, a, b)
+        for piece, (w, shift, ww) in self._exponentials(a, b):
             parts.append(means_of(w, shift, ww, piece))
             q[piece.place] = w
         total = self._total(parts)
@@ -135,10 +136,13 @@ class Tilting:
                 q[piece.place] /= total[2, piece.place, None]
         return q, moments_of(total, self._log_n, a, b)
 
-    def _exponentials(self, piece: "Piece", a: Tilt, b: Tilt) -> tuple[Numbers, Tilt, Tilt]:
-        if not self.single:
-            a, b = a[piece.place, None], b[piece.place, None]
-        return exponentials(piece, a, b)
+    def _exponentials(self, a: Tilt, b: Tilt) -> Iterator[tuple[Piece, tuple[Numbers, Tilt, Tilt]]]:
+        if self.single:
+            yield from ((piece, exponentials(piece, a, b)) for piece in self._pieces)
+            return
+        far = self.scores.base is not None or not np.max(a + b) < FAR  # x and y are at most 1
+        for piece in self._pieces:
+            yield piece, exponentials(piece, a[piece.place, None], b[piece.place, None], far)
 
     def _total(self, parts: list[Numbers]) -> Any:
         """Nine numbers, or [9, rounds]."""
@@ -215,7 +219,7 @@ def powers(x: Numbers) -> Numbers:
 
 
 def exponentials(piece: Piece, a: Tilt, b: Tilt, shifted: bool = False) -> tuple[Numbers, Tilt, Tilt]:
-    """w = f·exp(−ax − by − shift), the shift, which is 0 unless w would leave its range, and Σw²."""
+    """w = f·exp(−ax − by − shift), the shift, and Σw². Of one round w is shifted only to stay in range."""
     w, shift = piece.x * -a, 0.0
     if piece.y is not None:
         w -= piece.y * b
@@ -226,14 +230,13 @@ def exponentials(piece: Piece, a: Tilt, b: Tilt, shifted: bool = False) -> tuple
         w -= shift if w.ndim == 1 else shift[:, None]
     np.exp(w, out=w)
     ww = np.vecdot(w, w)
-    lowest, highest = (ww, ww) if w.ndim == 1 else (ww.min(), ww.max())
-    if not shifted and not (LEAST < lowest and highest < math.inf):
+    if w.ndim == 1 and not shifted and not LEAST < ww < math.inf:
         return exponentials(piece, a, b, shifted=True)
     return w, shift, ww
 
 
-def sums_of(w: Numbers, shift: Tilt, ww: Tilt, piece: Piece) -> Numbers:
-    """[..., 9]: the shift, Σw² and Σ w·(1, x, x², x³, y, xy, y²)."""
+def sums_of(w: Numbers, shift: Tilt, ww: Tilt, piece: Piece, third: bool) -> Numbers:
+    """[..., 9]: the shift, Σw² and Σ w·(1, x, x², x³, y, xy, y²), x³ only if `third`."""
     if piece.powers is not None:
         sums = np.zeros(9)
         sums[0], sums[1] = shift, ww
@@ -244,8 +247,9 @@ def sums_of(w: Numbers, shift: Tilt, ww: Tilt, piece: Piece) -> Numbers:
     sums[..., 4] = np.vecdot(wx, x)
     if y is not None:
         sums[..., 7], sums[..., 8] = np.vecdot(wx, y), np.vecdot(w * y, y)
-    wx *= x
-    sums[..., 5] = np.vecdot(wx, x)
+    if third:
+        wx *= x
+        sums[..., 5] = np.vecdot(wx, x)
     return sums
 
 
