@@ -17,7 +17,15 @@ from torch import Tensor
 
 from klball.adversary import inputs
 from klball.adversary.inputs import Array
-from klball.adversary.solver.rounds import Answer, Ball, closed, divergence, solve_round, solve_together, untied
+from klball.adversary.solver.rounds import (
+    Answer,
+    Ball,
+    closed,
+    divergence,
+    solve_round,
+    solve_together,
+    untied,
+)
 from klball.adversary.solver.tilting import PIECE, Numbers, Scores, quantile
 
 WIDEST_GAP = 1e-9  # of the range of g: a wider one is no answer
@@ -354,8 +362,12 @@ class _Problem:
 
     def _round(self, r: int) -> "_Problem":
         of = lambda values: None if values is None else values[r]  # noqa: E731
-        extremes, c_extremes = ((low[r], high[r]) for low, high in (self.extremes, self.c_extremes or self.extremes))
-        return replace(self, g=self.g[r], extremes=extremes, c=of(self.c), c_extremes=c_extremes, base=of(self.base))
+        extremes, c_extremes = (
+            (low[r], high[r]) for low, high in (self.extremes, self.c_extremes or self.extremes)
+        )
+        return replace(
+            self, g=self.g[r], extremes=extremes, c=of(self.c), c_extremes=c_extremes, base=of(self.base)
+        )
 
     def _alone(self, where: str = "") -> tuple[Answer, Units]:
         scores, units = self._in_units()
@@ -401,7 +413,9 @@ def _certify(found: Answer, scores: Scores, ball: Ball, where: str = "") -> None
     }
     if all(holds.all() if isinstance(holds, np.ndarray) else holds for holds in kept.values()):
         return
-    bad = {what: np.atleast_1d((holds ^ True) & (found.status != "infeasible")) for what, holds in kept.items()}
+    bad = {
+        what: np.atleast_1d((holds ^ True) & (found.status != "infeasible")) for what, holds in kept.items()
+    }
     if not any(rounds.any() for rounds in bad.values()):
         return
     r = min(int(np.argmax(rounds)) for rounds in bad.values() if rounds.any())

@@ -23,9 +23,7 @@ JOINT_PASSES = 40
 MOST_PASSES = 300
 
 
-def bracketed(
-    look: Callable[[float], tuple[bool, float, float]], value: float, settled: float
-) -> float:
+def bracketed(look: Callable[[float], tuple[bool, float, float]], value: float, settled: float) -> float:
     """Where something that grows with a positive value crosses its target.
 
     `look(value)` says whether it is still below, the step of log value that Newton would take, and the error
@@ -196,10 +194,9 @@ def joint_tilt(
             break
         if idle.mean() > 0.5:  # stragglers need not drag the others along
             rest = ~idle
-            part = tilting.rounds(rest)
-            a[rest], b[rest], solved[rest] = joint_tilt(
-                part, epsilon, gamma[rest], a[rest], b[rest], passes - used - 1, enough
-            )
+            part = Tilting(tilting.scores.each(lambda values: values[rest]))
+            left = (part, epsilon, gamma[rest], a[rest], b[rest], passes - used - 1, enough)
+            a[rest], b[rest], solved[rest] = joint_tilt(*left)
             tilting.num_passes += part.num_passes
             break
         new_a = np.where(idle, a, a + length * direction[0])

@@ -118,7 +118,7 @@ class Data:
                 if self.survey is None:
                     surveys.append(_survey_of(*own, x, y))
                 piece = Piece(slice(start, None), x, y)
-                found.append(sums_of(*exponentials(piece, a, b), piece, third=b == 0))
+                found.append(sums_of(piece, *exponentials(piece, a, b), 2 if b else 3))
         return found
 
     def _units(self, g: Numbers, c: Numbers | None) -> tuple[Numbers, Numbers | None]:

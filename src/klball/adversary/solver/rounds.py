@@ -10,24 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from klball.adversary.solver import newton
 from klball.adversary.solver.faces import face_of, vertex
-from klball.adversary.solver.newton import (
-    JOINT_PASSES,
-    SETTLED,
-    joint_start,
-    joint_tilt,
-    nested_tilt,
-    radii,
-    radius_start,
-    radius_tilt,
-)
-from klball.adversary.solver.tilting import Moments, Numbers, Scores, Tilting, dot, quantile
+from klball.adversary.solver.tilting import Moments, Numbers, Scores, Tilt, Tilting, dot, quantile
 
 CLOSED = 1e-11  # a gap that ends the search, in units of the range of x
 FEASIBLE = 1e-11  # an excess of E[y] that is none, in units of its range
 KINKED = 1e-6  # a step of log a so short leaves an error of about its square at a kink
-SMALLEST = 1e-140  # of the range of the scores
+SMALLEST = 1e-140  # of the range of the scores: the squares of less are nothing
 SLACK = 1e-12  # of the range of y: a bound met this closely is met, without a price
+FEW = 15  # passes, after which what is left of a batch is solved one by one
 
 
 class Answer(NamedTuple):
@@ -37,22 +29,18 @@ class Answer(NamedTuple):
     arrays [rounds], weights [rounds, n].
     """
 
-    a: Any
-    beta: Any
+    a: Tilt
+    beta: Tilt
     weights: Numbers | None
-    kl: Any
-    mean_x: Any
-    mean_y: Any
-    ess: Any
-    mu: Any
-    gap: Any
+    kl: Tilt
+    mean_x: Tilt
+    mean_y: Tilt
+    ess: Tilt
+    mu: Tilt
+    gap: Tilt
     status: Any
     passes: int
-    least_y: Any = math.nan
-
-
-NAN = math.nan
-INFEASIBLE = Answer(NAN, NAN, None, NAN, NAN, NAN, NAN, NAN, NAN, "infeasible", 0)
+    least_y: Tilt = math.nan
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ class Ball:
     def round(self, r: int) -> "Ball":
         return self if self.gamma is None else Ball(self.epsilon, float(self.gamma[r]), float(self.blur[r]))
 
-    def met(self, mean_y: Any, slack: float = SLACK) -> Any:
+    def met(self, mean_y: Tilt, slack: float = SLACK) -> Any:
         return self.gamma is None or mean_y <= self.gamma + slack + self.blur
 
 
@@ -74,62 +62,65 @@ def solve_round(scores: Scores, ball: Ball, overwrite: bool = False) -> Answer:
     """The answer of one round [n]; `overwrite` may put the weights where x was, and then tries once only."""
     if ball.gamma is None:
         return solve_ball(scores, ball.epsilon, overwrite)
-    passes = 0
-    if ball.epsilon > 0 and scores.cap is None:
-        found = _jointly(scores, ball)
-        if found is not None and closed(found, ball):
-            return found
+    smooth = ball.epsilon > 0 and scores.cap is None
+    if smooth and (found := _jointly(scores, ball)) is not None:
+        return found
     free = solve_ball(scores, ball.epsilon)
     if ball.met(free.mean_y):
         return free
-    passes = free.passes
-    if 0 < free.a < math.inf:
-        found = _jointly(scores, ball, free.a)
-        if found is not None and closed(found, ball):
-            return found._replace(passes=passes + found.passes)
-    assert ball.gamma is not None and scores.y is not None
+    if 0 < free.a < math.inf and (found := _jointly(scores, ball, free.a)) is not None:
+        return found._replace(passes=free.passes + found.passes)
+    assert scores.y is not None
     floor = scores.y.min() if scores.cap is None else 0.0
     least = solve_ball(Scores(scores.y - floor, None, scores.base, scores.cap), ball.epsilon)
-    least_y, passes = least.mean_x + floor, passes + least.passes
+    least_y, passes = least.mean_x + floor, free.passes + least.passes
     if not ball.met(least_y):
-        return INFEASIBLE._replace(least_y=least_y, passes=passes)
+        return Answer(*[math.nan] * 2, None, *[math.nan] * 6, "infeasible", passes, least_y)
     if ball.gamma <= least_y + SLACK + ball.blur:
         found = _boundary(scores, ball, least)
     else:
-        found = _by_vertex(scores, ball) or _by_brackets(scores, ball)
+        found = _by_vertex(scores, ball)
+        if found is None:
+            tilting = Tilting(scores)
+            found = tilted(tilting, *newton.nested_tilt(tilting, ball.epsilon, ball.gamma, 1.0), ball)
     return found._replace(least_y=least_y, passes=passes + found.passes)
 
 
 def _jointly(scores: Scores, ball: Ball, a: float | None = None) -> Answer | None:
     """The tilt with KL = ε and E[y] = γ, if some β > 0 gives that; from an a at β = 0, or afresh."""
     tilting, gamma = Tilting(scores), np.array([ball.gamma])
-    start = joint_start(tilting, ball.epsilon, gamma) if a is None else (np.array([a]), np.zeros(1))
-    found = joint_tilt(tilting, ball.epsilon, gamma, *start, passes=15 if a is None else JOINT_PASSES)
-    a, b, solved = (each.item() for each in found)
-    return tilted(tilting, a, b, ball) if solved and 0 < a < math.inf and 0 < b < math.inf else None
+    if a is None:
+        start, passes = newton.joint_start(tilting, ball.epsilon, gamma), FEW
+    else:
+        start, passes = (np.array([a]), np.zeros(1)), newton.JOINT_PASSES
+    a, b, solved = (v.item() for v in newton.joint_tilt(tilting, ball.epsilon, gamma, *start, passes))
+    if not (solved and 0 < a < math.inf and 0 < b < math.inf):
+        return None
+    found = tilted(tilting, a, b, ball)
+    return found if closed(found, ball) else None
 
 
 def solve_together(scores: Scores, ball: Ball) -> Answer:
-    """The answers of all rounds [rounds, n]: tilts found together, and one by one where those do not prove it.
+    """The answers of rounds [rounds, n]: tilts found together, and alone where those do not prove it.
 
     Together: KL = ε, and E[y] = γ where a β > 0 gives that.
     """
     tilting, rounds = Tilting(scores), len(scores.x)
     a, b, found = np.zeros(rounds), np.zeros(rounds), np.zeros(rounds, dtype=bool)
     if ball.gamma is not None:
-        start = joint_start(tilting, ball.epsilon, ball.gamma)
-        a, b, found = joint_tilt(tilting, ball.epsilon, ball.gamma, *start, passes=15)
+        start = newton.joint_start(tilting, ball.epsilon, ball.gamma)
+        a, b, found = newton.joint_tilt(tilting, ball.epsilon, ball.gamma, *start, FEW)
         found &= (a > 0) & (b > 0) & np.isfinite(a + b)
     rest = ~found
     if rest.any():
-        a[rest], found[rest] = radii(tilting.rounds(rest), ball.epsilon)
+        a[rest], found[rest] = newton.radii(Tilting(scores.each(lambda v: v[rest])), ball.epsilon)
         b[rest] = 0.0
     a, b = np.where(found, a, 1.0), np.where(found, b, 0.0)
     answers = of_moments(*tilting.weights(a, b), a, b, ball, tilting)
     status, least_y = np.full(rounds, "optimal", dtype=object), np.full(rounds, math.nan)
     answers = answers._replace(status=status, least_y=least_y)
     for r in np.flatnonzero(~(found & closed(answers, ball))):
-        alone = solve_round(untied(scores.rounds(r)), ball.round(r))
+        alone = solve_round(untied(scores.each(lambda v, r=r: v[r])), ball.round(r))
         for own, value in zip(answers, alone, strict=True):
             if isinstance(own, np.ndarray):
                 own[r] = math.nan if value is None else value
@@ -153,9 +144,9 @@ def solve_ball(scores: Scores, epsilon: float, overwrite: bool = False) -> Answe
             status = "point_mass" if scores.cap is None else "capped"
             return _at(scores, face.nearest(), status, a=math.inf, gap=0.0)
     tilting, ball = Tilting(scores), Ball(epsilon)
-    start = radius_start(tilting, epsilon)
+    start = newton.radius_start(tilting, epsilon)
     if overwrite and scores.cap is None:
-        a = radius_tilt(tilting, epsilon, start)
+        a = newton.radius_tilt(tilting, epsilon, start)
         return of_moments(*tilting.weights(a, overwrite=True), a, 0.0, ball, tilting)
     return on_surface(tilting, epsilon, start, lambda a: tilted(tilting, a, 0.0, ball))
 
@@ -163,10 +154,10 @@ def solve_ball(scores: Scores, epsilon: float, overwrite: bool = False) -> Answe
 def on_surface(tilting: Tilting, epsilon: float, start: float, answer: Callable[[float], Answer]) -> Answer:
     """The answer at the a with KL = ε; with more care where KL bends much, or a cap puts kinks in it."""
     smooth = tilting.scores.cap is None
-    a = radius_tilt(tilting, epsilon, start, SETTLED if smooth else KINKED, smooth)
+    a = newton.radius_tilt(tilting, epsilon, start, newton.SETTLED if smooth else KINKED, smooth)
     found = answer(a)
     if not closed(found, Ball(epsilon)):
-        found = answer(radius_tilt(tilting, epsilon, a, settled=1e-12, smooth=False))
+        found = answer(newton.radius_tilt(tilting, epsilon, a, settled=1e-12, smooth=False))
     return found
 
 
@@ -180,25 +171,10 @@ def of_moments(q: Numbers | None, m: Moments, a: float, b: float, ball: Ball, ti
     if ball.gamma is not None:
         lacking += b * (ball.gamma - m.mean_y)
     s, status = tilting.scores, "optimal"
-    if s.cap is not None:
-        highest = (
-            (m.mu - a * s.x - (0.0 if s.y is None else b * s.y)).max() if q is None else (q / s.f()).max()
-        )
-        reached = highest >= (math.log(s.cap) - 1e-12 if q is None else s.cap * (1 - 1e-12))
-        status = "capped" if reached else "optimal"
-    return Answer(
-        a=a,
-        beta=b / a,
-        weights=q,
-        kl=m.kl,
-        mean_x=m.mean_x,
-        mean_y=m.mean_y,
-        ess=m.ess,
-        mu=m.mu,
-        gap=abs(lacking) / a,
-        status=status,
-        passes=tilting.num_passes,
-    )
+    if s.cap is not None and (m.mu - a * s.x - (0.0 if s.y is None else b * s.y)).max() >= math.log(s.cap):
+        status = "capped"
+    gap, passes = abs(lacking) / a, tilting.num_passes
+    return Answer(a, b / a, q, m.kl, m.mean_x, m.mean_y, m.ess, m.mu, gap, status, passes)
 
 
 def closed(answer: Answer, ball: Ball) -> Any:
@@ -219,13 +195,6 @@ def _by_vertex(scores: Scores, ball: Ball) -> Answer | None:
     return answer._replace(gap=abs(answer.mean_x - least))
 
 
-def _by_brackets(scores: Scores, ball: Ball) -> Answer:
-    assert ball.gamma is not None
-    tilting = Tilting(scores)
-    a, b = nested_tilt(tilting, ball.epsilon, ball.gamma, a=1.0)
-    return tilted(tilting, a, b, ball)
-
-
 def _boundary(scores: Scores, ball: Ball, least: Answer) -> Answer:
     """γ = γ_min: the weights that attain it; where y has ties there, the worst x among them."""
     assert scores.y is not None and least.weights is not None
@@ -233,34 +202,19 @@ def _boundary(scores: Scores, ball: Ball, least: Answer) -> Answer:
         return _at(scores, least.weights, "boundary", a=0.0, gap=0.0, beta=math.inf)
     face = face_of(scores.y, scores)
     radius = max(0.0, (ball.epsilon - face.fixed_kl()) / face.mass)
-    x = scores.x[face.tied]
-    inner = solve_ball(standardised(x, face.tied_base(), face.tied_cap()), radius)
+    x, base, cap = scores.x[face.tied], face.tied_base(), face.tied_cap()
+    unit, origin = float(np.ptp(x)) or 1.0, x.min() if cap is None else quantile(x, base, cap)
+    inner = solve_ball(Scores((x - origin) / unit, None, base, cap), radius)
     assert inner.weights is not None
-    a = inner.a / (float(np.ptp(x)) or 1.0)
-    return _at(scores, face.weights(inner.weights), "boundary", a=a, gap=inner.gap, beta=math.inf)
-
-
-def standardised(x: Numbers, base: Numbers | None, cap: float | None) -> Scores:
-    """Scores [n] from their smallest (with a cap from where it begins to bind) in units of their range."""
-    origin = x.min() if cap is None else quantile(x, base, cap)
-    return Scores((x - origin) / (np.ptp(x) or 1.0), None, base, cap)
+    q = face.weights(inner.weights)
+    return _at(scores, q, "boundary", a=inner.a / unit, gap=inner.gap, beta=math.inf)
 
 
 def _at(scores: Scores, q: Numbers, status: str, *, a: float, gap: float, beta: float = 0.0) -> Answer:
     """What holds of weights that are no tilts."""
-    return Answer(
-        a=a,
-        beta=beta,
-        weights=q,
-        kl=float(divergence(q, scores.f())),
-        mean_x=float(dot(q, scores.x)),
-        mean_y=0.0 if scores.y is None else float(dot(q, scores.y)),
-        ess=float(1 / dot(q, q)),
-        mu=math.nan,
-        gap=gap,
-        status=status,
-        passes=1,
-    )
+    kl, mean_x = float(divergence(q, scores.f())), float(dot(q, scores.x))
+    mean_y = 0.0 if scores.y is None else float(dot(q, scores.y))
+    return Answer(a, beta, q, kl, mean_x, mean_y, float(1 / dot(q, q)), math.nan, gap, status, 1)
 
 
 def divergence(q: Numbers, f: Any) -> Any:

@@ -7,7 +7,7 @@ needs the same `moments`: sums of parts add up.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,12 +18,10 @@ Tilt = Any  # a number, or one for every round: [rounds]
 
 PIECE = 10_000  # samples that stay in the cache; BLAS divides longer products over its threads
 ONES = np.ones(PIECE)  # a dot product is the fastest sum
-KEPT = 1 << 12  # samples of which the powers are worth keeping from pass to pass
 MANY = 1 << 13  # samples from which a start from a part of them pays
 THINNING, RUN = 16, 8  # one run of samples that share a cache line in so many
+LEAST, FAR = 1e-250, 280.0  # Σw² below which digits may be lost; an exponent that cannot take it there
 FURTHEST = 700.0  # an exponent beyond which is no exponential
-LEAST = 1e-250  # Σw² below which digits may be lost
-FAR = 280.0  # an exponent that cannot take it there
 BARELY = 1e-15  # of mass: nothing
 
 
@@ -43,25 +41,16 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """x and y (or None) with base weights (None: 1/n) and a cap (or None).
-
-    x and y are 0 where digits are needed: with a cap at the quantile 1/c, where it begins to bind; else in
-    the middle, or at the smallest x where there is no y.
-    """
+    """x and y (or None) with base weights (None: 1/n) and a cap (or None), 0 where digits are needed."""
 
     x: Numbers
     y: Numbers | None
     base: Numbers | None
     cap: float | None
 
-    def rounds(self, chosen: Any) -> "Scores":
-        """Some of the rounds, or with an index one of them."""
-        return self.each(lambda values: values[chosen])
-
-    def each(self, of: Any) -> "Scores":
-        x, y, base = (None if part is None else of(part) for part in (self.x, self.y, self.base))
-        assert x is not None
-        return Scores(x, y, base, self.cap)
+    def each(self, of: Callable[[Numbers], Numbers]) -> "Scores":
+        y, base = (None if part is None else of(part) for part in (self.y, self.base))
+        return Scores(of(self.x), y, base, self.cap)
 
     def f(self) -> Numbers:
         """The base weights, written out."""
@@ -69,42 +58,35 @@ class Scores:
 
 
 class Piece(NamedTuple):
-    """Some samples of one round, or some whole rounds; and `powers` of x where they are kept."""
+    """Some samples of one round, or some whole rounds."""
 
     place: slice
     x: Numbers
     y: Numbers | None = None
     log_f: Numbers | None = None
-    powers: Numbers | None = None
 
 
 class Tilting:
-    """Scores, ready to be tilted; it counts its passes. A cap, and one long round, only for scores [n]."""
+    """Scores, ready to be tilted; it counts its passes. A cap, and long rounds, only for scores [n]."""
 
     def __init__(self, scores: Scores):
-        self.scores = scores
-        self.single, n = scores.x.ndim == 1, scores.x.shape[-1]
-        log_f = None if scores.base is None else np.log(scores.base)
-        self._log_n = math.log(n) if scores.base is None else 0.0
+        self.scores, self.single, n = scores, scores.x.ndim == 1, scores.x.shape[-1]
+        self.log_n, log_f = (math.log(n), None) if scores.base is None else (0.0, np.log(scores.base))
         step = PIECE if self.single else max(1, PIECE // n)
         places = [slice(start, start + step) for start in range(0, len(scores.x), step)]
         columns = [[None if of is None else of[own] for own in places] for of in (scores.x, scores.y, log_f)]
-        kept = powers(scores.x) if self.single and n <= KEPT and scores.y is None else None
-        self._pieces = [Piece(*own, kept) for own in zip(places, *columns, strict=True)]
+        self.pieces = [Piece(*own) for own in zip(places, *columns, strict=True)]
         self.num_passes = 0
         self.last: tuple[Tilt, Tilt, Moments] | None = None  # the tilt of the last pass, and what it found
 
-    def rounds(self, chosen: Any) -> "Tilting":
-        return Tilting(self.scores.rounds(chosen))
-
     def thinned(self) -> "Tilting | None":
         """One in `THINNING` samples of many, for a start; None if no base weight is there."""
-        s = self.scores.each(_one_in)
+        length = RUN * THINNING
+        s = self.scores.each(lambda v: v[: len(v) // length * length].reshape(-1, length)[:, :RUN].ravel())
         if s.base is not None and not s.base.sum() > 0:
             return None
         base = None if s.base is None else s.base / s.base.sum()
-        x = s.x - s.x.min() if s.cap is None and s.y is None else s.x
-        return Tilting(Scores(x, s.y, base, s.cap))
+        return Tilting(Scores(s.x - s.x.min() if s.cap is None and s.y is None else s.x, s.y, base, s.cap))
 
     def moments(self, a: Tilt, b: Tilt = 0.0) -> Moments:
         self.num_passes += 1
@@ -113,9 +95,9 @@ class Tilting:
         if self.scores.cap is not None:
             found = self._capped(a, b)[1]
         else:
-            third = self.scores.y is None or not np.any(b)
-            parts = [sums_of(*w, own, third) for own, w in self._exponentials(a, b)]
-            found = moments_of(self._total(parts), self._log_n, a, b)
+            order = 3 if self.scores.y is None or not np.any(b) else 2
+            parts = [sums_of(piece, *w, order) for piece, w in self._exponentials(a, b)]
+            found = moments_of(self._total(parts), self.log_n, a, b)
         self.last = a, b, found
         return found
 
@@ -125,23 +107,23 @@ class Tilting:
         if self.scores.cap is not None:
             return self._capped(a, b)
         q, parts = self.scores.x if overwrite else np.empty(self.scores.x.shape), []
-        for piece, (w, shift, ww) in self._exponentials(a, b):
-            parts.append(means_of(w, shift, ww, piece))
-            q[piece.place] = w
+        for piece, w in self._exponentials(a, b):
+            parts.append(sums_of(piece, *w, 1))
+            q[piece.place] = w[0]
         total = self._total(parts)
-        for piece, part in zip(self._pieces, parts, strict=True):
+        for piece, part in zip(self.pieces, parts, strict=True):
             if self.single:
                 q[piece.place] *= math.exp(part[0] - total[0]) / total[2]
             else:
                 q[piece.place] /= total[2, piece.place, None]
-        return q, moments_of(total, self._log_n, a, b)
+        return q, moments_of(total, self.log_n, a, b)
 
     def _exponentials(self, a: Tilt, b: Tilt) -> Iterator[tuple[Piece, tuple[Numbers, Tilt, Tilt]]]:
         if self.single:
-            yield from ((piece, exponentials(piece, a, b)) for piece in self._pieces)
+            yield from ((piece, exponentials(piece, a, b)) for piece in self.pieces)
             return
         far = self.scores.base is not None or not np.max(a + b) < FAR  # x and y are at most 1
-        for piece in self._pieces:
+        for piece in self.pieces:
             yield piece, exponentials(piece, a[piece.place, None], b[piece.place, None], far)
 
     def _total(self, parts: list[Numbers]) -> Any:
@@ -152,30 +134,33 @@ class Tilting:
         """q and its moments; the exponents of samples far beyond the cap do not matter, and are cut."""
         s, cap = self.scores, self.scores.cap
         assert cap is not None
-        e = s.x * -a
-        if b and s.y is not None:
-            e -= b * s.y
+        y = 0.0 * s.x if s.y is None else s.y
+        e = -a * s.x - b * y
         far = bool(b) and not np.abs(e).max() < FURTHEST
         level = -quantile(-e, s.base, cap) if far else 0.0  # where the cap begins to bind
         w = np.exp(np.minimum(e - level, FURTHEST))
         scale = self._scale(w, a, b, level)
-        q = np.minimum(w, cap / scale)
-        q *= scale / len(e) if s.base is None else scale * s.base
-        return q, _free_moments(q, np.where(w < cap / scale, q, 0.0), e, math.log(scale) - level, s, cap)
+        q = np.minimum(w, cap / scale) * (scale / len(e) if s.base is None else scale * s.base)
+        inner, mu = np.where(w < cap / scale, q, 0.0), math.log(scale) - level
+        mass = float(inner.sum())
+        dx, dy = (v - dot(inner, v) / (mass or 1.0) for v in (s.x, y))
+        kl = math.log(cap) * (float(q.sum()) - mass) + mu * mass + dot(inner, e)
+        means = dot(q, s.x), dot(q, y)
+        second = dot(inner, dx * dx), dot(inner, dx**3), dot(inner, dx * dy), dot(inner, dy * dy)
+        return q, Moments(*map(float, (max(kl, 0.0), *means, *second, 1 / dot(q, q), mu)))
 
     def _scale(self, w: Numbers, a: float, b: float, level: float) -> float:
         """M with Σ f·min(c, M·w) = 1, which is concave in M: from below, Newton's steps do not overshoot.
 
         It starts from where the last pass would put it, which may be above.
         """
-        s, cap = self.scores, self.scores.cap
+        base, cap = self.scores.base, self.scores.cap
         assert cap is not None
-        fw = w / len(w) if s.base is None else s.base * w
+        fw = w / len(w) if base is None else base * w
 
         def newton(scale: float) -> float:
             over = w >= cap / scale
-            full = np.count_nonzero(over) / len(w) if s.base is None else s.base[over].sum()
-            left = 1 - cap * float(full)
+            left = 1 - cap * float(np.count_nonzero(over) / len(w) if base is None else base[over].sum())
             rest = float(np.where(over, 0.0, fw).sum())  # no difference of sums, which may be far apart
             return left / rest if left > BARELY and rest > 0 else 0.0
 
@@ -188,34 +173,6 @@ class Tilting:
         while (better := newton(scale)) > scale * (1 + 1e-15):
             scale = better
         return scale
-
-
-def _free_moments(q: Numbers, inner: Numbers, e: Numbers, mu: float, s: Scores, cap: float) -> Moments:
-    """Moments of q, of which `inner` lies below the cap."""
-    mass = float(inner.sum())
-    dx = s.x - dot(inner, s.x) / (mass or 1.0)
-    mean_y = cov = var_y = 0.0
-    if s.y is not None:
-        dy = s.y - dot(inner, s.y) / (mass or 1.0)
-        mean_y, cov, var_y = (float(v) for v in (dot(q, s.y), dot(inner * dy, dx), dot(inner * dy, dy)))
-    inner_x = inner * dx
-    return Moments(
-        kl=max(math.log(cap) * (float(q.sum()) - mass) + mu * mass + float(dot(inner, e)), 0.0),
-        mean_x=float(dot(q, s.x)),
-        mean_y=mean_y,
-        var_x=float(dot(inner_x, dx)),
-        third_x=float(dot(inner_x * dx, dx)),
-        cov_xy=cov,
-        var_y=var_y,
-        ess=1 / float(dot(q, q)),
-        mu=mu,
-    )
-
-
-def powers(x: Numbers) -> Numbers:
-    """The rows 1, x, x², x³: [4, n]."""
-    square = x * x
-    return np.array((ONES[: len(x)], x, square, square * x))
 
 
 def exponentials(piece: Piece, a: Tilt, b: Tilt, shifted: bool = False) -> tuple[Numbers, Tilt, Tilt]:
@@ -235,31 +192,17 @@ def exponentials(piece: Piece, a: Tilt, b: Tilt, shifted: bool = False) -> tuple
     return w, shift, ww
 
 
-def sums_of(w: Numbers, shift: Tilt, ww: Tilt, piece: Piece, third: bool) -> Numbers:
-    """[..., 9]: the shift, Σw² and Σ w·(1, x, x², x³, y, xy, y²), x³ only if `third`."""
-    if piece.powers is not None:
-        sums = np.zeros(9)
-        sums[0], sums[1] = shift, ww
-        np.vecdot(piece.powers, w, out=sums[2:6])
-        return sums
-    sums, (_, x, y, _, _) = means_of(w, shift, ww, piece), piece
-    wx = w * x
-    sums[..., 4] = np.vecdot(wx, x)
-    if y is not None:
-        sums[..., 7], sums[..., 8] = np.vecdot(wx, y), np.vecdot(w * y, y)
-    if third:
-        wx *= x
-        sums[..., 5] = np.vecdot(wx, x)
-    return sums
-
-
-def means_of(w: Numbers, shift: Tilt, ww: Tilt, piece: Piece) -> Numbers:
-    """`sums_of` without the second moments."""
-    sums = np.zeros((*w.shape[:-1], 9))
+def sums_of(piece: Piece, w: Numbers, shift: Tilt, ww: Tilt, order: int) -> Numbers:
+    """[..., 9]: the shift, Σw² and Σ w·(1, x, x², x³, y, xy, y²) up to that order."""
+    sums, x, y = np.zeros((*w.shape[:-1], 9)), piece.x, piece.y
     sums[..., 0], sums[..., 1], sums[..., 2] = shift, ww, np.vecdot(w, ONES[: w.shape[-1]])
-    sums[..., 3] = np.vecdot(w, piece.x)
-    if piece.y is not None:
-        sums[..., 6] = np.vecdot(w, piece.y)
+    sums[..., 3], sums[..., 6] = np.vecdot(w, x), 0.0 if y is None else np.vecdot(w, y)
+    if order > 1:
+        wx = w * x
+        sums[..., 4] = np.vecdot(wx, x)
+        if y is not None:
+            sums[..., 7], sums[..., 8] = np.vecdot(wx, y), np.vecdot(w * y, y)
+        sums[..., 5] = np.vecdot(np.multiply(wx, x, out=wx), x) if order > 2 else 0.0
     return sums
 
 
@@ -307,8 +250,3 @@ def quantile(values: Numbers, base: Numbers | None, cap: float) -> float:
     order = np.argsort(values)
     reached = np.searchsorted(np.cumsum(base[order]) * cap, 1 - 1e-14)
     return float(values[order[min(int(reached), len(values) - 1)]])
-
-
-def _one_in(values: Numbers) -> Numbers:
-    length = RUN * THINNING
-    return values[: len(values) // length * length].reshape(-1, length)[:, :RUN].ravel()
