@@ -219,8 +219,7 @@ def solve_dual(
     like = torch.from_numpy if isinstance(log_likelihood if loss is None else loss, Tensor) else np.asarray
     weights = like(np.full(len(g), math.nan) if answer.weights is None else answer.weights)
     if g.ndim == 1:
-        numbers = {name: None if value is None else float(value) for name, value in found.items()}
-        return DualSolution(**numbers, weights=weights, status=answer.status, num_passes=answer.passes)
+        return units.solution(answer, weights, c is not None, gamma is not None)
     arrays = {name: None if value is None else like(value) for name, value in found.items()}
     return DualSolutions(**arrays, weights=weights, status=answer.status.tolist(), num_passes=answer.passes)
 
@@ -292,6 +291,11 @@ class Units:
             mu=lambda_ * found.mu + self.g0 + beta * self.c0,  # NaN where the weights are no tilt
             gamma_min=self.c0 + self.c_width * found.least_y if bounded else None,
         )
+
+    def solution(self, found: Answer, weights: Any, certain: bool, bounded: bool) -> DualSolution[Any]:
+        numbers = self.in_nats(found, certain, bounded)
+        floats = {name: None if value is None else float(value) for name, value in numbers.items()}
+        return DualSolution(**floats, weights=weights, status=found.status, num_passes=found.passes)
 
 
 def standardised(

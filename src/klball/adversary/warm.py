@@ -38,27 +38,19 @@ def resolve(
     a, b = width / start[0], start[1] * c_width / start[0]
     near = NEAR if max_weight is None else 0.0
     if gamma is not None and b > 0:
-        tilt = np.array([a]), np.array([b])
-        found = joint_tilt(tilting, epsilon, np.array([ball.gamma]), *tilt, passes=MOST_PASSES)
-        a, b, solved = (each.item() for each in found)
+        tilt = np.array([ball.gamma]), np.array([a]), np.array([b])
+        a, b, solved = (each.item() for each in joint_tilt(tilting, epsilon, *tilt, passes=MOST_PASSES))
         if not (solved and a > 0 and b > 0):
             return None
         answer = of_moments(None, moments_at(tilting, a, b, near), a, b, ball, tilting)
     else:
-        answer = on_surface(
-            tilting,
-            epsilon,
-            a,
-            lambda a: of_moments(None, moments_at(tilting, a, 0.0, near), a, 0.0, ball, tilting),
-        )
+        at = lambda a: of_moments(None, moments_at(tilting, a, 0.0, near), a, 0.0, ball, tilting)  # noqa: E731
+        answer = on_surface(tilting, epsilon, a, at)
     if not closed(answer, ball) or answer.passes > MOST_PASSES:
         return None
-    found = Units(g0, width, c0, c_width).in_nats(answer, c is not None, gamma is not None)
-    numbers = {name: None if value is None else float(value) for name, value in found.items()}
-    return DualSolution(**numbers, weights=None, status=answer.status, num_passes=answer.passes)
+    return Units(g0, width, c0, c_width).solution(answer, None, c is not None, gamma is not None)
 
 
 def _units(values: Tensor, base: Numbers | None, cap: float | None) -> tuple[Numbers, float, float]:
     g = values.numpy()
-    x, origin, width = standardised(g, (float(g.min()), float(g.max())), base, cap, middle=False)
-    return x, float(origin), float(width)
+    return standardised(g, (float(g.min()), float(g.max())), base, cap, middle=False)

@@ -136,8 +136,7 @@ def _tilt_to(y: Numbers, base: Numbers, cap: float | None, target: float) -> Num
 
     def look(eta: float) -> tuple[bool, float, float]:
         m = tilting.moments(eta)
-        slope = eta * m.var_x
-        step = (m.mean_x - wanted) / slope if slope > 1e-300 else math.inf
+        step = (m.mean_x - wanted) / max(eta * m.var_x, 1e-300)
         return m.mean_x > wanted, step, abs(step)
 
     return tilting.weights(bracketed(look, 1.0, settled=1e-14))[0]

@@ -50,7 +50,7 @@ def bracketed(look: Callable[[float], tuple[bool, float, float]], value: float, 
 def radius_tilt(
     tilting: Any, epsilon: float, a: float, settled: float = SETTLED, smooth: bool = True
 ) -> float:
-    """a with KL = ε at b = 0, from a start; the ball must bind. Unless KL is smooth, a step may err by itself."""
+    """a with KL = ε at b = 0, from a start; the ball must bind. Where KL has kinks a step may err by itself."""
 
     def look(a: float) -> tuple[bool, float, float]:
         m = tilting.moments(a)
@@ -61,10 +61,7 @@ def radius_tilt(
 
 
 def log_step(m: Moments, a: float, epsilon: float) -> tuple[float, float]:
-    """The step of log a towards KL = ε at b = 0, of log KL in log a and to second order, and its likely error.
-
-    It is exact where KL ∝ a²; where the moments are no help it is long.
-    """
+    """The step of log a towards KL = ε at b = 0, of log KL and to second order, and its likely error."""
     slope = a * a * m.var_x
     if not (0 < m.kl < math.inf and slope > 1e-300):
         return (math.inf if m.kl < epsilon else -math.inf), math.inf
@@ -132,7 +129,7 @@ def _small_radius(m: Moments, epsilon: float) -> Any:
 
 
 def joint_start(tilting: Tilting, epsilon: float, gamma: Numbers) -> tuple[Numbers, Numbers]:
-    """(a, b) near KL = ε and E[y] = γ, as for normal scores, or of many from a part; [rounds].
+    """(a, b) near KL = ε and E[y] = γ, as for normal scores or from a part of many; [rounds].
 
     A tilt of those moves the means by −V(a, b) at KL = ½(a, b)V(a, b)ᵀ; shortened, since skewed losses need
     less at large radii. Where γ does not bind or is out of reach, b = 0.
@@ -165,9 +162,8 @@ def joint_tilt(
 ) -> tuple[Numbers, Numbers, Numbers]:
     """(a, b, solved) with KL = ε and E[y] = γ, from a start; all [rounds].
 
-    The root-finding direction δ solves V δ = (−(KL − ε + b·(E[y] − γ))/a, E[y] − γ). It descends the
-    dual value D(a,b) = (ε + bγ + A)/a, since ∇D = −Vδ/a, so backtracking on D makes it safe. Rounds in
-    which no b > 0 is called for are left alone, unsolved. An error below `enough` is squared by a last step.
+    Backtracking on the convex dual value D = (ε + bγ + log Z)/a, which the direction descends. Rounds in which
+    no b > 0 is called for are left alone, unsolved. An error below `enough` is squared by a last step.
     """
     new_a, new_b, value, slope = a, b, np.full_like(a, math.inf), np.zeros_like(a)
     direction, length = np.zeros((2, len(a))), np.ones_like(a)
@@ -176,7 +172,7 @@ def joint_tilt(
         m = tilting.moments(new_a, new_b)
         if used == 0:
             idle = (b == 0) & ((m.mean_y <= gamma) | (m.kl < epsilon / 100))
-        new_value = _dual_value(m, new_a, new_b, epsilon, gamma)
+        new_value = (epsilon + new_b * gamma - (m.kl + new_a * m.mean_x + new_b * m.mean_y)) / new_a
         kl_error = np.abs(m.kl - epsilon) / min(epsilon, 1.0)
         error = np.maximum(kl_error, np.abs(m.mean_y - gamma)) / np.minimum(new_a, 1)  # the gap is error/a
         descends = new_value <= value + 1e-4 * length * slope + 1e-13 * np.abs(value)
@@ -184,8 +180,7 @@ def joint_tilt(
         a, b = np.where(taken, new_a, a), np.where(taken, new_b, b)
         value = np.where(taken, new_value, value)
         new_direction, new_slope = joint_step(m, a, b, epsilon, gamma)
-        direction = np.where(taken, new_direction, direction)
-        slope = np.where(taken, new_slope, slope)
+        direction, slope = np.where(taken, new_direction, direction), np.where(taken, new_slope, slope)
         length = np.where(taken, 1.0, length / 4)
         finished = taken & (error < enough) & (b > 0)
         a, b = np.where(finished, a + direction[0], a), np.where(finished, b + direction[1], b)
@@ -194,7 +189,7 @@ def joint_tilt(
             break
         if idle.mean() > 0.5:  # stragglers need not drag the others along
             rest = ~idle
-            part = Tilting(tilting.scores.each(lambda values: values[rest]))
+            part = Tilting(tilting.scores.each(lambda values, rest=rest: values[rest]))
             left = (part, epsilon, gamma[rest], a[rest], b[rest], passes - used - 1, enough)
             a[rest], b[rest], solved[rest] = joint_tilt(*left)
             tilting.num_passes += part.num_passes
@@ -202,11 +197,6 @@ def joint_tilt(
         new_a = np.where(idle, a, a + length * direction[0])
         new_b = np.where(idle, b, b + length * direction[1])
     return a, b, solved
-
-
-def _dual_value(m: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Numbers) -> Numbers:
-    log_z = -(m.kl + a * m.mean_x + b * m.mean_y)
-    return (epsilon + b * gamma + log_z) / a
 
 
 def joint_step(m: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Numbers) -> tuple[Numbers, Numbers]:
@@ -231,31 +221,33 @@ def nested_tilt(tilting: Tilting, epsilon: float, gamma: float, a: float) -> tup
 
     On the curve b(a) where E[y] = γ, or b = 0 where that is slack, KL grows with a.
     """
-    b = 0.0
+    b, m = 0.0, tilting.moments(a)
+
+    def onto_curve(a: float) -> None:
+        nonlocal b, m
+        m = tilting.moments(a)
+        if m.mean_y <= gamma:
+            b = 0.0
+            return
+
+        def look(b: float) -> tuple[bool, float, float]:
+            m = tilting.moments(a, b)
+            step = _over(m.mean_y - gamma, b * m.var_y)
+            return m.mean_y > gamma, step, abs(step)
+
+        b = bracketed(look, b or 1.0, settled=1e-14)
+        m = tilting.moments(a, b)
 
     def look(a: float) -> tuple[bool, float, float]:
-        nonlocal b
-        b, m = _onto_curve(tilting, a, b, gamma)
+        onto_curve(a)
         explained = m.cov_xy**2 / m.var_y if b > 0 and m.var_y > 0 else 0.0
-        slope = a * a * (m.var_x - explained)
-        step = (epsilon - m.kl) / slope if slope > 1e-300 else math.inf
+        step = _over(epsilon - m.kl, a * a * (m.var_x - explained))
         return m.kl < epsilon, step, abs(step)
 
     a = bracketed(look, a, settled=1e-14)
-    return a, _onto_curve(tilting, a, b, gamma)[0]
+    onto_curve(a)
+    return a, b
 
 
-def _onto_curve(tilting: Tilting, a: float, b: float, gamma: float) -> tuple[float, Moments]:
-    """The b ≥ 0 with E[y] = γ at this a, and the moments there."""
-    m = tilting.moments(a, 0.0)
-    if m.mean_y <= gamma:
-        return 0.0, m
-
-    def look(b: float) -> tuple[bool, float, float]:
-        m = tilting.moments(a, b)
-        slope = b * m.var_y
-        step = (m.mean_y - gamma) / slope if slope > 1e-300 else math.inf
-        return m.mean_y > gamma, step, abs(step)
-
-    b = bracketed(look, b or 1.0, settled=1e-14)
-    return b, tilting.moments(a, b)
+def _over(missing: float, slope: float) -> float:
+    return missing / slope if slope > 1e-300 else math.inf
