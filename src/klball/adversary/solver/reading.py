@@ -46,27 +46,31 @@ class Survey(NamedTuple):
     most_g: float
     most_c: float
 
+    def check(self) -> None:
+        """Raise ValueError if a score is no number, or some rows have no certainty."""
+        columns = {"log_likelihood": self.bad_g, "certainty": self.bad_c}
+        if counts := " and ".join(f"{name} has {bad:.0f}" for name, bad in columns.items() if bad):
+            raise ValueError(f"{counts} missing, NaN or infinite values; drop or repair those samples first")
+        if self.rows_with_c not in (0, self.rows):
+            raise ValueError("some chunks have a certainty and others have none")
+
 
 def _survey_of(g: Numbers, c: Numbers | None, x: Numbers, y: Numbers | None) -> Survey:
-    tied, n = g == g.min(), len(g)
-    sum_x, ties, extremes = float(x.sum()), int(np.count_nonzero(tied)), (g.min(), g.max())
+    tied, n, sum_x = g == g.min(), len(g), float(x.sum())
     bad_g = 0 if math.isfinite(sum_x) else n - np.count_nonzero(np.isfinite(g))
-    if c is None or y is None:
-        return Survey(n, 0, bad_g, 0, sum_x, ties, 0.0, extremes[0], math.inf, extremes[1], -math.inf)
-    bad_c = 0 if math.isfinite(y.sum()) else n - np.count_nonzero(np.isfinite(c))
-    return Survey(
-        n, n, bad_g, bad_c, sum_x, ties, float(y[tied].sum()), extremes[0], c.min(), extremes[1], c.max()
-    )
+    with_c, bad_c, ties_y, least_c, most_c = 0, 0, 0.0, math.inf, -math.inf
+    if c is not None and y is not None:
+        bad_c = 0 if math.isfinite(y.sum()) else n - np.count_nonzero(np.isfinite(c))
+        with_c, ties_y, least_c, most_c = n, y[tied].sum(), c.min(), c.max()
+    ties = np.count_nonzero(tied)
+    return Survey(n, with_c, bad_g, bad_c, sum_x, ties, ties_y, g.min(), least_c, g.max(), most_c)
 
 
 def _joined(surveys: Sequence[Survey]) -> Survey:
     rows = np.array(surveys).reshape(-1, len(Survey._fields))
-    if not len(rows):
-        return Survey(*[0.0] * 7, math.inf, math.inf, -math.inf, -math.inf)
-    least = rows[:, 7].min()
-    ties = rows[rows[:, 7] == least, 5:7].sum(0)
-    columns = (rows[:, :5].sum(0), ties, rows[:, 7:9].min(0), rows[:, 9:].max(0))
-    return Survey(*np.concatenate(columns).tolist())
+    ties = rows[rows[:, 7] == rows[:, 7].min(initial=math.inf), 5:7].sum(0)
+    least, most = rows[:, 7:9].min(0, initial=math.inf), rows[:, 9:].max(0, initial=-math.inf)
+    return Survey(*np.concatenate((rows[:, :5].sum(0), ties, least, most)).tolist())
 
 
 class Data:
@@ -124,6 +128,11 @@ class Data:
     def _units(self, g: Numbers, c: Numbers | None) -> tuple[Numbers, Numbers | None]:
         x = _scaled(g, self.g0, self.width)
         return x, None if c is None else _scaled(c, self.c0, self.c_width)
+
+
+def certainties(part: Part) -> Iterator[Chunk]:
+    """C in the place of g."""
+    return ((c, None) for _, c in part() if c is not None)
 
 
 def _scaled(values: Numbers, origin: float, width: float) -> Numbers:
