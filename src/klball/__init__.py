@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from klball.adversary.dual import DualSolution as DualSolution
+    from klball.adversary.dual import DualSolutions as DualSolutions
     from klball.adversary.dual import InfeasibleError as InfeasibleError
     from klball.adversary.dual import RobustProfile as RobustProfile
     from klball.adversary.dual import robust_profile as robust_profile
@@ -27,7 +28,9 @@ _SETS = ("AmbiguitySet", "Empirical", "KLBall", "CertaintyKLBall", "CVaR", "ChiS
 _HOME = {
     **dict.fromkeys(("score", "read_scores"), "klball.scores.tables"),
     **dict.fromkeys(_SETS, "klball.adversary.sets"),
-    **dict.fromkeys(("DualSolution", "InfeasibleError", "RobustProfile"), "klball.adversary.dual"),
+    **dict.fromkeys(
+        ("DualSolution", "DualSolutions", "InfeasibleError", "RobustProfile"), "klball.adversary.dual"
+    ),
     **dict.fromkeys(("robust_profile", "solve_dual"), "klball.adversary.dual"),
     "Solution": "klball.adversary.solution",
     "stream_scores": "klball.scores.parquet",

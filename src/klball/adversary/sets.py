@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from klball.adversary import inputs
-from klball.adversary.dual import InfeasibleError, solve_dual
+from klball.adversary.answers import InfeasibleError
+from klball.adversary.dual import solve_dual
 from klball.adversary.solution import DensitySolution, Scores, Solution, TiltSolution
-from klball.adversary.solver.sorting import LinearDensity, StepDensity, linear, tail
+from klball.adversary.sorting import LinearDensity, StepDensity, linear, tail
 from klball.adversary.warm import resolve
 
 DIRECTIONS = ("pessimistic", "optimistic")

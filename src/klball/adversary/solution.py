@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from klball.adversary.dual import DualSolution
+from klball.adversary.answers import DualSolution
 
 Scores = Mapping[str, Tensor]
 """By name, each [n]: "score" (larger is better) and, where the set needs it, "certainty". For `density`

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from klball.adversary import inputs
-from klball.adversary.dual import InfeasibleError
+from klball.adversary.answers import InfeasibleError
 from klball.adversary.solver.newton import joint_tilt, moments_at, radius_start, radius_tilt
 from klball.adversary.solver.reading import Chunk as Chunk
 from klball.adversary.solver.reading import Data, Part, Survey, certainties, sample_of

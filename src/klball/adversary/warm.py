@@ -3,7 +3,8 @@
 import numpy as np
 from torch import Tensor
 
-from klball.adversary.dual import DualSolution, Units, standardised
+from klball.adversary.answers import DualSolution
+from klball.adversary.problem import Units, standardised
 from klball.adversary.solver.newton import NEAR, joint_tilt, moments_at
 from klball.adversary.solver.rounds import Ball, closed, of_moments, on_surface
 from klball.adversary.solver.tilting import Numbers, Scores, Tilting

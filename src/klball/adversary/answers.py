@@ -1,0 +1,86 @@
+"""What `solve_dual` answers: numbers for one problem, arrays for a batch of them."""
+
+import math
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+Weights = TypeVar("Weights", np.ndarray, Tensor)
+
+
+class InfeasibleError(ValueError):
+    """No distribution in the ball has mean certainty γ or less; `gamma_min` is the smallest there."""
+
+    def __init__(self, message: str, gamma_min: float, mean_certainty: float = math.nan):
+        super().__init__(message)
+        self.gamma_min, self.mean_certainty = gamma_min, mean_certainty
+
+
+@dataclass(frozen=True, repr=False)
+class DualSolution(Generic[Weights]):
+    """A solved problem.
+
+    lambda_, beta: multipliers of the ball (nats of score per nat of radius) and of the certainty cap.
+    weights: q, [n], float64, a tensor for a tensor and else an array.
+    kl, certainty, worst_case: KL(Q‖F), E_Q[C] (None without C) and E_Q[g] at `weights`.
+    dual_value: h at the multipliers. gap: worst_case − dual_value in units of max g − min g.
+    ess: effective sample size 1/Σ(q²). mu: q_i = f_i·min(c, exp((mu − g_i − βC_i)/λ)) if λ is in (0, ∞).
+    gamma_min: the smallest E_Q[C] in the ball where it had to be found (else NaN; None without gamma).
+    `solve_dual(loss=-certainty, epsilon=...).worst_case` is γ_min too.
+    status: optimal | point_mass | vertex | boundary | capped | infeasible.
+    num_passes: over the scores.
+    """
+
+    lambda_: float
+    beta: float
+    weights: Weights
+    kl: float
+    certainty: float | None
+    worst_case: float
+    dual_value: float
+    gap: float
+    ess: float
+    mu: float
+    gamma_min: float | None
+    status: str
+    num_passes: int
+
+    def __repr__(self) -> str:
+        certainty = "" if self.certainty is None else f", E_Q[C] {self.certainty:.6g}"
+        return (
+            f"DualSolution({self.status}: E_Q[g] {self.worst_case:.6g}{certainty}, KL {self.kl:.4g}, "
+            f"λ {self.lambda_:.6g}, β {self.beta:.6g}, ESS {self.ess:.4g}, gap {self.gap:.1g})"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class DualSolutions(Generic[Weights]):
+    """A batch of solved problems: what is a number in `DualSolution` is an array [rounds] here.
+
+    weights: [rounds, n]; of infeasible rounds NaN, like their multipliers. status: a list. num_passes: the most
+    that any round took. Arrays are tensors where the scores were one.
+    """
+
+    lambda_: Weights
+    beta: Weights
+    weights: Weights
+    kl: Weights
+    certainty: Weights | None
+    worst_case: Weights
+    dual_value: Weights
+    gap: Weights
+    ess: Weights
+    mu: Weights
+    gamma_min: Weights | None
+    status: list[str]
+    num_passes: int
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{self.status.count(name)} {name}" for name in sorted(set(self.status)))
+        spans = ", ".join(
+            f"{label} {float(values.min()):.4g} … {float(values.max()):.4g}"
+            for label, values in (("E_Q[g]", self.worst_case), ("λ", self.lambda_), ("ESS", self.ess))
+        )
+        return f"DualSolutions({counts}: {spans}, gap at most {float(self.gap.max()):.1g})"
