@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-from torch import Tensor
 
-Weights = TypeVar("Weights", np.ndarray, Tensor)
+Weights = TypeVar("Weights", covariant=True)  # an array, a tensor, or None after a warm start
 
 
 class InfeasibleError(ValueError):
@@ -59,8 +58,8 @@ class DualSolution(Generic[Weights]):
 class DualSolutions(Generic[Weights]):
     """A batch of solved problems: what is a number in `DualSolution` is an array [rounds] here.
 
-    weights: [rounds, n]; of infeasible rounds NaN, like their multipliers. status: a list. num_passes: the most
-    that any round took. Arrays are tensors where the scores were one.
+    weights: [rounds, n]; of infeasible rounds NaN, like their multipliers. status: a list. num_passes: over
+    the scores together. Arrays are tensors where the scores were one.
     """
 
     lambda_: Weights
@@ -79,8 +78,7 @@ class DualSolutions(Generic[Weights]):
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{self.status.count(name)} {name}" for name in sorted(set(self.status)))
-        spans = ", ".join(
-            f"{label} {float(values.min()):.4g} … {float(values.max()):.4g}"
-            for label, values in (("E_Q[g]", self.worst_case), ("λ", self.lambda_), ("ESS", self.ess))
-        )
-        return f"DualSolutions({counts}: {spans}, gap at most {float(self.gap.max()):.1g})"
+        columns = {"E_Q[g]": self.worst_case, "λ": self.lambda_, "ESS": self.ess}
+        arrays = {label: np.asarray(values) for label, values in columns.items()}
+        spans = ", ".join(f"{label} {v.min():.4g} … {v.max():.4g}" for label, v in arrays.items())
+        return f"DualSolutions({counts}: {spans}, gap at most {np.asarray(self.gap).max():.1g})"

@@ -1,4 +1,7 @@
-"""A validated problem in units of its scores, solved and checked (mathematics.md, "Digits", "The certificate")."""
+"""A validated problem, brought to units of its scores (mathematics.md, "Digits"), solved and checked.
+
+What comes back satisfies every bound and closes the gap (mathematics.md, "The certificate").
+"""
 
 import math
 from collections.abc import Callable
@@ -56,12 +59,14 @@ class Units:
         self, found: Answer, weights: Any, certain: bool, bounded: bool, like: Callable[[Numbers], Any]
     ) -> DualSolutions[Any]:
         numbers = self.in_nats(found, certain, bounded)
-        arrays = {name: None if value is None else like(value) for name, value in numbers.items()}
+        arrays: dict[str, Any] = {
+            name: None if value is None else like(value) for name, value in numbers.items()
+        }
         return DualSolutions(**arrays, weights=weights, status=found.status.tolist(), num_passes=found.passes)
 
     def solution(self, found: Answer, weights: Any, certain: bool, bounded: bool) -> DualSolution[Any]:
         numbers = self.in_nats(found, certain, bounded)
-        floats = {name: None if value is None else float(value) for name, value in numbers.items()}
+        floats: dict[str, Any] = {k: None if value is None else float(value) for k, value in numbers.items()}
         return DualSolution(**floats, weights=weights, status=found.status, num_passes=found.passes)
 
 
@@ -79,27 +84,22 @@ def standardised(
     if used is not None:
         low = values.min(-1, where=used, initial=math.inf)
         high = values.max(-1, where=used, initial=-math.inf)
-    origin = low
+    origin: Any = low
     if cap is not None:
-        origin = _rowwise(lambda *own: quantile(*own, cap), values, base)
+        origin = quantile(values, base, cap)
     elif middle:
         few = values[..., :: max(1, values.shape[-1] // TYPICAL)]
         origin = np.partition(few, few.shape[-1] // 2)[..., few.shape[-1] // 2]
-    width = (high - low) or 1.0 if single else np.where(high > low, high - low, 1.0)
+    width: Any = (high - low) or 1.0 if single else np.where(high > low, high - low, 1.0)
     x = values - (origin if single else origin[:, None])
-    if (width if single else width.min()) > 1e-290:  # half the time of a division
-        x *= 1 / width if single else 1 / width[:, None]
-    else:  # whose reciprocal may overflow
-        x /= width if single else width[:, None]
+    unit = width if single else width[:, None]
+    if (width if single else width.min()) > 1e-290:
+        x *= 1 / unit  # half the time of a division
+    else:
+        x /= unit  # whose reciprocal may overflow
     if used is not None:
         x[~used] = 1.0
     return x, origin, width
-
-
-def _rowwise(of: Any, values: Numbers, base: Numbers | None) -> Any:
-    if values.ndim == 1:
-        return of(values, base)
-    return np.array([of(own, None if base is None else base[r]) for r, own in enumerate(values)])
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ class Problem:
         rounds = [self._round(r)._alone(f"round {r}: ") for r in range(len(self.g))]
         nothing = np.full(self.g.shape[1], math.nan)
         columns = zip(*(answer for answer, _ in rounds), strict=True)
-        answers = Answer(*(np.array([nothing if v is None else v for v in column]) for column in columns))
+        stacked: Any = (np.array([nothing if v is None else v for v in column]) for column in columns)
+        answers = Answer(*stacked)
         return answers, Units(*np.array([(u.g0, u.width, u.c0, u.c_width) for _, u in rounds]).T)
 
     def refuse_infeasible(self, found: Answer, units: Units) -> None:

@@ -150,7 +150,8 @@ class CertaintyKLBall:
 
     def summary(self, solution: TiltSolution) -> dict[str, float]:
         dual = solution.dual
-        return {"lambda": dual.lambda_, "beta": dual.beta, "certainty": float(dual.certainty)}
+        assert dual.certainty is not None
+        return {"lambda": dual.lambda_, "beta": dual.beta, "certainty": dual.certainty}
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class TiltSolution:
     sign: −1 where the direction is optimistic; `dual` is then the solution for −g.
     """
 
-    dual: DualSolution
+    dual: DualSolution[Tensor | None]
     cap: float | None = None
     sign: float = 1.0
 

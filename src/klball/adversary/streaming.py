@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,10 +16,11 @@ from numpy.typing import ArrayLike
 from klball.adversary import inputs
 from klball.adversary.answers import InfeasibleError
 from klball.adversary.solver.newton import joint_tilt, moments_at, radius_start, radius_tilt
-from klball.adversary.solver.reading import Chunk as Chunk
-from klball.adversary.solver.reading import Data, Part, Survey, certainties, sample_of
+from klball.adversary.solver.reading import Chunk, Data, Part, Survey, certainties, sample_of
 from klball.adversary.solver.rounds import CLOSED, FEASIBLE, SLACK
 from klball.adversary.solver.tilting import Moments
+
+__all__ = ["Chunk", "StreamedSolution", "solve_dual_streamed"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class _Solver:
                 self._raise_infeasible(found.certainty)
         elif loose and self._meets(s.ties_y / s.ties):
             kl, worst = math.log(s.rows / s.ties), s.least_g
-            numbers = dict(lambda_=0.0, kl=kl, worst_case=worst, dual_value=worst, ess=s.ties)
+            numbers: dict[str, Any] = dict(lambda_=0.0, kl=kl, worst_case=worst, dual_value=worst, ess=s.ties)
             found = self._answer("point_mass", s.ties_y / s.ties, **numbers)
         else:
             found = self._search(guess, loose)
@@ -206,13 +208,13 @@ class _Solver:
     def _raise_infeasible(self, least: float | None) -> None:
         assert least is not None
         raise InfeasibleError(
-            f"infeasible: with epsilon = {self.epsilon} the mean certainty cannot go below γ_min = {least!r}, but "
-            f"gamma = {self.gamma}; raise gamma to at least γ_min, or epsilon",
+            f"infeasible: with epsilon = {self.epsilon} the mean certainty cannot go below γ_min = {least!r}, "
+            f"but gamma = {self.gamma}; raise gamma to at least γ_min, or epsilon",
             least,
         )
 
     def _answer(
-        self, status: str, mean_y: float, tilt: tuple[float, ...] = (), **numbers: float
+        self, status: str, mean_y: float, tilt: tuple[float, ...] = (), **numbers: Any
     ) -> StreamedSolution:
         """The uniform distribution, but for what is given."""
         data, s = self.data, self.survey

@@ -22,7 +22,7 @@ def resolve(
     gamma: float | None,
     start: tuple[float, float],
     max_weight: float | None = None,
-) -> DualSolution | None:
+) -> DualSolution[None] | None:
     """`solve_dual` from the multipliers (λ, β) near the answer, λ in (0, ∞); None where that does not do.
 
     The scores are [n], float64 and finite, and `base` sums to one. `weights` is None. The last and short step

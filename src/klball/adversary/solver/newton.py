@@ -50,7 +50,7 @@ def bracketed(look: Callable[[float], tuple[bool, float, float]], value: float, 
 def radius_tilt(
     tilting: Any, epsilon: float, a: float, settled: float = SETTLED, smooth: bool = True
 ) -> float:
-    """a with KL = ε at b = 0, from a start; the ball must bind. Where KL has kinks a step may err by itself."""
+    """a with KL = ε at b = 0, from a start; the ball must bind. At kinks of KL a step may err by itself."""
 
     def look(a: float) -> tuple[bool, float, float]:
         m = tilting.moments(a)
@@ -162,8 +162,8 @@ def joint_tilt(
 ) -> tuple[Numbers, Numbers, Numbers]:
     """(a, b, solved) with KL = ε and E[y] = γ, from a start; all [rounds].
 
-    Backtracking on the convex dual value D = (ε + bγ + log Z)/a, which the direction descends. Rounds in which
-    no b > 0 is called for are left alone, unsolved. An error below `enough` is squared by a last step.
+    Backtracking on the convex dual value D = (ε + bγ + log Z)/a, which the direction descends. Rounds in
+    which no b > 0 is called for are left alone, unsolved. An error below `enough` is squared by a last step.
     """
     new_a, new_b, value, slope = a, b, np.full_like(a, math.inf), np.zeros_like(a)
     direction, length = np.zeros((2, len(a))), np.ones_like(a)

@@ -57,12 +57,12 @@ class Survey(NamedTuple):
 
 def _survey_of(g: Numbers, c: Numbers | None, x: Numbers, y: Numbers | None) -> Survey:
     tied, n, sum_x = g == g.min(), len(g), float(x.sum())
-    bad_g = 0 if math.isfinite(sum_x) else n - np.count_nonzero(np.isfinite(g))
+    bad_g = 0 if math.isfinite(sum_x) else n - int(np.isfinite(g).sum())
     with_c, bad_c, ties_y, least_c, most_c = 0, 0, 0.0, math.inf, -math.inf
     if c is not None and y is not None:
-        bad_c = 0 if math.isfinite(y.sum()) else n - np.count_nonzero(np.isfinite(c))
+        bad_c = 0 if math.isfinite(y.sum()) else n - int(np.isfinite(c).sum())
         with_c, ties_y, least_c, most_c = n, y[tied].sum(), c.min(), c.max()
-    ties = np.count_nonzero(tied)
+    ties = int(np.count_nonzero(tied))
     return Survey(n, with_c, bad_g, bad_c, sum_x, ties, ties_y, g.min(), least_c, g.max(), most_c)
 
 

@@ -75,7 +75,8 @@ def solve_round(scores: Scores, ball: Ball, overwrite: bool = False) -> Answer:
     least = solve_ball(Scores(scores.y - floor, None, scores.base, scores.cap), ball.epsilon)
     least_y, passes = least.mean_x + floor, free.passes + least.passes
     if not ball.met(least_y):
-        return Answer(*[math.nan] * 2, None, *[math.nan] * 6, "infeasible", passes, least_y)
+        nan = math.nan
+        return Answer(nan, nan, None, nan, nan, nan, nan, nan, nan, "infeasible", passes, least_y)
     if ball.gamma <= least_y + SLACK + ball.blur:
         found = _boundary(scores, ball, least)
     else:
@@ -86,13 +87,13 @@ def solve_round(scores: Scores, ball: Ball, overwrite: bool = False) -> Answer:
     return found._replace(least_y=least_y, passes=passes + found.passes)
 
 
-def _jointly(scores: Scores, ball: Ball, a: float | None = None) -> Answer | None:
-    """The tilt with KL = ε and E[y] = γ, if some β > 0 gives that; from an a at β = 0, or afresh."""
+def _jointly(scores: Scores, ball: Ball, alone: float | None = None) -> Answer | None:
+    """The tilt with KL = ε and E[y] = γ, if some β > 0 gives that; from the a at β = 0, or afresh."""
     tilting, gamma = Tilting(scores), np.array([ball.gamma])
-    if a is None:
+    if alone is None:
         start, passes = newton.joint_start(tilting, ball.epsilon, gamma), FEW
     else:
-        start, passes = (np.array([a]), np.zeros(1)), newton.JOINT_PASSES
+        start, passes = (np.array([alone]), np.zeros(1)), newton.JOINT_PASSES
     a, b, solved = (v.item() for v in newton.joint_tilt(tilting, ball.epsilon, gamma, *start, passes))
     if not (solved and 0 < a < math.inf and 0 < b < math.inf):
         return None
@@ -119,7 +120,7 @@ def solve_together(scores: Scores, ball: Ball) -> Answer:
     answers = of_moments(*tilting.weights(a, b), a, b, ball, tilting)
     status, least_y = np.full(rounds, "optimal", dtype=object), np.full(rounds, math.nan)
     answers = answers._replace(status=status, least_y=least_y)
-    for r in np.flatnonzero(~(found & closed(answers, ball))):
+    for r in np.flatnonzero(~(found & closed(answers, ball))).tolist():
         alone = solve_round(untied(scores.each(lambda v, r=r: v[r])), ball.round(r))
         for own, value in zip(answers, alone, strict=True):
             if isinstance(own, np.ndarray):
@@ -165,7 +166,7 @@ def tilted(tilting: Tilting, a: float, b: float, ball: Ball) -> Answer:
     return of_moments(*tilting.weights(a, b), a, b, ball, tilting)
 
 
-def of_moments(q: Numbers | None, m: Moments, a: float, b: float, ball: Ball, tilting: Tilting) -> Answer:
+def of_moments(q: Numbers | None, m: Moments, a: Tilt, b: Tilt, ball: Ball, tilting: Tilting) -> Answer:
     """The answer at a tilt; its gap is what complementary slackness lacks."""
     lacking = ball.epsilon - m.kl
     if ball.gamma is not None:
