@@ -1,4 +1,4 @@
-"""What `solve_dual` answers: numbers for one problem, arrays for a batch of them."""
+"""What `solve_dual` answers: numbers for one problem, arrays for a batch (mathematics.md, "Statuses")."""
 
 import math
 from dataclasses import dataclass

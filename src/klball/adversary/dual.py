@@ -8,7 +8,7 @@ through its dual, maximise over λ ≥ 0, β ≥ 0:  h(λ,β) = −λε − βγ
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Required, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -28,54 +28,43 @@ __all__ = [
     "solve_dual",
 ]
 
-Matrix = np.ndarray[tuple[int, int], np.dtype[Any]]  # of any kind of number
+Row = Sequence[float] | np.ndarray[tuple[int], np.dtype[Any]]  # Any: of whatever kind of number
+Rows = Sequence[Sequence[float]] | np.ndarray[tuple[int, int], np.dtype[Any]]
+
+
+class Bounds(TypedDict, total=False):
+    """The keywords of `solve_dual`, whatever the scores are."""
+
+    epsilon: Required[float]
+    gamma: float | None
+    base_weights: Array | None
+    max_weight: float | None
+    throw: bool
 
 
 @overload
 def solve_dual(
-    log_likelihood: Sequence[Sequence[float]] | Matrix,
-    certainty: Array | None = None,
-    *,
-    epsilon: float,
-    gamma: float | None = None,
-    base_weights: Array | None = None,
-    max_weight: float | None = None,
-    throw: bool = True,
+    log_likelihood: Row, certainty: Array | None = None, **bounds: Unpack[Bounds]
+) -> DualSolution[np.ndarray]: ...
+@overload
+def solve_dual(
+    *, loss: Row, certainty: Array | None = None, **bounds: Unpack[Bounds]
+) -> DualSolution[np.ndarray]: ...
+@overload
+def solve_dual(
+    log_likelihood: Rows, certainty: Array | None = None, **bounds: Unpack[Bounds]
 ) -> DualSolutions[np.ndarray]: ...
 @overload
 def solve_dual(
-    log_likelihood: None = None,
-    certainty: Array | None = None,
-    *,
-    loss: Sequence[Sequence[float]] | Matrix,
-    epsilon: float,
-    gamma: float | None = None,
-    base_weights: Array | None = None,
-    max_weight: float | None = None,
-    throw: bool = True,
+    *, loss: Rows, certainty: Array | None = None, **bounds: Unpack[Bounds]
 ) -> DualSolutions[np.ndarray]: ...
 @overload
 def solve_dual(
-    log_likelihood: Tensor,
-    certainty: Array | None = None,
-    *,
-    epsilon: float,
-    gamma: float | None = None,
-    base_weights: Array | None = None,
-    max_weight: float | None = None,
-    throw: bool = True,
+    log_likelihood: Tensor, certainty: Array | None = None, **bounds: Unpack[Bounds]
 ) -> DualSolution[Tensor]: ...
 @overload
 def solve_dual(
-    log_likelihood: None = None,
-    certainty: Array | None = None,
-    *,
-    loss: Tensor,
-    epsilon: float,
-    gamma: float | None = None,
-    base_weights: Array | None = None,
-    max_weight: float | None = None,
-    throw: bool = True,
+    *, loss: Tensor, certainty: Array | None = None, **bounds: Unpack[Bounds]
 ) -> DualSolution[Tensor]: ...
 @overload
 def solve_dual(
@@ -83,12 +72,8 @@ def solve_dual(
     certainty: Array | None = None,
     *,
     loss: Array | None = None,
-    epsilon: float,
-    gamma: float | None = None,
-    base_weights: Array | None = None,
-    max_weight: float | None = None,
-    throw: bool = True,
-) -> DualSolution[np.ndarray]: ...
+    **bounds: Unpack[Bounds],
+) -> DualSolution[Any]: ...
 
 
 @np.errstate(all="ignore")  # what leaves the range of float64 is looked for
@@ -108,11 +93,13 @@ def solve_dual(
     q_i = f_i·exp(−(g_i + βC_i)/λ)/Z at the (λ, β) that maximise h; at ε = 0, λ = ∞ and q = f; where
     the ball does not bind, λ = 0 and q is uniform on the minimisers of g.
 
-    log_likelihood: g, nats, [n], or [rounds, n] for `DualSolutions`; or else loss: −g. (Type checkers see how
-    many dimensions nested lists and arrays of two dimensions have; of a tensor or array that does not say
-    they take it to be [n].) certainty: C, nats, the same shape, needed by gamma. epsilon: radius of the ball,
-    nats. gamma: upper bound on E_Q[C]. base_weights: f, [n] or like g, normalised here. max_weight: c ≥ 1, a
-    bound on q_i/f_i. throw=False returns status "infeasible" and NaN multipliers instead of raising.
+    log_likelihood: g, nats, [n], or [rounds, n] for `DualSolutions`; or else loss: −g. certainty: C, nats,
+    the same shape, needed by gamma. epsilon: radius of the ball, nats. gamma: upper bound on E_Q[C].
+    base_weights: f, [n] or like g, normalised here. max_weight: c ≥ 1, a bound on q_i/f_i. throw=False
+    returns status "infeasible" and NaN multipliers instead of raising.
+
+    What comes back depends on the number of dimensions. Type checkers know that of nested lists and of arrays
+    whose type says it; a tensor, or an array whose type does not say, they take to be [n].
 
     Raises ValueError for malformed input (log-likelihoods that are all positive among it), and
     InfeasibleError (naming γ_min) if no Q qualifies.

@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from klball.adversary.solver.tilting import Numbers
 
-Array = Any  # anything array-like: torch, NumPy, Arrow, pandas, a list
+Array = ArrayLike  # torch, NumPy, Arrow, pandas, a list
 LARGEST = 1e300  # beyond it differences of scores, and multipliers, overflow
 
 
-def numbers(name: str, values: Array) -> Numbers:
+def numbers(name: str, values: Array | None) -> Numbers:
     """A contiguous float64 array of one or two dimensions, not copied where it is one."""
     array = _of_tensor(name, values) if isinstance(values, Tensor) else _of_array(name, values)
     if array.ndim not in (1, 2) or array.size == 0:
@@ -33,7 +34,7 @@ def _of_tensor(name: str, values: Tensor) -> Numbers:
     return values.detach().to(dtype=torch.float64, device="cpu").numpy()
 
 
-def _of_array(name: str, values: Array) -> Numbers:
+def _of_array(name: str, values: Array | None) -> Numbers:
     if np.ma.is_masked(values):
         raise ValueError(f"{name} has masked values; drop those samples first")
     try:
@@ -97,7 +98,7 @@ def log_likelihoods(values: Array | None, loss: Array | None) -> Numbers:
     """g, from log-likelihoods or from losses −g."""
     if (values is None) == (loss is None):
         raise ValueError("pass either log_likelihood or loss, and not both")
-    return -numbers("loss", loss) if values is None else numbers("log_likelihood", values)
+    return numbers("log_likelihood", values) if values is not None else -numbers("loss", loss)
 
 
 def refuse_losses(least: Any) -> None:

@@ -62,7 +62,9 @@ class Units:
         arrays: dict[str, Any] = {
             name: None if value is None else like(value) for name, value in numbers.items()
         }
-        return DualSolutions(**arrays, weights=weights, status=found.status.tolist(), num_passes=found.passes)
+        return DualSolutions(
+            **arrays, weights=weights, status=found.status.tolist(), num_passes=np.max(found.passes).item()
+        )
 
     def solution(self, found: Answer, weights: Any, certain: bool, bounded: bool) -> DualSolution[Any]:
         numbers = self.in_nats(found, certain, bounded)

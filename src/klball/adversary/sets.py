@@ -1,7 +1,8 @@
 """Ambiguity sets: what the adversary may do with the weights of the data.
 
 A set is a frozen value, and whatever has the attributes of `AmbiguitySet` is one: `docs/extending.md`
-writes one that is not shipped. Mathematics: `docs/mathematics.md`.
+writes one that is not shipped. They are derived in mathematics.md, "The
+problem" and "Other balls, and the other direction".
 """
 
 import math

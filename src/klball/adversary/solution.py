@@ -1,4 +1,4 @@
-"""What a solve answers: the weights of the scored units, and the density of fresh scores."""
+"""What a set answers: weights of the scored units, density of fresh scores (mathematics.md, "Tilts")."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -208,8 +208,8 @@ class _Solver:
     def _raise_infeasible(self, least: float | None) -> None:
         assert least is not None
         raise InfeasibleError(
-            f"infeasible: with epsilon = {self.epsilon} the mean certainty cannot go below γ_min = {least!r}, "
-            f"but gamma = {self.gamma}; raise gamma to at least γ_min, or epsilon",
+            f"infeasible: with epsilon = {self.epsilon} the mean certainty cannot go below γ_min = "
+            f"{least!r}, but gamma = {self.gamma}; raise gamma to at least γ_min, or epsilon",
             least,
         )
 

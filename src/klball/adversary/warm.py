@@ -1,4 +1,7 @@
-"""The dual once more on scores that have hardly changed: from its last multipliers, without the weights."""
+"""The dual once more on scores that have hardly changed: from its last multipliers, without the weights.
+
+See mathematics.md, "Warm starts".
+"""
 
 import numpy as np
 from torch import Tensor
