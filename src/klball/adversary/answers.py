@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-Weights = TypeVar("Weights", covariant=True)  # an array, a tensor, or None after a warm start
+Weights_co = TypeVar("Weights_co", covariant=True)  # an array, a tensor, or None after a warm start
 
 
 class InfeasibleError(ValueError):
@@ -18,7 +18,7 @@ class InfeasibleError(ValueError):
 
 
 @dataclass(frozen=True, repr=False)
-class DualSolution(Generic[Weights]):
+class DualSolution(Generic[Weights_co]):
     """A solved problem.
 
     lambda_, beta: multipliers of the ball (nats of score per nat of radius) and of the certainty cap.
@@ -34,7 +34,7 @@ class DualSolution(Generic[Weights]):
 
     lambda_: float
     beta: float
-    weights: Weights
+    weights: Weights_co
     kl: float
     certainty: float | None
     worst_case: float
@@ -55,24 +55,24 @@ class DualSolution(Generic[Weights]):
 
 
 @dataclass(frozen=True, repr=False)
-class DualSolutions(Generic[Weights]):
+class DualSolutions(Generic[Weights_co]):
     """A batch of solved problems: what is a number in `DualSolution` is an array [rounds] here.
 
     weights: [rounds, n]; of infeasible rounds NaN, like their multipliers. status: a list. num_passes: over
     the scores together. Arrays are tensors where the scores were one.
     """
 
-    lambda_: Weights
-    beta: Weights
-    weights: Weights
-    kl: Weights
-    certainty: Weights | None
-    worst_case: Weights
-    dual_value: Weights
-    gap: Weights
-    ess: Weights
-    mu: Weights
-    gamma_min: Weights | None
+    lambda_: Weights_co
+    beta: Weights_co
+    weights: Weights_co
+    kl: Weights_co
+    certainty: Weights_co | None
+    worst_case: Weights_co
+    dual_value: Weights_co
+    gap: Weights_co
+    ess: Weights_co
+    mu: Weights_co
+    gamma_min: Weights_co | None
     status: list[str]
     num_passes: int
 
