@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax, xlogy
 
 from klball import DualSolution, DualSolutions, InfeasibleError, robust_profile, solve_dual
+from klball.adversary import problem
 from klball.adversary.solver.tilting import Scores, Tilting
 
 RADII = (0.01, 0.05, 0.5, 1.0, 2.0, 5.0)
@@ -350,6 +351,39 @@ def test_output_type_follows_input_and_stays_float64():
     assert batch.lambda_.dtype == np.float64 and isinstance(
         solve_dual([0.0, 1.0], epsilon=0.1).weights, np.ndarray
     )
+
+
+WRONG = {
+    "close the gap": lambda s: {"gap": 1e-6},
+    "lie in the ball": lambda s: {"kl": s.kl + 1e-6},
+    "lie on its surface": lambda s: {"kl": s.kl - 1e-6},
+    "keep the bound on certainty": lambda s: {"mean_y": s.mean_y + 1e-6},
+    "sum to one": lambda s: {"weights": s.weights * (1 + 1e-9)},
+    "keep the cap": lambda s: {"weights": np.roll(s.weights, 1)},
+}
+
+
+@pytest.mark.parametrize(  # capped rounds are solved one by one
+    ("missed", "rounds"), [(m, 1) for m in WRONG] + [(m, 3) for m in WRONG if m != "keep the cap"]
+)
+def test_a_wrong_answer_is_refused_whatever_found_it(monkeypatch, missed, rounds):
+    name = "solve_round" if rounds == 1 else "solve_together"
+    honest = getattr(problem, name)
+
+    def wrong(*arguments, **settings):
+        found = honest(*arguments, **settings)
+        return found._replace(**WRONG[missed](found))
+
+    rng = np.random.default_rng(1)
+    g = np.squeeze(-rng.gamma(2, 1, (rounds, 200)))
+    c = 14 - g + rng.normal(size=g.shape)
+    base = rng.random(g.shape) if missed == "keep the cap" else None
+    settings = dict(epsilon=0.4, gamma=16.4, base_weights=base, max_weight=2.0 if base is not None else None)
+    assert np.all(np.array(solve_dual(g, c, **settings).beta) > 0)
+    monkeypatch.setattr(problem, name, wrong)
+    with pytest.raises(ValueError, match=f"no multipliers were found that .*{missed}") as caught:
+        solve_dual(g, c, **settings)
+    assert ("round 0: " in str(caught.value)) == (rounds > 1)
 
 
 @pytest.mark.parametrize("make", [np.asarray, torch.tensor, list])
