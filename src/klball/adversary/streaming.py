@@ -27,12 +27,8 @@ __all__ = ["Chunk", "StreamedSolution", "solve_dual_streamed"]
 class StreamedSolution:
     """`DualSolution` without the weights, which `density` gives for any of the rows.
 
-    lambda_, beta: multipliers of the ball (nats of score per nat of radius) and of the certainty cap.
-    kl, certainty, worst_case: KL(Q‖F), E_Q[C] (None without C) and E_Q[g] at the weights.
-    dual_value: h at the multipliers. gap: |worst_case − dual_value| in units of max g − min g.
-    ess: effective sample size 1/Σ(q²), to about 2e-5 of itself. mean: E_F[g].
-    mu: n·q_i = exp((mu − g_i − βC_i)/λ) if λ is in (0, ∞), else NaN.
-    num_rows: n. num_passes: full passes over the data. status: optimal | point_mass.
+    ess: to about 2e-5 of itself. mean: E_F[g]. num_rows: n. num_passes: full passes over the data.
+    mu: n·q_i = exp((mu − g_i − βC_i)/λ) if λ is in (0, ∞), else NaN. status: optimal | point_mass.
     tilt: g0, C0, widths, a, b and m of log(n·q) = m − a·(g − g0)/width − b·(C − C0)/width, which keeps
     digits that λ and mu lose to a large offset or a tiny range.
     """
@@ -120,13 +116,8 @@ class _Solver:
         if found is None:
             self._check_feasible()
             raise ValueError(
-                "no multipliers were found that close the gap"
-                + (
-                    ", because β > 0 where λ is 0 or infinite, or too near to that"
-                    if self.gamma is not None
-                    else ""
-                )
-                + ": change epsilon or gamma, or use solve_dual on the data in memory"
+                "no multipliers were found that close the gap (in passes none with β > 0 where λ is 0 or "
+                "infinite, or near to that): change epsilon or gamma, or use solve_dual on the data in memory"
             )
         return found
 

@@ -93,8 +93,7 @@ def radii(tilting: Tilting, epsilon: float) -> tuple[Numbers, Numbers]:
 def moments_at(tilting: Any, a: float, b: float, near: float = NEAR) -> Moments:
     """The moments at a tilt that iterations ended at; by Taylor's series, if the last pass was near enough.
 
-    Without a cap a step of d standard deviations of the exponent leaves errors of d³ in KL and d² in the
-    means; with one it has to be `near` = 0.
+    With a cap there is no such series: `near` = 0.
     """
     at_a, at_b, m = tilting.last
     if (a, b) == (at_a, at_b):
@@ -131,8 +130,7 @@ def _small_radius(m: Moments, epsilon: float) -> Any:
 def joint_start(tilting: Tilting, epsilon: float, gamma: Numbers) -> tuple[Numbers, Numbers]:
     """(a, b) near KL = ε and E[y] = γ, as for normal scores or from a part of many; [rounds].
 
-    A tilt of those moves the means by −V(a, b) at KL = ½(a, b)V(a, b)ᵀ; shortened, since skewed losses need
-    less at large radii. Where γ does not bind or is out of reach, b = 0.
+    Where γ does not bind or is out of reach, b = 0.
     """
     if tilting.single and len(tilting.scores.x) >= MANY and (part := tilting.thinned()) is not None:
         a, b, solved = joint_tilt(part, epsilon, gamma, *joint_start(part, epsilon, gamma))
@@ -217,10 +215,7 @@ def joint_step(m: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Number
 
 
 def nested_tilt(tilting: Tilting, epsilon: float, gamma: float, a: float) -> tuple[float, float]:
-    """(a, b) of one round by nested brackets, slower than `joint_tilt` but never lost.
-
-    On the curve b(a) where E[y] = γ, or b = 0 where that is slack, KL grows with a.
-    """
+    """(a, b) of one round by brackets in brackets, slower than `joint_tilt` but never lost."""
     b, m = 0.0, tilting.moments(a)
 
     def onto_curve(a: float) -> None:

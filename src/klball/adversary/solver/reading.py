@@ -10,18 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch.distributed
 
-from klball.adversary.solver.tilting import (
-    PIECE,
-    Moments,
-    Numbers,
-    Piece,
-    Scores,
-    Tilting,
-    exponentials,
-    merged,
-    moments_of,
-    sums_of,
-)
+from klball.adversary.solver import tilting
+from klball.adversary.solver.tilting import PIECE, Moments, Numbers, Piece, Scores, Tilting, merged
 
 Chunk = tuple[np.ndarray, np.ndarray | None]  # g and C of some rows, float32 or float64
 Part = Callable[[], Iterable[Chunk]]  # a share of the data, read anew at every call
@@ -107,7 +97,7 @@ class Data:
         total = merged(own) if own else np.full(9, math.nan)
         if not total[2] > 0:
             return Moments(*[math.nan] * len(Moments._fields))
-        self.last = a, b, moments_of(total.tolist(), math.log(self.survey.rows), a, b)
+        self.last = a, b, tilting.moments_of(total.tolist(), math.log(self.survey.rows), a, b)
         return self.last[2]
 
     def _sums(self, part: Part, a: float, b: float, surveys: list[Survey]) -> list[Numbers]:
@@ -122,7 +112,7 @@ class Data:
                 if self.survey is None:
                     surveys.append(_survey_of(*own, x, y))
                 piece = Piece(slice(start, None), x, y)
-                found.append(sums_of(piece, *exponentials(piece, a, b), 2 if b else 3))
+                found.append(tilting.sums_of(piece, *tilting.exponentials(piece, a, b), 2 if b else 3))
         return found
 
     def _units(self, g: Numbers, c: Numbers | None) -> tuple[Numbers, Numbers | None]:

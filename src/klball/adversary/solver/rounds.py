@@ -102,10 +102,7 @@ def _jointly(scores: Scores, ball: Ball, alone: float | None = None) -> Answer |
 
 
 def solve_together(scores: Scores, ball: Ball) -> Answer:
-    """The answers of rounds [rounds, n]: tilts found together, and alone where those do not prove it.
-
-    Together: KL = ε, and E[y] = γ where a β > 0 gives that.
-    """
+    """The answers of rounds [rounds, n]: tilts found together, and alone where those do not prove it."""
     tilting, rounds = Tilting(scores), len(scores.x)
     a, b, found = np.zeros(rounds), np.zeros(rounds), np.zeros(rounds, dtype=bool)
     if ball.gamma is not None:
@@ -187,12 +184,12 @@ def closed(answer: Answer, ball: Ball) -> Any:
 def _by_vertex(scores: Scores, ball: Ball) -> Answer | None:
     """The optimum on an edge of the data, if it lies in the ball."""
     assert ball.gamma is not None and scores.y is not None
-    found = vertex(scores, ball.gamma)
-    answer = _at(scores, found.weights, "vertex", a=math.inf, gap=0.0, beta=found.beta)
+    beta, q = vertex(scores, ball.gamma)
+    answer = _at(scores, q, "vertex", a=math.inf, gap=0.0, beta=beta)
     if answer.kl > ball.epsilon + 1e-12:
         return None
-    z = scores.x + found.beta * scores.y
-    least = float(dot(face_of(z, scores).nearest(), z)) - found.beta * ball.gamma
+    z = scores.x + beta * scores.y
+    least = float(dot(face_of(z, scores).nearest(), z)) - beta * ball.gamma
     return answer._replace(gap=abs(answer.mean_x - least))
 
 
