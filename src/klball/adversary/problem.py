@@ -24,6 +24,7 @@ from klball.adversary.solver.tilting import PIECE, Numbers, Scores, quantile
 
 WIDEST_GAP = 1e-9  # of the range of g: a wider one is no answer
 TOLERANCE = 1e-9  # of ε and of the range of C, within which a constraint is met
+SURFACE = 1e-8  # of ε, by which KL may fall short where λ > 0: the gap is what proves
 ROUNDING = 1e-12  # of Σq, of a weight at the cap, and of KL
 LARGE = 1e3  # exponents of which the sums of a tilt may lose the digits of KL
 TYPICAL = 16  # samples of which the middle one is no outlier
@@ -125,8 +126,7 @@ class Problem:
             scores, units = self._in_units()
             ball = self._ball(units)
             answers = solve_together(scores, ball)
-            _certify(answers, scores, ball)
-            return answers, units
+            return _certified(answers, scores, ball), units
         rounds = [self._round(r)._alone(f"round {r}: ") for r in range(len(self.g))]
         nothing = np.full(self.g.shape[1], math.nan)
         columns = zip(*(answer for answer, _ in rounds), strict=True)
@@ -163,8 +163,7 @@ class Problem:
         if 0 < answer.a < math.inf and not closed(answer, ball):
             scores, units = self._in_units()
             answer = solve_round(untied(scores), ball)
-        _certify(answer, scores, ball, where)
-        return answer, units
+        return _certified(answer, scores, ball, where), units
 
     def _in_units(self) -> tuple[Scores, Units]:
         middle = self.gamma is not None
@@ -181,30 +180,31 @@ class Problem:
         return Ball(self.epsilon, (self.gamma - units.c0) / units.c_width, blur)
 
 
-def _certify(found: Answer, scores: Scores, ball: Ball, where: str = "") -> None:
+def _certified(found: Answer, scores: Scores, ball: Ball, where: str = "") -> Answer:
     """Raise ValueError unless every q lies in the ball, keeps every bound, and closes the gap."""
     q, kl, price = found.weights, found.kl, found.a * (1 + found.beta)
     if q is None:  # infeasible
-        return
+        return found
     inside = (price > 0) & (price < math.inf)
     f = 1 / q.shape[-1] if scores.base is None else scores.base
     if np.max(price) > LARGE if isinstance(price, np.ndarray) else price > LARGE:
-        kl = np.where(price > LARGE, np.maximum(kl, divergence(q, f)), kl)
+        kl = np.where(inside & (price > LARGE), divergence(q, f), kl)
+        found = found._replace(kl=kl)
     kept = {
         "close the gap": found.gap <= WIDEST_GAP,
         "lie in the ball": kl <= ball.epsilon * (1 + TOLERANCE) + ROUNDING,
-        "lie on its surface": (found.kl >= ball.epsilon * (1 - TOLERANCE) - ROUNDING) | (inside ^ True),
+        "lie on its surface": (kl >= ball.epsilon * (1 - SURFACE) - ROUNDING) | (inside ^ True),
         "keep the bound on certainty": ball.met(found.mean_y, TOLERANCE),
         "sum to one": abs(q.sum(-1) - 1) <= ROUNDING,
         "keep the cap": scores.cap is None or (q <= scores.cap * f * (1 + ROUNDING)).all(-1),
     }
     if all(holds.all() if isinstance(holds, np.ndarray) else holds for holds in kept.values()):
-        return
+        return found
     bad = {
         what: np.atleast_1d((holds ^ True) & (found.status != "infeasible")) for what, holds in kept.items()
     }
     if not any(rounds.any() for rounds in bad.values()):
-        return
+        return found
     r = min(int(np.argmax(rounds)) for rounds in bad.values() if rounds.any())
     missed = " and ".join(what for what, rounds in bad.items() if rounds[r])
     gap, kl = np.atleast_1d(found.gap)[r], np.atleast_1d(found.kl)[r]

@@ -5,7 +5,7 @@ minimise E_q[x]  over  KL(q‖f) ≤ ε,  E_q[y] ≤ γ,  q ≤ c·f
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,7 +127,8 @@ def solve_together(scores: Scores, ball: Ball) -> Answer:
 
 def untied(scores: Scores) -> Scores:
     """Where scores that differ by less than any square can tell are equal."""
-    return scores.each(lambda values: np.where(np.abs(values) < SMALLEST, 0.0, values))
+    x, y = (None if v is None else np.where(np.abs(v) < SMALLEST, 0.0, v) for v in (scores.x, scores.y))
+    return replace(scores, x=x, y=y)
 
 
 def solve_ball(scores: Scores, epsilon: float, overwrite: bool = False) -> Answer:
