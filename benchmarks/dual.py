@@ -19,7 +19,7 @@ ROUNDS, N, EPSILON, GAMMA = 594, 1_000, 3.0, 14.5
 FEW = 60  # rounds given to cvxpy, for which all of them take minutes
 RADII = (0.03, 3.0)
 SIZES = ((1_000, 301), (30_000, 101), (1_000_000, 11), (10_000_000, 7))  # n, repeats
-PLAIN = {30_000: "≤ 1.2"}
+PLAIN = {1_000: "≤ 1.2", 30_000: "≤ 1.2"}
 GROWTH = "growth"
 
 

@@ -220,6 +220,11 @@ def test_a_hundred_hard_problems():
     check(range(100))
 
 
+def test_hard_problems_that_were_missed():
+    """Base weights of 1e-250 are not ties; where exponents of 1e9 cancel, KL is that of the weights."""
+    check([991, 1437, 1764])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("start", range(100, 3_000, 290))
 def test_three_thousand_hard_problems(start):

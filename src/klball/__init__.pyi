@@ -1,5 +1,6 @@
 # The public names: docs and examples import no others (tests/test_docs.py).
 from .adversary.dual import DualSolution as DualSolution
+from .adversary.dual import DualSolutions as DualSolutions
 from .adversary.dual import InfeasibleError as InfeasibleError
 from .adversary.dual import RobustProfile as RobustProfile
 from .adversary.dual import robust_profile as robust_profile

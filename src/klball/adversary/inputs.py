@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from klball.adversary.solver.tilting import Numbers
 
-Array = Any  # anything array-like: torch, NumPy, Arrow, pandas, a list
+Array = ArrayLike  # torch, NumPy, Arrow, pandas, a list
 LARGEST = 1e300  # beyond it differences of scores, and multipliers, overflow
 
 
-def numbers(name: str, values: Array) -> Numbers:
+def numbers(name: str, values: Array | None) -> Numbers:
     """A contiguous float64 array of one or two dimensions, not copied where it is one."""
     array = _of_tensor(name, values) if isinstance(values, Tensor) else _of_array(name, values)
     if array.ndim not in (1, 2) or array.size == 0:
@@ -33,7 +34,7 @@ def _of_tensor(name: str, values: Tensor) -> Numbers:
     return values.detach().to(dtype=torch.float64, device="cpu").numpy()
 
 
-def _of_array(name: str, values: Array) -> Numbers:
+def _of_array(name: str, values: Array | None) -> Numbers:
     if np.ma.is_masked(values):
         raise ValueError(f"{name} has masked values; drop those samples first")
     try:
@@ -49,13 +50,17 @@ def _of_array(name: str, values: Array) -> Numbers:
         raise ValueError(f"{name} is not an array of numbers: {str(error).splitlines()[0]}") from None
 
 
-def scores(name: str, values: Numbers) -> tuple[Numbers, Numbers]:
-    """The smallest and the largest of every round, [rounds], which must be finite, and not too large."""
-    low, high = values.min(1), values.max(1)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        bad = int(np.count_nonzero(~np.isfinite(values)))
-        raise ValueError(f"{name} has {bad} NaN or infinite values; drop or repair those samples first")
-    if not max(-low.min(), high.max()) <= LARGEST:
+def scores(name: str, values: Numbers) -> tuple[Any, Any]:
+    """The smallest and the largest (of every round, [rounds]), which must be finite, and not too large."""
+    low, high = values.min(-1), values.max(-1)
+    if values.ndim == 1:
+        low, high = float(low), float(high)
+        worst = max(-low, high)
+    else:
+        worst = np.maximum(-low, high).max()
+    if not worst <= LARGEST:
+        if bad := int(np.count_nonzero(~np.isfinite(values))):
+            raise ValueError(f"{name} has {bad} NaN or infinite values; drop or repair those samples first")
         raise ValueError(f"{name} has values beyond ±{LARGEST:g}; rescale them")
     return low, high
 
@@ -63,40 +68,42 @@ def scores(name: str, values: Numbers) -> tuple[Numbers, Numbers]:
 def matching(name: str, values: Array | None, like: Numbers) -> Numbers | None:
     if values is None:
         return None
-    array = np.atleast_2d(numbers(name, values))
-    if array.shape != like.shape:
+    array = numbers(name, values)
+    if array.shape != like.shape and (array.size, array.shape[-1]) != (like.size, like.shape[-1]):
         raise ValueError(f"{name} has shape {list(array.shape)}, log_likelihood {list(like.shape)}")
-    return array
+    return array.reshape(like.shape)
 
 
 def base_weights(values: Array | None, like: Numbers) -> Numbers | None:
     """f, every round summing to one; one row may stand for all rounds."""
     if values is None:
         return None
-    base = np.atleast_2d(numbers("base_weights", values))
-    if base.shape[1] != like.shape[1] or base.shape[0] not in (1, like.shape[0]):
+    base = numbers("base_weights", values)
+    rounds = like.size // like.shape[-1]
+    if base.shape[-1] != like.shape[-1] or base.size // base.shape[-1] not in (1, rounds):
         raise ValueError(f"base_weights has shape {list(base.shape)}, log_likelihood {list(like.shape)}")
     if bad := int(np.count_nonzero(~np.isfinite(base))):
         raise ValueError(f"base_weights has {bad} NaN or infinite values; drop or repair those samples first")
     with np.errstate(over="ignore"):
-        total = base.sum(1, keepdims=True)
+        total = base.sum(-1, keepdims=True)
     if (base < 0).any() or (total == 0).any():
         raise ValueError("base_weights must not be negative, and not all zero")
     if not np.isfinite(total).all():
         raise ValueError("base_weights sum to infinity; rescale them")
-    return np.broadcast_to(base / total, like.shape)
+    base = base / total
+    return base.reshape(like.shape) if base.size == like.size else np.broadcast_to(base, like.shape)
 
 
 def log_likelihoods(values: Array | None, loss: Array | None) -> Numbers:
     """g, from log-likelihoods or from losses −g."""
     if (values is None) == (loss is None):
         raise ValueError("pass either log_likelihood or loss, and not both")
-    return -numbers("loss", loss) if values is None else numbers("log_likelihood", values)
+    return numbers("log_likelihood", values) if values is not None else -numbers("loss", loss)
 
 
-def refuse_losses(least: float) -> None:
+def refuse_losses(least: Any) -> None:
     """Raise ValueError if even the smallest log-likelihood is positive."""
-    if least > 0:
+    if np.min(least) > 0 if isinstance(least, np.ndarray) else least > 0:
         raise ValueError(
             "every log_likelihood is positive, but mean log-probabilities are 0 or less: these look like "
             "losses; pass them as loss="

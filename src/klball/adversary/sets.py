@@ -1,7 +1,8 @@
 """Ambiguity sets: what the adversary may do with the weights of the data.
 
 A set is a frozen value, and whatever has the attributes of `AmbiguitySet` is one: `docs/extending.md`
-writes one that is not shipped. Mathematics: `docs/mathematics.md`.
+writes one that is not shipped. They are derived in mathematics.md, "The
+problem" and "Other balls, and the other direction".
 """
 
 import math
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from klball.adversary import inputs
-from klball.adversary.dual import InfeasibleError, solve_dual
+from klball.adversary.answers import InfeasibleError
+from klball.adversary.dual import solve_dual
 from klball.adversary.solution import DensitySolution, Scores, Solution, TiltSolution
-from klball.adversary.solver.sorting import LinearDensity, StepDensity, linear, tail
+from klball.adversary.sorting import LinearDensity, StepDensity, linear, tail
 from klball.adversary.warm import resolve
 
 DIRECTIONS = ("pessimistic", "optimistic")
@@ -155,7 +157,8 @@ class CertaintyKLBall:
 
     def summary(self, solution: TiltSolution) -> dict[str, float]:
         dual = solution.dual
-        return {"lambda": dual.lambda_, "beta": dual.beta, "certainty": float(dual.certainty)}
+        assert dual.certainty is not None
+        return {"lambda": dual.lambda_, "beta": dual.beta, "certainty": dual.certainty}
 
 
 @dataclass(frozen=True)

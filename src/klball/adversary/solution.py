@@ -1,4 +1,4 @@
-"""What a solve answers: the weights of the scored units, and the density of fresh scores."""
+"""What a set answers: weights of the scored units, density of fresh scores (mathematics.md, "Tilts")."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from klball.adversary.dual import DualSolution
+from klball.adversary.answers import DualSolution
 
 Scores = Mapping[str, Tensor]
 """By name, each [n]: "score" (larger is better) and, where the set needs it, "certainty". For `density`
@@ -68,7 +68,7 @@ class TiltSolution:
     sign: −1 where the direction is optimistic; `dual` is then the solution for −g.
     """
 
-    dual: DualSolution
+    dual: DualSolution[Tensor | None]
     cap: float | None = None
     sign: float = 1.0
 

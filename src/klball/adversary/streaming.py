@@ -5,19 +5,22 @@ them a reading of the data (mathematics.md, "Passes over data").
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from klball.adversary import inputs
-from klball.adversary.dual import InfeasibleError
+from klball.adversary.answers import InfeasibleError
 from klball.adversary.solver.newton import joint_tilt, moments_at, radius_start, radius_tilt
-from klball.adversary.solver.reading import Chunk, Data, Part, Survey, sample_of
+from klball.adversary.solver.reading import Chunk, Data, Part, Survey, certainties, sample_of
 from klball.adversary.solver.rounds import CLOSED, FEASIBLE, SLACK
 from klball.adversary.solver.tilting import Moments
+
+__all__ = ["Chunk", "StreamedSolution", "solve_dual_streamed"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class StreamedSolution:
     num_passes: int
     tilt: tuple[float, ...] = ()
 
-    def density(self, log_likelihood: Any, certainty: Any = None) -> np.ndarray:
+    def density(self, log_likelihood: ArrayLike, certainty: ArrayLike | None = None) -> np.ndarray:
         """n·q of some rows, exp((mu − g − βC)/λ) shaped like `log_likelihood`; C is needed if β > 0."""
         g = np.asarray(log_likelihood, dtype=np.float64)
         if self.status == "point_mass":
@@ -73,6 +76,7 @@ class StreamedSolution:
         return np.exp(exponents)
 
 
+@np.errstate(all="ignore")  # what leaves the range of float64 is looked for
 def solve_dual_streamed(
     parts: Sequence[Part], *, epsilon: float, gamma: float | None = None, sharded: bool = False
 ) -> StreamedSolution:
@@ -93,8 +97,7 @@ def solve_dual_streamed(
     """
     sample = sample_of(parts, sharded)
     inputs.parameters(epsilon, gamma, None, sample[1])
-    solver = _Solver(Data(parts, sample, sharded), float(epsilon), gamma)
-    return solver.solve(refuse_losses=True)
+    return _Solver(Data(parts, sample, sharded), float(epsilon), gamma).solve(refuse_losses=True)
 
 
 class _Solver:
@@ -111,24 +114,28 @@ class _Solver:
 
     def solve(self, refuse_losses: bool) -> StreamedSolution:
         guess = (0.0, 0.0) if self.epsilon == 0 else self._tilt_of_sample()
-        at_guess = self.data.moments(*guess)
-        self._check_rows()
+        at_guess, s = self.data.moments(*guess), self.survey
+        s.check()
         if refuse_losses:
-            inputs.refuse_losses(self.survey.least_g)
-        if self.epsilon == 0:
-            return self._uniform(at_guess)
-        s = self.survey
+            inputs.refuse_losses(s.least_g)
         loose = self.epsilon >= math.log(s.rows / s.ties) - 1e-14
-        if loose and self._meets(s.ties_y / s.ties):
-            return self._point_mass()
-        if (found := self._search(guess, loose)) is not None:
-            return found
-        self._check_feasible()
-        why = "" if self.gamma is None else ", because β > 0 where λ is 0 or infinite, or too near to that"
-        raise ValueError(
-            f"no multipliers were found that close the gap{why}: change epsilon or gamma, or use solve_dual "
-            "on the data in memory"
-        )
+        if self.epsilon == 0:
+            found = self._answer("optimal", at_guess.mean_y)
+            if not self._meets(at_guess.mean_y):
+                self._raise_infeasible(found.certainty)
+        elif loose and self._meets(s.ties_y / s.ties):
+            kl, worst = math.log(s.rows / s.ties), s.least_g
+            numbers: dict[str, Any] = dict(lambda_=0.0, kl=kl, worst_case=worst, dual_value=worst, ess=s.ties)
+            found = self._answer("point_mass", s.ties_y / s.ties, **numbers)
+        else:
+            found = self._search(guess, loose)
+        if found is None:
+            self._check_feasible()
+            raise ValueError(
+                "no multipliers were found that close the gap (in passes none with β > 0 where λ is 0 or "
+                "infinite, or near to that): change epsilon or gamma, or use solve_dual on the data in memory"
+            )
+        return found
 
     def _tilt_of_sample(self) -> tuple[float, float]:
         sampled = self.data.sampled()
@@ -139,8 +146,7 @@ class _Solver:
         radius = min(self.epsilon, -0.9 * math.log(ties / len(x)))  # a sample has no larger one that binds
         a = radius_tilt(sampled, radius, radius_start(sampled, radius))
         if self.gamma is not None and sampled.moments(a).mean_y > self.target:
-            start = np.array([a]), np.zeros(1)
-            found = joint_tilt(sampled.rounds(None), radius, np.array([self.target]), *start)
+            found = joint_tilt(sampled, radius, np.array([self.target]), np.array([a]), np.zeros(1))
             if found[2][0]:
                 return float(found[0][0]), float(found[1][0])
         return a, 0.0
@@ -162,10 +168,9 @@ class _Solver:
     def _jointly(self, a: float, b: float) -> StreamedSolution | None:
         """KL = ε and E[C] = γ; an error of 1e-4 is mostly squared enough by one step, which saves a pass."""
         for enough in (1e-4, 1e-6):
-            tilt, gamma = (np.array([a]), np.array([b])), np.array([self.target])
-            found_a, found_b, solved = joint_tilt(self.data, self.epsilon, gamma, *tilt, enough=enough)
-            a, b = float(found_a[0]), float(found_b[0])
-            if not (solved[0] and 0 < a < math.inf and 0 < b < math.inf):
+            problem = self.epsilon, np.array([self.target]), np.array([a]), np.array([b])
+            a, b, solved = (each.item() for each in joint_tilt(self.data, *problem, enough=enough))
+            if not (solved and 0 < a < math.inf and 0 < b < math.inf):
                 return None
             if (found := self._closed(a, b)[1]) is not None:
                 return found
@@ -173,11 +178,19 @@ class _Solver:
 
     def _closed(self, a: float, b: float) -> tuple[Moments, StreamedSolution | None]:
         """The moments, and the solution if it closes the gap, lies in the ball and, where β > 0, meets γ."""
-        m = moments_at(self.data, a, b)
-        found = self._solution(a, b, m)
+        m, data, s = moments_at(self.data, a, b), self.data, self.survey
+        lacking = self.epsilon - m.kl + b * (self.target - m.mean_y)
+        gap = abs(lacking) / a * data.width / ((s.most_g - s.least_g) or 1.0)
         within = abs(m.kl - self.epsilon) <= 5e-10 * max(self.epsilon, 1e-4)
-        proved = found.gap <= CLOSED and within and (b == 0 or self._meets(m.mean_y, FEASIBLE))
-        return m, found if proved else None
+        if not (gap <= CLOSED and within and (b == 0 or self._meets(m.mean_y, FEASIBLE))):
+            return m, None
+        lambda_, beta = data.width / a, b / a * data.width / data.c_width
+        worst, mu = data.g0 + data.width * m.mean_x, data.g0 + beta * data.c0 + lambda_ * m.mu
+        numbers = dict(
+            kl=m.kl, worst_case=worst, dual_value=worst - data.width * lacking / a, gap=gap, ess=m.ess
+        )
+        tilt = (data.g0, data.c0, data.width, data.c_width, a, b, m.mu)
+        return m, self._answer("optimal", m.mean_y, tilt, lambda_=lambda_, beta=beta, mu=mu, **numbers)
 
     def _meets(self, mean_y: float, slack: float = SLACK) -> bool:
         """Whether E[C] ≤ γ, as closely as `solve_dual` looks."""
@@ -187,97 +200,39 @@ class _Solver:
         blur = 4e-16 * max(abs(s.least_c), abs(s.most_c), abs(self.gamma)) / unit
         return mean_y <= self.target + slack * (s.most_c - s.least_c) / unit + blur
 
-    def _check_rows(self) -> None:
-        s = self.survey
-        if s.bad_g or s.bad_c:
-            columns = {"log_likelihood": s.bad_g, "certainty": s.bad_c}
-            counts = " and ".join(f"{name} has {bad}" for name, bad in columns.items() if bad)
-            raise ValueError(f"{counts} missing, NaN or infinite values; drop or repair those samples first")
-        if s.rows_with_c not in (0, s.rows):
-            raise ValueError("some chunks have a certainty and others have none")
-
     def _check_feasible(self) -> None:
         """Raise InfeasibleError if γ lies below γ_min, which is a problem of the same kind."""
         data = self.data
         if self.gamma is None or data.sample[1] is None:
             return
-        swapped = [partial(_certainties, part) for part in data.parts]
-        least = _Solver(Data(swapped, (data.sample[1], None), data.sharded), self.epsilon, None).solve(False)
-        if not self._meets((least.worst_case - data.c0) / data.c_width):
-            raise InfeasibleError(
-                f"infeasible: with epsilon = {self.epsilon} the mean certainty cannot go below γ_min = "
-                f"{least.worst_case!r}, but gamma = {self.gamma}; raise gamma to at least γ_min, or epsilon",
-                least.worst_case,
-            )
+        swapped = Data(
+            [partial(certainties, part) for part in data.parts], (data.sample[1], None), data.sharded
+        )
+        least = _Solver(swapped, self.epsilon, None).solve(refuse_losses=False).worst_case
+        if not self._meets((least - data.c0) / data.c_width):
+            self._raise_infeasible(least)
 
-    # --- answers ------------------------------------------------------------------------------
+    def _raise_infeasible(self, least: float | None) -> None:
+        assert least is not None
+        raise InfeasibleError(
+            f"infeasible: with epsilon = {self.epsilon} the mean certainty cannot go below γ_min = "
+            f"{least!r}, but gamma = {self.gamma}; raise gamma to at least γ_min, or epsilon",
+            least,
+        )
 
-    def _solution(self, a: float, b: float, m: Moments) -> StreamedSolution:
+    def _answer(
+        self, status: str, mean_y: float, tilt: tuple[float, ...] = (), **numbers: Any
+    ) -> StreamedSolution:
+        """The uniform distribution, but for what is given."""
         data, s = self.data, self.survey
-        lacking = self.epsilon - m.kl + b * (self.target - m.mean_y)
-        lambda_, beta = data.width / a, b / a * data.width / data.c_width
-        gap = abs(lacking) / a * data.width / ((s.most_g - s.least_g) or 1.0)
-        worst = data.g0 + data.width * m.mean_x
-        return replace(
-            self._answer("optimal"),
-            lambda_=lambda_,
-            beta=beta,
-            kl=m.kl,
-            certainty=self._certainty(m.mean_y),
-            worst_case=worst,
-            dual_value=worst - data.width * lacking / a,
-            gap=gap,
-            ess=m.ess,
-            mu=data.g0 + beta * data.c0 + lambda_ * m.mu,
-            tilt=(data.g0, data.c0, data.width, data.c_width, a, b, m.mu),
-        )
-
-    def _certainty(self, mean_y: float) -> float | None:
-        return self.data.c0 + self.data.c_width * mean_y if self.survey.rows_with_c else None
-
-    def _point_mass(self) -> StreamedSolution:
-        s = self.survey
-        return replace(
-            self._answer("point_mass"),
-            lambda_=0.0,
-            kl=math.log(s.rows / s.ties),
-            certainty=self._certainty(s.ties_y / s.ties),
-            worst_case=s.least_g,
-            dual_value=s.least_g,
-            ess=float(s.ties),
-        )
-
-    def _uniform(self, m: Moments) -> StreamedSolution:
-        """ε = 0: plain SFT."""
-        certainty = self._certainty(m.mean_y)
-        if not self._meets(m.mean_y):
-            assert certainty is not None
-            raise InfeasibleError(
-                f"infeasible: with epsilon = 0 the mean certainty is {certainty!r}, but gamma = {self.gamma}",
-                certainty,
-            )
-        return replace(self._answer("optimal"), certainty=certainty)
-
-    def _answer(self, status: str) -> StreamedSolution:
-        """The uniform distribution, to be filled in."""
-        mean = self.data.g0 + self.data.width * self.survey.sum_x / self.survey.rows
+        mean = data.g0 + data.width * s.sum_x / s.rows
+        plain = dict(lambda_=math.inf, beta=0.0, kl=0.0, worst_case=mean, dual_value=mean, gap=0.0)
         return StreamedSolution(
-            lambda_=math.inf,
-            beta=0.0,
-            kl=0.0,
-            certainty=None,
-            worst_case=mean,
-            dual_value=mean,
-            gap=0.0,
-            ess=float(self.survey.rows),
-            mu=math.nan,
+            **plain | dict(ess=s.rows, mu=math.nan) | numbers,
+            certainty=data.c0 + data.c_width * mean_y if s.rows_with_c else None,
             mean=mean,
             status=status,
-            num_rows=self.survey.rows,
-            num_passes=self.data.num_passes,
+            num_rows=int(s.rows),
+            num_passes=data.num_passes,
+            tilt=tilt,
         )
-
-
-def _certainties(part: Part) -> Iterator[Chunk]:
-    """C in the place of g."""
-    return ((c, None) for _, c in part() if c is not None)

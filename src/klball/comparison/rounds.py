@@ -15,6 +15,7 @@ LEAST_ESS = 100.0
 MOST_UNUSABLE = 0.05  # share of rounds; with more of them the rest is a selection, not a sample
 
 Gamma = float | Literal["auto"] | None
+Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def solve_rounds(scores: RoundScores, *, epsilon: float, gamma: Gamma = None) ->
         gamma = propose_gamma(scores, epsilon)
     shape = scores.log_likelihood.shape
     byte = scores.sum_log_prob / scores.num_bytes
-    g = np.concatenate([_rows(scores.log_likelihood), _rows(byte)])
+    g: Matrix = np.concatenate([_rows(scores.log_likelihood), _rows(byte)])
     c = np.concatenate([_rows(scores.certainty)] * 2)
     s = solve_dual(g, c, epsilon=epsilon, gamma=gamma, throw=False)
     status = np.array(s.status)
@@ -235,5 +236,5 @@ def _least_certainty(scores: RoundScores, epsilon: float) -> np.ndarray:
     return least.reshape(scores.certainty.shape[:2])
 
 
-def _rows(values: np.ndarray) -> np.ndarray:
+def _rows(values: np.ndarray) -> Matrix:
     return values.reshape(-1, values.shape[-1])

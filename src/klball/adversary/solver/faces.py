@@ -70,13 +70,7 @@ def face_of(z: Numbers, scores: Scores, tolerance: float = 0.0) -> Face:
     return Face(full, tied, mass, base, cap)
 
 
-@dataclass(frozen=True)
-class Vertex:
-    beta: float
-    weights: Numbers
-
-
-def vertex(scores: Scores, gamma: float) -> Vertex:
+def vertex(scores: Scores, gamma: float) -> tuple[float, Numbers]:
     """min E_q[x] subject to E_q[y] ≤ γ alone: its multiplier β and its solution nearest the base.
 
     The optimum lies on an edge of the set of reachable (E y, E x); the edge over γ is found by
@@ -88,11 +82,11 @@ def vertex(scores: Scores, gamma: float) -> Vertex:
     free = face_of(x, scores)
     over = free.nearest()  # the end with E y > γ
     if dot(over, y) <= gamma:  # the constraint binds inside the ball only
-        return Vertex(0.0, over)
+        return 0.0, over
     under = face_of(y, scores).nearest()  # the end with E y ≤ γ
     lowest = _share_to(free, y, gamma)
     if lowest is not None:  # among the minimisers of E x
-        return Vertex(0.0, lowest)
+        return 0.0, lowest
     ends = [(float(dot(q, y)), float(dot(q, x))) for q in (over, under)]
     while True:
         (y0, x0), (y1, x1) = ends
@@ -108,9 +102,9 @@ def vertex(scores: Scores, gamma: float) -> Vertex:
             under, ends[1] = q, (mean_y, mean_x)
     shared = _share_to(face, y, gamma)
     if shared is not None:
-        return Vertex(beta, shared)
+        return beta, shared
     part = (gamma - y1) / (y0 - y1)
-    return Vertex(beta, part * over + (1 - part) * under)
+    return beta, part * over + (1 - part) * under
 
 
 def _share_to(face: Face, y: Numbers, gamma: float) -> Numbers | None:
@@ -134,9 +128,9 @@ def _tilt_to(y: Numbers, base: Numbers, cap: float | None, target: float) -> Num
     tilting = Tilting(Scores((z - origin) / spread, None, base, cap))
     wanted = -origin / spread
 
-    def look(eta: float) -> tuple[bool, float]:
+    def look(eta: float) -> tuple[bool, float, float]:
         m = tilting.moments(eta)
-        slope = eta * m.var_x
-        return m.mean_x > wanted, (m.mean_x - wanted) / slope if slope > 1e-300 else math.inf
+        step = (m.mean_x - wanted) / max(eta * m.var_x, 1e-300)
+        return m.mean_x > wanted, step, abs(step)
 
     return tilting.weights(bracketed(look, 1.0, settled=1e-14))[0]

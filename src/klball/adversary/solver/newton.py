@@ -13,32 +13,30 @@ from typing import Any
 
 import numpy as np
 
-from klball.adversary.solver.tilting import MANY, Moments, Numbers, Tilting, dot
+from klball.adversary.solver.tilting import MANY, Moments, Numbers, Tilting
 
 LONGEST_STEP = 1.5  # in log a
-SETTLED = 1e-4  # a step of log a so short leaves an error of about its cube
-FEW = 4_000  # samples that know the spread well enough
+SETTLED = 3e-11  # of log a: an error so small leaves KL right to 1e-10
 NEAR = 1e-5  # standard deviations of the exponent, by which a step needs no pass
-ROUGHLY = 1e-2  # a step that ends the search for a start
+ROUGHLY = 1e-4  # and so small that of a start
 JOINT_PASSES = 40
 MOST_PASSES = 300
 
 
-def bracketed(
-    look: Callable[[float], tuple[bool, float]], value: float, settled: float, passes: int = MOST_PASSES
-) -> float:
+def bracketed(look: Callable[[float], tuple[bool, float, float]], value: float, settled: float) -> float:
     """Where something that grows with a positive value crosses its target.
 
-    `look(value)` says whether it is still below, and the step of log value that Newton would take. A step out
-    of the bracket, and now and then one that only crawls, is replaced by one well inside.
+    `look(value)` says whether it is still below, the step of log value that Newton would take, and the error
+    that this may leave. A step out of the bracket, and now and then one that only crawls, is replaced by one
+    well inside.
     """
     low, high = 0.0, math.inf
-    for used in range(passes):
-        below, step = look(value)
+    for used in range(MOST_PASSES):
+        below, step, error = look(value)
         low, high = (value, high) if below else (low, value)
         longest = LONGEST_STEP * (1 + used / 4)
         proposal = value * math.exp(max(-longest, min(longest, step)))
-        if abs(step) < settled and low <= proposal <= high:
+        if error < settled and low <= proposal <= high:
             return proposal
         if low >= high * (1 - 1e-15):
             break
@@ -50,42 +48,43 @@ def bracketed(
 
 
 def radius_tilt(
-    tilting: Any, epsilon: float, a: float, settled: float = SETTLED, passes: int = MOST_PASSES
+    tilting: Any, epsilon: float, a: float, settled: float = SETTLED, smooth: bool = True
 ) -> float:
-    """a with KL = ε at b = 0, from a start; the ball must bind."""
+    """a with KL = ε at b = 0, from a start; the ball must bind. At kinks of KL a step may err by itself."""
 
-    def look(a: float) -> tuple[bool, float]:
+    def look(a: float) -> tuple[bool, float, float]:
         m = tilting.moments(a)
-        return m.kl < epsilon, log_step(m, a, epsilon)
+        step, error = log_step(m, a, epsilon)
+        return m.kl < epsilon, step, error if smooth else abs(step)
 
-    return bracketed(look, a, settled, passes)
+    return bracketed(look, a, settled)
 
 
-def log_step(m: Moments, a: float, epsilon: float) -> float:
-    """The step of log a towards KL = ε at b = 0, of log KL in log a and to second order.
-
-    It is exact where KL ∝ a²; where the moments are no help it is long.
-    """
+def log_step(m: Moments, a: float, epsilon: float) -> tuple[float, float]:
+    """The step of log a towards KL = ε at b = 0, of log KL and to second order, and its likely error."""
     slope = a * a * m.var_x
     if not (0 < m.kl < math.inf and slope > 1e-300):
-        return math.inf if m.kl < epsilon else -math.inf
+        return (math.inf if m.kl < epsilon else -math.inf), math.inf
     step = m.kl * math.log(epsilon / m.kl) / slope
-    bent = (slope / m.kl - 2 + a * m.third_x / m.var_x) * step / 2
-    return step * (1 + bent) if abs(bent) < 0.5 else step
+    power, skew = slope / m.kl - 2, a * m.third_x / m.var_x
+    bent = (power + skew) * step / 2
+    if abs(bent) < 0.5:
+        step *= 1 + bent
+    return step, step * step * abs(step) * (power * power + skew * skew)
 
 
-@np.errstate(all="ignore")  # what overflows has not settled
 def radii(tilting: Tilting, epsilon: float) -> tuple[Numbers, Numbers]:
     """a with KL = ε of all rounds at once, by the same steps without a bracket, and in which they settled."""
-    a = _normal_radius(tilting.moments(np.zeros(len(tilting.scores.x))).var_x, epsilon)
+    a = _small_radius(tilting.moments(*np.zeros((2, len(tilting.scores.x)))), epsilon)
     settled = np.zeros(len(a), dtype=bool)
     for _ in range(8):
-        m = tilting.moments(a)
+        m = tilting.moments(a, np.zeros_like(a))
         slope = a * a * m.var_x
         step = m.kl * np.log(epsilon / m.kl) / slope
-        bent = (slope / m.kl - 2 + a * m.third_x / m.var_x) * step / 2
+        power, skew = slope / m.kl - 2, a * m.third_x / m.var_x
+        bent = (power + skew) * step / 2
         step = np.clip(np.where(np.abs(bent) < 0.5, step * (1 + bent), step), -LONGEST_STEP, LONGEST_STEP)
-        a, settled = a * np.exp(step), np.abs(step) < SETTLED
+        a, settled = a * np.exp(step), np.abs(step) ** 3 * (power**2 + skew**2) < SETTLED
         if settled.all():
             break
     return a, settled & (a > 0) & np.isfinite(a)
@@ -94,18 +93,16 @@ def radii(tilting: Tilting, epsilon: float) -> tuple[Numbers, Numbers]:
 def moments_at(tilting: Any, a: float, b: float, near: float = NEAR) -> Moments:
     """The moments at a tilt that iterations ended at; by Taylor's series, if the last pass was near enough.
 
-    Without a cap a step of d standard deviations of the exponent leaves errors of d³ in KL and d² in the
-    means; with one it has to be `near` = 0.
+    With a cap there is no such series: `near` = 0.
     """
-    at_a, at_b, *found = (float(np.squeeze(v)) for v in (*tilting.last[:2], *tilting.last[2]))
-    m = Moments(*found)
+    at_a, at_b, m = tilting.last
     if (a, b) == (at_a, at_b):
         return m
     da, db = a - at_a, b - at_b
     first_x, first_y = m.var_x * da + m.cov_xy * db, m.cov_xy * da + m.var_y * db
     spread = da * first_x + db * first_y
     if not 0 <= spread < near**2:
-        return Moments(*(float(np.squeeze(v)) for v in tilting.moments(a, b)))
+        return tilting.moments(a, b)
     third = m.third_x * da * da / 2 if b == 0 else 0.0
     mean_x, mean_y = m.mean_x - first_x + third, m.mean_y - first_y
     mu = m.mu + m.mean_x * da + m.mean_y * db - spread / 2 + third * da / 3
@@ -113,33 +110,29 @@ def moments_at(tilting: Any, a: float, b: float, near: float = NEAR) -> Moments:
 
 
 def radius_start(tilting: Tilting, epsilon: float) -> float:
-    """From a part of many samples; else √(2ε)/sd, as for normal scores, less at large radii."""
-    s = tilting.scores
-    n = s.x.shape[-1]
+    """a near KL = ε, from a part of many samples; else by the moments at a = 0."""
+    n = len(tilting.scores.x)
     if n >= MANY and (part := tilting.thinned()) is not None:
-        binding = min(epsilon, 0.9 * math.log(part.scores.x.shape[-1]))
+        binding = min(epsilon, 0.9 * math.log(len(part.scores.x)))
         start = radius_tilt(part, binding, radius_start(part, binding), ROUGHLY)
-        tilting.last = part.last if s.cap is not None else None  # it knows about where μ is
+        tilting.last = part.last if tilting.scores.cap is not None else None  # it knows about where μ is
         return start if 0 < start < math.inf else 1.0
-    few = slice(None, None, max(1, n // FEW)) if s.base is None else slice(None)
-    x = s.x[few]
-    deviation = x - (np.mean(x) if s.base is None else dot(s.base, x))
-    deviation *= deviation
-    return float(_normal_radius(np.mean(deviation) if s.base is None else dot(s.base, deviation), epsilon))
+    return _small_radius(tilting.moments(0.0), epsilon)
 
 
-def _normal_radius(variance: Any, epsilon: float) -> Any:
-    normal = math.sqrt(2 * epsilon)
-    return normal / (1 + normal / 4) / np.sqrt(np.maximum(variance, 1e-30))
+def _small_radius(m: Moments, epsilon: float) -> Any:
+    """a where KL ≈ ½a²V − ⅓a³T reaches ε, with V and T the second and third central moment of x at a = 0."""
+    normal = (2 * epsilon / (m.var_x + 1e-30)) ** 0.5
+    bent = normal * m.third_x / (3 * m.var_x + 1e-30)
+    return normal * (1 + 0.999 * bent / (1 + abs(bent)))
 
 
 def joint_start(tilting: Tilting, epsilon: float, gamma: Numbers) -> tuple[Numbers, Numbers]:
-    """(a, b) near KL = ε and E[y] = γ, from a part of many samples or else as for normal scores; [rounds].
+    """(a, b) near KL = ε and E[y] = γ, as for normal scores or from a part of many; [rounds].
 
-    A tilt of those moves the means by −V(a, b) at KL = ½(a, b)V(a, b)ᵀ; shortened, since skewed losses need
-    less at large radii. Where γ does not bind or is out of reach, b = 0.
+    Where γ does not bind or is out of reach, b = 0.
     """
-    if tilting.scores.x.shape[-1] >= MANY and (part := tilting.thinned()) is not None:
+    if tilting.single and len(tilting.scores.x) >= MANY and (part := tilting.thinned()) is not None:
         a, b, solved = joint_tilt(part, epsilon, gamma, *joint_start(part, epsilon, gamma))
         if solved.all() and np.isfinite(a + b).all():
             return a, b
@@ -152,9 +145,8 @@ def joint_start(tilting: Tilting, epsilon: float, gamma: Numbers) -> tuple[Numbe
     b = (excess - m.cov_xy * a) / var_y
     binds = (left > 0) & (b > 0)
     shortened = 1 + math.sqrt(epsilon / 8)
-    return np.where(binds, a / shortened, _normal_radius(m.var_x, epsilon)), np.where(
-        binds, b / shortened, 0.0
-    )
+    a = np.where(binds, a / shortened, _small_radius(m, epsilon))
+    return a, np.where(binds, b / shortened, 0.0)
 
 
 def joint_tilt(
@@ -168,8 +160,7 @@ def joint_tilt(
 ) -> tuple[Numbers, Numbers, Numbers]:
     """(a, b, solved) with KL = ε and E[y] = γ, from a start; all [rounds].
 
-    The root-finding direction δ solves V δ = (−(KL − ε + b·(E[y] − γ))/a, E[y] − γ). It descends the
-    dual value D(a,b) = (ε + bγ + A)/a, since ∇D = −Vδ/a, so backtracking on D makes it safe. Rounds in
+    Backtracking on the convex dual value D = (ε + bγ + log Z)/a, which the direction descends. Rounds in
     which no b > 0 is called for are left alone, unsolved. An error below `enough` is squared by a last step.
     """
     new_a, new_b, value, slope = a, b, np.full_like(a, math.inf), np.zeros_like(a)
@@ -179,7 +170,7 @@ def joint_tilt(
         m = tilting.moments(new_a, new_b)
         if used == 0:
             idle = (b == 0) & ((m.mean_y <= gamma) | (m.kl < epsilon / 100))
-        new_value = _dual_value(m, new_a, new_b, epsilon, gamma)
+        new_value = (epsilon + new_b * gamma - (m.kl + new_a * m.mean_x + new_b * m.mean_y)) / new_a
         kl_error = np.abs(m.kl - epsilon) / min(epsilon, 1.0)
         error = np.maximum(kl_error, np.abs(m.mean_y - gamma)) / np.minimum(new_a, 1)  # the gap is error/a
         descends = new_value <= value + 1e-4 * length * slope + 1e-13 * np.abs(value)
@@ -187,8 +178,7 @@ def joint_tilt(
         a, b = np.where(taken, new_a, a), np.where(taken, new_b, b)
         value = np.where(taken, new_value, value)
         new_direction, new_slope = joint_step(m, a, b, epsilon, gamma)
-        direction = np.where(taken, new_direction, direction)
-        slope = np.where(taken, new_slope, slope)
+        direction, slope = np.where(taken, new_direction, direction), np.where(taken, new_slope, slope)
         length = np.where(taken, 1.0, length / 4)
         finished = taken & (error < enough) & (b > 0)
         a, b = np.where(finished, a + direction[0], a), np.where(finished, b + direction[1], b)
@@ -197,10 +187,9 @@ def joint_tilt(
             break
         if idle.mean() > 0.5:  # stragglers need not drag the others along
             rest = ~idle
-            part = tilting.rounds(rest)
-            a[rest], b[rest], solved[rest] = joint_tilt(
-                part, epsilon, gamma[rest], a[rest], b[rest], passes - used - 1, enough
-            )
+            part = Tilting(tilting.scores.each(lambda values, rest=rest: values[rest]))
+            left = (part, epsilon, gamma[rest], a[rest], b[rest], passes - used - 1, enough)
+            a[rest], b[rest], solved[rest] = joint_tilt(*left)
             tilting.num_passes += part.num_passes
             break
         new_a = np.where(idle, a, a + length * direction[0])
@@ -208,12 +197,6 @@ def joint_tilt(
     return a, b, solved
 
 
-def _dual_value(m: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Numbers) -> Numbers:
-    log_z = -(m.kl + a * m.mean_x + b * m.mean_y)
-    return (epsilon + b * gamma + log_z) / a
-
-
-@np.errstate(all="ignore")  # a step out of all proportion to a is shrunk to none
 def joint_step(m: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Numbers) -> tuple[Numbers, Numbers]:
     """The step in (a, b), shape [2, rounds], kept inside a > 0, b ≥ 0, and the slope of D along it."""
     excess = m.mean_y - gamma
@@ -232,33 +215,34 @@ def joint_step(m: Moments, a: Numbers, b: Numbers, epsilon: float, gamma: Number
 
 
 def nested_tilt(tilting: Tilting, epsilon: float, gamma: float, a: float) -> tuple[float, float]:
-    """(a, b) of one round by nested brackets, slower than `joint_tilt` but never lost.
+    """(a, b) of one round by brackets in brackets, slower than `joint_tilt` but never lost."""
+    b, m = 0.0, tilting.moments(a)
 
-    On the curve b(a) where E[y] = γ, or b = 0 where that is slack, KL grows with a.
-    """
-    b = 0.0
+    def onto_curve(a: float) -> None:
+        nonlocal b, m
+        m = tilting.moments(a)
+        if m.mean_y <= gamma:
+            b = 0.0
+            return
 
-    def look(a: float) -> tuple[bool, float]:
-        nonlocal b
-        b, m = _onto_curve(tilting, a, b, gamma)
+        def look(b: float) -> tuple[bool, float, float]:
+            m = tilting.moments(a, b)
+            step = _over(m.mean_y - gamma, b * m.var_y)
+            return m.mean_y > gamma, step, abs(step)
+
+        b = bracketed(look, b or 1.0, settled=1e-14)
+        m = tilting.moments(a, b)
+
+    def look(a: float) -> tuple[bool, float, float]:
+        onto_curve(a)
         explained = m.cov_xy**2 / m.var_y if b > 0 and m.var_y > 0 else 0.0
-        slope = a * a * (m.var_x - explained)
-        return m.kl < epsilon, (epsilon - m.kl) / slope if slope > 1e-300 else math.inf
+        step = _over(epsilon - m.kl, a * a * (m.var_x - explained))
+        return m.kl < epsilon, step, abs(step)
 
     a = bracketed(look, a, settled=1e-14)
-    return a, _onto_curve(tilting, a, b, gamma)[0]
+    onto_curve(a)
+    return a, b
 
 
-def _onto_curve(tilting: Tilting, a: float, b: float, gamma: float) -> tuple[float, Moments]:
-    """The b ≥ 0 with E[y] = γ at this a, and the moments there."""
-    m = tilting.moments(a, 0.0)
-    if m.mean_y <= gamma:
-        return 0.0, m
-
-    def look(b: float) -> tuple[bool, float]:
-        m = tilting.moments(a, b)
-        slope = b * m.var_y
-        return m.mean_y > gamma, (m.mean_y - gamma) / slope if slope > 1e-300 else math.inf
-
-    b = bracketed(look, b or 1.0, settled=1e-14)
-    return b, tilting.moments(a, b)
+def _over(missing: float, slope: float) -> float:
+    return missing / slope if slope > 1e-300 else math.inf

@@ -5,23 +5,13 @@ Sums over chunks, parts and processes add up in their order.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch.distributed
 
-from klball.adversary.solver.tilting import (
-    Moments,
-    Numbers,
-    Scores,
-    Tilting,
-    chunked,
-    merged,
-    moments_of,
-    space_for,
-    tilted_sums,
-)
+from klball.adversary.solver import tilting
+from klball.adversary.solver.tilting import PIECE, Moments, Numbers, Piece, Scores, Tilting, merged
 
 Chunk = tuple[np.ndarray, np.ndarray | None]  # g and C of some rows, float32 or float64
 Part = Callable[[], Iterable[Chunk]]  # a share of the data, read anew at every call
@@ -31,43 +21,46 @@ SHARE = 1 << 16  # of them from one part
 SAMPLED_PARTS = 64
 
 
-@dataclass
-class Survey:
-    """What every row has to say once: counts and sums, extremes, and the ties at the smallest g."""
+class Survey(NamedTuple):
+    """What every row has to say once: counts, a sum, the ties at the smallest g and Σ y there, extremes."""
 
-    rows: int = 0
-    rows_with_c: int = 0
-    bad_g: int = 0
-    bad_c: int = 0
-    sum_x: float = 0.0
-    least_g: float = math.inf
-    most_g: float = -math.inf
-    least_c: float = math.inf
-    most_c: float = -math.inf
-    ties: int = 0
-    ties_y: float = 0.0  # Σ y over those
+    rows: float
+    rows_with_c: float
+    bad_g: float
+    bad_c: float
+    sum_x: float
+    ties: float
+    ties_y: float
+    least_g: float
+    least_c: float
+    most_g: float
+    most_c: float
 
-    def add(self, other: "Survey") -> None:
-        if other.least_g <= self.least_g:
-            kept = other.least_g == self.least_g
-            self.ties, self.ties_y = other.ties + kept * self.ties, other.ties_y + kept * self.ties_y
-        for name in ("rows", "rows_with_c", "bad_g", "bad_c", "sum_x"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.least_g, self.least_c = min(self.least_g, other.least_g), min(self.least_c, other.least_c)
-        self.most_g, self.most_c = max(self.most_g, other.most_g), max(self.most_c, other.most_c)
+    def check(self) -> None:
+        """Raise ValueError if a score is no number, or some rows have no certainty."""
+        columns = {"log_likelihood": self.bad_g, "certainty": self.bad_c}
+        if counts := " and ".join(f"{name} has {bad:.0f}" for name, bad in columns.items() if bad):
+            raise ValueError(f"{counts} missing, NaN or infinite values; drop or repair those samples first")
+        if self.rows_with_c not in (0, self.rows):
+            raise ValueError("some chunks have a certainty and others have none")
 
 
 def _survey_of(g: Numbers, c: Numbers | None, x: Numbers, y: Numbers | None) -> Survey:
-    tied = g == g.min()
-    found = Survey(rows=len(g), sum_x=float(x.sum()), least_g=float(g.min()), most_g=float(g.max()))
-    found.ties, check = int(tied.sum()), found.sum_x
+    tied, n, sum_x = g == g.min(), len(g), float(x.sum())
+    bad_g = 0 if math.isfinite(sum_x) else n - int(np.isfinite(g).sum())
+    with_c, bad_c, ties_y, least_c, most_c = 0, 0, 0.0, math.inf, -math.inf
     if c is not None and y is not None:
-        found.rows_with_c, found.ties_y, check = len(g), float(y[tied].sum()), check + float(y.sum())
-        found.least_c, found.most_c = float(c.min()), float(c.max())
-    if not math.isfinite(check):
-        found.bad_g = int(np.count_nonzero(~np.isfinite(g)))
-        found.bad_c = 0 if c is None else int(np.count_nonzero(~np.isfinite(c)))
-    return found
+        bad_c = 0 if math.isfinite(y.sum()) else n - int(np.isfinite(c).sum())
+        with_c, ties_y, least_c, most_c = n, y[tied].sum(), c.min(), c.max()
+    ties = int(np.count_nonzero(tied))
+    return Survey(n, with_c, bad_g, bad_c, sum_x, ties, ties_y, g.min(), least_c, g.max(), most_c)
+
+
+def _joined(surveys: Sequence[Survey]) -> Survey:
+    rows = np.array(surveys).reshape(-1, len(Survey._fields))
+    ties = rows[rows[:, 7] == rows[:, 7].min(initial=math.inf), 5:7].sum(0)
+    least, most = rows[:, 7:9].min(0, initial=math.inf), rows[:, 9:].max(0, initial=-math.inf)
+    return Survey(*np.concatenate((rows[:, :5].sum(0), ties, least, most)).tolist())
 
 
 class Data:
@@ -79,67 +72,62 @@ class Data:
             (0.0, 1.0) if values is None else (float(np.median(values)), float(np.ptp(values)) or 1.0)
             for values in sample
         )
-        self.num_passes, self.space, self.memory = 0, space_for([]), np.empty((2, 0))
+        self.num_passes = 0
         self.last: tuple[float, float, Moments] | None = None
         self.survey: Survey | None = None
 
     def sampled(self) -> Tilting:
-        g, c = self.sample
-        x, y = self._units(g, c)
-        return Tilting(
-            Scores(x - x.min() if y is None else x.copy(), None if y is None else y.copy(), None, None)
-        )
+        x, y = self._units(*self.sample)
+        return Tilting(Scores(x - x.min() if y is None else x, y, None, None))
 
-    @np.errstate(over="ignore", invalid="ignore")  # scores that are no numbers are counted
     def moments(self, a: Any, b: Any = 0.0) -> Moments:
         """One pass at a tilt, of which the first is a survey too."""
         a, b = float(np.squeeze(a)), float(np.squeeze(b))
         if self.last is not None and self.last[:2] == (a, b):
             return self.last[2]
         self.num_passes += 1
-        survey = Survey()
-        sums = (self._sums(part, a, b, survey if self.survey is None else None) for part in self.parts)
-        found = [merged(np.array(own).T) for own in sums if own]
+        surveys: list[Survey] = []
+        own = [merged(sums) for part in self.parts if (sums := self._sums(part, a, b, surveys))]
+        survey = _joined(surveys)
         if self.sharded:
-            everyone = _everyones((found, survey))
-            found, survey = [own for theirs, _ in everyone for own in theirs], Survey()
-            for _, other in everyone:
-                survey.add(other)
+            everyone = _everyones((own, survey))
+            own = [sums for theirs, _ in everyone for sums in theirs]
+            survey = _joined([theirs for _, theirs in everyone])
         self.survey = self.survey or survey
-        total = merged(np.array(found).T) if found else np.full(9, math.nan)
-        if not total[1] > 0:
+        total = merged(own) if own else np.full(9, math.nan)
+        if not total[2] > 0:
             return Moments(*[math.nan] * len(Moments._fields))
-        self.last = a, b, moments_of(total.tolist(), math.log(self.survey.rows), a, b)
+        self.last = a, b, tilting.moments_of(total.tolist(), math.log(self.survey.rows), a, b)
         return self.last[2]
 
-    def _sums(self, part: Part, a: float, b: float, survey: Survey | None) -> list[Numbers]:
+    def _sums(self, part: Part, a: float, b: float, surveys: list[Survey]) -> list[Numbers]:
         """The sums of the pieces of a part."""
-        found: list[Numbers] = []
+        found = []
         for g, c in part():
             if c is not None and len(c) != len(g):
                 raise ValueError(f"a chunk has {len(g)} log-likelihoods and {len(c)} certainties")
-            if not len(g):
-                continue
-            x, y = self._units(g, c)
-            if survey is not None:
-                survey.add(_survey_of(g, c, x, y))
-            chunks = chunked(x, y, None)
-            if self.space.shape[1] < chunks[0][0].size:
-                self.space = space_for(chunks)
-            sums = (tilted_sums(chunk, a, b, self.space, shifted=True) for chunk in chunks)
-            found += [row for own in sums for row in own.reshape(9, -1).T]
+            for start in range(0, len(g), PIECE):
+                own = g[start : start + PIECE], None if c is None else c[start : start + PIECE]
+                x, y = self._units(*own)
+                if self.survey is None:
+                    surveys.append(_survey_of(*own, x, y))
+                piece = Piece(slice(start, None), x, y)
+                found.append(tilting.sums_of(piece, *tilting.exponentials(piece, a, b), 2 if b else 3))
         return found
 
     def _units(self, g: Numbers, c: Numbers | None) -> tuple[Numbers, Numbers | None]:
-        """x and y, in memory that the next call takes again."""
-        if self.memory.shape[1] < len(g):
-            self.memory = np.empty((2, len(g)))
-        x, y = self.memory[:, : len(g)]
-        for values, out, origin, width in ((g, x, self.g0, self.width), (c, y, self.c0, self.c_width)):
-            if values is not None:
-                np.subtract(values, origin, dtype=np.float64, out=out)
-                np.divide(out, width, out=out) if width < 1e-290 else np.multiply(out, 1 / width, out=out)
-        return x, None if c is None else y
+        x = _scaled(g, self.g0, self.width)
+        return x, None if c is None else _scaled(c, self.c0, self.c_width)
+
+
+def certainties(part: Part) -> Iterator[Chunk]:
+    """C in the place of g."""
+    return ((c, None) for _, c in part() if c is not None)
+
+
+def _scaled(values: Numbers, origin: float, width: float) -> Numbers:
+    x = np.subtract(values, origin, dtype=np.float64)
+    return np.divide(x, width, out=x) if width < 1e-290 else np.multiply(x, 1 / width, out=x)
 
 
 def _everyones(values: Any) -> list[Any]:

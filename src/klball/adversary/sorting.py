@@ -1,4 +1,6 @@
-"""Worst cases that sorting solves: CVaR and the modified χ² ball (mathematics.md, "Other balls").
+"""Worst cases that sorting solves: CVaR and the modified χ² ball.
+
+Derived in mathematics.md, "Other balls, and the other direction".
 
 Both maximise E_Q[loss], loss = −score, over densities w = q/f with 0 ≤ w ≤ c and E_F[w] = 1.
 """
