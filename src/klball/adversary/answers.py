@@ -1,10 +1,11 @@
-"""What `solve_dual` answers: numbers for one problem, arrays for a batch (mathematics.md, "Statuses")."""
+"""Answers: numbers of one problem, arrays of a batch, a density of passes (mathematics.md, "Statuses")."""
 
 import math
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Weights_co = TypeVar("Weights_co", covariant=True)  # an array, a tensor, or None after a warm start
 
@@ -15,6 +16,15 @@ class InfeasibleError(ValueError):
     def __init__(self, message: str, gamma_min: float, mean_certainty: float = math.nan):
         super().__init__(message)
         self.gamma_min, self.mean_certainty = gamma_min, mean_certainty
+
+
+def infeasible(epsilon: str, gamma: float, least: float, where: str = "") -> InfeasibleError:
+    """The error that names γ_min, the `least` mean certainty."""
+    return InfeasibleError(
+        f"infeasible{where}: with epsilon = {epsilon} the mean certainty cannot go below γ_min = {least!r}, "
+        f"but gamma = {gamma}; raise gamma to at least γ_min, or epsilon",
+        least,
+    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,3 +102,56 @@ class DualSolutions(Generic[Weights_co]):
         arrays = {label: np.asarray(values) for label, values in columns.items()}
         spans = ", ".join(f"{label} {v.min():.4g} … {v.max():.4g}" for label, v in arrays.items())
         return f"DualSolutions({counts}: {spans}, gap at most {np.asarray(self.gap).max():.1g})"
+
+
+@dataclass(frozen=True)
+class StreamedSolution:
+    """`DualSolution` without the weights, which `density` gives for any of the rows.
+
+    Attributes:
+        lambda_: Multiplier of the ball, nats of score per nat of radius.
+        beta: Multiplier of the bound on the certainty.
+        kl: KL(Q‖F), nats.
+        certainty: E_Q[C]; None without C.
+        worst_case: E_Q[g].
+        dual_value: h at the multipliers.
+        gap: |worst_case − dual_value| in units of max g − min g.
+        ess: Effective sample size 1/Σ(q²), to about 2e-5 of itself.
+        mu: n·q_i = exp((mu − g_i − βC_i)/λ) if λ is in (0, ∞), else NaN.
+        mean: E_F[g].
+        status: optimal | point_mass.
+        num_rows: n.
+        num_passes: Full passes over the data.
+        tilt: g0, C0, widths, a, b and m of log(n·q) = m − a·(g − g0)/width − b·(C − C0)/width, which
+            keeps digits that λ and mu lose to a large offset or a tiny range.
+    """
+
+    lambda_: float
+    beta: float
+    kl: float
+    certainty: float | None
+    worst_case: float
+    dual_value: float
+    gap: float
+    ess: float
+    mu: float
+    mean: float
+    status: str
+    num_rows: int
+    num_passes: int
+    tilt: tuple[float, ...] = ()
+
+    def density(self, log_likelihood: ArrayLike, certainty: ArrayLike | None = None) -> np.ndarray:
+        """n·q of some rows, exp((mu − g − βC)/λ) shaped like `log_likelihood`; C is needed if β > 0."""
+        g = np.asarray(log_likelihood, dtype=np.float64)
+        if self.status == "point_mass":
+            return (g == self.worst_case) * (self.num_rows / self.ess)
+        if math.isinf(self.lambda_):
+            return np.ones_like(g)
+        g0, c0, width, c_width, a, b, m = self.tilt
+        exponents = m - a * ((g - g0) / width)
+        if b > 0:
+            if certainty is None:
+                raise ValueError("the weights depend on the certainty: pass it too")
+            exponents = exponents - b * ((np.asarray(certainty, dtype=np.float64) - c0) / c_width)
+        return np.exp(exponents)

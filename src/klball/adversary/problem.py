@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from klball.adversary.answers import DualSolution, DualSolutions, InfeasibleError
+from klball.adversary.answers import DualSolution, DualSolutions, infeasible
 from klball.adversary.solver.rounds import (
     Answer,
     Ball,
@@ -141,11 +141,7 @@ class Problem:
         least = float(np.atleast_1d(units.c0 + units.c_width * found.least_y)[status].max())
         where = "" if self.g.ndim == 1 else f" in {status.sum()} of {len(self.g)} rounds"
         cap = "" if self.cap is None else f" and max_weight = {self.cap}"
-        raise InfeasibleError(
-            f"infeasible{where}: with epsilon = {self.epsilon}{cap} the mean certainty cannot go below "
-            f"γ_min = {least!r}, but gamma = {self.gamma}; raise gamma to at least γ_min, or epsilon",
-            least,
-        )
+        raise infeasible(f"{self.epsilon}{cap}", self.gamma, least, where)
 
     def _round(self, r: int) -> "Problem":
         of = lambda values: None if values is None else values[r]  # noqa: E731

@@ -6,74 +6,19 @@ them a reading of the data (mathematics.md, "Passes over data").
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from klball.adversary import inputs
-from klball.adversary.answers import InfeasibleError
+from klball.adversary.answers import StreamedSolution, infeasible
 from klball.adversary.solver.newton import joint_tilt, moments_at, radius_start, radius_tilt
 from klball.adversary.solver.reading import Chunk, Data, Part, Survey, certainties, sample_of
 from klball.adversary.solver.rounds import CLOSED, FEASIBLE, SLACK
 from klball.adversary.solver.tilting import Moments
 
 __all__ = ["Chunk", "StreamedSolution", "solve_dual_streamed"]
-
-
-@dataclass(frozen=True)
-class StreamedSolution:
-    """`DualSolution` without the weights, which `density` gives for any of the rows.
-
-    Attributes:
-        lambda_: Multiplier of the ball, nats of score per nat of radius.
-        beta: Multiplier of the bound on the certainty.
-        kl: KL(Q‖F), nats.
-        certainty: E_Q[C]; None without C.
-        worst_case: E_Q[g].
-        dual_value: h at the multipliers.
-        gap: |worst_case − dual_value| in units of max g − min g.
-        ess: Effective sample size 1/Σ(q²), to about 2e-5 of itself.
-        mu: n·q_i = exp((mu − g_i − βC_i)/λ) if λ is in (0, ∞), else NaN.
-        mean: E_F[g].
-        status: optimal | point_mass.
-        num_rows: n.
-        num_passes: Full passes over the data.
-        tilt: g0, C0, widths, a, b and m of log(n·q) = m − a·(g − g0)/width − b·(C − C0)/width, which
-            keeps digits that λ and mu lose to a large offset or a tiny range.
-    """
-
-    lambda_: float
-    beta: float
-    kl: float
-    certainty: float | None
-    worst_case: float
-    dual_value: float
-    gap: float
-    ess: float
-    mu: float
-    mean: float
-    status: str
-    num_rows: int
-    num_passes: int
-    tilt: tuple[float, ...] = ()
-
-    def density(self, log_likelihood: ArrayLike, certainty: ArrayLike | None = None) -> np.ndarray:
-        """n·q of some rows, exp((mu − g − βC)/λ) shaped like `log_likelihood`; C is needed if β > 0."""
-        g = np.asarray(log_likelihood, dtype=np.float64)
-        if self.status == "point_mass":
-            return (g == self.worst_case) * (self.num_rows / self.ess)
-        if math.isinf(self.lambda_):
-            return np.ones_like(g)
-        g0, c0, width, c_width, a, b, m = self.tilt
-        exponents = m - a * ((g - g0) / width)
-        if b > 0:
-            if certainty is None:
-                raise ValueError("the weights depend on the certainty: pass it too")
-            exponents = exponents - b * ((np.asarray(certainty, dtype=np.float64) - c0) / c_width)
-        return np.exp(exponents)
 
 
 @np.errstate(all="ignore")  # what leaves the range of float64 is looked for
@@ -122,7 +67,8 @@ class _Solver:
         if self.epsilon == 0:
             found = self._answer("optimal", at_guess.mean_y)
             if not self._meets(at_guess.mean_y):
-                self._raise_infeasible(found.certainty)
+                assert found.certainty is not None and self.gamma is not None
+                raise infeasible(f"{self.epsilon}", self.gamma, found.certainty)
         elif loose and self._meets(s.ties_y / s.ties):
             kl, worst = math.log(s.rows / s.ties), s.least_g
             numbers: dict[str, Any] = dict(lambda_=0.0, kl=kl, worst_case=worst, dual_value=worst, ess=s.ties)
@@ -186,9 +132,8 @@ class _Solver:
             return m, None
         lambda_, beta = data.width / a, b / a * data.width / data.c_width
         worst, mu = data.g0 + data.width * m.mean_x, data.g0 + beta * data.c0 + lambda_ * m.mu
-        numbers = dict(
-            kl=m.kl, worst_case=worst, dual_value=worst - data.width * lacking / a, gap=gap, ess=m.ess
-        )
+        value = worst - data.width * lacking / a
+        numbers = dict(kl=m.kl, worst_case=worst, dual_value=value, gap=gap, ess=m.ess)
         tilt = (data.g0, data.c0, data.width, data.c_width, a, b, m.mu)
         return m, self._answer("optimal", m.mean_y, tilt, lambda_=lambda_, beta=beta, mu=mu, **numbers)
 
@@ -210,15 +155,7 @@ class _Solver:
         )
         least = _Solver(swapped, self.epsilon, None).solve(refuse_losses=False).worst_case
         if not self._meets((least - data.c0) / data.c_width):
-            self._raise_infeasible(least)
-
-    def _raise_infeasible(self, least: float | None) -> None:
-        assert least is not None
-        raise InfeasibleError(
-            f"infeasible: with epsilon = {self.epsilon} the mean certainty cannot go below γ_min = "
-            f"{least!r}, but gamma = {self.gamma}; raise gamma to at least γ_min, or epsilon",
-            least,
-        )
+            raise infeasible(f"{self.epsilon}", self.gamma, least)
 
     def _answer(
         self, status: str, mean_y: float, tilt: tuple[float, ...] = (), **numbers: Any

@@ -159,9 +159,8 @@ def _first_rows(part: Part, rows: int) -> Iterator[Numbers]:
     """About the first `rows` rows, thinned where the first chunk has many more."""
     for g, c in part():
         stride = max(1, len(g) // rows)
-        taken = np.stack(
-            [column[::stride][:rows].astype(np.float64) for column in (g, c) if column is not None]
-        )
+        columns = [column for column in (g, c) if column is not None]
+        taken = np.stack([column[::stride][:rows].astype(np.float64) for column in columns])
         yield taken
         rows -= taken.shape[1]
         if rows <= 0:
