@@ -176,7 +176,15 @@ def test_an_interruption_during_the_imports():
     assert error.strip() == "interrupted; run the same command again to continue"
 
 
-def test_an_interruption_that_an_import_swallows_is_one(monkeypatch, capsys):
+@pytest.fixture
+def default_interruption():
+    """pytest-xdist's workers have another handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_that_an_import_swallows_is_one(monkeypatch, capsys, default_interruption):
     def swallow(name):
         try:
             os.kill(os.getpid(), signal.SIGINT)

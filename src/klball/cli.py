@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with _listening(heard):
             _run(list(sys.argv[1:] if arguments is None else arguments), heard)
+            _go_on_unless(heard)
     except BrokenPipeError:  # `klball ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -98,9 +99,14 @@ def _run(arguments: list[str], heard: list[int]) -> None:
     prepare_process()
     _set_environment(rest)
     command = import_module(COMMANDS[name][0])
-    if heard:  # some import caught it and went on
-        raise KeyboardInterrupt
+    _go_on_unless(heard)
     command.main(rest, prog=f"klball {name}")
+
+
+def _go_on_unless(heard: list[int]) -> None:
+    """Raise KeyboardInterrupt again where an import caught it and went on."""
+    if heard:
+        raise KeyboardInterrupt
 
 
 def _set_environment(arguments: list[str]) -> None:
