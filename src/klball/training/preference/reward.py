@@ -10,7 +10,7 @@ from trl import RewardTrainer
 from klball.adversary.sets import AmbiguitySet
 from klball.objectives.pairs import bradley_terry
 from klball.training.preference.config import RobustRewardConfig
-from klball.training.preference.refusals import refuse_unsupported, refuse_untrained_head
+from klball.training.preference.refusals import refuse_other_task, refuse_unsupported, refuse_untrained_head
 from klball.training.preference.trainer import (
     PreferenceTrainer,
     prepared_arguments,
@@ -57,6 +57,7 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
         args = args or RobustRewardConfig(output_dir="robust-reward")
         refuse_unsupported(RobustRewardTrainer, RobustRewardConfig, args, positional, kwargs, ambiguity)
         args, peft_config = prepared_arguments(args, kwargs)
+        refuse_other_task(peft_config)
         super().__init__(model, args, **kwargs)
         refuse_untrained_head(self.model)
         self.init_units(ambiguity, peft_config)
