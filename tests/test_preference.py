@@ -1,5 +1,6 @@
 """Robust DPO and reward models against stock TRL and an eager reference; comparators, refusals."""
 
+import dataclasses
 import math
 
 import pytest
@@ -315,6 +316,28 @@ def test_nothing_is_said_where_nothing_is_lost(tmp_path, caplog):
     assert "were dropped" not in caplog.text
 
 
+@pytest.mark.parametrize("family", ["dpo", "reward", "gdpo"])
+def test_data_without_rows_or_a_column_is_refused(family, tmp_path):
+    column = "p_star" if family == "gdpo" else "rejected"
+    case, data = dict(family=family, epsilon=0.1), rows(family)
+    for given, words in (
+        (data.select([]), "has no rows"),
+        (data.remove_columns(column), f"no column '{column}'"),
+    ):
+        with pytest.raises(ValueError, match=f"train_dataset .*{words}"):
+            trainer_for(case, "8x1", str(tmp_path), data=given)
+        trainer, _ = trainer_for(case, "8x1", str(tmp_path))
+        with pytest.raises(ValueError, match=f"eval_dataset .*{words}"):
+            trainer.evaluate(given)
+
+
+def test_a_reward_model_takes_tokens(tmp_path):
+    data = Dataset.from_list([{"chosen_ids": [9, 8, 7], "rejected_ids": [9, 8]}] * 8)
+    trainer, recorder = trainer_for(dict(family="reward", epsilon=0.1), "8x1", str(tmp_path), data=data)
+    trainer.train()
+    assert recorder.steps[0].norm() > 0
+
+
 # --- evaluation ---------------------------------------------------------------------------------
 
 
@@ -510,6 +533,76 @@ def test_the_first_step_has_no_radius(tmp_path):
     trainer, _ = trainer_for(dict(family="dpo", epsilon=0.2), "8x1", str(tmp_path), num_train_epochs=4)
     trainer.train()
     assert [row["kl"] for row in trainer.accountant.history[:3]] == pytest.approx([0, 0.1, 0.2], abs=1e-9)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+@pytest.mark.parametrize("family", ["dpo", "reward", "gdpo"])
+def test_a_loss_that_is_not_finite_names_its_sample(family, epsilon, tmp_path):
+    """Before the first step where all are scored, else in it; NaN never reaches the optimizer."""
+    trainer, recorder = trainer_for(dict(family=family, epsilon=epsilon), "8x1", str(tmp_path))
+    with torch.no_grad():
+        trainer.model.get_input_embeddings().weight[:] = torch.nan
+    with pytest.raises(ValueError, match=r"loss of sample '\d+-\w+' is not finite at step [01]") as caught:
+        trainer.train()
+    assert "\n" not in str(caught.value) and not recorder.steps
+
+
+def test_an_adapter_may_have_another_reference(tmp_path):
+    case = dict(family="dpo", epsilon=0.1, lora=True)
+    plain, _ = trainer_for(case, "8x1", str(tmp_path))
+    assert plain.evaluate(rows())["eval_loss"] == pytest.approx(math.log(2))
+    trainer = RobustDPOTrainer(
+        small_qwen(len(tokenizer())),
+        small_qwen(len(tokenizer()), seed=1),
+        RobustDPOConfig(**quiet(str(tmp_path), beta=0.5)),
+        train_dataset=rows(),
+        processing_class=tokenizer(),
+        peft_config=LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )
+    losses = eager_losses(small_qwen(len(tokenizer())).double()).detach()
+    assert trainer.evaluate(rows())["eval_loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+# --- settings ---------------------------------------------------------------------------------
+
+EG = dict(comparator="group-eg", epsilon=0.0, group_column="source")
+EFFECTS = {  # name → family, settings before, the value that is to change what is trained
+    "ambiguity": ("dpo", {}, "chi2"),
+    "alpha": ("dpo", {"ambiguity": "cvar", "alpha": 0.9}, 0.3),
+    "direction": ("dpo", {}, "optimistic"),
+    "epsilon": ("dpo", {}, 0.3),
+    "epsilon_warmup": ("dpo", {"epsilon": 0.5}, 1.0),
+    "max_weight": ("dpo", {"epsilon": 0.5}, 1.05),
+    "group_column": ("dpo", {"epsilon": 0.5}, "source"),
+    "reweight": ("dpo", {"epsilon": 0.5, "epsilon_warmup": 0.0}, "static"),
+    "rescore_steps": ("dpo", {"epsilon": 0.5}, 1),
+    "comparator": ("dpo", {"epsilon": 0.0}, "kldpo"),
+    "comparator_strength": ("dpo", EG, 5.0),
+    "over": ("gdpo", {"epsilon": 0.5}, "question"),
+    "belief_end": ("gdpo", {}, " of"),
+}
+
+
+def test_no_setting_lacks_a_case():
+    own = [
+        {field.name for field in dataclasses.fields(ours)}
+        - {field.name for field in dataclasses.fields(trls)}
+        for ours, trls in ((RobustDPOConfig, trl.DPOConfig), (GDPOConfig, trl.DPOConfig))
+    ]
+    rewards = {field.name for field in dataclasses.fields(RobustRewardConfig)}
+    assert own[0] | own[1] == set(EFFECTS)
+    assert rewards - {field.name for field in dataclasses.fields(trl.RewardConfig)} == own[0]
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_a_setting_changes_what_is_trained(name, tmp_path):
+    family, before, value = EFFECTS[name]
+    found = []
+    for settings in (before, {**before, name: value}):
+        trainer, _ = trainer_for(dict(family=family), "8x1", str(tmp_path), **settings)
+        trainer.train()
+        found.append([float(p.detach().double().abs().sum()) for p in trainer.model.parameters()])
+    assert found[0] != found[1]
 
 
 # --- resumption ---------------------------------------------------------------------------------
