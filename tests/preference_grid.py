@@ -59,10 +59,8 @@ CASES["dpo-group-eg"] = dict(
 )
 CASES["reward-trim"] = dict(family="reward", comparator="trim", comparator_strength=0.15, epsilon=0.3)
 
-FAST = {
-    *(f"{family}-{name}" for family in ("dpo", "reward", "gdpo") for name in SETS),
-    *("dpo-precomputed", "dpo-lora", "reward-lora", "gdpo-question", "dpo-group-eg", "dpo-kldpo"),
-}
+FAST = {"dpo-none", "dpo-ball", "dpo-groups", "dpo-cvar", "dpo-precomputed", "dpo-lora", "dpo-group-eg"}
+FAST |= {"reward-ball", "gdpo-ball"}
 
 ARRANGEMENTS = {  # micro-batch, accumulation, more
     "8x1": (8, 1, {}),
