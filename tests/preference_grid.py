@@ -129,7 +129,7 @@ FAMILIES = {
 }
 
 
-def trainer_for(case: dict, arrangement: str, folder: str, model=None, data=None, **more):
+def trainer_for(case: dict, arrangement: str, folder: str, model=None, data=None, eval_dataset=None, **more):
     """A trainer and what records its gradients; its reference is another model, or the base without LoRA."""
     case = dict(case)
     micro, accumulation, extra = ARRANGEMENTS[arrangement]
@@ -154,6 +154,7 @@ def trainer_for(case: dict, arrangement: str, folder: str, model=None, data=None
         model,
         args=config(**{**settings, **extra, **case, **more}),
         train_dataset=rows(family) if data is None else data,
+        eval_dataset=eval_dataset,
         processing_class=tokenizer(),
         ambiguity=ambiguity,
         callbacks=[recorder := Gradients()],

@@ -330,3 +330,17 @@ def test_a_run_stopped_within_an_epoch_goes_on_to_the_bit(name, tmp_path):
         (tmp_path / "run" / "checkpoint-2" / "comparator-groups.safetensors").unlink()
         with pytest.raises(ValueError, match="comparator='group-eg'"):
             resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("family", ["dpo", "reward", "gdpo"])
+def test_evaluation_between_steps_finds_the_best_checkpoint(family, tmp_path):
+    settings = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
+    settings |= dict(load_best_model_at_end=True, metric_for_best_model="loss", logging_steps=1)
+    case = dict(family=family, epsilon=0.1)
+    trainer, _ = trainer_for(case, "8x1", str(tmp_path), eval_dataset=rows(family), **settings)
+    trainer.train()
+    losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert len(losses) == 3 and trainer.state.best_metric == min(losses)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
+    trained = [row for row in trainer.state.log_history if "plain_loss" in row]
+    assert len(trained) == 3 and {"kl", "ess_ratio", "max_weight", "robust_loss", "loss"} <= set(trained[-1])
