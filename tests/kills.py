@@ -105,6 +105,7 @@ def main(folder: Path, stride: int, arguments: list[str]) -> dict[str, Any]:
         names = {*expected, *found}
         if differ := sorted(n for n in names if expected.get(n) != found.get(n)):
             others[str(fatal)] = differ
+        print(f"killed at write {fatal} of {total}: {differ or 'identical'}", file=sys.stderr, flush=True)
     return {"writes": total, "kills": len(kills), "identical": len(kills) - len(others), "others": others}
 
 

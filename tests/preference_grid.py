@@ -53,16 +53,14 @@ CASES["reward-centred"] = dict(family="reward", ambiguity=KLBall(0.3), center_re
 CASES["gdpo-question"] = dict(family="gdpo", ambiguity=KLBall(0.3), over="question")
 CASES["gdpo-lora"] = dict(family="gdpo", ambiguity=KLBall(0.3), lora=True, learning_rate=0.0001)
 CASES["dpo-dr-dpo"] = dict(family="dpo", comparator="dr-dpo", comparator_strength=0.5, epsilon=0.0)
-CASES["dpo-kldpo"] = dict(family="dpo", comparator="kldpo", comparator_strength=0.5, epsilon=0.0)
+CASES["dpo-kldpo"] = dict(family="dpo", comparator="kldpo", comparator_strength=2.0, epsilon=0.0)
 CASES["dpo-group-eg"] = dict(
     family="dpo", comparator="group-eg", comparator_strength=0.5, epsilon=0.0, group_column="source"
 )
 CASES["reward-trim"] = dict(family="reward", comparator="trim", comparator_strength=0.15, epsilon=0.3)
 
-FAST = {
-    *(f"{family}-{name}" for family in ("dpo", "reward", "gdpo") for name in SETS),
-    *("dpo-precomputed", "dpo-lora", "reward-lora", "gdpo-question", "dpo-group-eg", "dpo-kldpo"),
-}
+FAST = {"dpo-none", "dpo-ball", "dpo-groups", "dpo-cvar", "dpo-precomputed", "dpo-lora", "dpo-group-eg"}
+FAST |= {"reward-ball", "gdpo-ball"}
 
 ARRANGEMENTS = {  # micro-batch, accumulation, more
     "8x1": (8, 1, {}),
@@ -131,14 +129,14 @@ FAMILIES = {
 }
 
 
-def trainer_for(case: dict, arrangement: str, folder: str, model=None, data=None, **more):
+def trainer_for(case: dict, arrangement: str, folder: str, model=None, data=None, eval_dataset=None, **more):
     """A trainer and what records its gradients; its reference is another model, or the base without LoRA."""
     case = dict(case)
     micro, accumulation, extra = ARRANGEMENTS[arrangement]
     family, ambiguity = case.pop("family"), case.pop("ambiguity", None)
     trainer, config = FAMILIES[family]
     settings = quiet(folder, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation)
-    settings["learning_rate"] = 0.01  # at .05 float32 noise grows from step to step
+    settings["learning_rate"] = 0.003  # at .05 float32 noise grows from step to step
     if family != "reward":
         settings["beta"] = 0.5
     kwargs = {}
@@ -156,6 +154,7 @@ def trainer_for(case: dict, arrangement: str, folder: str, model=None, data=None
         model,
         args=config(**{**settings, **extra, **case, **more}),
         train_dataset=rows(family) if data is None else data,
+        eval_dataset=eval_dataset,
         processing_class=tokenizer(),
         ambiguity=ambiguity,
         callbacks=[recorder := Gradients()],

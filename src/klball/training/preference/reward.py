@@ -84,7 +84,7 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
         losses = bradley_terry(
             chosen, rejected, inputs.get("margin"), self.args.center_rewards_coefficient or 0.0
         )
-        sizes = sum(inputs["attention_mask"].sum(1).chunk(2))
+        sizes = inputs["attention_mask"].sum(1).view(2, -1).sum(0)
         return units_of(losses, {"num_inputs": sizes, "chosen": chosen, "rejected": rejected})
 
     def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
