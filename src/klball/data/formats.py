@@ -60,6 +60,10 @@ def layout_of(columns: set[str], text_field: str = TEXT) -> Layout:
     question = next((name for name in QUESTIONS if name in columns), None)
     answer = next((name for name in ANSWERS if name in columns), None)
     if question is None or answer is None:
+        if {"chosen", "rejected"} <= columns:
+            raise ValueError(
+                "the rows are preference pairs, of two answers: they are for --family reward, dpo or gdpo"
+            )
         raise ValueError(
             f"columns {sorted(columns - {'sample_id'})} are of no known format: give messages, "
             "conversations, prompt and completion, instruction (and input) and output or response, "

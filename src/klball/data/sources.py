@@ -20,7 +20,7 @@ from datasets import (
 from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
 
 from klball.boundary import first_line
-from klball.data.builtin import BUILTIN, load_builtin
+from klball.data.builtin import BUILTIN, is_builtin, load_builtin
 from klball.data.formats import TEXT, known_columns, to_trl_format
 from klball.data.ids import with_sample_ids
 from klball.data.readers import KINDS, READABLE, dataset_of, read_files, suffix_of
@@ -90,7 +90,7 @@ def first_rows(dataset: Dataset, count: int | None) -> Dataset:
 def is_one_table(name: str) -> bool:
     """Whether these local rows have no splits: a file, several by pattern, or one saved data set."""
     path = Path(name).expanduser()
-    if name in BUILTIN:
+    if is_builtin(name):
         return False
     return path.is_file() or _matches(path) != [] or (path / "state.json").is_file()
 
@@ -126,9 +126,9 @@ def _whole_split(name: str, split: str | None, config: str | None, default: str)
     path = Path(name).expanduser()
     matches = [] if path.exists() else _matches(path)
     local = path.exists() or matches or suffix_of(path) in KINDS or name.startswith((".", "/", "~"))
-    if config is not None and (name in BUILTIN or local):
+    if config is not None and (is_builtin(name) or local):
         raise ValueError(f"{name} has no configurations: leave out the configuration {config!r}")
-    if name in BUILTIN:
+    if is_builtin(name):
         return Dataset.from_list(load_builtin(name, split or default))
     if path.is_dir():
         return _of_folder(path, split, default)
