@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -24,8 +24,6 @@ from klball.training.step import StepHook, StepPlan, UnitBatch, Visits, plan_ste
 from klball.training.units import Units
 
 logger = logging.getLogger(__name__)
-
-SCORE_NAMES = {"score": "log-likelihood"}
 
 
 class RobustTrainer(Resumable):
@@ -47,6 +45,8 @@ class RobustTrainer(Resumable):
     train_dataset: Any
     data_collator: Any
     _metrics: Any
+
+    score_names: ClassVar[Mapping[str, str]] = {"score": "log-likelihood"}  # as messages call them
 
     samples: Dataset
     accountant: Accountant
@@ -195,7 +195,7 @@ class RobustTrainer(Resumable):
 
     def _finish_step(self, step: StepPlan) -> None:
         everyone = step.gathered(self.accelerator)
-        names = {name: SCORE_NAMES.get(name, name) for name in self.accountant.ledger.entries}
+        names = {name: self.score_names.get(name, name) for name in self.accountant.ledger.entries}
         # only now do all processes know of it, and the optimizer has not moved yet
         finite = {title: everyone[name] for name, title in names.items()}
         refuse_nonfinite(self.samples, everyone["index"].long(), finite, self.state.global_step + 1)

@@ -1,0 +1,1 @@
+class GDPOTrainer: pass
