@@ -204,9 +204,7 @@ def _load_base(
     return model
 
 
-def check_base(
-    name: str, revision: str | None, trust_remote_code: bool, purpose: Purpose = CAUSAL
-) -> None:
+def check_base(name: str, revision: str | None, trust_remote_code: bool, purpose: Purpose = CAUSAL) -> None:
     """Raise ValueError for all that is wrong with a whole model but its weights' names and shapes."""
     path = Path(model_path(name))
     if path.is_dir():
@@ -269,7 +267,7 @@ def _refuse_incomplete(name: str, model: PreTrainedModel, info: dict[str, Any], 
     absent = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if absent == [purpose.head]:
         raise ValueError(
-            f"could not load model {name!r}: it has no reward head: train one with klball train --family reward"
+            f"could not load model {name!r}: it has no reward head: klball train --family reward trains one"
         )
     if absent:
         raise ValueError(f"could not load model {name!r}: its weights lack {_some(absent)}")

@@ -29,7 +29,9 @@ ADVERSARY: dict[str, Rule] = {
     "rescore_steps": NOT_NEGATIVE,
 }
 WORDS = {"pad_to_multiple_of"}  # TRL's "auto"
-NEVER_NONE = {*ADVERSARY} - {"alpha", "gamma", "max_weight", "rescore_steps"}
+NEVER_NONE = {*ADVERSARY} - {
+    *("alpha", "gamma", "max_weight", "rescore_steps", "epsilon_warmup", "comparator_strength"),
+}
 BOUNDS: dict[str, Rule] = {
     **ADVERSARY,
     # optimisation

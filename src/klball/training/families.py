@@ -14,9 +14,8 @@ from klball.data.rows import texts_of, with_sample_ids
 from klball.models.loading import CAUSAL, REWARD, Purpose
 from klball.objectives.tokens import OBJECTIVES
 from klball.training.preference.comparators import GroupEG
-from klball.training.preference.config import GDPOConfig, RobustDPOConfig, RobustRewardConfig
+from klball.training.preference.config import RobustDPOConfig, RobustRewardConfig
 from klball.training.preference.dpo import RobustDPOTrainer
-from klball.training.preference.gdpo import GDPOTrainer
 from klball.training.preference.reward import RobustRewardTrainer
 from klball.training.sft.config import RobustSFTConfig
 from klball.training.sft.needs import checkpoint_files
@@ -67,7 +66,9 @@ def _sft_texts(row: dict[str, Any]) -> dict[str, str]:
 def _pairs(rows: Dataset, tokenizer: Any, config: Any) -> Dataset:
     pairs = to_preferences(rows)
     if config.group_column in HIDDEN:
-        raise ValueError(f"group_column: {config.group_column!r} is about the labels: training may not see it")
+        raise ValueError(
+            f"group_column: {config.group_column!r} is about the labels: training may not see it"
+        )
     if isinstance(pairs[0]["prompt"], list):
         require_template(tokenizer)
     hidden = [name for name in HIDDEN if name in pairs.column_names]
@@ -113,15 +114,6 @@ FAMILIES = {
         texts=texts_of_pair,
         form=to_preferences,
         files=_files_of_groups,
-        reference=True,
-    ),
-    "gdpo": Family(
-        config=GDPOConfig,
-        trainer=GDPOTrainer,
-        data="beliefs",
-        prepared=_pairs_without_margin,
-        texts=texts_of_pair,
-        form=to_preferences,
         reference=True,
     ),
 }

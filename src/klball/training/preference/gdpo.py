@@ -1,1 +1,2 @@
-class GDPOTrainer: pass
+class GDPOTrainer:
+    pass
