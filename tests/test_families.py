@@ -1,4 +1,4 @@
-"""`klball train --family`: every family runs, resumes and reports like the first, and takes its own options only."""
+"""`klball train --family`: every family runs, resumes and reports, and takes its own options only."""
 
 import csv
 import json
