@@ -1,7 +1,7 @@
 """Trains the same tiny preference runs in many arrangements and records every optimizer step's gradient.
 
-Run by test_preference_invariance.py in one process, and under `torch.distributed.run` once for the whole
-grid: `python preference_grid.py OUTPUT.pt`.
+Run by test_preference_invariance.py in one process, and under `torch.distributed.run` once for all cases:
+`python preference_grid.py OUTPUT.pt CASE…`.
 """
 
 import gc
@@ -46,11 +46,11 @@ for loss in ("sigmoid_norm", "hinge", "ipo", "robust", "apo_zero", "apo_down"):
     CASES[f"dpo-ball-{loss}"] = dict(family="dpo", ambiguity=KLBall(0.3), loss_type=loss, **more)
 CASES["dpo-optimistic"] = dict(family="dpo", ambiguity=KLBall(0.3, direction="optimistic"))
 CASES["dpo-precomputed"] = dict(family="dpo", ambiguity=KLBall(0.3), precompute_ref_log_probs=True)
-CASES["dpo-lora"] = dict(family="dpo", ambiguity=KLBall(0.3), lora=True, learning_rate=0.1)
-CASES["reward-lora"] = dict(family="reward", ambiguity=KLBall(0.3), lora=True)
+CASES["dpo-lora"] = dict(family="dpo", ambiguity=KLBall(0.3), lora=True, learning_rate=0.001)
+CASES["reward-lora"] = dict(family="reward", ambiguity=KLBall(0.3), lora=True, learning_rate=0.001)
 CASES["reward-centred"] = dict(family="reward", ambiguity=KLBall(0.3), center_rewards_coefficient=0.1)
 CASES["gdpo-question"] = dict(family="gdpo", ambiguity=KLBall(0.3), over="question")
-CASES["gdpo-lora"] = dict(family="gdpo", ambiguity=KLBall(0.3), lora=True, learning_rate=0.1)
+CASES["gdpo-lora"] = dict(family="gdpo", ambiguity=KLBall(0.3), lora=True, learning_rate=0.001)
 CASES["dpo-dr-dpo"] = dict(family="dpo", comparator="dr-dpo", comparator_strength=0.5, epsilon=0.0)
 CASES["dpo-kldpo"] = dict(family="dpo", comparator="kldpo", comparator_strength=0.5, epsilon=0.0)
 CASES["dpo-group-eg"] = dict(
@@ -58,17 +58,37 @@ CASES["dpo-group-eg"] = dict(
 )
 CASES["reward-trim"] = dict(family="reward", comparator="trim", comparator_strength=0.15, epsilon=0.3)
 
+FAST = {
+    *(f"{family}-{name}" for family in ("dpo", "reward", "gdpo") for name in SETS),
+    *("dpo-precomputed", "dpo-lora", "reward-lora", "gdpo-question", "dpo-group-eg", "dpo-kldpo"),
+}
+
 ARRANGEMENTS = {  # micro-batch, accumulation, more
     "8x1": (8, 1, {}),
-    "4x2": (4, 2, {}),
     "1x8": (1, 8, {}),
-    "padded": (8, 1, {"pad_to_multiple_of": 64}),
-    "checkpointed": (4, 2, {"gradient_checkpointing": True}),
+    "4x2 padded and checkpointed": (4, 2, {"pad_to_multiple_of": 64, "gradient_checkpointing": True}),
     "two processes": (2, 2, {}),
 }
 TWO_PROCESSES = "two processes"
 NUM_ROWS = 22  # not divisible by 8: the last step is short, and with two processes pairs repeat
-WORDS = "read write open close list file path name value error key index of the a to".split()
+WORDS = [
+    "read",
+    "write",
+    "open",
+    "close",
+    "list",
+    "file",
+    "path",
+    "name",
+    "value",
+    "error",
+    "key",
+    "index",
+    "of",
+    "the",
+    "a",
+    "to",
+]
 BELIEFS = ("yes", "no", "it depends")
 
 
@@ -152,6 +172,6 @@ def gradients(case: dict, arrangement: str) -> list[torch.Tensor]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     gc.freeze()  # every training collects garbage, which would search all that was imported
-    results = {name: gradients(case, TWO_PROCESSES) for name, case in CASES.items()}
+    results = {name: gradients(CASES[name], TWO_PROCESSES) for name in sys.argv[2:]}
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(results, sys.argv[1])

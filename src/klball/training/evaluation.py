@@ -19,7 +19,7 @@ class RowEvaluation:
     log: Any
 
     def eval_rows(self, dataset: Any) -> Dataset:
-        """The rows of a data set given to `evaluate`, prepared as the constructor prepares those it is given."""
+        """The rows of a data set given to `evaluate`, prepared as the constructor prepares its own."""
         raise NotImplementedError
 
     def eval_metrics(self, rows: Dataset) -> dict[str, float]:

@@ -33,9 +33,9 @@ class Comparator(Protocol):
 
 @dataclass(frozen=True)
 class DrDPO:
-    """Dr. DPO: w = B·softmax(−ℓ/β′), the gradient of −β′ log mean exp(−ℓ/β′). Optimistic: easy pairs weigh more.
+    """Dr. DPO: w = B·softmax(−ℓ/β′), the gradient of −β′ log mean exp(−ℓ/β′).
 
-    Source: Wu et al., arXiv 2407.07880.
+    Optimistic: easy pairs weigh more. Source: Wu et al., arXiv 2407.07880.
     """
 
     temperature: float

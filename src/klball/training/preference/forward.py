@@ -16,7 +16,7 @@ NOT_THE_MODELS = ("completion_mask", INDEX, *REFERENCE)
 
 
 class Answers(NamedTuple):
-    """Of 2B sequences, all chosen answers first: their log-probabilities (2B), and columns (B) for the log."""
+    """Of 2B sequences, all chosen answers first: log-probabilities (2B), and columns (B) for the log."""
 
     log_probs: Tensor
     columns: dict[str, Tensor]
@@ -44,12 +44,12 @@ def answers(model: Any, inputs: Mapping[str, Any]) -> Answers:
 
 
 def reference(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """The reference's log-probabilities of the answers, (2B): computed before, by a model, or without adapter."""
+    """The reference's log-probabilities, (2B): computed before, by a model, or without the adapter."""
     if REFERENCE[0] in inputs:
         return torch.cat([inputs[name] for name in REFERENCE])
     if trainer.ref_model is None and not isinstance(trainer.model, PeftModel):
         raise ValueError(
-            "precompute_ref_log_probs leaves no reference for new rows: give them as eval_dataset from the start"
+            "precompute_ref_log_probs leaves no reference for other rows: give them as eval_dataset"
         )
     given = {name: value for name, value in inputs.items() if name != INDEX}
     model = trainer.model if trainer.ref_model is None else trainer.ref_model

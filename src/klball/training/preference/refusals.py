@@ -6,6 +6,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from klball.data.sources import as_dataset
 from klball.training.refusals import refuse_bad_settings, refuse_foreign_arguments, refuse_no_set
+from klball.training.sharding import shards_parameters
 
 OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "max_weight", "comparator", "comparator_strength")
 COLUMNS = ("image", "images")
@@ -73,5 +74,13 @@ def refuse_untrained_head(model: Any) -> None:
     head = [p for name, p in model.named_parameters() if "score." in name or "classifier." in name]
     if head and not any(parameter.requires_grad for parameter in head):
         raise ValueError(
-            "the reward head is not trained: set task_type='SEQ_CLS' or modules_to_save=['score'] in peft_config"
+            "peft_config leaves the reward head as it was: set task_type='SEQ_CLS' or modules_to_save=['score']"
+        )
+
+
+def refuse_sharding(trainer: Any) -> None:
+    """Raise ValueError where a process without texts in its batch would keep the others waiting."""
+    if shards_parameters(trainer.accelerator, certainty=False):
+        raise ValueError(
+            "GDPO with parameters sharded by FSDP2 or ZeRO-3 is not supported: use DDP or ZeRO-2"
         )

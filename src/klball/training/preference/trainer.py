@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -55,7 +55,9 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
         )
         if self.comparator is not None:
             groups = None  # it knows them
-        self.init_adversary(samples, ambiguity or args.ambiguity_set(), Units(self._sizes(samples), groups))
+        self.init_adversary(
+            samples, ambiguity or args.ambiguity_set(), Units(self.unit_sizes(samples), groups)
+        )
         if isinstance(self.comparator, GroupEG):
             self.hooks.append(self.comparator)
 
@@ -64,7 +66,7 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
         rows = numbered(rows)
         return rows, rows
 
-    def _sizes(self, samples: Dataset) -> Tensor | None:
+    def unit_sizes(self, samples: Dataset) -> Tensor | None:
         """Base weights of the units up to a factor, [n]; None for 1/n."""
         return None
 
@@ -88,7 +90,8 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
         Without dropout, shared out over the processes, the same on all of them. Every process raises the
         same ValueError where a loss is not finite.
         """
-        rows = dataset if INDEX in dataset.column_names else self.numbered_units(dataset)[0]
+        own_rows = dataset is self.train_dataset
+        rows, units = (dataset, self.samples) if own_rows else self.numbered_units(dataset)
         batches = batches_by_length(self.row_lengths(rows))
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         # a sharded model needs every process in every forward: the last may score a batch for nothing
@@ -104,9 +107,9 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
                     parts.append(part)
                 bar.update(min(len(batch) * processes, len(rows) - bar.n))
         self.model_wrapped.train(was_training)
-        table = self._together(torch.cat([*parts, part[:0]]), 1 + max(_flat(rows[INDEX])))
+        table = self._together(torch.cat([*parts, part[:0]]), len(units))
         columns = dict(zip(names[1:], table.unbind(1), strict=True))
-        refuse_nonfinite(rows, torch.arange(len(table)), {"loss": columns["loss"]}, self.state.global_step)
+        refuse_nonfinite(units, torch.arange(len(table)), {"loss": columns["loss"]}, self.state.global_step)
         return columns
 
     def _fresh(self, batch: dict[str, Any]) -> tuple[list[str], Tensor]:
@@ -171,10 +174,6 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
 def units_of(losses: Tensor, columns: Mapping[str, Tensor]) -> UnitBatch:
     """One unit a loss, whose score is minus the loss."""
     return UnitBatch(losses, {"score": -losses.detach().to(wide(losses.device))}, dict(columns))
-
-
-def _flat(positions: Iterable[int | list[int]]) -> list[int]:
-    return [i for row in positions for i in (row if isinstance(row, list) else [row])]
 
 
 def prepared_arguments(args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
