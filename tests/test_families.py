@@ -10,12 +10,13 @@ import pytest
 from safetensors import safe_open
 
 from klball.commands import train as command
+from klball.data.preferences import to_preferences
 from klball.objectives.pairs import no_preference_radius
 from klball.training import run as training_run
 from klball.training.families import FAMILIES, family_of
 from small_runs import contents, train, unfinish, write_rows
 
-PAIRS = [name for name in FAMILIES if FAMILIES[name].form is not None and name != "gdpo"]
+PAIRS = [name for name in FAMILIES if FAMILIES[name].form is to_preferences]
 WORDS = ["a key", "the value", "two keys", "no value", "a long list of keys"]
 
 
@@ -173,3 +174,44 @@ def test_an_adapter_of_a_reward_model_trains_its_head(pair_root, tmp_path):
     run(pair_root, tmp_path / "run", "reward", "--epsilon", "0.1", *peft)
     with safe_open(tmp_path / "run" / "adapter_model.safetensors", "pt") as file:
         assert any("score" in key for key in file.keys())  # noqa: SIM118
+
+
+BELIEFS = [
+    {
+        "prompt": [{"role": "user", "content": f"What about {i}?"}],
+        "beliefs": ["Yes", "No", "Never"],
+        "p_star": [0.5, 0.5, 0.0],
+        "belief": ["Yes", "No"][i % 2],
+        "chosen": [{"role": "assistant", "content": f"the value of {i}"}],
+        "rejected": [{"role": "assistant", "content": f"a key of {i}"}],
+        "group": "ab"[i % 3 == 0],
+    }
+    for i in range(12)
+]
+WITHOUT_TEXTS = [{name: row[name] for name in ("prompt", "beliefs", "p_star")} for row in BELIEFS]
+
+
+@pytest.mark.parametrize(
+    ("over", "rows"), [("belief", BELIEFS), ("question", BELIEFS), ("belief", WITHOUT_TEXTS)]
+)
+def test_gdpo_ends_with_beliefs_and_resumes(over, rows, pair_root, tmp_path):
+    write_rows(pair_root / "beliefs.jsonl", rows)
+    options = ["gdpo", "--over", over, "--max_steps", "3", "--per_device_train_batch_size", "4"]
+    run(pair_root, tmp_path / "whole", *options, rows="beliefs.jsonl")
+    top = rows_of(tmp_path / "whole" / "top_weighted.csv")
+    assert [*top[0]] == ["sample_id", "n_q", "loss", "prompt", "belief", "chosen", "rejected"]
+    assert len(top) == (20 if over == "belief" else 12)  # of 24 atoms, and 12 questions
+    assert {row["belief"] for row in top} == {"Yes", "No"}
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    shutil.rmtree(unfinish(tmp_path / "run") / "checkpoint-3")
+    run(pair_root, tmp_path / "run", *options, rows="beliefs.jsonl")
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("column", ["prompt", "beliefs", "p_star"])
+def test_gdpo_names_a_missing_column(column, pair_root, tmp_path):
+    write_rows(
+        pair_root / "lacking.jsonl", [{k: v for k, v in row.items() if k != column} for row in BELIEFS]
+    )
+    with pytest.raises(ValueError, match=f"GDPO needs the column '{column}'"):
+        run(pair_root, tmp_path, "gdpo", rows="lacking.jsonl")

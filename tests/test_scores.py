@@ -20,7 +20,7 @@ from klball.data import builtin
 from klball.data.rows import encode, load_rows, to_trl_format
 from klball.models.loading import load_model
 from klball.models.weights import weights_hash
-from klball.scores import parts, tables
+from klball.scores import parts
 from klball.scores.scorer import Scorer, batches_by_length
 
 

@@ -57,6 +57,20 @@ def to_preferences(dataset: Dataset) -> Dataset:
     return rendering(made) if isinstance(pairs[0].prompt, list) else made
 
 
+def to_belief_rows(dataset: Dataset) -> Dataset:
+    """GDPO's rows: prompt, beliefs, p_star; where they have chosen and rejected, these as pairs.
+
+    Raises ValueError for a missing column, or a pair that cannot be used; the trainer checks beliefs.
+    """
+    columns = dataset.column_names
+    if missing := [name for name in ("prompt", "beliefs", "p_star") if name not in columns]:
+        raise ValueError(f"GDPO needs the column {missing[0]!r}; there are {', '.join(sorted(columns))}")
+    answers = [name for name in (CHOSEN, REJECTED) if name in columns]
+    if all(value is None for name in answers for value in dataset[name]):
+        return dataset.remove_columns(answers) if answers else dataset
+    return to_preferences(dataset)
+
+
 def texts_of_pair(row: dict[str, Any]) -> dict[str, str]:
     """Prompt and both answers of a row of `to_preferences`, to be shown to people."""
     return {name: row[name] if isinstance(row[name], str) else _as_text(row[name]) for name in PAIR}

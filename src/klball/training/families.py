@@ -9,13 +9,14 @@ from datasets import Dataset
 
 from klball.data.encoding import require_template
 from klball.data.formats import to_trl_format
-from klball.data.preferences import MARGIN, texts_of_pair, to_preferences
+from klball.data.preferences import CHOSEN, MARGIN, texts_of_pair, to_belief_rows, to_preferences
 from klball.data.rows import texts_of, with_sample_ids
 from klball.models.loading import CAUSAL, REWARD, Purpose
 from klball.objectives.tokens import OBJECTIVES
 from klball.training.preference.comparators import GroupEG
-from klball.training.preference.config import RobustDPOConfig, RobustRewardConfig
+from klball.training.preference.config import GDPOConfig, RobustDPOConfig, RobustRewardConfig
 from klball.training.preference.dpo import RobustDPOTrainer
+from klball.training.preference.gdpo import GDPOTrainer
 from klball.training.preference.reward import RobustRewardTrainer
 from klball.training.sft.config import RobustSFTConfig
 from klball.training.sft.needs import checkpoint_files
@@ -35,8 +36,8 @@ class Family:
     """The data set where none is named."""
     prepared: Callable[[Dataset, Any, Any], Dataset]
     """(rows, tokenizer, config) → rows as the trainer takes them."""
-    texts: Callable[[dict[str, Any]], Mapping[str, str]]
-    """A sample of the trainer → its texts, to be shown to people."""
+    texts: Callable[[dict[str, Any], int, Any], Mapping[str, str]]
+    """(a prepared row, which of its units, config) → texts, to be shown to people."""
     form: Callable[[Dataset], Dataset] | None = None
     """For `load_rows`."""
     purpose: Purpose = CAUSAL
@@ -59,12 +60,32 @@ def _sft_rows(rows: Dataset, tokenizer: Any, config: RobustSFTConfig) -> Dataset
     return to_trl_format(rows, bool(tokenizer.chat_template), config.dataset_text_field)
 
 
-def _sft_texts(row: dict[str, Any]) -> dict[str, str]:
+def _sft_texts(row: dict[str, Any], unit: int, config: Any) -> dict[str, str]:
     return dict(zip(("prompt", "answer"), texts_of(row), strict=True))
 
 
+def _pair_texts(row: dict[str, Any], unit: int, config: Any) -> dict[str, str]:
+    return texts_of_pair(row)
+
+
+def _belief_texts(row: dict[str, Any], unit: int, config: Any) -> dict[str, str]:
+    """The belief of the unit, else that of the answers."""
+    held = [belief for belief, share in zip(row["beliefs"], row["p_star"], strict=True) if share > 0]
+    belief = held[unit] if config.over == "belief" else row.get("belief") or ""
+    answers = texts_of_pair({CHOSEN: "", "rejected": "", **row})
+    return {"prompt": answers.pop("prompt"), "belief": belief, **answers}
+
+
 def _pairs(rows: Dataset, tokenizer: Any, config: Any) -> Dataset:
-    pairs = to_preferences(rows)
+    return _visible(to_preferences(rows), tokenizer, config)
+
+
+def _beliefs(rows: Dataset, tokenizer: Any, config: Any) -> Dataset:
+    return _visible(to_belief_rows(rows), tokenizer, config)
+
+
+def _visible(pairs: Dataset, tokenizer: Any, config: Any) -> Dataset:
+    """Without what training may not see."""
     if config.group_column in HIDDEN:
         raise ValueError(
             f"group_column: {config.group_column!r} is about the labels: training may not see it"
@@ -101,7 +122,7 @@ FAMILIES = {
         trainer=RobustRewardTrainer,
         data="doc-preferences",
         prepared=_pairs,
-        texts=texts_of_pair,
+        texts=_pair_texts,
         form=to_preferences,
         purpose=REWARD,
         files=_files_of_groups,
@@ -111,9 +132,18 @@ FAMILIES = {
         trainer=RobustDPOTrainer,
         data="doc-preferences",
         prepared=_pairs_without_margin,
-        texts=texts_of_pair,
+        texts=_pair_texts,
         form=to_preferences,
         files=_files_of_groups,
+        reference=True,
+    ),
+    "gdpo": Family(
+        config=GDPOConfig,
+        trainer=GDPOTrainer,
+        data="beliefs",
+        prepared=_beliefs,
+        texts=_belief_texts,
+        form=to_belief_rows,
         reference=True,
     ),
 }

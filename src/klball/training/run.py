@@ -247,12 +247,14 @@ def _top_weighted(trainer: RobustTrainer, family: Family, rows: Dataset) -> list
     scores = trainer.accountant.ledger.scores()["score"]
     place = {sample_id: row for row, sample_id in enumerate(rows["sample_id"])}
     hidden = [column for column in HIDDEN if column in rows.column_names]
-    ids = trainer.samples["sample_id"]
+    ids = trainer.samples["sample_id"][:]
+    first = {sample_id: unit for unit, sample_id in reversed([*enumerate(ids)])}  # its units are neighbours
     top = []
     for index in torch.argsort(-weights, stable=True)[:TOP].tolist():
         row = rows[place[ids[index]]]
         numbers = {"n_q": float(weights[index]) * len(scores), name: sign * float(scores[index])}
-        top.append({"sample_id": ids[index], **numbers, **family.texts(row), **{c: row[c] for c in hidden}})
+        texts = family.texts(row, index - first[ids[index]], trainer.args)
+        top.append({"sample_id": ids[index], **numbers, **texts, **{c: row[c] for c in hidden}})
     return top
 
 
