@@ -10,9 +10,16 @@ from transformers import PreTrainedTokenizerBase
 
 from klball.files import differences, provenance_in, read_table, write_table
 from klball.scan.forgetting import forgetting
-from klball.scan.generation import PROMPTS_PER_BATCH, distinct_n, end_tokens, sample_answers, self_bleu
+from klball.scan.generation import (
+    PROMPTS_PER_BATCH,
+    distinct_n,
+    end_tokens,
+    sample_answers,
+    self_bleu,
+)
+from klball.scores.parts import Progress
 from klball.scores.scorer import Scorer, batches_by_length, score_encoded
-from klball.scores.tables import PLACES, Progress, provenance
+from klball.scores.tables import PLACES, provenance
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from klball.report.page import Cell, Record, Section, Table
 
 SHOWN = 20  # samples of each kind
 REPORT_FILE = "report.html"
+LONG = ("prompt", "answer", "chosen", "rejected")  # columns of texts
 BASE = "base"  # how tables call the model that training starts from
 
 
@@ -56,7 +57,7 @@ def samples_section(title: str, rows: Sequence[dict[str, Any]], intro: str, grou
         rows,
         {key: headings.get(key, key.replace("_", " ")) for key in (rows[0] if rows else {})},
         "A row stays if it holds every word typed. Escape clears the box. Open a text to read it whole.",
-        long=("prompt", "answer"),
+        long=[name for name in LONG if rows and name in rows[0]],
         search=True,
         group=group,
         rest="in the score tables (Parquet) of this folder",

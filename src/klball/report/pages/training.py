@@ -20,24 +20,14 @@ CURVES = {  # title → (axis, columns of the history and what they are called)
     "How uneven the weights are": ("share of what is weighed", {"ess_ratio": "effective sample size / n"}),
     "The adversary's price": ("nats", {"lambda": "λ", "kl": "KL(Q‖F)"}),
 }
-GROUPS = {
-    **{"group": "group", "samples": "samples", "score": "mean score"},
-    **{"f": "share f", "q": "weight q", "density": "q/f"},
-}
-NUMBERS = {"samples": int, **dict.fromkeys(("score", "certainty", "f", "q", "density"), float)}
+SHARES = {"f": "share f", "q": "weight q", "density": "q/f"}
+TEXTS = ("sample_id", "group", "prompt", "answer", "chosen", "rejected", "belief")
 
 
 def write_training_page(folder: Path, title: str) -> None:
     """report.html of a finished run, from the files that it left in its folder."""
     history = pq.read_table(folder / "history.parquet").to_pylist()
-    groups = [
-        {name: NUMBERS.get(name, str)(value) for name, value in row.items()}
-        for row in _rows(folder / "groups.csv")
-    ]
-    top = [
-        {**row, "n_q": float(row["n_q"]), "log_likelihood": float(row["log_likelihood"])}
-        for row in _rows(folder / "top_weighted.csv")
-    ]
+    groups, top = (_rows(folder / name) for name in ("groups.csv", "top_weighted.csv"))
     sections = [Section("Over training", _curves(history))]
     if groups:
         sections.insert(0, Section("Groups", [_groups_table(groups)]))
@@ -55,11 +45,21 @@ def write_training_page(folder: Path, title: str) -> None:
     write_page(page, folder / REPORT_FILE)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """A CSV file's rows, numbers as numbers; none without the file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(name: str, text: str) -> Any:
+    if name in TEXTS:
+        return text
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return text
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
@@ -81,8 +81,9 @@ def _groups_table(groups: Sequence[Mapping[str, Any]]) -> Table:
         {k: Cell(v, f"{v:.4g}".replace("-", "−")) if isinstance(v, float) else v for k, v in row.items()}
         for row in sorted(groups, key=lambda row: -row["density"])
     ]
-    note = "q/f is how many times over a sample of the group counts. A low mean score is a hard group."
-    return Table("Groups as the adversary weighs them", rows, GROUPS, note)
+    names = {name: SHARES.get(name, name.replace("_", " ")) for name in rows[0]}
+    note = "q/f is how many times over a sample of the group counts."
+    return Table("Groups as the adversary weighs them", rows, names, note)
 
 
 def _verdict(history: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> list[str]:
