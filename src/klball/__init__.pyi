@@ -27,6 +27,8 @@ from .models.loading import load_model as load_model
 from .scores.parquet import stream_scores as stream_scores
 from .scores.tables import read_scores as read_scores
 from .scores.tables import score as score
+from .training.rl.config import RobustGRPOConfig as RobustGRPOConfig
+from .training.rl.grpo import RobustGRPOTrainer as RobustGRPOTrainer
 from .training.sft.config import RobustSFTConfig as RobustSFTConfig
 from .training.sft.trainer import RobustSFTTrainer as RobustSFTTrainer
 

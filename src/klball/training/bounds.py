@@ -12,13 +12,14 @@ NOT_NEGATIVE: Rule = ("0 or more", lambda x: 0 <= x < inf)
 AT_LEAST_1: Rule = ("at least 1", lambda x: 1 <= x < inf)
 AT_LEAST_2: Rule = ("at least 2", lambda x: 2 <= x < inf)
 BELOW_1: Rule = ("at least 0 and below 1", lambda x: 0 <= x < 1)
+SHARE: Rule = ("a share, from 0 to 1", lambda x: 0 <= x <= 1)
 FINITE: Rule = ("a finite number", lambda x: -inf < x < inf)
 
 ADVERSARY: dict[str, Rule] = {
     "epsilon": NOT_NEGATIVE,
     "epsilons": NOT_NEGATIVE,
     "radius": NOT_NEGATIVE,
-    "epsilon_warmup": ("a share, from 0 to 1", lambda x: 0 <= x <= 1),
+    "epsilon_warmup": SHARE,
     "alpha": ("a share above 0 and at most 1", lambda x: 0 < x <= 1),
     "gamma": FINITE,
     "max_weight": AT_LEAST_1,
@@ -27,9 +28,14 @@ ADVERSARY: dict[str, Rule] = {
     "psft_refresh": AT_LEAST_1,
     "psft_warmup_steps": NOT_NEGATIVE,
     "rescore_steps": NOT_NEGATIVE,
+    "shrinkage": NOT_NEGATIVE,
+    "gae_gamma": SHARE,
+    "gae_lambda": SHARE,
+    "value_clip": POSITIVE,
+    "critic_learning_rate": POSITIVE,
 }
 WORDS = {"pad_to_multiple_of"}  # TRL's "auto"
-NEVER_NONE = {*ADVERSARY} - {"alpha", "gamma", "max_weight", "rescore_steps"}
+NEVER_NONE = {*ADVERSARY} - {"alpha", "gamma", "max_weight", "rescore_steps", "shrinkage"}
 BOUNDS: dict[str, Rule] = {
     **ADVERSARY,
     # optimisation
