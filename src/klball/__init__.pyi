@@ -29,6 +29,12 @@ from .scores.tables import read_scores as read_scores
 from .scores.tables import score as score
 from .training.rl.config import RobustGRPOConfig as RobustGRPOConfig
 from .training.rl.grpo import RobustGRPOTrainer as RobustGRPOTrainer
+from .training.rl.reward_model import RewardModel as RewardModel
+from .training.rl.rewards import ExactMatch as ExactMatch
+from .training.rl.rewards import LastNumber as LastNumber
+from .training.rl.rewards import LengthPenalized as LengthPenalized
+from .training.rl.rewards import MathVerify as MathVerify
+from .training.rl.rewards import MultipleChoice as MultipleChoice
 from .training.sft.config import RobustSFTConfig as RobustSFTConfig
 from .training.sft.trainer import RobustSFTTrainer as RobustSFTTrainer
 

@@ -16,12 +16,14 @@ from klball.training.accounted import Accounted
 from klball.training.batches import INDEX
 from klball.training.rl.config import RobustGRPOConfig
 from klball.training.rl.reward_ledger import RewardLedger, group_statistics
+from klball.training.rl.reward_model import RewardModel
 from klball.training.rl.rollouts import RolloutBoundaries
 from klball.training.samples import groups_of, numbered
 from klball.training.units import Units
 
 logger = logging.getLogger(__name__)
 
+FINISHED = "completion_finished"
 DRAWS = (  # what decides which prompts a batch of rollouts has, besides the data
     *("world_size", "train_batch_size", "gradient_accumulation_steps", "seed", "shuffle_dataset"),
     *("num_generations", "steps_per_generation", "num_iterations"),
@@ -70,13 +72,11 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
             logger.warning(line)
         self.samples = numbered(kwargs.pop("train_dataset"))
         super().__init__(model, reward_funcs, args, train_dataset=self.samples, **kwargs)
-        if len(self.samples) < self.args.generation_batch_size // self.num_generations:
-            raise ValueError(
-                f"{len(self.samples)} prompts do not fill one batch of rollouts, which takes "
-                f"{self.args.generation_batch_size // self.num_generations}: take fewer completions a batch"
-            )
         self.ambiguity = ambiguity or args.ambiguity_set()
         self._units = Units(groups=groups_of(self.samples, args.group_column))
+        for reward in self.reward_funcs:
+            if isinstance(reward, RewardModel):
+                reward.to(self.accelerator.device)
         self.hooks = []
         self.accountant = self._empty_accountant()
         self.add_callback(RolloutBoundaries(self))
@@ -129,9 +129,19 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
 
     # --- one batch of rollouts ----------------------------------------------------------------
 
-    def _calculate_rewards(self, inputs: Any, *args: Any) -> Tensor:
-        """TRL's rewards of all ranks' completions, (completions, functions), remembered."""
-        self._rewards = super()._calculate_rewards(inputs, *args)
+    def _calculate_rewards(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
+        """TRL's rewards of all ranks' completions, (completions, functions), remembered.
+
+        Reward functions get a column more: whether a completion ended, or was cut at the limit.
+        """
+        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+        rows = [
+            {**row, FINISHED: bool(ids) and ids[-1] in ends}
+            for row, ids in zip(inputs, completion_ids_list, strict=True)
+        ]
+        self._rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         infinite = self._rewards.isinf().any(0)
         if bool(infinite.any()):
             name = self.reward_func_names[int(infinite.nonzero()[0])]
@@ -201,6 +211,13 @@ def _refuse_unsupported(args: Any, kwargs: dict[str, Any], ambiguity: Any) -> No
         )
     if not len(dataset):
         raise ValueError("train_dataset has no rows")
+    if len(dataset) < (prompts := int(args.generation_batch_size or 1) // int(args.num_generations or 1)):
+        raise ValueError(
+            f"{len(dataset)} prompts do not fill one batch of rollouts, which takes {prompts}: take fewer "
+            "completions a batch"
+        )
+    if FINISHED in dataset.column_names:
+        raise ValueError(f"the column {FINISHED!r} is what reward functions are told: rename yours")
     needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
     if not set(needs) <= {"score"}:
         raise ValueError(f"an ambiguity set over prompts can need their score alone, not {needs}")
