@@ -8,7 +8,7 @@ OVERRIDDEN = {  # class → its methods that a mixin or a trainer overrides, cal
     "trl.SFTTrainer": ("_prepare_dataset", "_set_signature_columns_if_needed"),
     "trl.GRPOTrainer": (
         *("_set_signature_columns_if_needed", "_get_train_sampler"),
-        *("_calculate_rewards", "_generate_and_score_completions", "_save_checkpoint"),
+        *("_calculate_rewards", "_generate_and_score_completions", "_compute_loss", "_save_checkpoint"),
     ),
     "transformers.Trainer": (
         *("_set_signature_columns_if_needed", "_save_checkpoint", "_save"),

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
 from klball.training.batches import INDEX
 from klball.training.rl.config import RobustGRPOConfig
+from klball.training.rl.critic import Critic, CriticSteps
 from klball.training.rl.reward_ledger import RewardLedger, group_statistics
 from klball.training.rl.reward_model import RewardModel
 from klball.training.rl.rollouts import RolloutBoundaries
@@ -80,6 +82,10 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         self.hooks = []
         self.accountant = self._empty_accountant()
         self.add_callback(RolloutBoundaries(self))
+        self.critic = Critic(self.model, self.args, self.accelerator) if args.critic else None
+        if self.critic is not None:
+            self.hooks.append(self.critic)
+            self.add_callback(CriticSteps(self.critic))
 
     def _empty_accountant(self) -> Accountant:
         over_groups = self.args.group_column is not None
@@ -88,6 +94,9 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         return Accountant(
             self.ambiguity, RewardLedger(len(self.samples), shrinkage), self._units, relax=False, draws=drawn
         )
+
+    def checkpoint_files(self) -> Mapping[str, tuple[str, ...]]:
+        return {} if self.critic is None else self.critic.files
 
     # --- where training goes on ---------------------------------------------------------------
 
@@ -155,6 +164,8 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         if not training:
             return output
         own = torch.tensor([row[INDEX] for row in inputs])
+        if self.critic is not None:
+            output.update(self._judged(output))
         self._begin_step()
         weights = self.accountant.units.density(self.accountant.ledger, self.accountant.unit_weights())
         advantages = output["advantages"]
@@ -163,13 +174,37 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         self._finish_rollouts(own, weights)
         return output
 
+    def _totals(self) -> Tensor:
+        """The weighted sums of the rewards of all ranks' completions, NaN where none was given."""
+        totals = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
+        return totals.masked_fill(self._rewards.isnan().all(1), torch.nan)
+
+    def _judged(self, output: dict[str, Any]) -> dict[str, Tensor]:
+        """The critic's advantages of this rank's completions, and what it learns from them."""
+        assert self.critic is not None
+        if "tool_mask" in output or "pixel_values" in output:
+            raise ValueError("critic=True is for text without tools")
+        size = len(output["completion_ids"])
+        start = self.accelerator.process_index * size
+        judged = self.critic.judge(output, self._totals()[start : start + size])
+        mask = output["completion_mask"].bool() & judged["judged"][:, None]
+        returns, left = judged["returns"][mask], (judged["returns"] - judged["values"])[mask]
+        if len(returns) > 1 and returns.var() > 0:
+            self._metrics["train"]["critic/explained"].append(float(1 - left.var() / returns.var()))
+        return judged
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
+        """TRL's loss of the policy; the critic learns from the same micro-batch, by its own optimizer."""
+        if self.critic is not None and self.model.training:
+            loss = self.critic.accumulate(inputs, self.current_gradient_accumulation_steps)
+            self._metrics["train"]["critic/loss"].append(loss)
+        return super()._compute_loss(model, inputs)
+
     def _finish_rollouts(self, own: Tensor, weights: Tensor) -> None:
         """Enter the rewards of all ranks' prompts, and log what the adversary makes of the ledger."""
         everyone = gather(own.to(self.accelerator.device)).cpu().view(-1, self.num_generations)
         assert bool((everyone == everyone[:, :1]).all())  # a row a prompt
-        unscored = self._rewards.isnan().all(1)
-        totals = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
-        fresh = group_statistics(totals.masked_fill(unscored, torch.nan).cpu().view(everyone.shape))
+        fresh = group_statistics(self._totals().cpu().view(everyone.shape))
         scored = fresh["count"] > 0
         index, fresh = everyone[scored, 0], {name: values[scored] for name, values in fresh.items()}
         self.accountant.record(index, fresh)
