@@ -13,6 +13,7 @@ from toy_policy import toy_trainer
 CASES = {
     "prompts": dict(radius=0.3),
     "groups": dict(radius=0.2, over="group", group_column="kind"),
+    "critic": dict(radius=0.3, critic=True, critic_learning_rate=0.05),
     "cut": dict(radius=0.3, gradient_accumulation_steps=2, beta=0.0, entropy_coef=0.0),
 }
 

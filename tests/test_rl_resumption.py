@@ -132,7 +132,7 @@ def test_two_processes_do_as_one(tmp_path):
 
     alone = rl_processes.gradients(tmp_path, 1)
     both = torch.load(tmp_path / "two.pt")
-    assert len(alone) == len(both) == 3
+    assert alone.keys() == both.keys()
     for name, (steps, history) in alone.items():
         for one, other in zip(steps, both[name][0], strict=True):
             assert float((one - other).norm() / one.norm()) < 1e-6, name

@@ -132,7 +132,7 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         for _ in range(count if self.shuffle_dataset else 0):
             torch.randperm(len(self.samples), generator=self._sampler.generator)
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
+    def _get_train_sampler(self, dataset: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._sampler: Any = super()._get_train_sampler(dataset)
         return self._sampler
 
@@ -145,7 +145,7 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
 
         Reward functions get a column more: whether a completion ended, or was cut at the limit.
         """
-        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+        ends: list[Any] = [*self.eos_token_ids, self._tokenizer.pad_token_id]
         rows = [
             {**row, FINISHED: bool(ids) and ids[-1] in ends}
             for row, ids in zip(inputs, completion_ids_list, strict=True)
@@ -202,7 +202,8 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
 
     def _finish_rollouts(self, own: Tensor, weights: Tensor) -> None:
         """Enter the rewards of all ranks' prompts, and log what the adversary makes of the ledger."""
-        everyone = gather(own.to(self.accelerator.device)).cpu().view(-1, self.num_generations)
+        everyone: Any = gather(own.to(self.accelerator.device))
+        everyone = everyone.cpu().view(-1, self.num_generations)
         assert bool((everyone == everyone[:, :1]).all())  # a row a prompt
         fresh = group_statistics(self._totals().cpu().view(everyone.shape))
         scored = fresh["count"] > 0
