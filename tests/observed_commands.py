@@ -15,8 +15,9 @@ import pyarrow as pa
 from datasets import Dataset
 
 from klball import cli
+from klball.files import write_table
 from klball.scan.behaviour import Behaviour
-from klball.scores.tables import SCHEMA, TOKENS_FIELD, write_table
+from klball.scores.tables import SCHEMA, TOKENS_FIELD
 
 ROWS = 12
 

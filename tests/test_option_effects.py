@@ -11,7 +11,7 @@ from trl import ModelConfig
 
 from klball import cli
 from klball.commands.options import parse_options
-from klball.scores.tables import write_table
+from klball.files import write_table
 from klball.training.bounds import BOUNDS
 from klball.training.sft.config import RobustSFTConfig
 from observed_commands import observed, rows, table

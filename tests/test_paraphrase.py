@@ -22,12 +22,13 @@ from klball.data.rows import encode
 from klball.files import json_digest
 
 ROUNDS = 99
+QUESTION_SETS = [name for name in BUILTIN if hasattr(module_of(name), "REWORDINGS")]
 
 
 # --- templates ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BUILTIN)
+@pytest.mark.parametrize("name", QUESTION_SETS)
 def test_templates_of_the_embedded_data(name):
     """All prompts are recognised; 99 rewordings keep numbers and code, and never meet one another."""
     rows = load_builtin(name, "test")
@@ -41,9 +42,9 @@ def test_templates_of_the_embedded_data(name):
         assert len({reword(row["question"], round_) for row in rows}) == len(rows)
 
 
-@pytest.mark.parametrize("name", BUILTIN)
+@pytest.mark.parametrize("name", QUESTION_SETS)
 def test_every_prompt_of_the_embedded_data_is_of_one_kind(name):
-    of_kind = {kind: module_of(n) for n in BUILTIN for kind in module_of(n).REWORDINGS}
+    of_kind = {kind: module_of(n) for n in QUESTION_SETS for kind in module_of(n).REWORDINGS}
     assert list(of_kind) == list(QUESTIONS)  # no two data sets share a kind
     for split in SPLITS:
         for row in load_builtin(name, split)[:200]:

@@ -20,7 +20,7 @@ from klball.data import builtin
 from klball.data.rows import encode, load_rows, to_trl_format
 from klball.models.loading import load_model
 from klball.models.weights import weights_hash
-from klball.scores import tables
+from klball.scores import parts
 from klball.scores.scorer import Scorer, batches_by_length
 
 
@@ -90,7 +90,7 @@ def test_batches_keep_the_token_budget():
 
 
 def test_killed_and_run_again_gives_the_same_bytes(model, tokenizer, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "BATCHES_PER_PART", 1)
+    monkeypatch.setattr(parts, "BATCHES_PER_PART", 1)
     settings = dict(tokens_per_batch=600)
     klball.score(model, tokenizer, dataset, output=tmp_path / "whole.parquet", **settings)
     original, calls = Scorer.score, 0

@@ -1,6 +1,7 @@
 """`klball train`: every option of TRL's classes has its effect, or is refused in one line."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from klball.commands import training_options
 from klball.models.loading import load_model
 from klball.scores.perplexity import summary_of
 from klball.training import run as training_run
+from klball.training.families import family_of
 from klball.training.sft.config import RobustSFTConfig
 from klball.training.sft.refusals import METRICS, refuse_unsupported
 
@@ -34,8 +36,8 @@ def asked(monkeypatch, tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path / "MODEL")
     names = {name: str(tmp_path / f"{name}.jsonl") for name in files} | {"MODEL": str(tmp_path / "MODEL")}
 
-    def stop(model, config, **arguments):
-        raise ReachedError(SimpleNamespace(model=model, config=config, **arguments))
+    def stop(model, args, **arguments):
+        raise ReachedError(SimpleNamespace(model=model, config=args, **arguments))
 
     def run(*arguments, dataset="DATA", yaml=None):
         given = [] if dataset is None else ["--dataset_name", dataset]
@@ -43,7 +45,8 @@ def asked(monkeypatch, tmp_path, tokenizer):
             (tmp_path / "c.yaml").write_text(yaml.format(**names))
             given = ["--config", str(tmp_path / "c.yaml")]
         words = [names.get(word, word) for word in (*given, *arguments)]
-        monkeypatch.setattr(training_run, "RobustSFTTrainer", stop)
+        stopped = lambda config: replace(family_of(config), trainer=stop)  # noqa: E731
+        monkeypatch.setattr(training_run, "family_of", stopped)
         with pytest.raises(ReachedError) as caught:
             command.main([*words, "--output_dir", str(tmp_path / "out")], "klball train")
         return caught.value.args[0]
@@ -85,6 +88,7 @@ OF_MODEL = {
     "bnb_4bit_quant_storage": ([], ["uint8"], "has no effect without --load_in_4bit"),
 }
 OF_DATA = {
+    "family": ([], ["dpo"], "need the column 'chosen'"),
     "dataset_name": ([], ["OTHER"], lambda t: len(t.train_dataset)),
     "dataset_config": (None, ["german"], "could not load data set 'no/where'"),
     "dataset_train_split": ([], ["train[:2]"], lambda t: len(t.train_dataset)),

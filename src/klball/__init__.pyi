@@ -13,6 +13,7 @@ from .adversary.sets import KLBall as KLBall
 from .adversary.solution import Solution as Solution
 from .adversary.streaming import StreamedSolution as StreamedSolution
 from .adversary.streaming import solve_dual_streamed as solve_dual_streamed
+from .adversary.trimming import Trimmed as Trimmed
 from .comparison.analysis import Comparison as Comparison
 from .comparison.analysis import compare_scores as compare_scores
 from .comparison.rounds import RoundScores as RoundScores
@@ -24,9 +25,16 @@ from .data.paraphrase.rounds import Rounds as Rounds
 from .data.paraphrase.rounds import read_rounds as read_rounds
 from .data.sources import load_rows as load_rows
 from .models.loading import load_model as load_model
+from .objectives.pairs import no_preference_radius as no_preference_radius
 from .scores.parquet import stream_scores as stream_scores
 from .scores.tables import read_scores as read_scores
 from .scores.tables import score as score
+from .training.preference.config import GDPOConfig as GDPOConfig
+from .training.preference.config import RobustDPOConfig as RobustDPOConfig
+from .training.preference.config import RobustRewardConfig as RobustRewardConfig
+from .training.preference.dpo import RobustDPOTrainer as RobustDPOTrainer
+from .training.preference.gdpo import GDPOTrainer as GDPOTrainer
+from .training.preference.reward import RobustRewardTrainer as RobustRewardTrainer
 from .training.rl.config import RobustGRPOConfig as RobustGRPOConfig
 from .training.rl.grpo import RobustGRPOTrainer as RobustGRPOTrainer
 from .training.rl.reward_model import RewardModel as RewardModel

@@ -1,30 +1,24 @@
-"""`klball train`: one robust fine-tuning run, resumable at any moment."""
+"""`klball train`: one robust training run of any family, resumable at any moment."""
 
 import dataclasses
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 
-from trl import (
-    DatasetMixtureConfig,
-    ModelConfig,
-    ScriptArguments,
-)
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 from klball.commands.options import parse
+from klball.commands.pairs import say_of_flips
+from klball.commands.recipe import read_recipe, split_config
 from klball.commands.training_data import training_and_evaluation_rows
 from klball.commands.training_options import refuse_missing_packages, refuse_without_effect
 from klball.files import versions
-from klball.flags import RowIds, option
-from klball.models.loading import (
-    TINY,
-    public_name,
-)
+from klball.flags import ChatTemplate, RowIds, option
+from klball.models.loading import TINY, public_name
 from klball.objectives.tokens import OBJECTIVES, needs_of
-from klball.training.identity import (
-    settings_of,
-)
+from klball.training.families import FAMILIES
+from klball.training.identity import settings_of
 from klball.training.run import train
-from klball.training.sft.config import RobustSFTConfig
 
 EXAMPLE = "klball train --dataset_name rows.jsonl --epsilon 0.05 --use_peft --output_dir outputs/run"
 logger = logging.getLogger(__name__)
@@ -32,24 +26,33 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Options(RowIds, ScriptArguments):
-    """TRL's script arguments, with the embedded data set as the default, and test rows from elsewhere."""
+    """TRL's script arguments, with embedded data as the default, and test rows from elsewhere."""
 
-    dataset_name: str | None = option(None, "Built-in name, local file or Hub name; default: stdlib-docs.")
+    family: str = option("sft", f"What is trained: {', '.join(FAMILIES)}.")
+    dataset_name: str | None = option(
+        None, "Built-in name, local file or Hub name; default: stdlib-docs, for pairs doc-preferences."
+    )
     test_name: str | None = option(None, "Rows for --eval_strategy, if not a split of the above.")
+
+
+@dataclasses.dataclass
+class TemplateOptions(ChatTemplate, Options):
+    """For families whose configuration has no chat template."""
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Train, or finish what an interrupted run of the same command began."""
-    classes = [Options, RobustSFTConfig, ModelConfig, DatasetMixtureConfig]
+    name = family_named(arguments)
+    family = FAMILIES[name]
+    classes = [options_of(name), family.config, ModelConfig, DatasetMixtureConfig]
     options, config, model_options, mixture = parse(classes, arguments, prog, EXAMPLE)
     refuse_without_effect(options, mixture, config, model_options)
     refuse_missing_packages(config, model_options)
-    if "old_log_probs" in needs_of(
-        OBJECTIVES.get(config.objective or "")
-    ):  # TRL's default of .05 is for the others; what was asked for stays
+    if "old_log_probs" in needs_of(OBJECTIVES.get(getattr(config, "objective", None) or "")):
+        # TRL's default of .05 is for the others; what was asked for stays
         _, _, model_options, _ = parse(classes, arguments, prog, lora_dropout=0.0)
-    name = model_options.model_name_or_path
-    model_options.model_name_or_path = public_name(TINY if name is None else name)
+    model = model_options.model_name_or_path
+    model_options.model_name_or_path = public_name(TINY if model is None else model)
     resolved = {
         "command": prog,
         "data": {**dataclasses.asdict(options), **dataclasses.asdict(mixture)},
@@ -57,5 +60,47 @@ def main(arguments: Sequence[str], prog: str) -> None:
         "training": settings_of(config),
         "versions": versions(),
     }
-    rows, evaluation = training_and_evaluation_rows(options, mixture, config)
-    train(rows, config, model_options, resolved, evaluation)
+    options.dataset_name = options.dataset_name or family.data
+    rows, evaluation = training_and_evaluation_rows(options, mixture, config, family.form)
+    if getattr(config, "over", None) == "pair":
+        say_of_flips(config.ambiguity_set())
+    template = getattr(options, "chat_template_path", None)
+    train(rows, config, model_options, resolved, evaluation, chat_template_path=template)
+
+
+def options_of(family: str) -> type[Options]:
+    """The class of the command's own options."""
+    return Options if hasattr(FAMILIES[family].config, "chat_template_path") else TemplateOptions
+
+
+def family_named(arguments: Sequence[str]) -> str:
+    """The family that the arguments, or their recipe, ask for, before its options can be read.
+
+    Raises ValueError for one that does not exist, and for an option of another.
+    """
+    path, words = split_config(arguments)
+    recipe = {} if path is None else read_recipe(path)[0]
+    name = recipe.get("family", "sft")
+    for word, following in pairwise([*words, ""]):
+        flag, sign, value = word.partition("=")
+        if flag == "--family":
+            name = value if sign else following
+    if name not in FAMILIES:
+        raise ValueError(f"--family must be one of {', '.join(FAMILIES)}, not {name!r}")
+    flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+    _refuse_other_families(name, [*recipe, *(flag[2:] for flag in flags)])
+    return name
+
+
+def _refuse_other_families(name: str, given: Sequence[str]) -> None:
+    known = {family: _fields(family) for family in FAMILIES}
+    for option_name in given:
+        elsewhere = [family for family in FAMILIES if option_name in known[family]]
+        if elsewhere and name not in elsewhere:
+            raise ValueError(
+                f"--{option_name} is an option of --family {' and '.join(elsewhere)}, not of {name}"
+            )
+
+
+def _fields(family: str) -> set[str]:
+    return {f.name for cls in (options_of(family), FAMILIES[family].config) for f in dataclasses.fields(cls)}

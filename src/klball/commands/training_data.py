@@ -1,6 +1,7 @@
 """Rows to train and to evaluate on: one source or a mixture, and never the same rows for both."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
@@ -11,52 +12,52 @@ from klball.boundary import first_line
 from klball.commands.training_options import given
 from klball.data.rows import is_one_table, load_rows
 from klball.training.identity import row_digests
-from klball.training.sft.config import RobustSFTConfig
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_DATA = "stdlib-docs"
+Form = Callable[[Dataset], Dataset] | None
 
 
 def training_and_evaluation_rows(
-    options: Any, mixture: DatasetMixtureConfig, config: RobustSFTConfig
+    options: Any, mixture: DatasetMixtureConfig, config: Any, form: Form = None
 ) -> tuple[Dataset, Dataset | None]:
-    """The rows that were asked for; None for evaluation if there is none.
+    """The rows that were asked for; None for evaluation if there is none. form: as for `load_rows`.
 
     Raises ValueError where evaluation is asked for and no rows are held out.
     """
     evaluates = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
-    parts = _mixture(mixture, config.seed) if mixture.datasets else {"train": _training_rows(options, config)}
+    reading = {"id_column": options.id_column, "form": form}
+    if field := getattr(config, "dataset_text_field", None):
+        reading["text_field"] = field
+    if mixture.datasets:
+        parts = _mixture(mixture, config.seed)
+    else:
+        parts = {"train": _training_rows(options, reading)}
     evaluation = None
     if evaluates and "test" in parts:
         if options.test_name is not None:
             raise ValueError("the test rows are given twice: --test_name and test_split_size")
         evaluation = parts["test"]
     elif evaluates:
-        evaluation = _evaluation_rows(options, mixture, config)
+        evaluation = _evaluation_rows(options, mixture, reading)
     train = parts["train"]
     if evaluation is not None:
         _refuse_training_rows(train, evaluation)
     return train, evaluation
 
 
-def _training_rows(options: Any, config: RobustSFTConfig) -> Dataset:
-    name = options.dataset_name or DEFAULT_DATA
-    return load_rows(
-        *(name, options.dataset_train_split, options.dataset_config),
-        id_column=options.id_column,
-        text_field=config.dataset_text_field,
-    )
+def _training_rows(options: Any, reading: dict[str, Any]) -> Dataset:
+    split = options.dataset_train_split
+    return load_rows(options.dataset_name, split, options.dataset_config, **reading)
 
 
-def _evaluation_rows(options: Any, mixture: DatasetMixtureConfig, config: RobustSFTConfig) -> Dataset:
-    reading = {"id_column": options.id_column, "text_field": config.dataset_text_field}
+def _evaluation_rows(options: Any, mixture: DatasetMixtureConfig, reading: dict[str, Any]) -> Dataset:
     split = options.dataset_test_split if given(options, "dataset_test_split") else None
     if options.test_name is not None:
         return load_rows(options.test_name, split, default="test", **reading)
     if mixture.datasets:
         raise ValueError("--eval_strategy needs test rows: give test_split_size or --test_name")
-    name = options.dataset_name or DEFAULT_DATA
+    name = options.dataset_name
     if split is None and is_one_table(name):
         raise ValueError(
             f"--eval_strategy needs test rows, and {name} has one set of rows: give --test_name, or "

@@ -13,7 +13,6 @@ from transformers.utils.import_utils import is_liger_kernel_available
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
 from klball.boundary import first_line
-from klball.training.sft.config import RobustSFTConfig
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ def given(options: Any, *names: str) -> list[str]:
 
 
 def refuse_without_effect(
-    data: ScriptArguments, mixture: DatasetMixtureConfig, config: RobustSFTConfig, model: ModelConfig
+    data: ScriptArguments, mixture: DatasetMixtureConfig, config: Any, model: ModelConfig
 ) -> None:
     """Raise ValueError naming an option that would be accepted and ignored."""
     if data.dataset_streaming or mixture.streaming:
@@ -84,7 +83,7 @@ def _refuse(idle: list[str], needed: str) -> None:
         raise ValueError(f"--{idle[0]} has no effect without {needed}")
 
 
-def refuse_missing_packages(config: RobustSFTConfig, model: ModelConfig) -> None:
+def refuse_missing_packages(config: Any, model: ModelConfig) -> None:
     """Raise ValueError naming a package that an option needs and that is not installed."""
     if config.use_liger_kernel and not is_liger_kernel_available():
         raise ValueError("--use_liger_kernel needs liger-kernel: pip install liger-kernel")
@@ -108,7 +107,7 @@ def refuse_missing_packages(config: RobustSFTConfig, model: ModelConfig) -> None
     _refuse_optimizer(config)
 
 
-def _refuse_optimizer(config: RobustSFTConfig) -> None:
+def _refuse_optimizer(config: Any) -> None:
     optim = getattr(config.optim, "value", config.optim)
     try:
         made = Trainer.get_optimizer_cls_and_kwargs(config)

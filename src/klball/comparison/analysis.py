@@ -19,8 +19,8 @@ from klball.comparison.rounds import (
     solve_rounds,
 )
 from klball.comparison.verdicts import Verdict, verdicts
+from klball.scores.parts import Progress
 from klball.scores.perplexity import RADII
-from klball.scores.tables import Progress
 
 SOURCE_TESTS = (("welch_t", "lambda_"), ("welch_t", "beta"), ("hotelling", PAIR))
 

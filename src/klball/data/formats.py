@@ -60,6 +60,10 @@ def layout_of(columns: set[str], text_field: str = TEXT) -> Layout:
     question = next((name for name in QUESTIONS if name in columns), None)
     answer = next((name for name in ANSWERS if name in columns), None)
     if question is None or answer is None:
+        if {"chosen", "rejected"} <= columns:
+            raise ValueError(
+                "the rows are preference pairs, of two answers: they are for --family reward, dpo or gdpo"
+            )
         raise ValueError(
             f"columns {sorted(columns - {'sample_id'})} are of no known format: give messages, "
             "conversations, prompt and completion, instruction (and input) and output or response, "
@@ -110,12 +114,12 @@ def to_trl_format(dataset: Dataset, conversational: bool, text_field: str = TEXT
     if kind == "tokens":
         return _tokens(dataset)
     if kind == "messages":
-        return _rendering(_messages(dataset))
+        return rendering(_messages(dataset))
     if kind == "pair":
         return _pairs(dataset)
     if kind == "text":
         column = text_field if text_field in dataset.column_names else TEXT
-        return _replaced(dataset, {TEXT: texts(dataset, column)}, {column})
+        return replaced(dataset, {TEXT: texts(dataset, column)}, {column})
     return _questions(dataset, conversational)
 
 
@@ -137,7 +141,7 @@ def _messages(dataset: Dataset) -> Dataset:
         require_assistant(turns, row, column)
     if column == "messages" and made == given:
         return dataset
-    return _replaced(dataset, {"messages": made}, {column, "system"})
+    return replaced(dataset, {"messages": made}, {column, "system"})
 
 
 def _pairs(dataset: Dataset) -> Dataset:
@@ -153,7 +157,7 @@ def _pairs(dataset: Dataset) -> Dataset:
             )
     if not chat:
         plain = {name: texts(dataset, name) for name in ("prompt", "completion")}
-        return _replaced(dataset, plain, set(plain))
+        return replaced(dataset, plain, set(plain))
     made = {
         name: [turns_of(value, row, name) for row, value in enumerate(values)]
         for name, values in (("prompt", prompts), ("completion", completions))
@@ -161,7 +165,7 @@ def _pairs(dataset: Dataset) -> Dataset:
     for row, turns in enumerate(made["completion"]):
         require_assistant(turns, row, "completion")
     same = made["prompt"] == prompts and made["completion"] == completions
-    return _rendering(dataset if same else _replaced(dataset, made, set(made)))
+    return rendering(dataset if same else replaced(dataset, made, set(made)))
 
 
 def _questions(dataset: Dataset, conversational: bool) -> Dataset:
@@ -189,7 +193,7 @@ def _questions(dataset: Dataset, conversational: bool) -> Dataset:
     else:
         told = ["\n\n".join([*_plain(turns), prompt]) for turns, prompt in zip(before, prompts, strict=True)]
         made = {"prompt": [prompt + "\n" for prompt in told], "completion": answers}
-    return _replaced(dataset, made, {question, answer, "input", "context", "system", "history"})
+    return replaced(dataset, made, {question, answer, "input", "context", "system", "history"})
 
 
 def _turns_before(dataset: Dataset) -> list[list[Turn]]:
@@ -207,7 +211,7 @@ def _plain(turns: list[Turn]) -> list[str]:
     return [turn["content"] for turn in turns]
 
 
-def _rendering(dataset: Dataset) -> Dataset:
+def rendering(dataset: Dataset) -> Dataset:
     """With `tools` and `chat_template_kwargs` that TRL can hand to the template."""
     columns = dataset.column_names
     if "tools" in columns:
@@ -219,7 +223,7 @@ def _rendering(dataset: Dataset) -> Dataset:
     kwargs = [template_kwargs_of(value, row) for row, value in enumerate(given)]
     if kwargs == given:
         return dataset
-    return _replaced(dataset, {"chat_template_kwargs": kwargs}, {"chat_template_kwargs"})
+    return replaced(dataset, {"chat_template_kwargs": kwargs}, {"chat_template_kwargs"})
 
 
 def _tokens(dataset: Dataset) -> Dataset:
@@ -259,7 +263,7 @@ def refuse_unknown_tokens(dataset: Dataset, vocabulary: int) -> None:
                 raise refusal(row, column, f"token id {bad}, but the vocabulary has {vocabulary} tokens")
 
 
-def _replaced(dataset: Dataset, columns: dict[str, list[Any]], old: set[str]) -> Dataset:
+def replaced(dataset: Dataset, columns: dict[str, list[Any]], old: set[str]) -> Dataset:
     """The data set with new columns in place of old ones."""
     added = dataset_of_columns(columns)
     kept = dataset.remove_columns([name for name in dataset.column_names if name in old])

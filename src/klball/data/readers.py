@@ -30,7 +30,10 @@ KINDS = {
 }
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 READABLE = f"{', '.join(KINDS)}, each also as {', '.join(COMPRESSIONS)}"
-RENDERED = ("messages", "conversations", "prompt", "completion", "tools", "chat_template_kwargs")
+RENDERED = (
+    *("messages", "conversations", "prompt", "completion", "chosen", "rejected"),
+    *("tools", "chat_template_kwargs"),
+)
 LONGEST_CELL = 2**31 - 1
 
 Row = dict[str, Any]

@@ -1,7 +1,7 @@
 """Where rows come from: a built-in name, local files and folders, the Hub, or objects in Python."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from datasets import (
 from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
 
 from klball.boundary import first_line
-from klball.data.builtin import BUILTIN, load_builtin
+from klball.data.builtin import BUILTIN, is_builtin, load_builtin
 from klball.data.formats import TEXT, known_columns, to_trl_format
 from klball.data.ids import with_sample_ids
 from klball.data.readers import KINDS, READABLE, dataset_of, read_files, suffix_of
@@ -37,6 +37,7 @@ def load_rows(
     default: str = "train",
     id_column: str | None = None,
     text_field: str = TEXT,
+    form: Callable[[Dataset], Dataset] | None = None,
 ) -> Dataset:
     """The checked rows of a built-in data set, local files, or a Hub data set, with their `sample_id`.
 
@@ -51,6 +52,8 @@ def load_rows(
         default: The split where none is named.
         id_column: Column of the ids; "none" numbers them; None: sample_id, else id.
         text_field: Column of plain texts.
+        form: Checks the rows and brings them into another format than those of SFT, such as
+            `to_preferences`; None: they are checked for SFT, and stay as they are.
 
     Raises:
         ValueError: There is no such source, split or configuration, or a row is bad.
@@ -63,9 +66,14 @@ def load_rows(
                 f"{split!r} is no split: write a name such as test, or a slice such as test[:100]"
             )
         base, cut = match.groups()
-        whole = known_columns(_whole_split(name, part and base, config, default), text_field)
-        rows = with_sample_ids(whole, id_column)
-        to_trl_format(rows, conversational=False, text_field=text_field)  # for its errors, by row of the file
+        whole = _whole_split(name, part and base, config, default)
+        if form is None:
+            rows = with_sample_ids(known_columns(whole, text_field), id_column)
+            to_trl_format(
+                rows, conversational=False, text_field=text_field
+            )  # its errors name rows of the file
+        else:
+            rows = form(with_sample_ids(whole, id_column))
         parts.append(_slice(rows, cut) if cut else rows)
     return parts[0] if len(parts) == 1 else with_sample_ids(concatenate_datasets(parts))
 
@@ -82,7 +90,7 @@ def first_rows(dataset: Dataset, count: int | None) -> Dataset:
 def is_one_table(name: str) -> bool:
     """Whether these local rows have no splits: a file, several by pattern, or one saved data set."""
     path = Path(name).expanduser()
-    if name in BUILTIN:
+    if is_builtin(name):
         return False
     return path.is_file() or _matches(path) != [] or (path / "state.json").is_file()
 
@@ -118,9 +126,9 @@ def _whole_split(name: str, split: str | None, config: str | None, default: str)
     path = Path(name).expanduser()
     matches = [] if path.exists() else _matches(path)
     local = path.exists() or matches or suffix_of(path) in KINDS or name.startswith((".", "/", "~"))
-    if config is not None and (name in BUILTIN or local):
+    if config is not None and (is_builtin(name) or local):
         raise ValueError(f"{name} has no configurations: leave out the configuration {config!r}")
-    if name in BUILTIN:
+    if is_builtin(name):
         return Dataset.from_list(load_builtin(name, split or default))
     if path.is_dir():
         return _of_folder(path, split, default)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel, PeftType
@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,6 +32,25 @@ logger = logging.getLogger(__name__)
 TINY = "klball/tiny"
 TINY_FOLDER = str(files("klball") / "tiny")
 GENERATES = ("CausalLM", "LMHead", "ConditionalGeneration")  # in the names of architectures that predict
+
+
+class Purpose(NamedTuple):
+    """What a model is loaded for: the class that reads it, and which architectures and adapters will do."""
+
+    loader: Any
+    what: str
+    architectures: tuple[str, ...]
+    task_types: tuple[str | None, ...]
+    options: dict[str, Any]
+    head: str | None
+    """A parameter that a model to be trained need not have yet."""
+
+
+CAUSAL = Purpose(AutoModelForCausalLM, "a causal language model", GENERATES, (None, "CAUSAL_LM"), {}, None)
+REWARD = Purpose(
+    *(AutoModelForSequenceClassification, "a reward model", (*GENERATES, "SequenceClassification")),
+    *((None, "SEQ_CLS"), {"num_labels": 1}, "score.weight"),
+)
 
 
 def model_path(name: str) -> str:
@@ -53,9 +73,10 @@ def load_model(
     *,
     trainable: bool = False,
     trust_remote_code: bool = False,
+    purpose: Purpose = CAUSAL,
     **options: Any,
 ) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-    """The causal language model and tokenizer of that name, in evaluation mode.
+    """The causal language model, or reward model, and tokenizer of that name, in evaluation mode.
 
     An adapter is loaded on top of the base model it names, whose embeddings grow with the adapter's own
     tokenizer.
@@ -66,6 +87,7 @@ def load_model(
         revision: Of a Hub name.
         trainable: An adapter is to be trained further.
         trust_remote_code: As in `from_pretrained`.
+        purpose: CAUSAL or REWARD. To be trained, a causal language model gets the head of a reward model.
         **options: For `from_pretrained` of the (base) model.
 
     Raises:
@@ -74,47 +96,62 @@ def load_model(
     """
     path = model_path(name)
     remote = dict(trust_remote_code=trust_remote_code)
-    options = {"dtype": dtype if dtype == "auto" else torch_dtype(dtype), **remote, **options}
+    kind = dtype if dtype == "auto" else torch_dtype(dtype)
+    options = {"dtype": kind, **remote, **purpose.options, **options}
     with _one_line(name):
         adapter = find_adapter_config_file(path, revision=revision)
     if adapter is None:
-        model = _load_base(name, revision, options)
-        return model.eval(), _load_tokenizer(name, revision, remote)
-    config = _adapter_config(name, Path(adapter), revision)
+        model = _load_base(name, revision, options, purpose, new_head=trainable)
+        tokenizer = _load_tokenizer(name, revision, remote)
+        return _padded_like(model, tokenizer, purpose).eval(), tokenizer
+    config = _adapter_config(name, Path(adapter), revision, purpose)
     base = str(config.base_model_name_or_path)
-    model = _load_base(base, config.revision, options)
+    model = _load_base(base, config.revision, options, purpose, new_head=True)  # an adapter brings it
     with _one_line(name):
         own = has_file(path, "tokenizer_config.json", revision=revision)
     tokenizer = _load_tokenizer(*((name, revision) if own else (base, config.revision)), remote)
     embeddings: Any = model.get_input_embeddings()
     if len(tokenizer) > len(embeddings.weight):  # as PEFT's AutoPeftModel does
         model.resize_token_embeddings(len(tokenizer))
+    _padded_like(model, tokenizer, purpose)
     return _with_adapter(model, name, config, revision, trainable).eval(), tokenizer
 
 
-def check_model(name: str, revision: str | None = None, trust_remote_code: bool = False) -> None:
+def _padded_like(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, purpose: Purpose) -> Any:
+    """A reward is read where a sequence's padding begins: the model has to know its token."""
+    if purpose is REWARD:
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        model.config.get_text_config().pad_token_id = pad
+    return model
+
+
+def check_model(
+    name: str, revision: str | None = None, trust_remote_code: bool = False, purpose: Purpose = CAUSAL
+) -> None:
     """Raise ValueError where `load_model` would for all that can be seen without loading weights."""
     with _one_line(name):
         adapter = find_adapter_config_file(model_path(name), revision=revision)
     if adapter is None:
-        _check_whole(name, revision, trust_remote_code)
+        _check_whole(name, revision, trust_remote_code, purpose)
         return
-    base = _adapter_config(name, Path(adapter), revision)
+    base = _adapter_config(name, Path(adapter), revision, purpose)
     _check_weights(Path(model_path(name)))
     try:
-        _check_whole(str(base.base_model_name_or_path), base.revision, trust_remote_code)
+        _check_whole(str(base.base_model_name_or_path), base.revision, trust_remote_code, purpose)
     except ValueError as error:
         raise ValueError(f"could not load model {name!r}: of its base: {error}") from error
 
 
-def _check_whole(name: str, revision: str | None, trust_remote_code: bool) -> None:
-    check_base(name, revision, trust_remote_code)
+def _check_whole(name: str, revision: str | None, trust_remote_code: bool, purpose: Purpose) -> None:
+    check_base(name, revision, trust_remote_code, purpose)
     _load_tokenizer(name, revision, {"trust_remote_code": trust_remote_code})
 
 
-def load_on_device(name: str, dtype: str = "float32", revision: str | None = None) -> tuple[Any, Any]:
+def load_on_device(
+    name: str, dtype: str = "float32", revision: str | None = None, purpose: Purpose = CAUSAL
+) -> tuple[Any, Any]:
     """`load_model`, on the accelerator where there is one."""
-    model, tokenizer = load_model(name, dtype, revision)
+    model, tokenizer = load_model(name, dtype, revision, purpose=purpose)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     return model, tokenizer
@@ -152,18 +189,22 @@ def _one_line(name: str) -> Iterator[None]:
         raise ValueError(f"could not load model {name!r}: {reason.rstrip('.')}") from error
 
 
-def _load_base(name: str, revision: str | None, options: dict[str, Any]) -> PreTrainedModel:
-    check_base(name, revision, options["trust_remote_code"])
+def _load_base(
+    name: str, revision: str | None, options: dict[str, Any], purpose: Purpose, new_head: bool
+) -> PreTrainedModel:
+    check_base(name, revision, options["trust_remote_code"], purpose)
     with _one_line(name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = purpose.loader.from_pretrained(
             model_path(name), revision=revision, output_loading_info=True, **options
         )
     model, info = loaded
-    _refuse_incomplete(name, model, info)
+    if new_head:
+        info["missing_keys"] = [key for key in info["missing_keys"] if key != purpose.head]
+    _refuse_incomplete(name, model, info, purpose)
     return model
 
 
-def check_base(name: str, revision: str | None, trust_remote_code: bool) -> None:
+def check_base(name: str, revision: str | None, trust_remote_code: bool, purpose: Purpose = CAUSAL) -> None:
     """Raise ValueError for all that is wrong with a whole model but its weights' names and shapes."""
     path = Path(model_path(name))
     if path.is_dir():
@@ -176,7 +217,7 @@ def check_base(name: str, revision: str | None, trust_remote_code: bool) -> None
             config = AutoConfig.from_pretrained(
                 model_path(name), revision=revision, trust_remote_code=trust_remote_code
             )
-            _refuse_other_architectures(config)
+            _refuse_other_architectures(config, purpose)
             _refuse_unknown_quantisation(config)
     except ValueError as error:
         raise ValueError(f"{error}{hint}") from error
@@ -204,14 +245,14 @@ def _check_weights(folder: Path) -> None:
         refuse_missing_shards(index)
 
 
-def _refuse_other_architectures(config: Any) -> None:
+def _refuse_other_architectures(config: Any, purpose: Purpose) -> None:
     declared = config.architectures or []
     if config.is_encoder_decoder:
-        raise ValueError(f"{config.model_type} is an encoder-decoder, not a causal language model")
+        raise ValueError(f"{config.model_type} is an encoder-decoder, not {purpose.what}")
     if getattr(config.get_text_config(), "num_hidden_layers", 1) == 0:
         raise ValueError("its config.json says that it has no layers")
-    if declared and not any(word in name for name in declared for word in GENERATES):
-        raise ValueError(f"{declared[0]} is not a causal language model")
+    if declared and not any(word in name for name in declared for word in purpose.architectures):
+        raise ValueError(f"{declared[0]} is not {purpose.what}")
 
 
 def _refuse_unknown_quantisation(config: Any) -> None:
@@ -221,16 +262,20 @@ def _refuse_unknown_quantisation(config: Any) -> None:
         raise ValueError(f"transformers does not know its quantisation {asked['quant_method']!r}")
 
 
-def _refuse_incomplete(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+def _refuse_incomplete(name: str, model: PreTrainedModel, info: dict[str, Any], purpose: Purpose) -> None:
     """Tensors that the files lack would be random; layers that the configuration lacks would be dropped."""
     absent = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    if absent == [purpose.head]:
+        raise ValueError(
+            f"could not load model {name!r}: it has no reward head: klball train --family reward trains one"
+        )
     if absent:
         raise ValueError(f"could not load model {name!r}: its weights lack {_some(absent)}")
     layers = {layer for key in model.state_dict() if (layer := _layer(key))}
     dropped = sorted(key for key in info["unexpected_keys"] if _layer(key) in layers)
     if dropped:
         raise ValueError(f"could not load model {name!r}: its config.json has no place for {_some(dropped)}")
-    if info["unexpected_keys"]:
+    if info["unexpected_keys"] and purpose is CAUSAL:
         logger.warning("%s: not used are %s", name, _some(sorted(info["unexpected_keys"])))
 
 
@@ -254,16 +299,16 @@ def _load_tokenizer(name: str, revision: str | None, remote: dict[str, Any]) -> 
     return tokenizer
 
 
-def _adapter_config(name: str, path: Path, revision: str | None) -> PeftConfig:
-    """The adapter's configuration, of a kind that can be put on a causal language model."""
+def _adapter_config(name: str, path: Path, revision: str | None, purpose: Purpose) -> PeftConfig:
+    """The adapter's configuration, of a kind that can be put on such a model."""
     content = read_json_object(path)
     kind, base = content.get("peft_type"), content.get("base_model_name_or_path")
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ValueError(f"{path}: peft_type {kind!r} is none that the installed PEFT knows")
     if not isinstance(base, str) or not base:
         raise ValueError(f"{path}: base_model_name_or_path is {base!r}: write the base model's name there")
-    if content.get("task_type") not in (None, "CAUSAL_LM"):
-        raise ValueError(f"{path}: task_type {content['task_type']!r} is not CAUSAL_LM")
+    if content.get("task_type") not in purpose.task_types:
+        raise ValueError(f"{path}: task_type {content['task_type']!r} is not {purpose.task_types[-1]}")
     if "r" in content and not (isinstance(content["r"], int) and content["r"] > 0):
         raise ValueError(f"{path}: the rank r is {content['r']!r}")
     with _one_line(name):

@@ -17,8 +17,9 @@ from klball.scan.generation import (
     sample_answers,
     self_bleu,
 )
+from klball.scores.parts import Progress
 from klball.scores.scorer import Scorer, batches_by_length, score_encoded
-from klball.scores.tables import PLACES, Progress, provenance
+from klball.scores.tables import PLACES, provenance
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ import math
 import torch
 from datasets import Dataset
 
+from klball.scores.parts import Progress
 from klball.scores.scorer import Scorer, batches_by_length, rows_of
-from klball.scores.tables import Progress
 
 
 @torch.no_grad()

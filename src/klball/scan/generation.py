@@ -13,8 +13,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from klball.data.rows import IGNORED, encode
 from klball.models.loading import causal_lm
+from klball.scores.parts import Progress
 from klball.scores.scorer import longest_input
-from klball.scores.tables import Progress
 
 logger = logging.getLogger(__name__)
 

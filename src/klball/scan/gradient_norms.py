@@ -9,7 +9,7 @@ from torch import Tensor
 from klball.data.rows import IGNORED
 from klball.models.loading import causal_lm
 from klball.objectives.tokens import plain_objectives
-from klball.scores.tables import Progress
+from klball.scores.parts import Progress
 
 
 def head_gradient_norms(

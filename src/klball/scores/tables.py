@@ -1,14 +1,13 @@
 """Score tables on disk: written part by part, resumable to the byte, with their provenance."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -16,20 +15,18 @@ from klball.data.rows import to_trl_format
 from klball.data.sources import as_dataset
 from klball.files import (
     digest,
-    finished_part,
     json_digest,
-    parts_folder,
     provenance_in,
     read_table,
     refuse_other,
     remove_parts,
     versions,
     with_provenance,
-    write_table,
 )
 from klball.models.loading import causal_lm, public_name
 from klball.models.weights import weights_hash
 from klball.scores.parquet import ELSEWHERE, check_columns, readable, score_files
+from klball.scores.parts import Progress, table_in_parts
 from klball.scores.scorer import (
     SCORE_COLUMNS,
     TOKENS,
@@ -40,7 +37,6 @@ from klball.scores.scorer import (
     score_encoded,
 )
 
-BATCHES_PER_PART = 16
 SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -58,8 +54,6 @@ LIBRARIES = ("klball", "torch", "transformers", "tokenizers", "datasets", "peft"
 PLACES = {"model", "revision"}  # where a model was found; the hash of its weights says which it is
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], None]  # rows done, rows in all
 
 
 def score(
@@ -110,34 +104,17 @@ def score(
         refuse_other(Path(output), recorded, about, PLACES)
         remove_parts(Path(output))  # which a kill may have left
         return finished
-    batches = batches_by_length([len(ids) for ids in encoded["input_ids"]], tokens_per_batch)
-    parts = [batches[i : i + BATCHES_PER_PART] for i in range(0, len(batches), BATCHES_PER_PART)]
-    known = {key: value for key, value in about.items() if key not in PLACES}
-    folder = None if output is None else parts_folder(Path(output), known)
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    processes, process = (1, 0) if alone else (state.num_processes, state.process_index)
-    if folder is None and processes > 1:
-        raise ValueError("scoring with several processes needs an `output` file that they share")
-    tables = []
-    done = 0
-    for index, part in enumerate(parts):
-        if index % processes == process:
-            tables.append(_score_part(scorer, encoded, part, columns, folder, index))
-        done += sum(map(len, part))
-        if progress is not None:
-            progress(done, len(encoded))
+    table = table_in_parts(
+        batches_by_length([len(ids) for ids in encoded["input_ids"]], tokens_per_batch),
+        lambda batches: _part(scorer, encoded, batches, columns),
+        lambda tables: _in_order(tables, encoded, about),
+        {key: value for key, value in about.items() if key not in PLACES},
+        None if output is None else Path(output),
+        progress,
+        alone,
+    )
     model.train(was_training)
-    if folder is None or output is None:
-        return Dataset(_in_order(tables, encoded, about))
-    if processes > 1:
-        state.wait_for_everyone()
-    if process == 0:
-        tables = [read_table(folder / f"{index:06d}.parquet") for index in range(len(parts))]
-        write_table(_in_order(tables, encoded, about), Path(output))
-        remove_parts(Path(output))
-    if processes > 1:
-        state.wait_for_everyone()
-    return read_scores(output)[0]
+    return Dataset(table) if output is None else read_scores(output)[0]
 
 
 def _refuse_arguments(
@@ -225,31 +202,17 @@ def provenance(
     }
 
 
-def _score_part(
-    scorer: Scorer,
-    encoded: Dataset,
-    batches: list[list[int]],
-    names: Sequence[str],
-    folder: Path | None,
-    index: int,
-) -> pa.Table:
-    path = None if folder is None else folder / f"{index:06d}.parquet"
-    if path is not None and (finished := finished_part(path)) is not None:
-        return finished
+def _part(scorer: Scorer, encoded: Dataset, batches: list[list[int]], names: Sequence[str]) -> pa.Table:
     columns: dict[str, list[Any]] = {"row": [], **{name: [] for name in names}}
     for rows, scores in score_encoded(scorer, encoded, batches):
         columns["row"] += rows
         for name in names:
             columns[name] += scores[name]
     fields = {**{field.name: field for field in SCHEMA}, TOKENS: TOKENS_FIELD}
-    schema = pa.schema([("row", pa.int64()), *(fields[name] for name in names)])
-    table = pa.table(columns, schema=schema)
-    if path is not None:
-        write_table(table, path)
-    return table
+    return pa.table(columns, schema=pa.schema([("row", pa.int64()), *(fields[name] for name in names)]))
 
 
-def _in_order(tables: list[pa.Table], encoded: Dataset, about: dict[str, Any]) -> pa.Table:
+def _in_order(tables: Sequence[pa.Table], encoded: Dataset, about: dict[str, Any]) -> pa.Table:
     scores = pa.concat_tables(tables).sort_by("row")
     columns = {name: scores[name] for name in scores.column_names if name != "row"}
     for name in ("sample_id", "num_bytes", "truncated"):

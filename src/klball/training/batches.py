@@ -22,9 +22,9 @@ class WithIndex:
 
 
 def _samples(example: dict[str, Any]) -> list[int]:
-    """The samples of one row; a pack names the sample of every token."""
+    """The samples of one row, one or several; a pack names the sample of every token."""
     if "seq_lengths" not in example:
-        return [example[INDEX]]
+        return example[INDEX] if isinstance(example[INDEX], list) else [example[INDEX]]
     starts = accumulate(example["seq_lengths"][:-1], initial=0)
     return [example[INDEX][start] for start in starts]
 

@@ -35,7 +35,9 @@ ADVERSARY: dict[str, Rule] = {
     "critic_learning_rate": POSITIVE,
 }
 WORDS = {"pad_to_multiple_of"}  # TRL's "auto"
-NEVER_NONE = {*ADVERSARY} - {"alpha", "gamma", "max_weight", "rescore_steps", "shrinkage"}
+NEVER_NONE = {*ADVERSARY} - {
+    *("alpha", "gamma", "max_weight", "rescore_steps", "epsilon_warmup", "comparator_strength", "shrinkage"),
+}
 BOUNDS: dict[str, Rule] = {
     **ADVERSARY,
     # optimisation
@@ -59,6 +61,8 @@ BOUNDS: dict[str, Rule] = {
     "lora_r": NOT_NEGATIVE,  # reproduce trains all weights at 0
     "lora_alpha": AT_LEAST_1,
     "lora_dropout": BELOW_1,
+    "comparator_strength": POSITIVE,
+    "center_rewards_coefficient": NOT_NEGATIVE,
     # when something happens
     "logging_steps": POSITIVE,
     "eval_steps": POSITIVE,
@@ -79,6 +83,7 @@ BOUNDS: dict[str, Rule] = {
     "tokens_per_batch": AT_LEAST_1,
     "pad_to_multiple_of": AT_LEAST_1,
     "dataset_num_proc": AT_LEAST_1,
+    "precompute_ref_batch_size": AT_LEAST_1,
     "dataloader_num_workers": NOT_NEGATIVE,
     "dataloader_prefetch_factor": AT_LEAST_1,
     "ddp_bucket_cap_mb": AT_LEAST_1,

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -22,8 +22,6 @@ from klball.training.units import Units
 
 logger = logging.getLogger(__name__)
 
-SCORE_NAMES = {"score": "log-likelihood"}
-
 
 class RobustTrainer(Accounted):
     """Weighs the losses of samples as the adversary would who knows the scores of all of them.
@@ -41,6 +39,8 @@ class RobustTrainer(Accounted):
     model: Any
     train_dataset: Any
     data_collator: Any
+
+    score_names: ClassVar[Mapping[str, str]] = {"score": "log-likelihood"}  # as messages call them
 
     samples: Dataset
 
@@ -174,7 +174,7 @@ class RobustTrainer(Accounted):
 
     def _finish_step(self, step: StepPlan) -> None:
         everyone = step.gathered(self.accelerator)
-        names = {name: SCORE_NAMES.get(name, name) for name in self.accountant.ledger.entries}
+        names = {name: self.score_names.get(name, name) for name in self.accountant.ledger.entries}
         # only now do all processes know of it, and the optimizer has not moved yet
         finite = {title: everyone[name] for name, title in names.items()}
         refuse_nonfinite(self.samples, everyone["index"].long(), finite, self.state.global_step + 1)

@@ -1,6 +1,5 @@
 """One training run, resumable at any moment."""
 
-import dataclasses
 import logging
 import os
 import shutil
@@ -11,14 +10,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PrinterCallback
+from transformers import PrinterCallback, set_seed
 from trl import (
     ModelConfig,
     get_peft_config,
     get_quantization_config,
 )
 
-from klball.data.rows import load_chat_template, texts_of, to_trl_format, with_sample_ids
+from klball.data.rows import load_chat_template, with_sample_ids
 from klball.files import RUN_FILE, combined, read_json_object, write_csv, write_json
 from klball.models.loading import (
     check_model,
@@ -26,9 +25,9 @@ from klball.models.loading import (
     load_model,
     model_path,
 )
-from klball.objectives.tokens import OBJECTIVES
 from klball.terminal import is_main, say, show_table
 from klball.training.checkpoints import checkpoints_of, newest_complete, problem_of
+from klball.training.families import HIDDEN, Family, family_of
 from klball.training.identity import (
     DIGESTS,
     check_same_run,
@@ -36,9 +35,7 @@ from klball.training.identity import (
     model_digest,
     row_digests,
 )
-from klball.training.sft.config import RobustSFTConfig
-from klball.training.sft.needs import checkpoint_files
-from klball.training.sft.trainer import RobustSFTTrainer
+from klball.training.robust import RobustTrainer
 from klball.training.sharding import save_whole_model
 
 logger = logging.getLogger(__name__)
@@ -50,23 +47,29 @@ GROUPS_FILE = "groups.csv"
 
 def train(
     dataset: Dataset,
-    config: RobustSFTConfig,
+    config: Any,
     model_options: ModelConfig,
     resolved: dict[str, Any],
     evaluation: Dataset | None = None,
     callbacks: Sequence[Any] = (),
+    chat_template_path: str | None = None,
 ) -> None:
     """Run to the end: model, history and top-weighted samples in `config.output_dir`.
+
+    The configuration's class says which of the `FAMILIES` it is. chat_template_path: for configurations
+    that have no such field.
 
     Resumes from the newest whole checkpoint if the folder's `run.json` is `resolved` on the same rows and
     model, and raises ValueError if it is another run's. `config.resume_from_checkpoint`: where to begin
     if the folder holds no checkpoint yet.
     """
+    family = family_of(config)
     folder = Path(str(config.output_dir))
     if _same_place(model_path(str(model_options.model_name_or_path)), folder):
         raise ValueError(f"{folder} holds the model to train: choose another --output_dir to keep it")
     asked = _asked_checkpoint(config.resume_from_checkpoint)
-    check_model(str(model_options.model_name_or_path), model_options.model_revision, config.trust_remote_code)
+    name = str(model_options.model_name_or_path)
+    check_model(name, model_options.model_revision, config.trust_remote_code, family.purpose)
     resolved = {**resolved, DIGESTS: _digests(dataset, evaluation, model_options, asked, folder)}
     started = check_same_run(folder, resolved)
     if started and (folder / DONE_FILE).exists():
@@ -78,22 +81,24 @@ def train(
         asked,
         config.resume_from_checkpoint,
         started,
-        checkpoint_files(OBJECTIVES.get(config.objective or "")),
+        family.files(config),
     )
+    if family.purpose.head is not None:
+        set_seed(config.seed)  # a new head is drawn at random
     model, tokenizer = load_for_training(config, model_options)
-    load_chat_template(tokenizer, config.chat_template_path)
-    field, chat = config.dataset_text_field, bool(tokenizer.chat_template)
-    rows = to_trl_format(with_sample_ids(dataset), chat, field)
-    done = dict.fromkeys(("chat_template_path", "model_init_kwargs"))  # in the tokenizer and the model
-    trainer = RobustSFTTrainer(
-        model,
-        dataclasses.replace(config, **done, dataset_text_field="text"),
-        train_dataset=rows,
-        eval_dataset=None if evaluation is None else to_trl_format(evaluation, chat, field),
+    load_chat_template(tokenizer, getattr(config, "chat_template_path", chat_template_path))
+    numbered = with_sample_ids(dataset)
+    arguments: dict[str, Any] = dict(
+        args=family.settled(config),
+        train_dataset=family.prepared(numbered, tokenizer, config),
+        eval_dataset=None if evaluation is None else family.prepared(evaluation, tokenizer, config),
         processing_class=tokenizer,
-        peft_config=_peft_config(model_options),
+        peft_config=_peft_config(model_options, family),
         callbacks=list(callbacks),
     )
+    if family.reference and not (model_options.use_peft or is_adapter(name, model_options.model_revision)):
+        arguments["ref_model"] = load_for_training(config, model_options)[0]  # else adapters are switched off
+    trainer = family.trainer(model, **arguments)
     if is_main():  # only now: settings that the trainer refuses leave no run behind
         _remove_unfinished(folder, resume_from)
         write_json(folder / RUN_FILE, resolved)
@@ -101,28 +106,35 @@ def train(
         trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume_from)
     save_whole_model(trainer, str(folder))
-    _report_weights(trainer, rows, folder)
+    hidden = [column for column in HIDDEN if family.form is not None and column in numbered.column_names]
+    rows = arguments["train_dataset"]
+    for column in hidden:  # for people to see, once training is over
+        rows = rows.add_column(column, numbered[column][:])
+    _report_weights(trainer, family, rows, folder)
 
 
-def _peft_config(options: ModelConfig) -> Any:
-    """TRL's; the name of one module alone would be a pattern, which whole paths of modules have to match."""
+def _peft_config(options: ModelConfig, family: Family) -> Any:
+    """TRL's for this kind of model; one module's name would be a pattern that whole paths have to match."""
     if options.use_peft and options.lora_r < 1:
         raise ValueError(
             f"--lora_r must be at least 1, not {options.lora_r}: leave out --use_peft for all weights"
         )
     config: Any = get_peft_config(options)
+    if config is not None:
+        config.task_type = family.purpose.task_types[-1]  # PEFT then trains a new head whole
     if isinstance(getattr(config, "target_modules", None), str) and config.target_modules.isidentifier():
         config.target_modules = {config.target_modules}
     return config
 
 
-def load_for_training(config: RobustSFTConfig, options: ModelConfig) -> tuple[Any, Any]:
+def load_for_training(config: Any, options: ModelConfig) -> tuple[Any, Any]:
     """The model as TRL's options ask for it; an adapter is loaded to be trained further."""
     name, revision = str(options.model_name_or_path), options.model_revision
-    settings = {**(config.model_init_kwargs or {})}  # pyright: ignore[reportGeneralTypeIssues]
+    settings = {**(config.model_init_kwargs or {})}
     settings = {
         "dtype": options.dtype or "auto",
         "trust_remote_code": config.trust_remote_code,
+        "purpose": family_of(config).purpose,
         **settings,
     }
     adapted = is_adapter(name, revision)
@@ -205,39 +217,55 @@ def _remove_unfinished(folder: Path, resume_from: str | None) -> None:
         path.unlink()
 
 
-def _report_weights(trainer: RobustSFTTrainer, rows: Dataset, folder: Path) -> None:
+def _report_weights(trainer: RobustTrainer, family: Family, rows: Dataset, folder: Path) -> None:
     """Which groups and samples the adversary weighs most at the end: rare, hard, or mislabelled?"""
     live = trainer.args.reweight == "live" and bool(trainer.ambiguity.needs)
     if live and trainer.args.rescore_steps != 0:
         trainer.rescore()  # drift is not hardness: stale entries must not lead the list
     if not is_main():
         return
+    name, sign = family.entry
     accountant = trainer.accountant
-    if groups := accountant.group_rows():
+    if groups := [_named(row, name, sign) for row in accountant.group_rows()]:
         write_csv(folder / GROUPS_FILE, groups)
-        header = ("group", "samples", "mean log-likelihood", "share f", "weight q", "q/f")
+        header = ("group", "samples", f"mean {_in_words(name)}", "share f", "weight q", "q/f")
         body = [tuple(row.values()) for row in sorted(groups, key=lambda row: -row["density"])]
         show_table(f"groups as the adversary weighs them ({folder / GROUPS_FILE})", header, body)
-    weights = accountant.weights()
-    g = accountant.ledger.scores()["score"]
-    n = len(g)
-    text_of: dict[str, Any] = {row["sample_id"]: row for row in rows.to_list()}
-    ids = trainer.samples["sample_id"]
+    top = _top_weighted(trainer, family, rows)
+    write_csv(folder / DONE_FILE, top)
+    if live and top:
+        columns = [column for column in top[0] if column not in ("sample_id", *HIDDEN)]
+        header = ("n·q", *map(_in_words, columns[1:]))
+        body = [tuple(_shown(row[column]) for column in columns) for row in top[:8]]
+        show_table(f"top-weighted samples (all {len(top)} in {folder / DONE_FILE})", header, body)
+
+
+def _top_weighted(trainer: RobustTrainer, family: Family, rows: Dataset) -> list[dict[str, Any]]:
+    """The samples of largest weight with their texts, and what was hidden from training."""
+    name, sign = family.entry
+    weights = trainer.accountant.weights()
+    scores = trainer.accountant.ledger.scores()["score"]
+    place = {sample_id: row for row, sample_id in enumerate(rows["sample_id"])}
+    hidden = [column for column in HIDDEN if column in rows.column_names]
+    ids = trainer.samples["sample_id"][:]
+    first = {sample_id: unit for unit, sample_id in reversed([*enumerate(ids)])}  # its units are neighbours
     top = []
     for index in torch.argsort(-weights, stable=True)[:TOP].tolist():
-        prompt, answer = texts_of(text_of[ids[index]])
-        weight, score = float(weights[index]) * n, float(g[index])
-        top.append(
-            {
-                "sample_id": ids[index],
-                "n_q": weight,
-                "log_likelihood": score,
-                "prompt": prompt,
-                "answer": answer,
-            }
-        )
-    write_csv(folder / DONE_FILE, top)
-    if live:
-        header = ("n·q", "log-likelihood", "prompt", "answer")
-        body = [(t["n_q"], t["log_likelihood"], t["prompt"][:70], t["answer"][:90]) for t in top[:8]]
-        show_table(f"top-weighted samples (all {len(top)} in {folder / DONE_FILE})", header, body)
+        row = rows[place[ids[index]]]
+        numbers = {"n_q": float(weights[index]) * len(scores), name: sign * float(scores[index])}
+        texts = family.texts(row, index - first[ids[index]], trainer.args)
+        top.append({"sample_id": ids[index], **numbers, **texts, **{c: row[c] for c in hidden}})
+    return top
+
+
+def _named(row: dict[str, Any], name: str, sign: int) -> dict[str, Any]:
+    """A group's row with the family's name for its score."""
+    return {(name if k == "score" else k): (sign * v if k == "score" else v) for k, v in row.items()}
+
+
+def _in_words(column: str) -> str:
+    return column.replace("_likelihood", "-likelihood").replace("_", " ")
+
+
+def _shown(value: Any) -> Any:
+    return value[:80] if isinstance(value, str) else value

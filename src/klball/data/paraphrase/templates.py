@@ -11,7 +11,11 @@ from itertools import product
 from klball.data.builtin import BUILTIN, module_of
 from klball.files import digest
 
-REWORDINGS = {kind: made for name in BUILTIN for kind, made in module_of(name).REWORDINGS.items()}
+REWORDINGS = {
+    kind: made
+    for name in BUILTIN
+    for kind, made in getattr(module_of(name), "REWORDINGS", {}).items()  # pairs are not reworded
+}
 QUESTIONS = {kind: pattern for kind, (pattern, _) in REWORDINGS.items()}
 
 REPLY = (

@@ -1,31 +1,21 @@
 """What RobustSFTTrainer does not support, said in one line before anything is loaded."""
 
-from inspect import signature
-from types import NoneType
 from typing import Any
 
-import torch
 from datasets import Dataset
-from peft import PeftConfig, PeftModel
-from torch.utils.checkpoint import checkpoint
+from peft import PeftModel
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-    SchedulerType,
-    TrainerCallback,
-    get_scheduler,
 )
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from klball.data.formats import refuse_unknown_tokens
 from klball.data.sources import as_dataset
 from klball.models.loading import check_base
 from klball.objectives.tokens import NEEDS, OBJECTIVES, needs_of
+from klball.training.refusals import refuse_bad_settings, refuse_foreign_arguments, refuse_no_set
 from klball.training.sft.config import RobustSFTConfig
 
 OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "gamma", "max_weight")
-PROTOCOL = ("needs", "solve", "relaxed", "scaled", "summary")
 SCORES = ("score", "certainty")
 METRICS = ("loss", "perplexity_token", "perplexity_sample", "own_hardest_1pct", "entropy", "certainty")
 
@@ -34,35 +24,21 @@ def refuse_unsupported(
     args: Any, positional: tuple[Any, ...], kwargs: dict[str, Any], objective: Any, ambiguity: Any
 ) -> None:
     """Raise ValueError for an unsupported argument, dataset or combination."""
-    if positional:
-        raise ValueError("pass RobustSFTTrainer's arguments after `args` by keyword")
-    if not isinstance(args, RobustSFTConfig):
-        raise ValueError(f"args must be a RobustSFTConfig, not {type(args).__name__}")
+    refuse_foreign_arguments("RobustSFTTrainer", RobustSFTConfig, args, positional, kwargs)
     _refuse_arguments(args, kwargs, objective, ambiguity)
     refuse_unknown_needs(objective)
-    _refuse_scheduler(args)
-    _refuse_unknown_kwargs(args)
+    refuse_bad_settings(args)
     _refuse_data(kwargs.get("train_dataset"))
 
 
 def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: Any, ambiguity: Any) -> None:
-    kinds = (PreTrainedTokenizerBase, ProcessorMixin, NoneType)
-    if not isinstance(kwargs.get("processing_class"), kinds):
-        raise ValueError(f"processing_class must be a loaded tokenizer, not {kwargs['processing_class']!r}")
-    for callback in kwargs.get("callbacks") or ():
-        if not isinstance(callback, TrainerCallback) and not isinstance(callback, type):
-            raise ValueError(f"callbacks must be transformers.TrainerCallback objects, not {callback!r}")
     peft_config = kwargs.get("peft_config")
-    if peft_config is not None and not isinstance(peft_config, PeftConfig):
-        raise ValueError(f"peft_config must be a PeftConfig such as LoraConfig(), not {peft_config!r}")
     used = objective or OBJECTIVES.get(args.objective or "")
     proximal = "old_log_probs" in needs_of(used)
     flat = args.packing or args.padding_free
     needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
+    refuse_no_set(ambiguity)
     problems = {
-        f"ambiguity={ambiguity!r} is no ambiguity set: it needs {', '.join(PROTOCOL)} (docs/extending.md)": (
-            ambiguity is not None and not all(hasattr(ambiguity, name) for name in PROTOCOL)
-        ),
         f"an ambiguity set can need {' and '.join(SCORES)}, not {needs}": not set(needs) <= set(SCORES),
         "compute_loss_func bypasses the sample weights: pass objective= instead": kwargs.get(
             "compute_loss_func"
@@ -118,44 +94,6 @@ def refuse_unknown_needs(objective: Any) -> None:
         raise ValueError(f"an objective can need {', '.join(NEEDS)}, not {unknown[0]!r}")
 
 
-def _refuse_scheduler(args: RobustSFTConfig) -> None:
-    """Transformers makes it when training begins: too late to learn that it has no such setting."""
-    given: dict[str, Any] = args.lr_scheduler_kwargs or {}  # pyright: ignore[reportAssignmentType]
-    try:
-        known = signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(args.lr_scheduler_type)]).parameters
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-        if not takes_any and (unknown := sorted({*given} - {*known})):
-            raise ValueError(f"there is no setting {unknown[0]!r}")
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
-        get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=dict(given))
-    except (TypeError, ValueError, AttributeError) as error:
-        name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-        raise ValueError(f"lr_scheduler_type={name!r} with lr_scheduler_kwargs={given}: {error}") from error
-
-
-def _refuse_unknown_kwargs(args: RobustSFTConfig) -> None:
-    """What PyTorch would refuse in the first step."""
-    known = {*signature(checkpoint).parameters, "preserve_rng_state"} - {"function", "args", "kwargs"}
-    if unknown := sorted({*(args.gradient_checkpointing_kwargs or {})} - known):
-        raise ValueError(
-            f"gradient_checkpointing_kwargs: {unknown[0]!r} is none of {', '.join(sorted(known))}"
-        )
-    if args.torch_compile and args.torch_compile_mode and args.torch_compile_backend == "inductor":
-        try:
-            torch._inductor.list_mode_options(args.torch_compile_mode)
-        except RuntimeError as error:
-            raise ValueError(f"torch_compile_mode: {error}") from error
-
-
-def refuse_useless(model: torch.nn.Module, args: RobustSFTConfig, rows: int, peft_config: Any) -> None:
-    """Raise ValueError if training would change nothing, or not what was asked for."""
-    _refuse_frozen(model)
-    _refuse_unmatched(model, peft_config)
-    needed = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and rows < needed:
-        raise ValueError(f"dataloader_drop_last leaves nothing: a batch has {needed} rows, the data {rows}")
-
-
 def refuse_foreign_tokens(
     rows: Dataset, model: PreTrainedModel, processing_class: Any, given_tokens: bool
 ) -> None:
@@ -166,18 +104,6 @@ def refuse_foreign_tokens(
         refuse_unknown_tokens(rows, vocabulary)
 
 
-def _refuse_unmatched(model: torch.nn.Module, peft_config: Any) -> None:
-    """Raise ValueError for a parameter or module that PEFT was to train and did not find: it only warns."""
-    names: list[str] = getattr(getattr(model, "base_model", None), "targeted_parameter_names", [])
-    for part in getattr(peft_config, "target_parameters", None) or []:
-        if not any(f".{name}".endswith(f".{part}") for name in names):
-            raise ValueError(f"target_parameters: the model has no parameter {part!r}")
-    modules = {part for name, _ in model.named_modules() for part in name.split(".")}
-    for part in getattr(peft_config, "modules_to_save", None) or []:
-        if part.split(".")[-1] not in modules:
-            raise ValueError(f"modules_to_save: the model has no module {part!r}")
-
-
 def refuse_no_model(model: Any, args: RobustSFTConfig) -> None:
     """Raise ValueError for what is neither a language model nor the name of one."""
     if not isinstance(model, str | PreTrainedModel | PeftModel):
@@ -185,12 +111,6 @@ def refuse_no_model(model: Any, args: RobustSFTConfig) -> None:
     if isinstance(model, str):
         settings: Any = args.model_init_kwargs or {}
         check_base(model, settings.get("revision"), args.trust_remote_code)
-
-
-def _refuse_frozen(model: torch.nn.Module) -> None:
-    """PEFT loads adapters frozen."""
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("no parameter of the model is trainable: load an adapter with is_trainable=True")
 
 
 def _refuse_data(dataset: Any) -> None:

@@ -18,6 +18,8 @@ from klball.objectives.tokens import Objective, needs_of, objective_named
 from klball.scores.perplexity import summary_of
 from klball.scores.scorer import SCORE_COLUMNS, Scorer
 from klball.training.batches import INDEX, input_lengths
+from klball.training.evaluation import RowEvaluation
+from klball.training.refusals import refuse_useless
 from klball.training.robust import RobustTrainer
 from klball.training.samples import groups_of, numbered, refuse_nonfinite
 from klball.training.sft.config import RobustSFTConfig
@@ -27,7 +29,7 @@ from klball.training.sft.fresh_scores import ScoreRows, fresh_scores, sharded_sc
 from klball.training.sft.needs import Needed, Reference, checkpoint_files
 from klball.training.sft.packing import packed, refuse_crossing_attention
 from klball.training.sft.records import columns_of, metrics_of
-from klball.training.sft.refusals import refuse_foreign_tokens, refuse_unsupported, refuse_useless
+from klball.training.sft.refusals import refuse_foreign_tokens, refuse_unsupported
 from klball.training.sft.samples import num_answer_tokens, warn_of_cut_rows
 from klball.training.sft.window import OldLogProbs, without_dropout
 from klball.training.sharding import refuse_lost_parameters, shards_parameters
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1", "mean_logits")
 
 
-class RobustSFTTrainer(RobustTrainer, SFTTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
+class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
     """`trl.SFTTrainer` with the same arguments, data formats and callbacks, and an adversary.
 
     Per optimizer step, with (λ, β, μ) solved on the ledger of all samples' scores and then frozen:
@@ -236,30 +238,10 @@ class RobustSFTTrainer(RobustTrainer, SFTTrainer):  # pyright: ignore[reportInco
 
     # --- evaluation ---------------------------------------------------------------------------
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Metrics of the score table: `loss` is the mean NLL over all tokens, not a mean of batch means."""
-        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str):  # the name of one of several
-            dataset = self.eval_dataset[dataset]  # pyright: ignore[reportArgumentType, reportOptionalSubscript, reportCallIssue]
-        if dataset is None:
-            raise ValueError("there is nothing to evaluate: give eval_dataset")
-        if isinstance(dataset, dict):
-            named = {k: k if eval_dataset is None else d for k, d in dataset.items()}
-            parts = (self.evaluate(d, ignore_keys, f"{metric_key_prefix}_{k}") for k, d in named.items())
-            return {name: value for part in parts for name, value in part.items()}
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            rows = self._row_format(dataset, "eval_dataset")
-            dataset = self._prepare_dataset(rows, self.processing_class, self.args, False, None, "eval")
-        summary = summary_of(self.score_dataset(dataset))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in summary.items()}
-        self.model.eval()  # TRL's log keeps training and evaluation metrics apart by this
-        self.log(metrics)
-        self.model.train(self.is_in_train)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def eval_rows(self, dataset: Any) -> Dataset:
+        rows = self._row_format(dataset, "eval_dataset")
+        return self._prepare_dataset(rows, self.processing_class, self.args, False, None, "eval")
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: it would gather logits that are never built."""
-        raise ValueError("predict needs logits that are never built: use evaluate(rows) or klball.score")
+    def eval_metrics(self, rows: Dataset) -> dict[str, float]:
+        """Of the score table: `loss` is the mean NLL over all tokens."""
+        return summary_of(self.score_dataset(rows))

@@ -1,0 +1,82 @@
+"""Pair tables → accuracy and loss: on everything, on the hardest 1 %, by group, at the worst in a ball."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from klball.adversary.dual import robust_profile, solve_dual
+from klball.scores.perplexity import RADII, hardest
+from klball.scores.tails import mean_interval
+
+WORST = 0.05  # nats, of the worst case that is reported beside the profile
+
+Columns = dict[str, np.ndarray]
+
+
+def columns_of(table: Dataset) -> tuple[Columns, int]:
+    """loss, margin, accuracy (½ for a tie) and group of the scored pairs, and how many are not scored."""
+    rows = table.data.table
+    kept = rows.filter(rows["loss"].is_valid())
+    if not len(kept):
+        raise ValueError("the pair table has no pair with a loss: nothing to evaluate")
+    margin = kept["margin"].to_numpy()
+    columns: Columns = {
+        "sample_id": np.array(kept["sample_id"].to_pylist()),
+        "loss": kept["loss"].to_numpy(),
+        "margin": margin,
+        "accuracy": np.where(margin == 0, 0.5, margin > 0),
+        "group": np.array([str(value) for value in kept["group"].to_pylist()]),
+    }
+    return columns, len(rows) - len(kept)
+
+
+def worst_accuracy(columns: Columns, epsilon: float) -> float:
+    """min { E_Q[accuracy] : KL(Q‖F) ≤ ε } over the pairs."""
+    return float(solve_dual(columns["accuracy"], epsilon=epsilon).worst_case)
+
+
+def pair_report(columns: Columns, reference: Columns | None = None) -> list[dict[str, Any]]:
+    """Rows metric, part, pairs, value, low, high (95 % intervals of means; NaN where there is none).
+
+    part: "all", "hardest 1 %" (by the reference's losses, or its own), "group NAME", "worst ε". Sources of
+    the worst case: the loss over the pairs, the accuracy over them.
+    """
+    hard = hardest(-(reference or columns)["loss"])
+    parts = {"all": np.arange(len(columns["loss"])), "hardest 1 %": hard}
+    groups = [name for name in dict.fromkeys(columns["group"].tolist()) if name != "None"]
+    for name in sorted(groups):
+        parts[f"group {name}"] = np.flatnonzero(columns["group"] == name)
+    rows = []
+    for metric in ("accuracy", "loss"):
+        for part, chosen in parts.items():
+            values = columns[metric][chosen].astype(float)
+            low, high = mean_interval(values)
+            rows.append(_row(metric, part, len(values), float(values.mean()), low, high))
+    n = len(columns["loss"])
+    profile = robust_profile(-columns["loss"], RADII)
+    for epsilon, loss in zip(profile.epsilon, profile.robust_loss, strict=True):
+        rows.append(_row("loss", f"worst ε = {epsilon:g}", n, float(loss)))
+        rows.append(_row("accuracy", f"worst ε = {epsilon:g}", n, worst_accuracy(columns, float(epsilon))))
+    return rows
+
+
+def _row(
+    metric: str, part: str, pairs: int, value: float, low: float = math.nan, high: float = math.nan
+) -> dict[str, Any]:
+    return {"metric": metric, "part": part, "pairs": pairs, "value": value, "low": low, "high": high}
+
+
+def value_of(rows: Sequence[dict[str, Any]], metric: str, part: str) -> float:
+    """One number of `pair_report`."""
+    return next(row["value"] for row in rows if (row["metric"], row["part"]) == (metric, part))
+
+
+def worst_group(rows: Sequence[dict[str, Any]], metric: str = "accuracy") -> float:
+    """The least of the groups; NaN without groups."""
+    return min(
+        (r["value"] for r in rows if r["metric"] == metric and r["part"].startswith("group ")),
+        default=math.nan,
+    )

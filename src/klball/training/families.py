@@ -1,0 +1,158 @@
+"""The families of training, one entry each: what a run of `klball train` has to know of it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+
+from klball.data.encoding import require_template
+from klball.data.formats import to_trl_format
+from klball.data.preferences import CHOSEN, MARGIN, texts_of_pair, to_belief_rows, to_preferences
+from klball.data.rows import texts_of, with_sample_ids
+from klball.models.loading import CAUSAL, REWARD, Purpose
+from klball.objectives.tokens import OBJECTIVES
+from klball.training.preference.comparators import GroupEG
+from klball.training.preference.config import GDPOConfig, RobustDPOConfig, RobustRewardConfig
+from klball.training.preference.dpo import RobustDPOTrainer
+from klball.training.preference.gdpo import GDPOTrainer
+from klball.training.preference.reward import RobustRewardTrainer
+from klball.training.sft.config import RobustSFTConfig
+from klball.training.sft.needs import checkpoint_files
+from klball.training.sft.trainer import RobustSFTTrainer
+
+HIDDEN = ("flipped",)  # columns about the labels, which no training may see
+LOADED = ("model_init_kwargs", "chat_template_path")  # in the model and the tokenizer when a trainer is made
+
+
+@dataclass(frozen=True)
+class Family:
+    """One way to train: its classes, its rows, and how a run's last report shows them."""
+
+    config: Any
+    trainer: Any
+    data: str
+    """The data set where none is named."""
+    prepared: Callable[[Dataset, Any, Any], Dataset]
+    """(rows, tokenizer, config) → rows as the trainer takes them."""
+    texts: Callable[[dict[str, Any], int, Any], Mapping[str, str]]
+    """(a prepared row, which of its units, config) → texts, to be shown to people."""
+    form: Callable[[Dataset], Dataset] | None = None
+    """For `load_rows`."""
+    purpose: Purpose = CAUSAL
+    entry: tuple[str, int] = ("loss", -1)
+    """What files call the ledger's entries, and their sign there."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Those of the configuration that the prepared rows have settled."""
+    files: Callable[[Any], Mapping[str, tuple[str, ...]]] = lambda config: {}
+    """Of a configuration: what a whole checkpoint holds besides the ledger."""
+    reference: bool = False
+    """Whether the trainer takes `ref_model`, the model as it was at the start."""
+
+    def settled(self, config: Any) -> Any:
+        """The configuration for the trainer."""
+        loaded = {name: None for name in LOADED if hasattr(config, name)}
+        return dataclasses.replace(config, **loaded, **self.settings)
+
+
+def _sft_rows(rows: Dataset, tokenizer: Any, config: RobustSFTConfig) -> Dataset:
+    return to_trl_format(rows, bool(tokenizer.chat_template), config.dataset_text_field)
+
+
+def _sft_texts(row: dict[str, Any], unit: int, config: Any) -> dict[str, str]:
+    return dict(zip(("prompt", "answer"), texts_of(row), strict=True))
+
+
+def _pair_texts(row: dict[str, Any], unit: int, config: Any) -> dict[str, str]:
+    return texts_of_pair(row)
+
+
+def _belief_texts(row: dict[str, Any], unit: int, config: Any) -> dict[str, str]:
+    """The belief of the unit, else that of the answers."""
+    held = [belief for belief, share in zip(row["beliefs"], row["p_star"], strict=True) if share > 0]
+    belief = held[unit] if config.over == "belief" else row.get("belief") or ""
+    answers = texts_of_pair({CHOSEN: "", "rejected": "", **row})
+    return {"prompt": answers.pop("prompt"), "belief": belief, **answers}
+
+
+def _pairs(rows: Dataset, tokenizer: Any, config: Any) -> Dataset:
+    return _visible(to_preferences(rows), tokenizer, config)
+
+
+def _beliefs(rows: Dataset, tokenizer: Any, config: Any) -> Dataset:
+    return _visible(to_belief_rows(rows), tokenizer, config)
+
+
+def _visible(pairs: Dataset, tokenizer: Any, config: Any) -> Dataset:
+    """Without what training may not see."""
+    if config.group_column in HIDDEN:
+        raise ValueError(
+            f"group_column: {config.group_column!r} is about the labels: training may not see it"
+        )
+    if isinstance(pairs[0]["prompt"], list):
+        require_template(tokenizer)
+    hidden = [name for name in HIDDEN if name in pairs.column_names]
+    return with_sample_ids(pairs).remove_columns(hidden)
+
+
+def _pairs_without_margin(rows: Dataset, tokenizer: Any, config: Any) -> Dataset:
+    if MARGIN in rows.column_names:
+        raise ValueError("the column margin has no effect here: it is for --family reward; leave it out")
+    return _pairs(rows, tokenizer, config)
+
+
+def _files_of_groups(config: Any) -> Mapping[str, tuple[str, ...]]:
+    return GroupEG.files if config.comparator == "group-eg" else {}
+
+
+FAMILIES = {
+    "sft": Family(
+        config=RobustSFTConfig,
+        trainer=RobustSFTTrainer,
+        data="stdlib-docs",
+        prepared=_sft_rows,
+        texts=_sft_texts,
+        entry=("log_likelihood", 1),
+        settings={"dataset_text_field": "text"},
+        files=lambda config: checkpoint_files(OBJECTIVES.get(config.objective or "")),
+    ),
+    "reward": Family(
+        config=RobustRewardConfig,
+        trainer=RobustRewardTrainer,
+        data="doc-preferences",
+        prepared=_pairs,
+        texts=_pair_texts,
+        form=to_preferences,
+        purpose=REWARD,
+        files=_files_of_groups,
+    ),
+    "dpo": Family(
+        config=RobustDPOConfig,
+        trainer=RobustDPOTrainer,
+        data="doc-preferences",
+        prepared=_pairs_without_margin,
+        texts=_pair_texts,
+        form=to_preferences,
+        files=_files_of_groups,
+        reference=True,
+    ),
+    "gdpo": Family(
+        config=GDPOConfig,
+        trainer=GDPOTrainer,
+        data="beliefs",
+        prepared=_beliefs,
+        texts=_belief_texts,
+        form=to_belief_rows,
+        reference=True,
+    ),
+}
+
+
+def family_of(config: Any) -> Family:
+    """The family of a configuration. Raises ValueError if it is none's."""
+    found = [family for family in FAMILIES.values() if type(config) is family.config]
+    if not found:
+        names = ", ".join(family.config.__name__ for family in FAMILIES.values())
+        raise ValueError(f"{type(config).__name__} is the configuration of no family: those are {names}")
+    return found[0]

@@ -1,0 +1,96 @@
+"""RobustDPOTrainer: TRL's DPOTrainer whose loss weighs preference pairs as the worst case would."""
+
+from typing import Any, ClassVar
+
+from datasets import Dataset
+from torch import Tensor
+from trl import DPOTrainer
+
+from klball.adversary.sets import AmbiguitySet
+from klball.objectives.pairs import PAIR_LOSSES
+from klball.training.preference.config import RobustDPOConfig
+from klball.training.preference.forward import answers, log_ratios, pair_metrics, ratio_columns, reference
+from klball.training.preference.refusals import refuse_router_loss, refuse_unsupported
+from klball.training.preference.trainer import (
+    PreferenceTrainer,
+    prepared_arguments,
+    refuse_lost_rows,
+    units_of,
+)
+from klball.training.step import UnitBatch
+
+
+class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """`trl.DPOTrainer` with the same arguments, data formats and callbacks, and an adversary.
+
+    Per optimizer step, with λ and μ solved on the ledger of all pairs' losses ℓ and then frozen:
+
+        w_i = min(c, exp((μ + ℓ_i)/λ))     ℓ_i fresh and detached; "optimistic": exp((μ − ℓ_i)/λ)
+        loss = Σ_i w_i·ℓ_i / pairs in the step,     ℓ = −log σ(βΔ), or another of `loss_type`
+
+    so gradients do not depend on micro-batches, accumulation, padding or the number of processes, as TRL's
+    means of micro-batch means do, and at ε = 0 they are TRL's on one batch.
+
+    Logged each step, over the pairs that counted: `plain_loss`, and by TRL's names `rewards/chosen`,
+    `rewards/rejected`, `rewards/margins`, `rewards/accuracies`, `logps/chosen`, `logps/rejected`,
+    `logits/chosen`, `logits/rejected`, `entropy`, `mean_token_accuracy`; of the weights `kl`, `ess_ratio`,
+    `mean_weight`, `max_weight`, `lambda`, `robust_loss`, the worst-case mean ℓ, and `rescores`. A
+    comparator's are in `mean_weight` and `max_weight`.
+
+    Args:
+        model: As in `trl.DPOTrainer`: a model or a name.
+        ref_model: As there; None: the model's own start, or with an adapter the model without it.
+        args: A `RobustDPOConfig`.
+        *positional: None are taken; they are here to be refused.
+        ambiguity: An ambiguity set that needs the score, instead of the configured one.
+        **kwargs: The other arguments of `trl.DPOTrainer`: train_dataset, processing_class, ….
+
+    Raises:
+        ValueError: A combination that is not supported, or data of which no pair is left.
+    """
+
+    _tag_names: ClassVar = ["klball", "robust-dpo"]
+    metrics: ClassVar = ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "logps/chosen")
+    args: Any
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: RobustDPOConfig | None = None,
+        *positional: Any,
+        ambiguity: AmbiguitySet | None = None,
+        **kwargs: Any,
+    ):
+        args = args or RobustDPOConfig(output_dir="robust-dpo")
+        given = {**kwargs, "ref_model": ref_model}
+        refuse_unsupported(RobustDPOTrainer, RobustDPOConfig, args, positional, given, ambiguity)
+        args, peft_config = prepared_arguments(args, kwargs)
+        super().__init__(model, ref_model, args, **kwargs)
+        refuse_router_loss(self)
+        self._pair_loss = PAIR_LOSSES[self.args.loss_type[0]]
+        self.init_units(ambiguity, peft_config)
+
+    def _prepare_dataset(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
+    ) -> Any:
+        """TRL's preparation, counting the pairs that it drops and those that its collator will cut."""
+        prepared: Any = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        limit = args.max_length
+        cut = 0 if limit is None else sum(length > 2 * limit for length in self.row_lengths(prepared))
+        refuse_lost_rows(dataset_name, len(dataset), len(prepared), limit, "their prompt fills", cut)
+        return prepared
+
+    def row_lengths(self, rows: Dataset) -> list[int]:
+        columns = (rows["prompt_ids"], rows["chosen_ids"], rows["rejected_ids"])
+        return [2 * (len(p) + max(len(c), len(r))) for p, c, r in zip(*columns, strict=True)]
+
+    def unit_batch(self, model: Any, inputs: dict[str, Any]) -> UnitBatch:
+        """Losses of the pairs."""
+        found = answers(model, inputs)
+        ratios = log_ratios(found.log_probs, reference(self, inputs), inputs)
+        losses = self._pair_loss(ratios, self.beta, self.label_smoothing)
+        return units_of(losses, {**found.columns, **ratio_columns(ratios)})
+
+    def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
+        return {"plain_loss": -float(columns["score"].mean()), **pair_metrics(columns, self.beta)}

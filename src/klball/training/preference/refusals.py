@@ -1,0 +1,86 @@
+"""What preference trainers do not support, said in one line before anything is loaded."""
+
+from typing import Any
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from klball.data.sources import as_dataset
+from klball.training.refusals import refuse_bad_settings, refuse_foreign_arguments, refuse_no_set
+from klball.training.sharding import shards_parameters
+
+OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "max_weight", "comparator", "comparator_strength")
+COLUMNS = ("image", "images")
+
+
+def refuse_unsupported(
+    trainer: Any, config: type, args: Any, positional: tuple[Any, ...], kwargs: dict[str, Any], ambiguity: Any
+) -> None:
+    """Raise ValueError for an unsupported argument, dataset or combination."""
+    refuse_foreign_arguments(trainer.__name__, config, args, positional, kwargs)
+    refuse_no_set(ambiguity)
+    reference = kwargs.get("ref_model")
+    problems = {
+        "compute_loss_func bypasses the weights: set loss_type": kwargs.get("compute_loss_func"),
+        "compute_metrics needs logits that are never built: use evaluate or score_dataset": (
+            kwargs.get("compute_metrics") or kwargs.get("preprocess_logits_for_metrics")
+        ),
+        f"ref_model must be a loaded model, not {reference!r:.40}": (
+            reference is not None and not isinstance(reference, PreTrainedModel)
+        ),
+        "images are not supported: give a tokenizer as processing_class": isinstance(
+            kwargs.get("processing_class"), ProcessorMixin
+        ),
+        "prompt-learning PEFT methods are not supported: use LoRA": getattr(
+            kwargs.get("peft_config"), "is_prompt_learning", False
+        ),
+        "label_smoothing_factor is not supported: label_smoothing is DPO's": args.label_smoothing_factor > 0,
+        "use_liger_kernel is not supported: set model_init_kwargs={'use_kernels': True}": (
+            args.use_liger_kernel
+        ),
+        "context, sequence and tensor parallelism are not supported": args.parallelism_config,
+        "dataloader_persistent_workers needs dataloader_num_workers": args.dataloader_persistent_workers
+        and not args.dataloader_num_workers,
+        f"metric_for_best_model={args.metric_for_best_model!r} is none of {', '.join(trainer.metrics)}": (
+            args.metric_for_best_model is not None
+            and not args.metric_for_best_model.endswith(trainer.metrics)
+        ),
+        "an ambiguity set of preferences can need score, and nothing else": (
+            not set(getattr(ambiguity or args.ambiguity_set(), "needs", ())) <= {"score"}
+        ),
+        "give the ambiguity set once: ambiguity= or epsilon, max_weight, …": ambiguity is not None
+        and any(getattr(args, name, None) != getattr(config, name, None) for name in OF_SETS),
+    }
+    for message, present in problems.items():
+        if present:
+            raise ValueError(message)
+    refuse_bad_settings(args)
+    if kwargs.get("train_dataset") is None:
+        raise ValueError("train_dataset is required")
+    columns = as_dataset(kwargs["train_dataset"], "train_dataset").column_names
+    if any(name in columns for name in COLUMNS):
+        raise ValueError("images are not supported: leave out their column")
+
+
+def refuse_router_loss(trainer: Any) -> None:
+    """Raise ValueError for a loss that is no sum over pairs."""
+    if trainer.aux_loss_enabled:
+        raise ValueError(
+            "the router loss of mixture-of-experts is not supported: set router_aux_loss_coef=0.0"
+        )
+
+
+def refuse_untrained_head(model: Any) -> None:
+    """Raise ValueError where PEFT leaves a reward head as it was initialised."""
+    head = [p for name, p in model.named_parameters() if "score." in name or "classifier." in name]
+    if head and not any(parameter.requires_grad for parameter in head):
+        raise ValueError(
+            "peft_config leaves the reward head as it was: set task_type='SEQ_CLS' or modules_to_save=['score']"
+        )
+
+
+def refuse_sharding(trainer: Any) -> None:
+    """Raise ValueError where a process without texts in its batch would keep the others waiting."""
+    if shards_parameters(trainer.accelerator, certainty=False):
+        raise ValueError(
+            "GDPO with parameters sharded by FSDP2 or ZeRO-3 is not supported: use DDP or ZeRO-2"
+        )

@@ -1,0 +1,99 @@
+"""RobustRewardTrainer: TRL's RewardTrainer whose loss weighs preference pairs as the worst case would."""
+
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from trl import RewardTrainer
+
+from klball.adversary.sets import AmbiguitySet
+from klball.objectives.pairs import bradley_terry
+from klball.training.preference.config import RobustRewardConfig
+from klball.training.preference.refusals import refuse_unsupported, refuse_untrained_head
+from klball.training.preference.trainer import (
+    PreferenceTrainer,
+    prepared_arguments,
+    refuse_lost_rows,
+    units_of,
+)
+from klball.training.step import UnitBatch
+
+
+class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """`trl.RewardTrainer` with the same arguments, data formats and callbacks, and an adversary.
+
+    As `RobustDPOTrainer`, with the rewards r of both answers, m their `margin` or 0, and c the
+    `center_rewards_coefficient`:
+
+        ℓ = −log σ(r_w − r_l − m) + c·(r_w + r_l)²
+
+    Logged each step, over the pairs that counted: `plain_loss`, and by TRL's names `accuracy`, `margin`,
+    `min_reward`, `mean_reward`, `max_reward`; of the weights what `RobustDPOTrainer` logs.
+
+    Args:
+        model: As in `trl.RewardTrainer`: a sequence classifier of one label, or a name.
+        args: A `RobustRewardConfig`.
+        *positional: None are taken; they are here to be refused.
+        ambiguity: An ambiguity set that needs the score, instead of the configured one.
+        **kwargs: The other arguments of `trl.RewardTrainer`: train_dataset, processing_class, ….
+
+    Raises:
+        ValueError: A combination that is not supported, or data of which no pair is left.
+    """
+
+    _tag_names: ClassVar = ["klball", "robust-reward"]
+    metrics: ClassVar = ("loss", "accuracy", "margin", "mean_reward")
+    args: Any
+
+    def __init__(
+        self,
+        model: Any,
+        args: RobustRewardConfig | None = None,
+        *positional: Any,
+        ambiguity: AmbiguitySet | None = None,
+        **kwargs: Any,
+    ):
+        args = args or RobustRewardConfig(output_dir="robust-reward")
+        refuse_unsupported(RobustRewardTrainer, RobustRewardConfig, args, positional, kwargs, ambiguity)
+        args, peft_config = prepared_arguments(args, kwargs)
+        super().__init__(model, args, **kwargs)
+        refuse_untrained_head(self.model)
+        self.init_units(ambiguity, peft_config)
+
+    def _prepare_dataset(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
+    ) -> Any:
+        """TRL's preparation, counting the pairs that it drops."""
+        prepared: Any = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        refuse_lost_rows(dataset_name, len(dataset), len(prepared), args.max_length, "an answer exceeds")
+        return prepared
+
+    def row_lengths(self, rows: Dataset) -> list[int]:
+        return [
+            2 * max(map(len, pair)) for pair in zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)
+        ]
+
+    def unit_batch(self, model: Any, inputs: dict[str, Any]) -> UnitBatch:
+        """Losses of the pairs; TRL's collator has all chosen answers first."""
+        given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        rewards = model(**given, use_cache=False).logits.squeeze(-1)  # (2B)
+        rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
+        chosen, rejected = rewards.chunk(2)
+        losses = bradley_terry(
+            chosen, rejected, inputs.get("margin"), self.args.center_rewards_coefficient or 0.0
+        )
+        sizes = sum(inputs["attention_mask"].sum(1).chunk(2))
+        return units_of(losses, {"num_inputs": sizes, "chosen": chosen, "rejected": rejected})
+
+    def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
+        chosen, rejected = columns["chosen"], columns["rejected"]
+        rewards = torch.cat([chosen, rejected])
+        return {
+            "plain_loss": -float(columns["score"].mean()),
+            "accuracy": float((chosen > rejected).double().mean()),
+            "margin": float((chosen - rejected).mean()),
+            "min_reward": float(rewards.min()),
+            "mean_reward": float(rewards.mean()),
+            "max_reward": float(rewards.max()),
+        }

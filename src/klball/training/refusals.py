@@ -1,0 +1,108 @@
+"""What no robust trainer supports, or could make sense of, said in one line."""
+
+from inspect import signature
+from types import NoneType
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    SchedulerType,
+    TrainerCallback,
+    get_scheduler,
+)
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+PROTOCOL = ("needs", "solve", "relaxed", "scaled", "summary")
+
+
+def refuse_foreign_arguments(
+    trainer: str, config: type, args: Any, positional: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Raise ValueError for arguments of another kind than TRL's trainers take."""
+    if positional:
+        raise ValueError(f"pass {trainer}'s arguments after `args` by keyword")
+    if not isinstance(args, config):
+        raise ValueError(f"args must be a {config.__name__}, not {type(args).__name__}")
+    kinds = (PreTrainedTokenizerBase, ProcessorMixin, NoneType)
+    if not isinstance(kwargs.get("processing_class"), kinds):
+        raise ValueError(f"processing_class must be a loaded tokenizer, not {kwargs['processing_class']!r}")
+    for callback in kwargs.get("callbacks") or ():
+        if not isinstance(callback, TrainerCallback) and not isinstance(callback, type):
+            raise ValueError(f"callbacks must be transformers.TrainerCallback objects, not {callback!r}")
+    peft_config = kwargs.get("peft_config")
+    if peft_config is not None and not isinstance(peft_config, PeftConfig):
+        raise ValueError(f"peft_config must be a PeftConfig such as LoraConfig(), not {peft_config!r}")
+
+
+def refuse_no_set(ambiguity: Any) -> None:
+    """Raise ValueError for what is given as an ambiguity set and is none."""
+    if ambiguity is not None and not all(hasattr(ambiguity, name) for name in PROTOCOL):
+        raise ValueError(
+            f"ambiguity={ambiguity!r} is no ambiguity set: it needs {', '.join(PROTOCOL)} (docs/extending.md)"
+        )
+
+
+def refuse_bad_settings(args: Any) -> None:
+    """Raise ValueError for what Transformers or PyTorch would refuse only when training has begun."""
+    _refuse_scheduler(args)
+    _refuse_unknown_kwargs(args)
+
+
+def _refuse_scheduler(args: Any) -> None:
+    """Transformers makes it when training begins: too late to learn that it has no such setting."""
+    given: dict[str, Any] = args.lr_scheduler_kwargs or {}  # pyright: ignore[reportAssignmentType]
+    try:
+        known = signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(args.lr_scheduler_type)]).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        if not takes_any and (unknown := sorted({*given} - {*known})):
+            raise ValueError(f"there is no setting {unknown[0]!r}")
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=dict(given))
+    except (TypeError, ValueError, AttributeError) as error:
+        name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        raise ValueError(f"lr_scheduler_type={name!r} with lr_scheduler_kwargs={given}: {error}") from error
+
+
+def _refuse_unknown_kwargs(args: Any) -> None:
+    """What PyTorch would refuse in the first step."""
+    known = {*signature(checkpoint).parameters, "preserve_rng_state"} - {"function", "args", "kwargs"}
+    if unknown := sorted({*(args.gradient_checkpointing_kwargs or {})} - known):
+        raise ValueError(
+            f"gradient_checkpointing_kwargs: {unknown[0]!r} is none of {', '.join(sorted(known))}"
+        )
+    if args.torch_compile and args.torch_compile_mode and args.torch_compile_backend == "inductor":
+        try:
+            torch._inductor.list_mode_options(args.torch_compile_mode)
+        except RuntimeError as error:
+            raise ValueError(f"torch_compile_mode: {error}") from error
+
+
+def refuse_useless(model: torch.nn.Module, args: Any, rows: int, peft_config: Any) -> None:
+    """Raise ValueError if training would change nothing, or not what was asked for."""
+    _refuse_frozen(model)
+    _refuse_unmatched(model, peft_config)
+    needed = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and rows < needed:
+        raise ValueError(f"dataloader_drop_last leaves nothing: a batch has {needed} rows, the data {rows}")
+
+
+def _refuse_unmatched(model: torch.nn.Module, peft_config: Any) -> None:
+    """Raise ValueError for a parameter or module that PEFT was to train and did not find: it only warns."""
+    names: list[str] = getattr(getattr(model, "base_model", None), "targeted_parameter_names", [])
+    for part in getattr(peft_config, "target_parameters", None) or []:
+        if not any(f".{name}".endswith(f".{part}") for name in names):
+            raise ValueError(f"target_parameters: the model has no parameter {part!r}")
+    modules = {part for name, _ in model.named_modules() for part in name.split(".")}
+    for part in getattr(peft_config, "modules_to_save", None) or []:
+        if part.split(".")[-1] not in modules:
+            raise ValueError(f"modules_to_save: the model has no module {part!r}")
+
+
+def _refuse_frozen(model: torch.nn.Module) -> None:
+    """PEFT loads adapters frozen."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("no parameter of the model is trainable: load an adapter with is_trainable=True")

@@ -1,0 +1,168 @@
+"""Pair tables agree with the trainers' own losses, resume, and are read by solve and evaluate."""
+
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset
+from scipy.special import log_expit
+from transformers import Qwen3ForSequenceClassification
+
+from conftest import small_qwen
+from klball.adversary.dual import solve_dual
+from klball.data.rows import to_preferences
+from klball.scores import pairs as module
+from klball.scores import parts
+from klball.scores.accuracy import columns_of, pair_report, value_of, worst_group
+from klball.scores.pairs import dpo_table, encode_pairs, likelihoods, read_pairs, reward_table
+from klball.training.preference.config import RobustDPOConfig, RobustRewardConfig
+from klball.training.preference.dpo import RobustDPOTrainer
+from klball.training.preference.reward import RobustRewardTrainer
+from test_families import pair_rows
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return Dataset.from_list(pair_rows(11))
+
+
+def classifier(vocabulary):
+    config = small_qwen(vocabulary).config
+    config.num_labels = 1
+    torch.manual_seed(3)
+    return Qwen3ForSequenceClassification(config).eval()
+
+
+def settings(tmp_path):
+    return dict(output_dir=str(tmp_path / "t"), use_cpu=True, bf16=False, report_to=[], epsilon=0.0)
+
+
+@pytest.fixture
+def dpo(rows, tokenizer, tmp_path):
+    """A pair table, and the trainer's own loss of every pair."""
+    model, reference = (small_qwen(len(tokenizer), seed) for seed in (0, 1))
+    pairs = encode_pairs(rows, tokenizer, "field")
+    files = []
+    for name, one in (("model", model), ("reference", reference)):
+        files.append(tmp_path / f"{name}.parquet")
+        likelihoods(one, tokenizer, pairs, files[-1])
+    table = dpo_table(pairs, *files, 0.3, tmp_path / "scores.parquet")
+    config = RobustDPOConfig(**settings(tmp_path), beta=0.3)
+    data = to_preferences(rows)
+    trainer = RobustDPOTrainer(model, reference, config, train_dataset=data, processing_class=tokenizer)
+    return table, trainer.score_dataset(trainer.train_dataset)
+
+
+def test_a_dpo_table_has_the_trainers_losses_and_log_probabilities(dpo):
+    table, expected = dpo
+    assert np.allclose(table["loss"], expected["loss"], rtol=1e-5)
+    assert np.allclose(table["chosen_log_prob"], expected["chosen_log_prob"], rtol=1e-5)
+    assert table["chosen_tokens"][:] == expected["chosen_tokens"].tolist()
+    assert np.allclose(table["loss"], -log_expit(np.array(table["margin"])))
+    assert table["accuracy"][:] == [margin > 0 for margin in table["margin"]]
+    assert table["group"][:] == [row["field"] for row in pair_rows(11)]
+
+
+@pytest.mark.parametrize("margin", [None, 0.7])
+def test_a_reward_table_has_the_trainers_losses(margin, tokenizer, tmp_path):
+    rows = Dataset.from_list(pair_rows(11, **({} if margin is None else {"margin": margin})))
+    model = classifier(len(tokenizer))
+    table = reward_table(model, tokenizer, encode_pairs(rows, tokenizer), output=tmp_path / "scores.parquet")
+    config = RobustRewardConfig(**settings(tmp_path))
+    trainer = RobustRewardTrainer(
+        model, config, train_dataset=to_preferences(rows), processing_class=tokenizer
+    )
+    expected = trainer.score_dataset(trainer.train_dataset)
+    assert np.allclose(table["loss"], expected["loss"], rtol=1e-5)
+    assert np.allclose(table["chosen_reward"], expected["chosen"], rtol=1e-4, atol=1e-6)
+
+
+def test_killed_and_run_again_a_reward_table_is_the_same(rows, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "BATCHES_PER_PART", 1)
+    model, pairs = classifier(len(tokenizer)), encode_pairs(rows, tokenizer)
+    options = dict(tokens_per_batch=100)
+    reward_table(model, tokenizer, pairs, output=tmp_path / "whole.parquet", **options)
+    scored, original = [], module._rewards
+
+    def dies(model, batch, *rest):
+        scored.append(len(batch))
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        return original(model, batch, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_rewards", dies)
+        with pytest.raises(KeyboardInterrupt):
+            reward_table(model, tokenizer, pairs, output=tmp_path / "killed.parquet", **options)
+        scored.append(0)  # the third has been: from here on none dies
+        reward_table(model, tokenizer, pairs, output=tmp_path / "killed.parquet", **options)
+    assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert sum(scored[4:]) == 22 - sum(scored[:2])
+    with pytest.raises(ValueError, match=r"made from something else \(different: max_length\)"):
+        reward_table(model, tokenizer, pairs, output=tmp_path / "whole.parquet", **options, max_length=9)
+
+
+def test_cut_pairs_are_marked_and_those_cut_to_nothing_have_no_loss(rows, tokenizer, tmp_path):
+    pairs = encode_pairs(rows, tokenizer)
+    starts = [
+        next(k for k, label in enumerate(labels) if label != -100) for labels in pairs.answers["labels"]
+    ]
+    long = Dataset.from_list(
+        [*pair_rows(2), {**pair_rows(1)[0], "prompt": [{"role": "user", "content": "a " * 90}]}]
+    )
+    pairs = encode_pairs(long, tokenizer)
+    model, limit = small_qwen(len(tokenizer)), max(starts) + 1
+    for name in ("m", "r"):
+        likelihoods(model, tokenizer, pairs, tmp_path / f"{name}.parquet", max_length=limit)
+    table = dpo_table(pairs, tmp_path / "m.parquet", tmp_path / "r.parquet", 0.1, tmp_path / "s.parquet")
+    assert table["truncated"][:] == [True, True, True]
+    assert (
+        table["loss"][2] is None
+        and table["accuracy"][2] is None
+        and table["loss"][0] == pytest.approx(math.log(2))
+    )
+    assert columns_of(table)[1] == 1
+
+
+def test_the_report_is_of_everything_the_hardest_groups_and_the_worst_case():
+    rng = np.random.default_rng(0)
+    margin = rng.normal(0.5, 1, 400)
+    group = np.where(np.arange(400) < 40, "few", "many")
+    table = Dataset.from_dict(
+        {
+            "sample_id": [str(i) for i in range(400)],
+            "margin": margin,
+            "loss": -log_expit(margin),
+            "accuracy": margin > 0,
+            "group": group,
+            "truncated": [False] * 400,
+        }
+    )
+    columns, left_out = columns_of(table)
+    report = pair_report(columns)
+    loss, right = -log_expit(margin), (margin > 0).astype(float)
+    assert left_out == 0
+    assert value_of(report, "accuracy", "all") == pytest.approx(right.mean())
+    assert value_of(report, "loss", "hardest 1 %") == pytest.approx(np.sort(loss)[-4:].mean())
+    assert value_of(report, "loss", "group few") == pytest.approx(loss[:40].mean())
+    assert worst_group(report) == min(right[:40].mean(), right[40:].mean())
+    for epsilon in (0.05, 0.5):
+        worst = solve_dual(-loss, epsilon=epsilon)
+        assert value_of(report, "loss", f"worst ε = {epsilon:g}") == pytest.approx(
+            -worst.worst_case, rel=1e-6
+        )
+        wrong = 1 - value_of(report, "accuracy", f"worst ε = {epsilon:g}")
+        base = 1 - right.mean()
+        kl = wrong * math.log(wrong / base) + (1 - wrong) * math.log((1 - wrong) / (1 - base))
+        assert kl == pytest.approx(epsilon, rel=1e-5)
+    of_other = pair_report(columns, {**columns, "loss": -loss})  # whose hardest are these's easiest
+    assert value_of(of_other, "loss", "hardest 1 %") == pytest.approx(np.sort(loss)[:4].mean())
+
+
+def test_what_is_no_pair_table_is_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(Dataset.from_dict({"loss": [1.0]}).data.table, path)
+    with pytest.raises(ValueError, match="not a pair table: it lacks sample_id"):
+        read_pairs(path)
