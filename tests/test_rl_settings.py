@@ -35,6 +35,7 @@ def test_the_set_of_the_defaults():
         (dict(max_weight=0.5), "max_weight"),
         (dict(shrinkage=-1.0), "shrinkage"),
         (dict(shrinkage=2.0, radius=0.0), "shrinkage has no effect without an adversary"),
+        (dict(epsilon_warmup=None), "epsilon_warmup must be a share"),
         (dict(epsilon_warmup=0.1, radius=0.0), "epsilon_warmup needs a radius"),
         (dict(ambiguity="cvar", alpha=0.5, radius=0.1), "radius has no effect with ambiguity='cvar'"),
         (dict(gae_lambda=0.5), "gae_lambda needs critic=True"),

@@ -19,13 +19,14 @@ from klball.training.rl.config import RobustGRPOConfig
 from klball.training.rl.critic import Critic, CriticSteps
 from klball.training.rl.reward_ledger import RewardLedger, group_statistics
 from klball.training.rl.reward_model import RewardModel
+from klball.training.rl.rewards import FINISHED
 from klball.training.rl.rollouts import RolloutBoundaries
 from klball.training.samples import groups_of, numbered
 from klball.training.units import Units
 
 logger = logging.getLogger(__name__)
 
-FINISHED = "completion_finished"
+
 DRAWS = (  # what decides which prompts a batch of rollouts has, besides the data
     *("world_size", "train_batch_size", "gradient_accumulation_steps", "seed", "shuffle_dataset"),
     *("num_generations", "steps_per_generation", "num_iterations"),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from klball.training.rl.answers import text_of
+from klball.training.rl.rewards import FINISHED
 
 
 class RewardModel:
@@ -54,7 +55,7 @@ class RewardModel:
     def __call__(
         self, prompts: Any, completions: Any, completion_ids: Any = None, **columns: Any
     ) -> list[float]:
-        finished = columns.get("completion_finished") or [True] * len(completions)
+        finished = columns.get(FINISHED) or [True] * len(completions)
         ids = [self.ids_of(p, c) for p, c in zip(prompts, completions, strict=True)]
         rewards = self.scores(ids).tolist()
         return [r - self.cut_penalty * (not whole) for r, whole in zip(rewards, finished, strict=True)]

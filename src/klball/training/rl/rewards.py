@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from klball.training.rl.answers import choice_of, last_number, references, text_of, without_thoughts
 
+FINISHED = "completion_finished"
 Rewards = list[float | None]
 
 
@@ -37,7 +38,7 @@ class AnswerReward:
         raise NotImplementedError
 
     def __call__(self, prompts: Any, completions: Any, completion_ids: Any = None, **columns: Any) -> Rewards:
-        finished = columns.get("completion_finished") or [True] * len(completions)
+        finished = columns.get(FINISHED) or [True] * len(completions)
         rewards: Rewards = []
         for completion, reference, whole in zip(
             completions, references(self.column, columns), finished, strict=True
