@@ -29,6 +29,9 @@ class Accounted(Resumable):
         """What a checkpoint keeps in the ledger's file besides."""
         return {}
 
+    def rescore(self) -> None:
+        """Renews entries where they can be had without a visit."""
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if INDEX not in self._signature_columns:

@@ -36,10 +36,13 @@ class RobustGRPOConfig(RobustArguments, GRPOConfig):
         preset: "ppo" sets num_iterations 4, epsilon .2, beta .05, entropy_coef .01 and disable_dropout,
             each where it was left at its default: the clipped surrogate with a group baseline.
         critic: Advantages of a token-level value model by GAE, not of the group's mean: PPO.
-        gae_gamma, gae_lambda: γ and λ of the generalised advantage estimator.
+        gae_gamma: γ of the generalised advantage estimator.
+        gae_lambda: Its λ.
         value_clip: How far a value may move in one batch of rollouts before its loss is clipped.
         critic_learning_rate: That of the value model, constant.
-        ambiguity, alpha, direction, epsilon_warmup, group_column: As in `RobustSFTConfig`.
+        scale_rewards: "none", TRL's "group" or "batch": whether advantages are divided by a deviation.
+        loss_type: TRL's, "dr_grpo" by default.
+        ambiguity: As in `RobustSFTConfig`, and so are alpha, direction, epsilon_warmup and group_column.
 
     Raises:
         ValueError: A bad or contradictory value.
@@ -84,6 +87,10 @@ class RobustGRPOConfig(RobustArguments, GRPOConfig):
     critic_learning_rate: float = field(default=1e-5, metadata={"help": "Critic: its learning rate."})
 
     def __post_init__(self) -> None:
+        if self.generation_batch_size and self.steps_per_generation:
+            step = self.per_device_train_batch_size * self.steps_per_generation
+            if self.generation_batch_size % step == 0:  # both were settled before dataclasses.replace
+                self.generation_batch_size = None
         one_of("over", self.over, OVER)
         if self.preset is not None:
             one_of("preset", self.preset, tuple(PRESETS))
