@@ -105,6 +105,15 @@ def test_an_epoch_that_would_go_on_with_other_prompts_is_refused(changed, tmp_pa
         run(tmp_path / "other", checkpoint, **half, num_train_epochs=1, **changed)
 
 
+def test_a_second_training_begins_with_rollouts_of_its_own(tmp_path):
+    trainer, recorder = toy_trainer(tmp_path, num_iterations=3, max_steps=2, radius=0.3)
+    trainer.train()
+    first = trainer.accountant.history
+    trainer.train()
+    assert trainer.accountant.history == first and [row["step"] for row in first] == [1]
+    assert all(torch.equal(a, b) for a, b in zip(recorder.steps[:2], recorder.steps[2:], strict=True))
+
+
 def test_the_best_checkpoint_needs_boundaries_at_every_step(tmp_path):
     with pytest.raises(ValueError, match="best checkpoint"):
         RobustGRPOConfig(

@@ -141,7 +141,9 @@ def _answers(
             "labels": [[IGNORED] * len(ids) + [end] for ids in tokens],
         }
     )
-    settings = dict(max_new_tokens=max_new_tokens, samples=samples, greedy=seed is None, seed=seed or 0)
+    settings: dict[str, Any] = dict(
+        max_new_tokens=max_new_tokens, samples=samples, greedy=seed is None, seed=seed or 0
+    )
     drawn = sample_answers(model, tokenizer, encoded, **settings).to_list()
     ends = end_tokens(model, tokenizer)
     for row in drawn:
