@@ -87,6 +87,8 @@ def test_the_preset_fills_what_was_left_at_its_default():
     [
         (dict(), []),
         (dict(loss_type="grpo"), []),
+        (dict(epsilon=0.05), ["TRL's clip of the ratio"]),
+        (dict(epsilon=0.3, radius=0.1), []),
         (dict(loss_type="bnpo"), ["micro-batch"]),
         (dict(loss_type="dapo"), ["tokens of a whole batch of rollouts"]),
         (dict(scale_rewards="group"), ["2·arcsin"]),

@@ -129,6 +129,11 @@ class RobustGRPOConfig(RobustArguments, GRPOConfig):
     def departures(self) -> list[str]:
         """What the chosen settings depart from: one line each, for the log."""
         lines = []
+        if self.epsilon != 0.2 and self.radius == type(self).radius:
+            lines.append(
+                f"epsilon={self.epsilon} is TRL's clip of the ratio; the radius of the ball is "
+                f"radius={self.radius}"
+            )
         if (what := NORMALISED.get(self.loss_type)) is not None:
             lines.append(f"loss_type={self.loss_type!r} {what}: 'dr_grpo' does neither")
         if self.multi_objective_aggregation != "sum_then_normalize":

@@ -46,8 +46,8 @@ class GRPORunConfig(RobustGRPOConfig):
             raise ValueError("cut_penalty has no effect without --reward_model")
 
 
-def reward_functions(config: GRPORunConfig) -> list[Any]:
-    """The rewards of a configuration, which TRL adds up."""
+def reward_functions(config: GRPORunConfig) -> dict[str, list[Any]]:
+    """The trainer's argument: the rewards of a configuration, which TRL adds up."""
     found: list[Any] = []
     if config.reward is not None:
         reward = VERIFIABLE[config.reward]()
@@ -58,7 +58,7 @@ def reward_functions(config: GRPORunConfig) -> list[Any]:
             config.reward_model, purpose=REWARD, trust_remote_code=config.trust_remote_code
         )
         found.append(RewardModel(model, tokenizer, cut_penalty=config.cut_penalty))
-    return found
+    return {"reward_funcs": found}
 
 
 def models_of(config: GRPORunConfig) -> dict[str, str]:
