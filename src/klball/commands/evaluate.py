@@ -8,7 +8,8 @@ from typing import Any
 from datasets import Dataset
 
 from klball.commands.labels import file_names, labelled
-from klball.commands.options import DTYPES, one_of, parse
+from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
+from klball.commands.pairs import evaluate_pairs
 from klball.data.rows import first_rows, load_rows
 from klball.files import file_name, write_run
 from klball.flags import ChatTemplate, Precision, RowIds, Split, option
@@ -22,6 +23,11 @@ from klball.terminal import is_main, progress_bar
 
 EXAMPLE = "klball evaluate --models base=klball/tiny robust=outputs/run --datasets rows.jsonl"
 
+OF_MODELS = (
+    *("models", "datasets", "max_rows", "dtype", "max_length", "chat_template_path"),
+    *("dataset_split", "id_column"),
+)
+
 
 @dataclass
 class Options(Precision, ChatTemplate, Split, RowIds):
@@ -29,6 +35,9 @@ class Options(Precision, ChatTemplate, Split, RowIds):
 
     models: list[str] = option([TINY], "Models, as NAME or LABEL=NAME; the first is the reference.")
     datasets: list[str] = option(["stdlib-docs", "word-problems"], "Data sets, as NAME or LABEL=NAME.")
+    pair_scores: list[str] = option(
+        [], "Pair tables of klball score, as FILE or LABEL=FILE, instead of models and data."
+    )
     reference: str | None = option(None, "Label of the model that chooses the hardest 1 %.")
     max_rows: int | None = option(None, "Use the first rows of each data set only.")
     output_dir: str = option("outputs/evaluate", "Folder for score tables, metrics and figures.")
@@ -38,6 +47,10 @@ def main(arguments: Sequence[str], prog: str) -> None:
     """Score every model on every data set (finished tables are reused), then report."""
     (options,) = parse([Options], arguments, prog, EXAMPLE)
     one_of(options, "dtype", DTYPES)
+    if options.pair_scores:
+        refuse_ignored(options, OF_MODELS, "with --pair_scores, whose tables are finished")
+        evaluate_pairs(options, labelled(options.pair_scores), prog)
+        return
     folder = Path(options.output_dir)
     models, datasets = labelled(options.models), labelled(options.datasets)
     for labels in (models, datasets):

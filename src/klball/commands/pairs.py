@@ -1,16 +1,38 @@
-"""What commands say of a ball over preference pairs."""
+"""What commands do with preference pairs: score them, solve and report their tables, and speak of noise."""
 
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from klball.adversary.dual import solve_dual
 from klball.adversary.sets import AmbiguitySet, Empirical
+from klball.data.rows import first_rows, load_chat_template, load_rows, to_preferences
+from klball.files import write_csv, write_run
+from klball.models.loading import REWARD, adapter_base, load_on_device
 from klball.objectives.pairs import no_preference_radius
-from klball.terminal import is_main, say
+from klball.report.pages.parts import interval
+from klball.scores.accuracy import columns_of, pair_report
+from klball.scores.pairs import dpo_table, encode_pairs, likelihoods, read_pairs, reward_table
+from klball.studies.arms import load
+from klball.terminal import is_main, progress_bar, say, show_table
 
 RATES = (0.1, 0.2, 0.3)
+DATA = "doc-preferences"
 
 
 def say_of_flips(ambiguity: AmbiguitySet) -> None:
     """A line on the radius that label noise allows, where there is a ball that trusts hard pairs."""
-    if is_main() and not isinstance(ambiguity, Empirical) and ambiguity.direction == "pessimistic":
+    if is_main() and not isinstance(ambiguity, Empirical) and _direction(ambiguity) == "pessimistic":
         say(flips_sentence())
+
+
+def _direction(ambiguity: Any) -> str:
+    """Of a set, or of the one inside it that is left after trimming."""
+    return getattr(getattr(ambiguity, "inner", ambiguity), "direction", "none")
 
 
 def flips_sentence() -> str:
@@ -20,3 +42,134 @@ def flips_sentence() -> str:
         "If a share η of the labels is flipped, a pessimistic KL ball over pairs learns nothing from the "
         f"radius ε₀(η) = −½ log(4η(1−η)) on: {radii}."
     )
+
+
+def score_pairs(options: Any, prog: str) -> None:
+    """`klball score --family dpo|reward`: `scores.parquet`, a pair table."""
+    name = DATA if options.dataset_name == type(options).dataset_name else options.dataset_name
+    rows = load_rows(
+        *(name, options.dataset_split, options.dataset_config),
+        default="test",
+        id_column=options.id_column,
+        form=to_preferences,
+    )
+    rows = first_rows(rows, options.max_rows)
+    folder = Path(options.output_dir)
+    output = folder / "scores.parquet"
+    table = (_dpo if options.family == "dpo" else _reward)(options, rows, output)
+    if is_main():
+        write_run(folder, options, prog)
+        title = f"{options.model_name_or_path} on {name} → {output}"
+        show_report({options.model_name_or_path: table}, title)
+
+
+def _dpo(options: Any, rows: Dataset, output: Path) -> Dataset:
+    model = options.model_name_or_path
+    reference = options.reference_model or adapter_base(model, options.model_revision)
+    if reference is None:
+        raise ValueError(
+            f"{model} is no adapter: name the model that its DPO began from with --reference_model"
+        )
+    paths = [output.with_name(f"{name}.parquet") for name in ("model", "reference")]
+    own: Any = None
+    for path, name, revision in zip(paths, (model, reference), (options.model_revision, None), strict=True):
+        loaded, tokenizer = load(name, options, revision)
+        own = own or encode_pairs(rows, tokenizer, options.group_column)
+        with progress_bar(f"Scoring {name}") as progress:
+            likelihoods(
+                *(loaded, tokenizer, own, path),
+                max_length=options.max_length,
+                tokens_per_batch=options.tokens_per_batch,
+                progress=progress,
+            )
+    return dpo_table(own, *paths, options.beta, output)
+
+
+def _reward(options: Any, rows: Dataset, output: Path) -> Dataset:
+    name = options.model_name_or_path
+    model, tokenizer = load_on_device(name, options.dtype, options.model_revision, REWARD)
+    load_chat_template(tokenizer, options.chat_template_path)
+    pairs = encode_pairs(rows, tokenizer, options.group_column)
+    with progress_bar("Scoring") as progress:
+        return reward_table(
+            *(model, tokenizer, pairs),
+            max_length=options.max_length,
+            tokens_per_batch=options.tokens_per_batch,
+            output=output,
+            progress=progress,
+        )
+
+
+# --- reading pair tables ------------------------------------------------------------------------
+
+
+def show_report(tables: dict[str, Dataset], title: str, reference: str | None = None) -> list[dict[str, Any]]:
+    """Print accuracy and loss by part, a column a model; returns the rows of all models.
+
+    reference: whose losses choose the hardest 1 %; None: each model's own. Raises ValueError for tables of
+    different pairs.
+    """
+    columns: dict[str, Any] = {}
+    for label, table in tables.items():
+        columns[label], left_out = columns_of(table)
+        if left_out:
+            say(f"{label}: {left_out} pairs have an answer that was cut to nothing, and no loss")
+    first = next(iter(columns))
+    for label, own in columns.items():
+        if own["sample_id"].tolist() != columns[first]["sample_id"].tolist():
+            raise ValueError(
+                f"the pair tables of {first!r} and {label!r} are of other pairs: score the same rows"
+            )
+    chooser = None if reference is None else columns[reference]
+    reports = {label: pair_report(own, chooser) for label, own in columns.items()}
+    body = [
+        (rows[0]["metric"], rows[0]["part"], rows[0]["pairs"], *(_cell(row) for row in rows))
+        for rows in zip(*reports.values(), strict=True)
+    ]
+    show_table(f"{title}: value [95 % interval]", ("metric", "pairs of", "pairs", *reports), body)
+    return [{"model": label, **row} for label, rows in reports.items() for row in rows]
+
+
+def _cell(row: dict[str, Any]) -> str:
+    return str(interval(row["value"], row["low"], row["high"]))
+
+
+def evaluate_pairs(options: Any, labels: dict[str, str], prog: str) -> None:
+    """`klball evaluate --pair_scores`: pair tables that are there → pairs.csv and the printed report."""
+    reference = options.reference or next(iter(labels))
+    if reference not in labels:
+        raise ValueError(f"--reference {reference!r} is not among the tables {', '.join(labels)}")
+    tables = {label: read_pairs(path)[0] for label, path in labels.items()}
+    if is_main():
+        folder = Path(options.output_dir)
+        write_run(folder, options, prog)
+        rows = show_report(tables, f"preference pairs, hardest 1 % by {reference}", reference)
+        write_csv(folder / "pairs.csv", [_finite(row) for row in rows])
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+
+
+def solve_pairs(options: Any) -> tuple[Any, int, int, float, list[dict[str, Any]]]:
+    """The adversary's answer to a pair table: solution, pairs, pairs without a loss, mean score, top rows."""
+    columns, left_out = columns_of(read_pairs(options.scores)[0])
+    losses = columns["loss"]
+    solution = solve_dual(-losses, epsilon=options.epsilon, max_weight=options.max_weight)
+    order = np.argsort(-solution.weights, kind="stable")[: options.top]
+    top = [
+        {
+            "sample_id": str(columns["sample_id"][i]),
+            "n_q": float(solution.weights[i] * len(losses)),
+            "loss": float(losses[i]),
+        }
+        for i in order
+    ]
+    return solution, len(losses), left_out, float(-losses.mean()), top
+
+
+def refuse_for_pairs(options: Any, names: Sequence[str]) -> None:
+    """Raise ValueError for options that a pair table has no use for."""
+    for name in names:
+        if getattr(options, name) not in (None, False):
+            raise ValueError(f"--{name} has no effect on a pair table: leave it out")

@@ -10,13 +10,28 @@ from datasets import Dataset
 from klball.commands.options import DTYPES, distinct, one_of, parse, refuse_ignored
 from klball.commands.recipe import split_config
 from klball.files import write_run
-from klball.studies import head_to_head, robustness
-from klball.studies.arms import OWN, Arm, Options, data_of
+from klball.studies import head_to_head, preference, robustness
+from klball.studies.arms import OF_PAIRS, OWN, Arm, Options, data_of
 from klball.terminal import say
 
 EXAMPLE = "klball reproduce --preset tiny --epsilons 0 0.05"
-EXPERIMENTS = {"robustness": robustness.run, "objectives": head_to_head.run}
-FOLDERS = {"robustness": "outputs/reproduce", "objectives": "outputs/objectives"}
+EXPERIMENTS = {"robustness": robustness.run, "objectives": head_to_head.run, "preference": preference.run}
+FOLDERS = {
+    "robustness": "outputs/reproduce",
+    "objectives": "outputs/objectives",
+    "preference": "outputs/preference",
+}
+RECIPES = {  # (preset, experiment) → file, where it is not the preset's own
+    ("paper", "objectives"): "objectives-paper",
+    ("tiny", "preference"): "preference-tiny",
+}
+IGNORED = {  # experiment → options that say nothing to it
+    "robustness": (*OWN, *OF_PAIRS),
+    "objectives": ("static", "points", *OF_PAIRS),
+    "preference": (
+        *("static", "points", "dataset_name", "dataset_train_split", "dataset_test_split", "test_name", *OWN),
+    ),
+}
 PRESETS = ("tiny", "paper")
 
 
@@ -38,16 +53,19 @@ def _parse(arguments: list[str], prog: str) -> Options:
     if split_config(arguments)[0] is not None:
         refuse_ignored(options, ["preset"], "with --config, which stands in its place")
     else:
-        recipe = f"{options.preset}.yaml"
-        if (options.preset, options.experiment) == ("paper", "objectives"):
-            recipe = "objectives-paper.yaml"
-        arguments = ["--config", str(files("klball") / "recipes" / recipe), *arguments]
+        if (options.preset, options.experiment) == ("paper", "preference"):
+            raise ValueError(
+                "--experiment preference has no preset paper: at scale use klball train with the recipes "
+                "dpo-paper.yaml, reward-paper.yaml and gdpo-paper.yaml"
+            )
+        recipe = RECIPES.get((options.preset, options.experiment), options.preset)
+        arguments = ["--config", str(files("klball") / "recipes" / f"{recipe}.yaml"), *arguments]
         (options,) = parse([Options], arguments, prog, EXAMPLE)
     one_of(options, "experiment", tuple(EXPERIMENTS))
     one_of(options, "dtype", DTYPES)
     distinct(options, "epsilons")
-    ignored = (*OWN,) if options.experiment == "robustness" else ("static", "points")
-    refuse_ignored(options, ignored, f"with --experiment {options.experiment}")
+    distinct(options, "flips")
+    refuse_ignored(options, IGNORED[options.experiment], f"with --experiment {options.experiment}")
     if options.lora_r == 0:
         refuse_ignored(options, ["lora_alpha"], "with --lora_r 0, which trains all parameters")
     return options

@@ -1,4 +1,4 @@
-"""`klball score`: a model and a data set → a score table."""
+"""`klball score`: a model and a data set → a score table, of answers or of preference pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
+from klball.commands.pairs import score_pairs
 from klball.data.rows import first_rows, load_rows
 from klball.files import write_run
 from klball.flags import ChatTemplate, DataSet, Precision, Split, option
@@ -24,6 +25,10 @@ class Options(Precision, ChatTemplate, Split, DataSet):
 
     model_name_or_path: str = option(TINY, "Hub name or folder, adapters included.")
     model_revision: str | None = option(None, "Revision of a Hub model.")
+    family: str = option("sft", "sft: answers; dpo or reward: preference pairs.")
+    reference_model: str | None = option(None, "dpo: the reference; default: the base of an adapter.")
+    beta: float = option(0.1, "dpo: its beta.")
+    group_column: str | None = option(None, "dpo and reward: column of groups, kept in the table.")
     max_rows: int | None = option(None, "Score the first rows only.")
     tokens_per_batch: int = option(8_192, "Tokens of one forward pass, padding included.")
     output_dir: str = option("outputs/score", "Folder for scores.parquet.")
@@ -35,6 +40,13 @@ def main(arguments: Sequence[str], prog: str) -> None:
     one_of(options, "dtype", DTYPES)
     if options.model_name_or_path == TINY or Path(options.model_name_or_path).exists():
         refuse_ignored(options, ["model_revision"], "on a local model")
+    one_of(options, "family", ("sft", "dpo", "reward"))
+    if options.family != "dpo":
+        refuse_ignored(options, ["reference_model", "beta"], f"with --family {options.family}")
+    if options.family != "sft":
+        score_pairs(options, prog)
+        return
+    refuse_ignored(options, ["group_column"], "with --family sft")
     dataset = load_rows(
         *(options.dataset_name, options.dataset_split, options.dataset_config),
         default="test",

@@ -11,10 +11,12 @@ import numpy as np
 from klball.adversary.dual import solve_dual
 from klball.adversary.streaming import solve_dual_streamed
 from klball.commands.options import parse
+from klball.commands.pairs import flips_sentence, refuse_for_pairs, solve_pairs
 from klball.flags import REQUIRED, option
+from klball.scores.pairs import is_pair_table
 from klball.scores.parquet import score_files, stream_scores, top_weighted
 from klball.scores.tables import read_provenance, read_scores
-from klball.terminal import show_table
+from klball.terminal import say, show_table
 
 EXAMPLE = "klball solve --scores outputs/score/scores.parquet --epsilon 0.1"
 
@@ -23,7 +25,7 @@ EXAMPLE = "klball solve --scores outputs/score/scores.parquet --epsilon 0.1"
 class Options:
     """The table and the ambiguity set."""
 
-    scores: str = option(REQUIRED, "A Parquet score table, as klball score writes it.")
+    scores: str = option(REQUIRED, "A Parquet table of scores or pairs, as klball score writes it.")
     epsilon: float = option(0.05, "Radius of the KL ball, nats.")
     gamma: float | None = option(None, "Upper bound on the mean certainty, nats.")
     max_weight: float | None = option(None, "Largest weight relative to 1/n.")
@@ -42,8 +44,13 @@ Answer = tuple[dict[str, Any], list[dict[str, Any]]]  # what to print: the solut
 def main(arguments: Sequence[str], prog: str) -> None:
     """Solve and print; rows without a score are left out and counted."""
     (options,) = parse([Options], arguments, prog, EXAMPLE)
-    _refuse_several_models(options.scores)
-    summary, top = _streamed(options) if options.streamed else _in_memory(options)
+    pairs = is_pair_table(options.scores)
+    if pairs:
+        refuse_for_pairs(options, ("gamma", "streamed"))
+        summary, top = _of_pairs(options)
+    else:
+        _refuse_several_models(options.scores)
+        summary, top = _streamed(options) if options.streamed else _in_memory(options)
     if options.json:
         finite = {
             k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in summary.items()
@@ -55,9 +62,24 @@ def main(arguments: Sequence[str], prog: str) -> None:
         ("", "value"),
         list(summary.items()),
     )
-    show_table(
-        "top-weighted samples", ("sample_id", "n·q", "log-likelihood"), [tuple(t.values()) for t in top]
-    )
+    header = ("sample_id", "n·q", "loss" if pairs else "log-likelihood")
+    show_table("top-weighted samples", header, [tuple(t.values()) for t in top])
+    if pairs and options.epsilon > 0:
+        say(flips_sentence())
+
+
+def _of_pairs(options: Options) -> Answer:
+    solution, n, left_out, mean, top = solve_pairs(options)
+    summary = _summary(solution, n, left_out, mean)
+    summary.pop("certainty")
+    return {
+        ("mean_loss" if k == "mean_log_likelihood" else k): _as_loss(k, v) for k, v in summary.items()
+    }, top
+
+
+def _as_loss(name: str, value: Any) -> Any:
+    """Pairs have losses, the others log-likelihoods."""
+    return -value if name in ("mean_log_likelihood", "worst_case", "dual_value") else value
 
 
 def _refuse_several_models(scores: str) -> None:

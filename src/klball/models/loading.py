@@ -163,6 +163,13 @@ def is_adapter(name: str, revision: str | None = None) -> bool:
         return find_adapter_config_file(model_path(name), revision=revision) is not None
 
 
+def adapter_base(name: str, revision: str | None = None) -> str | None:
+    """The base model that an adapter names; None for a whole model."""
+    with _one_line(name):
+        path = find_adapter_config_file(model_path(name), revision=revision)
+    return None if path is None else read_json_object(Path(path)).get("base_model_name_or_path")
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """The dtype of that name. Raises ValueError if there is none."""
     dtype = getattr(torch, name, None)

@@ -28,13 +28,17 @@ from klball.training.run import train
 from klball.training.sft.config import RobustSFTConfig
 
 OWN = ("own_name", "own_prompts", "own_samples", "own_tokens")  # concern what comes after training
+OF_PAIRS = ("flips", "beta", "start_steps", "start_learning_rate")  # of the preference experiment
+UNRELATED = ("seeds", "epsilons", "flips", "static", "output_dir", *OWN)  # to one arm
 
 
 @dataclass
 class Options(ChatTemplate, DataName):
     """The experiment; a preset fills what the command line leaves out."""
 
-    experiment: str = option("robustness", "robustness (radii) or objectives (the head-to-head).")
+    experiment: str = option(
+        "robustness", "robustness (radii), objectives (the head-to-head) or preference (noisy pairs)."
+    )
     preset: str = option("tiny", "tiny or paper.")
     model_name_or_path: str = option("klball/tiny", "Hub name or local folder.")
     dataset_train_split: str = option("train", "Split to train on.")
@@ -47,6 +51,10 @@ class Options(ChatTemplate, DataName):
     ood_split: str | None = option(None, "Its split; default: all of a file, else test.")
     ood_rows: int | None = option(None, "Its rows, the first after a shuffle.")
     epsilons: list[float] = option([0.0, 0.03, 0.05], "Radii, nats; objectives takes the largest.")
+    flips: list[float] = option([0.0, 0.1, 0.2, 0.3], "preference: shares of flipped labels, below .5.")
+    beta: float = option(0.1, "preference: beta of DPO.")
+    start_steps: int = option(150, "preference: steps of SFT before all arms.")
+    start_learning_rate: float = option(2e-3, "preference: their learning rate.")
     seeds: int = option(1, "Seeds: data order and LoRA initialisation.")
     static: bool = option(False, "Add static arms beside the live ones.")
     points: int = option(2, "Evaluations over training, the last one included.")
@@ -66,7 +74,7 @@ class Options(ChatTemplate, DataName):
     own_samples: int = option(4, "objectives: answers to each of them.")
     own_tokens: int = option(64, "objectives: their longest answer, tokens.")
     output_dir: str | None = option(
-        None, "Folder for everything; default: outputs/reproduce or outputs/objectives."
+        None, "Folder for everything; default: outputs/reproduce, outputs/objectives, outputs/preference."
     )
 
 
@@ -101,13 +109,13 @@ def data_of(options: Options) -> dict[str, Dataset]:
         test = load_rows(options.test_name or options.dataset_name, test_split, default="test")
     ood = load_rows(options.ood_name, options.ood_split, options.ood_config, default="test")
     return {
-        "train": _first(train, options.train_rows),
-        "test": _first(test, options.test_rows),
-        "ood": _first(ood, options.ood_rows),
+        "train": first(train, options.train_rows),
+        "test": first(test, options.test_rows),
+        "ood": first(ood, options.ood_rows),
     }
 
 
-def _first(rows: Dataset, count: int | None) -> Dataset:
+def first(rows: Dataset, count: int | None) -> Dataset:
     """The first rows after a shuffle with a fixed seed, or all of them."""
     return rows if count is None or count >= len(rows) else rows.shuffle(seed=0).select(range(count))
 
@@ -169,26 +177,7 @@ def run_arm(
     """Train one arm, score its checkpoints; returns the final tables and the curve's points."""
     run = folder / f"seed-{seed}" / arm.folder
     config = _config(arm, seed, run, num_steps(len(data["train"]), options), options)
-    model_options = ModelConfig(
-        model_name_or_path=options.model_name_or_path,
-        dtype=options.dtype,
-        use_peft=options.lora_r > 0,
-        lora_r=options.lora_r,
-        lora_alpha=options.lora_alpha,
-        lora_dropout=0.0,
-        lora_target_modules="all-linear",  # pyright: ignore[reportArgumentType]
-    )
-    resolved = {
-        "command": "klball reproduce",
-        "options": dataclasses.asdict(options),
-        "arm": arm.label,
-        "seed": seed,
-        "versions": versions(),
-    }
-    for name in ("seeds", "epsilons", "static", "output_dir", *OWN):  # say nothing about this arm
-        resolved["options"].pop(name)
-    with progress_bar(f"seed {seed}, {arm.label}: training", "steps") as progress:
-        train(data["train"], config, model_options, resolved, callbacks=[_Steps(progress)])
+    train_run(config, data["train"], options.model_name_or_path, arm.label, seed, options)
     curve = []
     tables: Tables = {}
     checkpoints = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
@@ -207,8 +196,49 @@ def num_steps(rows: int, options: Options) -> int:
     return max(1, round(options.num_train_epochs * -(-rows // per_step)))
 
 
+def train_run(
+    config: Any, rows: Dataset, model: str, label: str, seed: int, options: Options, lora: bool = True
+) -> None:
+    """Train from a model, by LoRA unless its rank is 0; a finished run is left as it is."""
+    model_options = ModelConfig(
+        model_name_or_path=model,
+        dtype=options.dtype,
+        use_peft=lora and options.lora_r > 0,
+        lora_r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=0.0,
+        lora_target_modules="all-linear",  # pyright: ignore[reportArgumentType]
+    )
+    resolved = {
+        "command": "klball reproduce",
+        "options": dataclasses.asdict(options),
+        "arm": label,
+        "seed": seed,
+        "versions": versions(),
+    }
+    for name in UNRELATED:
+        resolved["options"].pop(name)
+    with progress_bar(f"seed {seed}, {label}: training", "steps") as progress:
+        template = options.chat_template_path
+        train(
+            *(rows, config, model_options, resolved),
+            callbacks=[Steps(progress)],
+            chat_template_path=template,
+        )
+
+
 def _config(arm: Arm, seed: int, run: Path, steps: int, options: Options) -> RobustSFTConfig:
-    settings: dict[str, Any] = dict(
+    more: Any = dict(
+        chat_template_path=options.chat_template_path,
+        train_sampling_strategy="group_by_length",
+        save_steps=max(1, steps // options.points),
+    )
+    return RobustSFTConfig(**{**run_settings(run, steps, seed, options), **more, **arm.settings})
+
+
+def run_settings(run: Path, steps: int, seed: int, options: Options) -> dict[str, Any]:
+    """What every arm of a study has, whatever its family; one checkpoint, at the end."""
+    return dict(
         output_dir=str(run),
         max_steps=steps,
         per_device_train_batch_size=options.per_device_train_batch_size,
@@ -219,10 +249,8 @@ def _config(arm: Arm, seed: int, run: Path, steps: int, options: Options) -> Rob
         lr_scheduler_type="cosine",
         warmup_steps=options.warmup_ratio,
         max_length=options.max_length,
-        chat_template_path=options.chat_template_path,
-        train_sampling_strategy="group_by_length",
         save_strategy="steps",
-        save_steps=max(1, steps // options.points),
+        save_steps=steps,
         logging_steps=10,
         seed=seed,
         report_to=[],
@@ -232,10 +260,9 @@ def _config(arm: Arm, seed: int, run: Path, steps: int, options: Options) -> Rob
         use_cpu=not torch.accelerator.is_available(),
         gradient_checkpointing=torch.accelerator.is_available(),
     )
-    return RobustSFTConfig(**{**settings, **arm.settings})
 
 
-class _Steps(TrainerCallback):
+class Steps(TrainerCallback):
     """Moves the progress bar; the log lines go to the history file."""
 
     def __init__(self, progress: Any):

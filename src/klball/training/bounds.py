@@ -23,6 +23,7 @@ ADVERSARY: dict[str, Rule] = {
     "alpha": ("a share above 0 and at most 1", lambda x: 0 < x <= 1),
     "gamma": FINITE,
     "max_weight": AT_LEAST_1,
+    "beta": POSITIVE,
     "entropy_coef": FINITE,
     "psft_clip": POSITIVE,
     "psft_refresh": AT_LEAST_1,
@@ -90,6 +91,9 @@ BOUNDS: dict[str, Rule] = {
     "ddp_timeout": AT_LEAST_1,
     # experiments and comparisons
     "seeds": AT_LEAST_1,
+    "flips": ("a share from 0 to below .5", lambda x: 0 <= x < 0.5),
+    "start_steps": AT_LEAST_1,
+    "start_learning_rate": NOT_NEGATIVE,
     "points": AT_LEAST_1,
     "top": NOT_NEGATIVE,
     "gradient_rows": AT_LEAST_1,

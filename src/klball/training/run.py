@@ -234,6 +234,7 @@ def _report_weights(trainer: Any, family: Family, rows: Dataset, folder: Path) -
         return
     name, sign = family.entry
     accountant = trainer.accountant
+    accountant.begin_step()  # the last step has recorded samples that its own answer does not know
     if groups := [_named(row, name, sign) for row in accountant.group_rows()]:
         write_csv(folder / GROUPS_FILE, groups)
         header = ("group", "samples", f"mean {_in_words(name)}", "share f", "weight q", "q/f")

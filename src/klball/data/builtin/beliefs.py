@@ -93,4 +93,13 @@ def _asked(theme: str, group: str, question: str) -> list[Row]:
 
 
 def _reason(reasons: tuple[str, ...], k: int) -> str:
-    return f"Because {reasons[k % len(reasons)]}."
+    return _sentence(reasons[k % len(reasons)])
+
+
+def _sentence(reason: str) -> str:
+    return f"Because {reason}."
+
+
+def belief_of(text: str, theme: str) -> str:
+    """The belief that a reason is for."""
+    return next(belief for belief, reasons in BELIEFS[theme].items() if text in map(_sentence, reasons))
