@@ -46,6 +46,15 @@ def check_prompts(dataset: Dataset) -> Dataset:
     return dataset
 
 
+def require_answers(prompts: Dataset, reward: str) -> None:
+    """Raise ValueError where a reward has nothing to compare with."""
+    if ANSWER not in prompts.column_names:
+        raise ValueError(
+            f"--reward {reward} needs a column {ANSWER!r} with the right answers; there are "
+            f"{', '.join(prompts.column_names)}"
+        )
+
+
 def _as_turns(dataset: Dataset, conversational: bool) -> Dataset:
     prompts = dataset[PROMPT][:]
     if any(isinstance(prompt, list) != isinstance(prompts[0], list) for prompt in prompts):

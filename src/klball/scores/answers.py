@@ -8,6 +8,7 @@ import numpy as np
 from klball.adversary.dual import solve_dual
 from klball.scores.tails import mean_interval
 
+DESCRIPTIVE = ("length", "finished")  # neither is better for being more
 RADII = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -34,7 +35,7 @@ def answer_report(
     columns: dict[str, np.ndarray], groups: Sequence[str] | None = None, radii: Sequence[float] = RADII
 ) -> list[dict[str, Any]]:
     """Rows metric, part, prompts, value, low, high: means with 95 % intervals over all prompts and groups,
-    and the worst case of every radius (without an interval).
+    and, of what is worth something, the worst case of every radius (without an interval).
 
     columns: metric → its values, [prompts].
     """
@@ -49,7 +50,7 @@ def answer_report(
             low, high = mean_interval(some)
             row = {"metric": metric, "part": part, "prompts": len(some), "value": float(some.mean())}
             rows.append({**row, "low": low, "high": high})
-        for epsilon in radii:
+        for epsilon in () if metric in DESCRIPTIVE else radii:
             worst = worst_mean(values, epsilon)
             row = {"metric": metric, "part": f"worst ε = {epsilon:g}", "prompts": len(values), "value": worst}
             rows.append({**row, "low": float("nan"), "high": float("nan")})

@@ -107,6 +107,11 @@ BOUNDS: dict[str, Rule] = {
     "requests_per_file": AT_LEAST_1,
     "temperature": NOT_NEGATIVE,
     "max_new_tokens": AT_LEAST_1,
+    "samples": NOT_NEGATIVE,
+    "pass_at": AT_LEAST_1,
+    "answer_seed": ("between 0 and 4294967295", lambda x: 0 <= x < 2**32),
+    "cut_penalty": NOT_NEGATIVE,
+    "length_penalty": NOT_NEGATIVE,
     "batch_size": AT_LEAST_1,
     "min_similarity": ("a cosine, between -1 and 1", lambda x: -1 <= x <= 1),
 }

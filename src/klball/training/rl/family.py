@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from klball.data.encoding import require_template
 from klball.data.ids import with_sample_ids
-from klball.data.prompts import ANSWER, to_prompts
+from klball.data.prompts import ANSWER, require_answers, to_prompts
 from klball.models.loading import REWARD, load_model
 from klball.training.arguments import one_of
 from klball.training.rl.config import RobustGRPOConfig
@@ -76,11 +76,8 @@ def prompt_rows(rows: Dataset, tokenizer: Any, config: GRPORunConfig) -> Dataset
     prompts = to_prompts(with_sample_ids(rows), bool(tokenizer.chat_template))
     if isinstance(prompts[0]["prompt"], list):
         require_template(tokenizer)
-    if config.reward is not None and ANSWER not in prompts.column_names:
-        raise ValueError(
-            f"--reward {config.reward} needs a column {ANSWER!r} with the right answers; there are "
-            f"{', '.join(prompts.column_names)}"
-        )
+    if config.reward is not None:
+        require_answers(prompts, config.reward)
     return prompts
 
 

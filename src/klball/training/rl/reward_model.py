@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klball.models.weights import weights_hash
 from klball.training.rl.answers import text_of
 from klball.training.rl.rewards import FINISHED
 
@@ -46,6 +47,10 @@ class RewardModel:
             )
         self.model, self.tokenizer, self.pad = model.eval().requires_grad_(False), tokenizer, pad
         self.cut_penalty, self.batch_size = cut_penalty, batch_size
+
+    def __repr__(self) -> str:
+        """By the weights: what was made with one is not taken for what another would make."""
+        return f"RewardModel({weights_hash(self.model)}, cut_penalty={self.cut_penalty})"
 
     def to(self, device: torch.device) -> "RewardModel":
         """Moves the model."""
