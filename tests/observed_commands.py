@@ -123,7 +123,15 @@ def trained(dataset: Dataset, config: Any, *arguments: Any, **named: Any) -> Non
 
 LOADING = {"load_rows": rows, "load_chat_template": None, "check_model": None, "load_on_device": model}
 REPLACED: dict[str, dict[str, dict[str, Any]]] = {
-    "score": {"commands.score": {**LOADING, "score": table}, "studies.arms": LOADING},
+    "score": {
+        "commands.score": {**LOADING, "score": table},
+        "commands.pairs": {
+            **{**LOADING, "load": model, "adapter_base": lambda *names: "base"},
+            **{"encode_pairs": lambda *given: "pairs", "likelihoods": None, "show_report": None},
+            **{"dpo_table": None, "reward_table": None},
+        },
+        "studies.arms": LOADING,
+    },
     "solve": {},
     "evaluate": {
         "commands.evaluate": {**LOADING, "score": table, "robustness_report": Reached},
@@ -154,6 +162,12 @@ REPLACED: dict[str, dict[str, dict[str, Any]]] = {
             **{"encoded_prompts": rows, "own_answers": answers},
         },
         "studies.robustness": {"_report": None},
+        "studies.preference": {
+            **{"load_rows": rows, "sft_rows": rows, "load": model, "encode_pairs": None, "likelihoods": None},
+            **{"score": None, "token_nll": lambda table: 1.0, "read_scores": lambda path: (None, None)},
+            **{"dpo_table": None, "columns_of": lambda table: ({}, 0), "outcome_of": None},
+            **{"run_beliefs": lambda *given: [], "report": None},
+        },
         "studies.head_to_head": {
             **{"load_rows": rows, "_report": None},
             **{"behaviour_of": behaviour, "write_json": None},

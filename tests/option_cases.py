@@ -12,6 +12,8 @@ LOCAL = {"maker": "model", "model_name_or_path": "m"}
 BATCH = {"maker": "openai-batch", "model_name_or_path": "m", "step": "requests"}
 OF_MODELS = {"models": ["klball/tiny"]}
 OBJECTIVES = {"experiment": "objectives"}
+PREFERENCE = {"experiment": "preference"}
+DPO = {"family": "dpo"}
 
 FIXED: dict[str, dict[str, Any]] = {
     "score": {"output_dir": "OUT"},
@@ -41,6 +43,10 @@ CASES: dict[str, dict[str, Case]] = {
         **MODEL,
         "model_revision": ({"model_name_or_path": "other"}, "v2"),
         "tokens_per_batch": ({}, 99),
+        "family": ({}, "dpo"),
+        "reference_model": (DPO, "other"),
+        "beta": (DPO, 0.3),
+        "group_column": (DPO, "field"),
         "output_dir": ({}, "OUT2"),
     },
     "solve": {
@@ -57,6 +63,7 @@ CASES: dict[str, dict[str, Case]] = {
         **{name: MODEL[name] for name in ("dtype", "max_length", "chat_template_path")},
         "models": ({}, ["m", "o"]),
         "datasets": ({}, ["b"]),
+        "pair_scores": ({}, ["PAIRS"], "has no effect with --pair_scores"),
         "reference": ({}, "n"),
         "output_dir": ({}, "OUT2"),
     },
@@ -135,6 +142,10 @@ CASES: dict[str, dict[str, Case]] = {
         "adam_beta2": ({}, 0.2),
         "lora_r": ({}, 2),
         "lora_alpha": ({}, 2),
+        "flips": (PREFERENCE, [0.0, 0.2]),
+        "beta": (PREFERENCE, 0.3),
+        "start_steps": (PREFERENCE, 7),
+        "start_learning_rate": (PREFERENCE, 0.3),
         "own_name": (OBJECTIVES, "word-problems"),
         "own_prompts": (OBJECTIVES, 3),
         "own_samples": (OBJECTIVES, 3),
@@ -144,7 +155,15 @@ CASES: dict[str, dict[str, Case]] = {
 }
 # what would have no effect beside other options: command → (other options, the option, its value)
 IGNORED: dict[str, list[Case]] = {
-    "score": [({}, "model_revision", "v2")],
+    "score": [
+        ({}, "model_revision", "v2"),
+        *(
+            ({}, name, value)
+            for name, value in (("reference_model", "x"), ("beta", 0.3), ("group_column", "x"))
+        ),
+        ({"family": "reward"}, "beta", 0.3),
+        ({"family": "reward"}, "reference_model", "x"),
+    ],
     "scan": [({}, name, 7) for name in ("own_prompts", "own_samples", "own_tokens")]
     + [({}, name, "word-problems") for name in ("test_name", "own_name", "dataset_test_split")]
     + [({}, "ood_names", ["stdlib-docs"])],
@@ -170,6 +189,12 @@ IGNORED: dict[str, list[Case]] = {
     "reproduce": [
         *(({}, name, 7) for name in ("own_prompts", "own_samples", "own_tokens")),
         ({}, "own_name", "x"),
+        *(({}, name, 0.3) for name in ("flips", "beta", "start_learning_rate")),
+        ({}, "start_steps", 7),
+        *((PREFERENCE, name, 7) for name in ("points", "own_prompts")),
+        *((PREFERENCE, name, "x") for name in ("dataset_name", "test_name", "dataset_test_split")),
+        (PREFERENCE, "static", "true"),
+        (OBJECTIVES, "beta", 0.3),
         (OBJECTIVES, "static", "true"),
         (OBJECTIVES, "points", 3),
         ({"lora_r": 0}, "lora_alpha", 3),

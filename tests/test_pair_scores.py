@@ -1,5 +1,7 @@
 """Pair tables agree with the trainers' own losses, resume, and are read by solve and evaluate."""
 
+import csv
+import json
 import math
 
 import numpy as np
@@ -11,8 +13,11 @@ from scipy.special import log_expit
 from transformers import Qwen3ForSequenceClassification
 
 from conftest import small_qwen
+from klball import cli
 from klball.adversary.dual import solve_dual
 from klball.data.rows import to_preferences
+from klball.models.loading import load_model
+from klball.objectives.pairs import no_preference_radius
 from klball.scores import pairs as module
 from klball.scores import parts
 from klball.scores.accuracy import columns_of, pair_report, value_of, worst_group
@@ -20,6 +25,7 @@ from klball.scores.pairs import dpo_table, encode_pairs, likelihoods, read_pairs
 from klball.training.preference.config import RobustDPOConfig, RobustRewardConfig
 from klball.training.preference.dpo import RobustDPOTrainer
 from klball.training.preference.reward import RobustRewardTrainer
+from small_runs import write_rows
 from test_families import pair_rows
 
 
@@ -166,3 +172,84 @@ def test_what_is_no_pair_table_is_refused(tmp_path):
     pq.write_table(Dataset.from_dict({"loss": [1.0]}).data.table, path)
     with pytest.raises(ValueError, match="not a pair table: it lacks sample_id"):
         read_pairs(path)
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scored(root, tmp_path_factory):
+    """Two pair tables made on the command line: of a model against another, and of itself against itself."""
+    folder = tmp_path_factory.mktemp("scored")
+    write_rows(folder / "pairs.jsonl", pair_rows(11))
+    small_qwen(load_model("klball/tiny")[0].config.vocab_size, seed=5).save_pretrained(folder / "other")
+    load_model("klball/tiny")[1].save_pretrained(folder / "other")
+    for name, reference in (("one", "other"), ("same", root / "model")):
+        cli.main(
+            [
+                *("score", "--family", "dpo", "--model_name_or_path", str(root / "model")),
+                *(
+                    "--reference_model",
+                    str(folder / reference),
+                    "--dataset_name",
+                    str(folder / "pairs.jsonl"),
+                ),
+                *("--group_column", "field", "--output_dir", str(folder / name)),
+            ]
+        )
+    return folder
+
+
+def test_solve_reads_a_pair_table(scored, capsys):
+    path = str(scored / "one" / "scores.parquet")
+    losses = np.array(read_pairs(path)[0]["loss"])
+    cli.main(["solve", "--scores", path, "--epsilon", "0.1", "--json", "true"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["worst_case"] == pytest.approx(-solve_dual(-losses, epsilon=0.1).worst_case)
+    assert found["mean_loss"] == pytest.approx(losses.mean()) and found["n"] == 11
+    assert [row["loss"] for row in found["top"]] == sorted(losses, reverse=True)[:10]
+    cli.main(["solve", "--scores", path])
+    assert f"{no_preference_radius(0.2):.3f} at η = 0.2" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("option", [["--gamma", "1"], ["--streamed", "true"]])
+def test_solve_refuses_what_a_pair_table_has_no_use_for(option, scored, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["solve", "--scores", str(scored / "one" / "scores.parquet"), *option])
+    assert stop.value.code == 2
+    assert f"{option[0]} has no effect on a pair table" in " ".join(capsys.readouterr().err.split())
+
+
+def test_evaluate_compares_pair_tables(scored, tmp_path, capsys):
+    tables = [f"{name}={scored / name / 'scores.parquet'}" for name in ("one", "same")]
+    cli.main(["evaluate", "--pair_scores", *tables, "--output_dir", str(tmp_path)])
+    with (tmp_path / "pairs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    parts = {row["part"] for row in rows}
+    assert {"all", "hardest 1 %", "group a", "group b", "worst ε = 0.05"} <= parts
+    same = {(r["metric"], r["part"]): float(r["value"]) for r in rows if r["model"] == "same"}
+    assert same["loss", "all"] == pytest.approx(math.log(2)) and same["accuracy", "all"] == 0.5
+    assert "hardest 1 % by one" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_pair_table_of_another_beta_is_refused(root, scored, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(
+            [
+                *("score", "--family", "dpo", "--model_name_or_path", str(root / "model"), "--beta", "0.2"),
+                *("--reference_model", str(scored / "other"), "--dataset_name", str(scored / "pairs.jsonl")),
+                *("--group_column", "field", "--output_dir", str(scored / "one")),
+            ]
+        )
+    assert "different: beta" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_whole_model_needs_its_reference_named(root, scored, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(
+            [
+                *("score", "--family", "dpo", "--model_name_or_path", str(root / "model")),
+                *("--dataset_name", str(scored / "pairs.jsonl"), "--output_dir", str(tmp_path)),
+            ]
+        )
+    assert "--reference_model" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def columns_of(table: Dataset) -> tuple[Columns, int]:
 
 def worst_accuracy(columns: Columns, epsilon: float) -> float:
     """min { E_Q[accuracy] : KL(Q‖F) ≤ ε } over the pairs."""
-    return float(solve_dual(columns["accuracy"], epsilon=epsilon).worst_case)
+    return 1 + float(solve_dual(columns["accuracy"] - 1, epsilon=epsilon).worst_case)
 
 
 def pair_report(columns: Columns, reference: Columns | None = None) -> list[dict[str, Any]]:
