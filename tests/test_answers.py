@@ -51,7 +51,11 @@ def test_scores_of_any_sign_have_a_worst_case():
 
 
 def test_the_report_has_every_metric_and_part():
-    columns = {"accuracy": np.array([1.0, 0, 1, 1]), "mean_reward": np.array([3, 4, 5, 6]), "length": np.array([3, 4, 5, 6])}
+    columns = {
+        "accuracy": np.array([1.0, 0, 1, 1]),
+        "mean_reward": np.array([3, 4, 5, 6]),
+        "length": np.array([3, 4, 5, 6]),
+    }
     rows = answer_report(columns, ["a", "b", "a", "b"], radii=(0.1,))
     found = {(row["metric"], row["part"]): row["value"] for row in rows}
     assert found["accuracy", "all"] == 0.75 and found["accuracy", "group b"] == 0.5

@@ -65,6 +65,8 @@ def score_pairs(options: Any, prog: str) -> None:
 
 def _dpo(options: Any, rows: Dataset, output: Path) -> Dataset:
     model = options.model_name_or_path
+    if options.beta == 0:
+        raise ValueError("--beta must be above 0: without it no answer is preferred")
     reference = options.reference_model or adapter_base(model, options.model_revision)
     if reference is None:
         raise ValueError(

@@ -89,7 +89,7 @@ def _of_answers(options: Options) -> Answer:
     top = float(rewards.max())
     solution = solve_dual(rewards - top, epsilon=options.epsilon, max_weight=options.max_weight)
     summary = _summary(solution, len(rewards), 0, float(rewards.mean()))
-    summary |= {"worst_case": summary["worst_case"] + top, "dual_value": summary["dual_value"] - top}
+    summary |= {"worst_case": summary["worst_case"] + top, "dual_value": summary["dual_value"] + top}
     summary.pop("certainty")
     names = {"mean_log_likelihood": "mean_reward"}
     heaviest = [

@@ -33,7 +33,11 @@ class AnswerReward:
 
     column: str = "answer"
 
-    def right(self, answer: str, reference: str) -> bool:
+    def wanted(self, reference: str) -> Any:
+        """What the answer is compared with. Raises ValueError for a reference that is none."""
+        raise NotImplementedError
+
+    def right(self, answer: str, wanted: Any) -> bool:
         """Whether what follows a completion's thoughts is right."""
         raise NotImplementedError
 
@@ -43,8 +47,9 @@ class AnswerReward:
         for completion, reference, whole in zip(
             completions, references(self.column, columns), finished, strict=True
         ):
+            wanted = self.wanted(reference)
             answer = without_thoughts(text_of(completion)) if whole else None
-            rewards.append(float(answer is not None and self.right(answer, reference)))
+            rewards.append(float(answer is not None and self.right(answer, wanted)))
         return rewards
 
 
@@ -58,10 +63,13 @@ class LastNumber(AnswerReward):
 
     marker: str | None = None
 
-    def right(self, answer: str, reference: str) -> bool:
-        wanted = last_number(reference)
-        if wanted is None:
+    def wanted(self, reference: str) -> Any:
+        found = last_number(reference)
+        if found is None:
             raise ValueError(f"the reward needs numbers in column {self.column!r}, not {reference!r:.60}")
+        return found
+
+    def right(self, answer: str, wanted: Any) -> bool:
         if self.marker is not None:
             _, found, after = answer.rpartition(self.marker)
             answer = after.strip().partition("\n")[0] if found else ""
@@ -72,20 +80,26 @@ class LastNumber(AnswerReward):
 class ExactMatch(AnswerReward):
     """The whole answer is the reference, but for white space."""
 
-    def right(self, answer: str, reference: str) -> bool:
-        return answer.split() == reference.split()
+    def wanted(self, reference: str) -> list[str]:
+        return reference.split()
+
+    def right(self, answer: str, wanted: list[str]) -> bool:
+        return answer.split() == wanted
 
 
 @dataclass(frozen=True)
 class MultipleChoice(AnswerReward):
     """The answer chooses the reference's letter, A to J."""
 
-    def right(self, answer: str, reference: str) -> bool:
-        wanted = reference.strip().strip("()[].:*")
-        if len(wanted) != 1 or wanted not in "ABCDEFGHIJ":
+    def wanted(self, reference: str) -> str:
+        letter = reference.strip().strip("()[].:*")
+        if len(letter) != 1 or letter not in "ABCDEFGHIJ":
             raise ValueError(
                 f"the reward needs letters A to J in column {self.column!r}, not {reference!r:.60}"
             )
+        return letter
+
+    def right(self, answer: str, wanted: str) -> bool:
         return choice_of(answer) == wanted
 
 
@@ -107,11 +121,14 @@ class MathVerify(AnswerReward):
                 "this reward needs the package math-verify: pip install 'klball[math]'"
             ) from None
 
-    def right(self, answer: str, reference: str) -> bool:
+    def wanted(self, reference: str) -> Any:
         has_latex = any(sign in reference for sign in ("$", "\\boxed", "\\[", "\\("))
-        wanted = self._parsed(reference if has_latex else f"${reference}$")
-        if not wanted:
+        found = self._parsed(reference if has_latex else f"${reference}$")
+        if not found:
             raise ValueError(f"math-verify cannot read {reference!r:.60} of column {self.column!r}")
+        return found
+
+    def right(self, answer: str, wanted: Any) -> bool:
         found = self._parsed(answer)
         if not found and (number := last_number(answer)) is not None:
             found = self._parsed(f"$\\frac{{{number.numerator}}}{{{number.denominator}}}$")
