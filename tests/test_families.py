@@ -5,11 +5,14 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from importlib.resources import files
 
 import pytest
 from safetensors import safe_open
+from trl import DatasetMixtureConfig, ModelConfig
 
 from klball.commands import train as command
+from klball.commands.options import parse
 from klball.data.preferences import to_preferences
 from klball.objectives.pairs import no_preference_radius
 from klball.training import run as training_run
@@ -215,3 +218,18 @@ def test_gdpo_names_a_missing_column(column, pair_root, tmp_path):
     )
     with pytest.raises(ValueError, match=f"GDPO needs the column '{column}'"):
         run(pair_root, tmp_path, "gdpo", rows="lacking.jsonl")
+
+
+@pytest.mark.parametrize("family", ["dpo", "reward", "gdpo"])
+def test_the_recipe_at_scale_is_understood(family):
+    arguments = ["--config", str(files("klball") / "recipes" / f"{family}-paper.yaml")]
+    assert command.family_named(arguments) == family
+    classes = [command.options_of(family), FAMILIES[family].config, ModelConfig, DatasetMixtureConfig]
+    options, config, model, _ = parse(classes, arguments, "klball train")
+    assert options.family == family and config.epsilon > 0 and model.model_name_or_path
+
+
+def test_a_run_of_exactly_one_epoch_ends_well(root, tmp_path):
+    """The last step records samples that its own answer has not seen."""
+    train(root, tmp_path / "run", "--epsilon", "0", "--max_steps", "6", "--rescore_steps", "0")
+    assert len(rows_of(tmp_path / "run" / "top_weighted.csv")) == 20
