@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -50,7 +51,7 @@ CASES["dpo-lora"] = dict(family="dpo", ambiguity=KLBall(0.3), lora=True, learnin
 CASES["reward-lora"] = dict(family="reward", ambiguity=KLBall(0.3), lora=True, learning_rate=0.001)
 CASES["reward-centred"] = dict(family="reward", ambiguity=KLBall(0.3), center_rewards_coefficient=0.1)
 CASES["gdpo-question"] = dict(family="gdpo", ambiguity=KLBall(0.3), over="question")
-CASES["gdpo-lora"] = dict(family="gdpo", ambiguity=KLBall(0.3), lora=True, learning_rate=0.001)
+CASES["gdpo-lora"] = dict(family="gdpo", ambiguity=KLBall(0.3), lora=True, learning_rate=0.0001)
 CASES["dpo-dr-dpo"] = dict(family="dpo", comparator="dr-dpo", comparator_strength=0.5, epsilon=0.0)
 CASES["dpo-kldpo"] = dict(family="dpo", comparator="kldpo", comparator_strength=0.5, epsilon=0.0)
 CASES["dpo-group-eg"] = dict(
@@ -58,10 +59,8 @@ CASES["dpo-group-eg"] = dict(
 )
 CASES["reward-trim"] = dict(family="reward", comparator="trim", comparator_strength=0.15, epsilon=0.3)
 
-FAST = {
-    *(f"{family}-{name}" for family in ("dpo", "reward", "gdpo") for name in SETS),
-    *("dpo-precomputed", "dpo-lora", "reward-lora", "gdpo-question", "dpo-group-eg", "dpo-kldpo"),
-}
+FAST = {"dpo-none", "dpo-ball", "dpo-groups", "dpo-cvar", "dpo-precomputed", "dpo-lora", "dpo-group-eg"}
+FAST |= {"reward-ball", "gdpo-ball"}
 
 ARRANGEMENTS = {  # micro-batch, accumulation, more
     "8x1": (8, 1, {}),
@@ -130,7 +129,7 @@ FAMILIES = {
 }
 
 
-def trainer_for(case: dict, arrangement: str, folder: str, model=None, data=None, **more):
+def trainer_for(case: dict, arrangement: str, folder: str, model=None, data=None, eval_dataset=None, **more):
     """A trainer and what records its gradients; its reference is another model, or the base without LoRA."""
     case = dict(case)
     micro, accumulation, extra = ARRANGEMENTS[arrangement]
@@ -155,6 +154,7 @@ def trainer_for(case: dict, arrangement: str, folder: str, model=None, data=None
         model,
         args=config(**{**settings, **extra, **case, **more}),
         train_dataset=rows(family) if data is None else data,
+        eval_dataset=eval_dataset,
         processing_class=tokenizer(),
         ambiguity=ambiguity,
         callbacks=[recorder := Gradients()],
@@ -162,9 +162,9 @@ def trainer_for(case: dict, arrangement: str, folder: str, model=None, data=None
     ), recorder
 
 
-def gradients(case: dict, arrangement: str) -> list[torch.Tensor]:
+def gradients(case: dict, arrangement: str, **more) -> list[torch.Tensor]:
     with tempfile.TemporaryDirectory() as folder:
-        trainer, recorder = trainer_for(case, arrangement, folder)
+        trainer, recorder = trainer_for(case, arrangement, folder, **more)
         trainer.train()
     return recorder.steps
 
@@ -172,6 +172,10 @@ def gradients(case: dict, arrangement: str) -> list[torch.Tensor]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     gc.freeze()  # every training collects garbage, which would search all that was imported
-    results = {name: gradients(CASES[name], TWO_PROCESSES) for name in sys.argv[2:]}
+    data = Dataset.load_from_disk(Path(sys.argv[1]).parent / "rows")  # for what processes share on disk
+    results = {
+        name: gradients(CASES[name], TWO_PROCESSES, **({"data": data} if "precomputed" in name else {}))
+        for name in sys.argv[2:]
+    }
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(results, sys.argv[1])

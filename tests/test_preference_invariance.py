@@ -40,6 +40,7 @@ def test_one_process(case):
 
 
 def launched(output: Path, cases) -> dict[str, list[torch.Tensor]]:
+    preference_grid.rows().save_to_disk(output.parent / "rows")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command = [*launch, HERE / "preference_grid.py", output, *cases]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

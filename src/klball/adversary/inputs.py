@@ -84,7 +84,8 @@ def base_weights(values: Array | None, like: Numbers) -> Numbers | None:
         raise ValueError("base_weights must not be negative, and not all zero")
     if not np.isfinite(total).all():
         raise ValueError("base_weights sum to infinity; rescale them")
-    return np.broadcast_to(base / total, like.shape)
+    base = base / total
+    return base if base.shape == like.shape else np.broadcast_to(base, like.shape)  # which is read-only
 
 
 def log_likelihoods(values: Array | None, loss: Array | None) -> Numbers:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,15 +30,13 @@ class Trimmed:
 
     inner: AmbiguitySet
     alpha: float
+    needs: ClassVar[tuple[str, ...]] = ("score",)
 
     def __post_init__(self) -> None:
+        needs = ("score", *(name for name in self.inner.needs if name != "score"))
+        object.__setattr__(self, "needs", needs)  # its own, as what the inner set needs is
         if not (inputs.is_finite(self.alpha) and 0 <= self.alpha < 1):
             raise ValueError(f"alpha must be a share of the data, at least 0 and below 1, not {self.alpha!r}")
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The score, and what the inner set needs."""
-        return ("score", *(name for name in self.inner.needs if name != "score"))
 
     def solve(
         self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None

@@ -73,7 +73,7 @@ def belief_terms(model: Any, inputs: dict[str, Any], of_texts: OfTexts) -> Belie
     columns |= {"belief_kl": kl, "belief_nll": nll, "text_dpo": text, "size": p}
     columns |= _fit(log_pi.detach(), p, rows, num_rows)
     tokens = inputs["attention_mask"].sum(1)
-    of_answers = torch.zeros_like(rows).masked_scatter(there, sum(tokens[: 2 * pairs].chunk(2)))
+    of_answers = torch.zeros_like(rows).masked_scatter(there, tokens[: 2 * pairs].view(2, pairs).sum(0))
     columns["num_inputs"] = _once(tokens[2 * pairs :] + of_answers, p > 0, rows, num_rows)
     log_ratios = log_pi.detach() - p.log()
     return BeliefTerms(

@@ -20,7 +20,12 @@ def encoded_beliefs(dataset: Dataset, tokenizer: Any, belief_end: str, num_proc:
     """The rows with COLUMNS. Raises ValueError for a row that cannot be used."""
     options = {"tokenizer": tokenizer, "end": belief_end}
     return dataset.map(
-        _encode, with_indices=True, fn_kwargs=options, num_proc=num_proc, desc="Tokenising beliefs"
+        _encode,
+        with_indices=True,
+        fn_kwargs=options,
+        num_proc=num_proc,
+        load_from_cache_file=False,  # its key does not see a change of the functions that this one calls
+        desc="Tokenising beliefs",
     )
 
 

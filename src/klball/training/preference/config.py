@@ -35,7 +35,7 @@ class PreferenceArguments(RobustArguments):
     units: ClassVar[tuple[str, ...]] = ("pair", "group")
 
     epsilon: float = field(default=0.05, metadata={"help": "Radius of the ball, of KL in nats; 0 for none."})
-    epsilon_warmup: float | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+    epsilon_warmup: float | None = field(
         default=None,
         metadata={"help": "Share of the steps over which the radius grows from 0; default: .1 of a ball."},
     )
@@ -47,7 +47,8 @@ class PreferenceArguments(RobustArguments):
     def __post_init__(self) -> None:
         ball = self.ambiguity == "cvar" or self.epsilon != 0
         if self.epsilon_warmup is None:
-            self.epsilon_warmup = WARMUP if ball and self.reweight == "live" else 0.0
+            live = ball and self.reweight == "live"
+            self.epsilon_warmup = WARMUP if live else 0.0  # pyright: ignore[reportIncompatibleVariableOverride]
         if self.over is None:
             self.over = "group" if self.group_column is not None else self.units[0]
         one_of("over", self.over, self.units)
@@ -115,8 +116,7 @@ class RobustDPOConfig(ComparatorArguments, DPOConfig):
             size of a step, as their authors define them on batches, but not on how it is accumulated or
             shared out. "trim": the hardest share is left out before the ball (DORO).
         comparator_strength: β′, τ, η or the share; the authors' 1, 1 and .01, and .1.
-        ambiguity, alpha, direction, max_weight, group_column, reweight, rescore_steps: As in
-            `RobustSFTConfig`, of pairs.
+        ambiguity: As in `RobustSFTConfig`, like the settings that are not named here.
 
     Raises:
         ValueError: A bad or contradictory value, or a setting of TRL's that has no place here.
@@ -145,7 +145,7 @@ class GDPOConfig(PreferenceArguments, DPOConfig):
         over: "belief": atoms (question, belief) with base weight p*/n, which protects beliefs of few;
             "question"; or "group", of questions, named by `group_column`.
         belief_end: What closes a belief, so that none is the beginning of another.
-        epsilon_warmup, ambiguity, …: As in `RobustDPOConfig`.
+        epsilon_warmup: As in `RobustDPOConfig`.
 
     Raises:
         ValueError: A bad or contradictory value, or a setting of TRL's that has no place here.

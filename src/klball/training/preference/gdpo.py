@@ -59,6 +59,7 @@ class GDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncom
     """
 
     _tag_names: ClassVar = ["klball", "gdpo"]
+    columns: ClassVar = ("prompt", "beliefs", "p_star")
     metrics: ClassVar = ("loss", "belief_kl", "belief_nll", "text_dpo", "js_distance", "belief_accuracy")
     args: Any
 
@@ -76,11 +77,14 @@ class GDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncom
             raise ValueError("data_collator is not supported: beliefs have their own")
         given = {**kwargs, "ref_model": ref_model}
         refuse_unsupported(GDPOTrainer, GDPOConfig, args, positional, given, ambiguity)
-        args, peft_config = prepared_arguments(args, kwargs)
+        args, peft_config = prepared_arguments(args, kwargs, self.columns)
         super().__init__(model, ref_model, args, **kwargs)
         refuse_router_loss(self)
         tokenizer: Any = self.processing_class
-        self.data_collator = BeliefCollator(tokenizer.pad_token_id, args.max_length, args.pad_to_multiple_of)
+        config = self.args
+        self.data_collator = BeliefCollator(
+            tokenizer.pad_token_id, config.max_length, config.pad_to_multiple_of
+        )
         self._pair_loss = PAIR_LOSSES[self.args.loss_type[0]]
         self.init_units(ambiguity, peft_config)
         refuse_sharding(self)

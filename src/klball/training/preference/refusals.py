@@ -59,6 +59,21 @@ def refuse_unsupported(
     columns = as_dataset(kwargs["train_dataset"], "train_dataset").column_names
     if any(name in columns for name in COLUMNS):
         raise ValueError("images are not supported: leave out their column")
+    _refuse_unshared(args, kwargs)
+
+
+def _refuse_unshared(args: Any, kwargs: dict[str, Any]) -> None:
+    """TRL hands the reference's log-probabilities to other processes in a file beside the data's."""
+    if not getattr(args, "precompute_ref_log_probs", False) or args.world_size == 1:
+        return
+    for name in ("train_dataset", "eval_dataset"):
+        given = kwargs.get(name)
+        for dataset in given.values() if isinstance(given, dict) else [given]:
+            if dataset is not None and not getattr(dataset, "cache_files", None):
+                raise ValueError(
+                    f"precompute_ref_log_probs with several processes needs {name} on disk: save_to_disk and "
+                    "load_from_disk it, or load it from a file with datasets"
+                )
 
 
 def refuse_router_loss(trainer: Any) -> None:
@@ -69,12 +84,21 @@ def refuse_router_loss(trainer: Any) -> None:
         )
 
 
+def refuse_other_task(peft_config: Any) -> None:
+    """Raise ValueError for an adapter of a language model, which a reward model is not."""
+    task = getattr(peft_config, "task_type", None)
+    if task not in (None, "SEQ_CLS"):
+        raise ValueError(
+            f"a reward model is a classifier: set task_type='SEQ_CLS' in peft_config, not {task!r}"
+        )
+
+
 def refuse_untrained_head(model: Any) -> None:
     """Raise ValueError where PEFT leaves a reward head as it was initialised."""
     head = [p for name, p in model.named_parameters() if "score." in name or "classifier." in name]
     if head and not any(parameter.requires_grad for parameter in head):
         raise ValueError(
-            "peft_config leaves the reward head as it was: set task_type='SEQ_CLS' or modules_to_save=['score']"
+            "peft_config leaves the reward head as it was: set task_type='SEQ_CLS', or modules_to_save"
         )
 
 

@@ -10,7 +10,7 @@ from trl import RewardTrainer
 from klball.adversary.sets import AmbiguitySet
 from klball.objectives.pairs import bradley_terry
 from klball.training.preference.config import RobustRewardConfig
-from klball.training.preference.refusals import refuse_unsupported, refuse_untrained_head
+from klball.training.preference.refusals import refuse_other_task, refuse_unsupported, refuse_untrained_head
 from klball.training.preference.trainer import (
     PreferenceTrainer,
     prepared_arguments,
@@ -57,6 +57,7 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
         args = args or RobustRewardConfig(output_dir="robust-reward")
         refuse_unsupported(RobustRewardTrainer, RobustRewardConfig, args, positional, kwargs, ambiguity)
         args, peft_config = prepared_arguments(args, kwargs)
+        refuse_other_task(peft_config)
         super().__init__(model, args, **kwargs)
         refuse_untrained_head(self.model)
         self.init_units(ambiguity, peft_config)
@@ -83,7 +84,7 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
         losses = bradley_terry(
             chosen, rejected, inputs.get("margin"), self.args.center_rewards_coefficient or 0.0
         )
-        sizes = sum(inputs["attention_mask"].sum(1).chunk(2))
+        sizes = inputs["attention_mask"].sum(1).view(2, -1).sum(0)
         return units_of(losses, {"num_inputs": sizes, "chosen": chosen, "rejected": rejected})
 
     def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:

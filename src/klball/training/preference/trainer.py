@@ -24,6 +24,8 @@ from klball.training.sharding import refuse_lost_parameters, shards_parameters
 from klball.training.step import UnitBatch, wide
 from klball.training.units import Units
 
+TOKENS = ("chosen_ids", "rejected_ids")  # rows that a reward model takes as well
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,9 +33,12 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
     """Scores are minus the losses, so that the loss trained on is the worst case itself."""
 
     metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    columns: ClassVar[tuple[str, ...]] = ("chosen", "rejected")  # that rows have to have
     score_names: ClassVar = {"score": "loss"}
 
     comparator: Comparator | None = None
+    model_wrapped: Any
+    _prepare_dataset: Any  # TRL's
 
     # --- what a family says -------------------------------------------------------------------
 
@@ -51,7 +56,7 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
         self.train_dataset, samples = self.numbered_units(self.train_dataset)
         groups = groups_of(samples, args.group_column)
         self.comparator = comparator_named(
-            *(getattr(args, name, None) for name in ("comparator", "comparator_strength")), groups
+            getattr(args, "comparator", None), getattr(args, "comparator_strength", None), groups
         )
         if self.comparator is not None:
             groups = None  # it knows them
@@ -85,10 +90,11 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
 
     @torch.no_grad()
     def score_dataset(self, dataset: Dataset, title: str = "scoring") -> dict[str, Tensor]:
-        """Fresh losses, scores and columns of prepared rows in their order: float64 on the CPU, [n] each.
+        """Fresh losses, scores and columns of rows in their order: float64 on the CPU, [n] each.
 
-        Without dropout, shared out over the processes, the same on all of them. Every process raises the
-        same ValueError where a loss is not finite.
+        dataset: prepared, as `train_dataset` is, or `eval_rows(rows)` makes it. Without dropout, shared
+        out over the processes, the same on all of them. Every process raises the same ValueError where a
+        loss is not finite.
         """
         own_rows = dataset is self.train_dataset
         rows, units = (dataset, self.samples) if own_rows else self.numbered_units(dataset)
@@ -99,7 +105,7 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
         quiet = bool(self.args.disable_tqdm) or not self.is_local_process_zero()
         was_training = self.model.training
         self.model_wrapped.eval()
-        parts: list[Tensor] = []
+        names, part, parts = [""], torch.zeros(0), []
         with tqdm(total=len(rows), desc=title, unit=" rows", leave=False, disable=quiet) as bar:
             for k, batch in enumerate(own):
                 names, part = self._fresh(self.data_collator([rows[i] for i in batch]))
@@ -162,7 +168,7 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
     # --- evaluation ---------------------------------------------------------------------------
 
     def eval_rows(self, dataset: Any) -> Dataset:
-        rows = as_dataset(dataset, "eval_dataset")
+        rows = plain_rows(dataset, "eval_dataset", self.columns)
         return self._prepare_dataset(rows, self.processing_class, self.args, "eval")
 
     def eval_metrics(self, rows: Dataset) -> dict[str, float]:
@@ -176,17 +182,33 @@ def units_of(losses: Tensor, columns: Mapping[str, Tensor]) -> UnitBatch:
     return UnitBatch(losses, {"score": -losses.detach().to(wide(losses.device))}, dict(columns))
 
 
-def prepared_arguments(args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+def plain_rows(rows: Any, what: str, columns: tuple[str, ...]) -> Dataset:
+    """A data set of rows as TRL takes them. Raises ValueError without rows, or without one of the columns."""
+    dataset = as_dataset(rows, what)
+    if not len(dataset):
+        raise ValueError(f"{what} has no rows")
+    if not {*TOKENS} <= {*dataset.column_names}:
+        for name in columns:
+            if name not in dataset.column_names:
+                raise ValueError(
+                    f"{what} has no column {name!r}; there are {', '.join(dataset.column_names)}"
+                )
+    return dataset
+
+
+def prepared_arguments(
+    args: Any, kwargs: dict[str, Any], columns: tuple[str, ...] = ("chosen", "rejected")
+) -> tuple[Any, Any]:
     """Settings for TRL's constructor, which edits them, and the PEFT configuration as it was given.
 
     In `kwargs` training rows get their `sample_id`, and evaluation rows are a `Dataset`.
     """
-    kwargs["train_dataset"] = with_sample_ids(as_dataset(kwargs["train_dataset"], "train_dataset"))
+    kwargs["train_dataset"] = with_sample_ids(plain_rows(kwargs["train_dataset"], "train_dataset", columns))
     given = kwargs.get("eval_dataset")
     if isinstance(given, dict):
-        kwargs["eval_dataset"] = {k: as_dataset(d, f"eval_dataset {k!r}") for k, d in given.items()}
+        kwargs["eval_dataset"] = {k: plain_rows(d, f"eval_dataset {k!r}", columns) for k, d in given.items()}
     elif given is not None:
-        kwargs["eval_dataset"] = as_dataset(given, "eval_dataset")
+        kwargs["eval_dataset"] = plain_rows(given, "eval_dataset", columns)
     return copy.copy(args), copy.deepcopy(kwargs.get("peft_config"))
 
 
