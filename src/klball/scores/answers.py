@@ -12,7 +12,7 @@ DESCRIPTIVE = ("length", "finished")  # neither is better for being more
 RADII = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
-def pass_at_k(correct: np.ndarray, samples: int, k: int) -> np.ndarray:
+def pass_at_k(correct: Sequence[int] | np.ndarray, samples: int, k: int) -> np.ndarray:
     """The chance that one of k answers is right, without bias, from `correct` right ones of n, [prompts].
 
         1 − C(n − c, k) / C(n, k) = 1 − Π_{i = n−c+1}^{n} (1 − k/i)
