@@ -155,3 +155,10 @@ def test_stock_arguments_are_kept():
     ours, theirs = (kind(output_dir="o", use_cpu=True, bf16=False) for kind in (RobustGRPOConfig, GRPOConfig))
     changed = {n for n in theirs.__dataclass_fields__ if getattr(ours, n) != getattr(theirs, n)}
     assert changed - {"logging_dir", "run_name"} == {"scale_rewards", "loss_type"}
+
+
+def test_a_checkpoint_of_another_family_is_refused(tmp_path):
+    trainer, _ = run(tmp_path / "run", max_steps=2)
+    folder = tmp_path / "run" / "checkpoint-2"
+    with pytest.raises(ValueError, match="trainer of another family: it has no visited"):
+        trainer.accountant.load(folder, False, more=("visited",))
