@@ -53,7 +53,7 @@ CASES["reward-centred"] = dict(family="reward", ambiguity=KLBall(0.3), center_re
 CASES["gdpo-question"] = dict(family="gdpo", ambiguity=KLBall(0.3), over="question")
 CASES["gdpo-lora"] = dict(family="gdpo", ambiguity=KLBall(0.3), lora=True, learning_rate=0.0001)
 CASES["dpo-dr-dpo"] = dict(family="dpo", comparator="dr-dpo", comparator_strength=0.5, epsilon=0.0)
-CASES["dpo-kldpo"] = dict(family="dpo", comparator="kldpo", comparator_strength=0.5, epsilon=0.0)
+CASES["dpo-kldpo"] = dict(family="dpo", comparator="kldpo", comparator_strength=2.0, epsilon=0.0)
 CASES["dpo-group-eg"] = dict(
     family="dpo", comparator="group-eg", comparator_strength=0.5, epsilon=0.0, group_column="source"
 )
@@ -136,7 +136,7 @@ def trainer_for(case: dict, arrangement: str, folder: str, model=None, data=None
     family, ambiguity = case.pop("family"), case.pop("ambiguity", None)
     trainer, config = FAMILIES[family]
     settings = quiet(folder, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation)
-    settings["learning_rate"] = 0.01  # at .05 float32 noise grows from step to step
+    settings["learning_rate"] = 0.003  # at .05 float32 noise grows from step to step
     if family != "reward":
         settings["beta"] = 0.5
     kwargs = {}

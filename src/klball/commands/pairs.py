@@ -79,12 +79,15 @@ def _dpo(options: Any, rows: Dataset, output: Path) -> Dataset:
         own = own or encode_pairs(rows, tokenizer, options.group_column)
         with progress_bar(f"Scoring {name}") as progress:
             likelihoods(
-                *(loaded, tokenizer, own, path),
+                loaded,
+                tokenizer,
+                own,
+                path,
                 max_length=options.max_length,
                 tokens_per_batch=options.tokens_per_batch,
                 progress=progress,
             )
-    return dpo_table(own, *paths, options.beta, output)
+    return dpo_table(own, paths[0], paths[1], options.beta, output)
 
 
 def _reward(options: Any, rows: Dataset, output: Path) -> Dataset:

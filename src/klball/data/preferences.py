@@ -49,7 +49,7 @@ def to_preferences(dataset: Dataset) -> Dataset:
     pairs = _pairs_of(dataset)
     for row, pair in enumerate(pairs):
         _refuse_useless(pair, row)
-    columns = dict(zip(PAIR, map(list, zip(*pairs, strict=True)), strict=True))
+    columns: dict[str, list[Any]] = dict(zip(PAIR, map(list, zip(*pairs, strict=True)), strict=True))
     if MARGIN in dataset.column_names:
         columns[MARGIN] = [_margin(value, row) for row, value in enumerate(dataset[MARGIN])]
     same = all(n in dataset.column_names and dataset[n][:] == values for n, values in columns.items())
@@ -235,7 +235,8 @@ def _of_speakers(values: dict[str, str], row: int) -> Pair:
     before = values.get(PROMPT, "")
     repeated = before and values[CHOSEN].startswith(before) and values[REJECTED].startswith(before)
     prefix = "" if repeated else before
-    return _common_turns(*(_spoken(prefix + values[name], row, name) for name in (CHOSEN, REJECTED)), row)
+    chosen, rejected = (_spoken(prefix + values[name], row, name) for name in (CHOSEN, REJECTED))
+    return _common_turns(chosen, rejected, row)
 
 
 def _spoken(text: str, row: int, column: str) -> list[Turn]:

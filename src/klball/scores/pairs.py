@@ -80,7 +80,7 @@ def encode_pairs(dataset: Any, tokenizer: Any, group_column: str | None = None) 
         require_template(tokenizer)
     ids = rows["sample_id"][:]
     with rendering_errors_named(rows, tokenizer, None):
-        pairs = [_tokens(row, tokenizer) for row in rows]
+        pairs = [_tokens(row, tokenizer) for row in rows.to_list()]
     answers = list(chain.from_iterable(zip(*pairs, strict=True)))
     columns = {
         "sample_id": [f"{answer} {sample_id}" for answer in (CHOSEN, REJECTED) for sample_id in ids],

@@ -95,7 +95,7 @@ def _measured(
     encoded = encoded_beliefs(Dataset.from_list(list(test)), tokenizer, END, None)
     rows = [
         {"input_ids": row["prompt_ids"] + ids, "labels": [-100] * len(row["prompt_ids"]) + ids}
-        for row in encoded
+        for row in encoded.to_list()
         for ids in row["belief_ids"]
     ]
     table = score(model, tokenizer, dataset_of(rows), max_length=options.max_length, output=output)

@@ -162,7 +162,7 @@ class _Measured:
         return token_nll(read_scores(path)[0]) - self.start_nll
 
     def _score(self, model: Any, tokenizer: Any, place: str) -> None:
-        options = {"max_length": self.options.max_length}
+        options: dict[str, Any] = {"max_length": self.options.max_length}
         with progress_bar(f"{place}: scoring") as progress:
             likelihoods(
                 model, tokenizer, self.pairs, self._path(place, "pairs"), progress=progress, **options

@@ -128,8 +128,9 @@ def _peft_config(options: ModelConfig, family: Family) -> Any:
             f"--lora_r must be at least 1, not {options.lora_r}: leave out --use_peft for all weights"
         )
     config: Any = get_peft_config(options)
-    if config is not None:
-        config.task_type = family.purpose.task_types[-1]  # PEFT then trains a new head whole
+    if config is None:
+        return None
+    config.task_type = family.purpose.task_types[-1]  # PEFT then trains a new head whole
     if isinstance(getattr(config, "target_modules", None), str) and config.target_modules.isidentifier():
         config.target_modules = {config.target_modules}
     return config
