@@ -111,6 +111,12 @@ def answers(*arguments: Any, **named: Any) -> Dataset:
     return rows().add_column("input_ids", [[i] for i in range(ROWS)])
 
 
+def answered(model: Any, tokenizer: Any, prompts: Dataset, *arguments: Any, **named: Any) -> Dataset:
+    n, samples = len(prompts), named["samples"]
+    columns = {"rewards": [[1.0] * (1 + samples)] * n, "lengths": [[1] * (1 + samples)] * n}
+    return Dataset.from_dict({**columns, "finished": [True] * n, "group": prompts["sample_id"][:]})
+
+
 def norms(model: Any, dataset: Dataset, progress: Any) -> dict[str, np.ndarray]:
     return {"nll": np.arange(1.0, 1 + len(dataset)), "dft": np.arange(2.0, 2 + len(dataset))}
 
@@ -135,6 +141,10 @@ REPLACED: dict[str, dict[str, dict[str, Any]]] = {
     "solve": {},
     "evaluate": {
         "commands.evaluate": {**LOADING, "score": table, "robustness_report": Reached},
+        "commands.answers": {
+            **{**LOADING, "load": model, "answer_table": answered, "answer_report": Reached},
+            "RewardModel": None,
+        },
         "studies.arms": LOADING,
     },
     "scan": {

@@ -14,6 +14,9 @@ OF_MODELS = {"models": ["klball/tiny"]}
 OBJECTIVES = {"experiment": "objectives"}
 PREFERENCE = {"experiment": "preference"}
 DPO = {"family": "dpo"}
+ANSWERS = {"generate": "true", "reward": "last-number"}
+SAMPLES = {**ANSWERS, "samples": 2}
+LEARNT = {"generate": "true", "reward_model": "r"}
 
 FIXED: dict[str, dict[str, Any]] = {
     "score": {"output_dir": "OUT"},
@@ -65,6 +68,14 @@ CASES: dict[str, dict[str, Case]] = {
         "datasets": ({}, ["b"]),
         "pair_scores": ({}, ["PAIRS"], "has no effect with --pair_scores"),
         "reference": ({}, "n"),
+        "generate": ({"reward": "last-number"}, "true"),
+        "reward": (ANSWERS, "choice"),
+        "reward_model": (LEARNT, "s"),
+        "samples": (ANSWERS, 2),
+        "pass_at": (SAMPLES, [1, 2]),
+        "max_new_tokens": (ANSWERS, 9),
+        "answer_seed": (ANSWERS, 9),
+        "group_column": (ANSWERS, "question"),
         "output_dir": ({}, "OUT2"),
     },
     "scan": {
@@ -163,6 +174,12 @@ IGNORED: dict[str, list[Case]] = {
         ),
         ({"family": "reward"}, "beta", 0.3),
         ({"family": "reward"}, "reference_model", "x"),
+    ],
+    "evaluate": [
+        *(({}, name, 7) for name in ("samples", "pass_at", "max_new_tokens", "answer_seed")),
+        *(({}, name, "x") for name in ("reward", "reward_model", "group_column")),
+        (ANSWERS, "reference", "m"),
+        (ANSWERS, "max_length", 7),
     ],
     "scan": [({}, name, 7) for name in ("own_prompts", "own_samples", "own_tokens")]
     + [({}, name, "word-problems") for name in ("test_name", "own_name", "dataset_test_split")]

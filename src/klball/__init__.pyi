@@ -36,6 +36,14 @@ from .training.preference.config import RobustRewardConfig as RobustRewardConfig
 from .training.preference.dpo import RobustDPOTrainer as RobustDPOTrainer
 from .training.preference.gdpo import GDPOTrainer as GDPOTrainer
 from .training.preference.reward import RobustRewardTrainer as RobustRewardTrainer
+from .training.rl.config import RobustGRPOConfig as RobustGRPOConfig
+from .training.rl.grpo import RobustGRPOTrainer as RobustGRPOTrainer
+from .training.rl.reward_model import RewardModel as RewardModel
+from .training.rl.rewards import ExactMatch as ExactMatch
+from .training.rl.rewards import LastNumber as LastNumber
+from .training.rl.rewards import LengthPenalized as LengthPenalized
+from .training.rl.rewards import MathVerify as MathVerify
+from .training.rl.rewards import MultipleChoice as MultipleChoice
 from .training.sft.config import RobustSFTConfig as RobustSFTConfig
 from .training.sft.trainer import RobustSFTTrainer as RobustSFTTrainer
 

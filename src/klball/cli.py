@@ -18,9 +18,9 @@ from klball.plain_text import visible
 COMMANDS = {  # name → (module with a class `Options`, an `EXAMPLE` and a function `main`, what it does)
     "reproduce": (
         "klball.commands.reproduce",
-        "whole experiments, from nothing to figures: robustness, objectives",
+        "whole experiments, from nothing to figures: robustness, objectives, preference",
     ),
-    "train": ("klball.commands.train", "one robust fine-tuning run"),
+    "train": ("klball.commands.train", "one robust training run: SFT, a reward model, DPO or GDPO"),
     "score": ("klball.commands.score", "model × data → score table"),
     "solve": ("klball.commands.solve", "score table → λ, β, effective sample size, top-weighted samples"),
     "scan": ("klball.commands.scan", "implicit rewards, gradient shares, forgetting, entropy, diversity"),

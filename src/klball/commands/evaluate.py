@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from klball.commands.answers import OF_ANSWERS, Answering, evaluate_answers
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
 from klball.commands.pairs import evaluate_pairs
@@ -25,12 +26,12 @@ EXAMPLE = "klball evaluate --models base=klball/tiny robust=outputs/run --datase
 
 OF_MODELS = (
     *("models", "datasets", "max_rows", "dtype", "max_length", "chat_template_path"),
-    *("dataset_split", "id_column"),
+    *("dataset_split", "id_column", "generate", *OF_ANSWERS),
 )
 
 
 @dataclass
-class Options(Precision, ChatTemplate, Split, RowIds):
+class Options(Answering, Precision, ChatTemplate, Split, RowIds):
     """Models and data sets, each as NAME or LABEL=NAME."""
 
     models: list[str] = option([TINY], "Models, as NAME or LABEL=NAME; the first is the reference.")
@@ -51,6 +52,11 @@ def main(arguments: Sequence[str], prog: str) -> None:
         refuse_ignored(options, OF_MODELS, "with --pair_scores, whose tables are finished")
         evaluate_pairs(options, labelled(options.pair_scores), prog)
         return
+    if options.generate:
+        refuse_ignored(options, ("reference", "max_length"), "with --generate true")
+        evaluate_answers(options, prog)
+        return
+    refuse_ignored(options, OF_ANSWERS, "without --generate true")
     folder = Path(options.output_dir)
     models, datasets = labelled(options.models), labelled(options.datasets)
     for labels in (models, datasets):

@@ -65,6 +65,8 @@ def score_pairs(options: Any, prog: str) -> None:
 
 def _dpo(options: Any, rows: Dataset, output: Path) -> Dataset:
     model = options.model_name_or_path
+    if options.beta == 0:
+        raise ValueError("--beta must be above 0: without it no answer is preferred")
     reference = options.reference_model or adapter_base(model, options.model_revision)
     if reference is None:
         raise ValueError(
@@ -171,8 +173,8 @@ def solve_pairs(options: Any) -> tuple[Any, int, int, float, list[dict[str, Any]
     return solution, len(losses), left_out, float(-losses.mean()), top
 
 
-def refuse_for_pairs(options: Any, names: Sequence[str]) -> None:
-    """Raise ValueError for options that a pair table has no use for."""
+def refuse_for_pairs(options: Any, names: Sequence[str], what: str = "a pair table") -> None:
+    """Raise ValueError for options that such a table has no use for."""
     for name in names:
         if getattr(options, name) not in (None, False):
-            raise ValueError(f"--{name} has no effect on a pair table: leave it out")
+            raise ValueError(f"--{name} has no effect on {what}: leave it out")

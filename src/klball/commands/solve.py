@@ -16,6 +16,7 @@ from klball.flags import REQUIRED, option
 from klball.scores.pairs import is_pair_table
 from klball.scores.parquet import score_files, stream_scores, top_weighted
 from klball.scores.tables import read_provenance, read_scores
+from klball.studies.own_answers import is_answer_table
 from klball.terminal import say, show_table
 
 EXAMPLE = "klball solve --scores outputs/score/scores.parquet --epsilon 0.1"
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str], prog: str) -> None:
     if pairs:
         refuse_for_pairs(options, ("gamma", "streamed"))
         summary, top = _of_pairs(options)
+    elif is_answer_table(options.scores):
+        refuse_for_pairs(options, ("gamma", "streamed"), "a table of answers")
+        summary, top = _of_answers(options)
     else:
         _refuse_several_models(options.scores)
         summary, top = _streamed(options) if options.streamed else _in_memory(options)
@@ -62,7 +66,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
         ("", "value"),
         list(summary.items()),
     )
-    header = ("sample_id", "n·q", "loss" if pairs else "log-likelihood")
+    score = next(iter(top[0].keys() - {"sample_id", "n_q"}), "") if top else ""
+    header = ("sample_id", "n·q", score.replace("_l", "-l"))
     show_table("top-weighted samples", header, [tuple(t.values()) for t in top])
     if pairs and options.epsilon > 0:
         say(flips_sentence())
@@ -75,6 +80,27 @@ def _of_pairs(options: Options) -> Answer:
     return {
         ("mean_loss" if k == "mean_log_likelihood" else k): _as_loss(k, v) for k, v in summary.items()
     }, top
+
+
+def _of_answers(options: Options) -> Answer:
+    """Rewards have any sign: weights do not depend on where zero is, and the worst case moves along."""
+    table = read_scores(options.scores)[0].data.table
+    rewards = table["log_likelihood"].to_numpy()
+    top = float(rewards.max())
+    solution = solve_dual(rewards - top, epsilon=options.epsilon, max_weight=options.max_weight)
+    summary = _summary(solution, len(rewards), 0, float(rewards.mean()))
+    summary |= {"worst_case": summary["worst_case"] + top, "dual_value": summary["dual_value"] + top}
+    summary.pop("certainty")
+    names = {"mean_log_likelihood": "mean_reward"}
+    heaviest = [
+        {
+            "sample_id": table["sample_id"][int(i)].as_py(),
+            "n_q": float(solution.weights[i] * len(rewards)),
+            "reward": float(rewards[i]),
+        }
+        for i in _largest(solution.weights, options.top)
+    ]
+    return {names.get(name, name): value for name, value in summary.items()}, heaviest
 
 
 def _as_loss(name: str, value: Any) -> Any:

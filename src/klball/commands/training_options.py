@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer
 from transformers.integrations import MLflowCallback, get_reporting_integration_callbacks
 from transformers.utils.import_utils import is_liger_kernel_available
-from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, ScriptArguments
 
 from klball.boundary import first_line
 
@@ -61,7 +61,7 @@ def refuse_without_effect(
     evaluates = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
     if not evaluates:
         _refuse(given(data, *OF_TESTING) + given(config, *OF_EVALUATION), "--eval_strategy steps or epoch")
-    if given(config, "per_device_eval_batch_size"):
+    if given(config, "per_device_eval_batch_size") and not isinstance(config, GRPOConfig):
         logger.warning("--per_device_eval_batch_size has no effect: evaluation forms batches by their tokens")
     if mixture.datasets:
         if idle := given(data, *OF_ONE_SOURCE):

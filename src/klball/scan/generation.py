@@ -56,21 +56,19 @@ def sample_answers(
     *,
     max_new_tokens: int = 64,
     samples: int = 1,
+    greedy: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Dataset:
     """Plain samples (temperature 1, nothing cut off) from the model on the prompts of encoded rows.
 
-    Each prompt is answered `samples` times. Columns: sample_id, input_ids and labels as `encode` gives
-    them (the end token included where the model wrote it), text.
+    Each prompt is answered `samples` times; greedy: with the likeliest tokens instead. Columns: sample_id,
+    input_ids and labels as `encode` gives them (the end token included where the model wrote it), text.
     """
     model.eval()
     ends = end_tokens(model, tokenizer)
     settings = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
+        **(dict(do_sample=False) if greedy else dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)),
         repetition_penalty=1.0,
         max_new_tokens=max_new_tokens,
         eos_token_id=ends,

@@ -182,6 +182,8 @@ class Accountant:
                 f"the ledger in {folder} has {len(tensors['log_likelihood'])} samples, "
                 f"the training data {len(self.ledger)}"
             )
+        if missing := [name for name in more if name not in tensors]:
+            raise ValueError(f"{folder} was written by a trainer of another family: it has no {missing[0]}")
         if "kl" not in tensors:
             raise ValueError(f"{path} was written by an earlier version of klball: start the run again")
         if within_epoch:

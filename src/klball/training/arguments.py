@@ -56,6 +56,8 @@ class RobustArguments:
         parent.__post_init__()
         self.ambiguity_set()  # raises for bad values
         one_of("reweight", self.reweight, REWEIGHT)
+        if self.epsilon_warmup is None:  # a family may have a default of its own for it
+            raise ValueError("epsilon_warmup must be a share, from 0 to 1, not None")
         if self.reweight == "static":
             for name, given in (
                 ("rescore_steps", self.rescore_steps is not None),

@@ -12,26 +12,32 @@ NOT_NEGATIVE: Rule = ("0 or more", lambda x: 0 <= x < inf)
 AT_LEAST_1: Rule = ("at least 1", lambda x: 1 <= x < inf)
 AT_LEAST_2: Rule = ("at least 2", lambda x: 2 <= x < inf)
 BELOW_1: Rule = ("at least 0 and below 1", lambda x: 0 <= x < 1)
+SHARE: Rule = ("a share, from 0 to 1", lambda x: 0 <= x <= 1)
 FINITE: Rule = ("a finite number", lambda x: -inf < x < inf)
 
 ADVERSARY: dict[str, Rule] = {
     "epsilon": NOT_NEGATIVE,
     "epsilons": NOT_NEGATIVE,
     "radius": NOT_NEGATIVE,
-    "epsilon_warmup": ("a share, from 0 to 1", lambda x: 0 <= x <= 1),
+    "epsilon_warmup": SHARE,
     "alpha": ("a share above 0 and at most 1", lambda x: 0 < x <= 1),
     "gamma": FINITE,
     "max_weight": AT_LEAST_1,
-    "beta": POSITIVE,
+    "beta": NOT_NEGATIVE,  # of DPO above 0, of a KL to a reference also 0
     "entropy_coef": FINITE,
     "psft_clip": POSITIVE,
     "psft_refresh": AT_LEAST_1,
     "psft_warmup_steps": NOT_NEGATIVE,
     "rescore_steps": NOT_NEGATIVE,
+    "shrinkage": NOT_NEGATIVE,
+    "gae_gamma": SHARE,
+    "gae_lambda": SHARE,
+    "value_clip": POSITIVE,
+    "critic_learning_rate": POSITIVE,
 }
 WORDS = {"pad_to_multiple_of"}  # TRL's "auto"
 NEVER_NONE = {*ADVERSARY} - {
-    *("alpha", "gamma", "max_weight", "rescore_steps", "epsilon_warmup", "comparator_strength"),
+    *("alpha", "gamma", "max_weight", "rescore_steps", "epsilon_warmup", "comparator_strength", "shrinkage"),
 }
 BOUNDS: dict[str, Rule] = {
     **ADVERSARY,
@@ -101,6 +107,11 @@ BOUNDS: dict[str, Rule] = {
     "requests_per_file": AT_LEAST_1,
     "temperature": NOT_NEGATIVE,
     "max_new_tokens": AT_LEAST_1,
+    "samples": NOT_NEGATIVE,
+    "pass_at": AT_LEAST_1,
+    "answer_seed": ("between 0 and 4294967295", lambda x: 0 <= x < 2**32),
+    "cut_penalty": NOT_NEGATIVE,
+    "length_penalty": NOT_NEGATIVE,
     "batch_size": AT_LEAST_1,
     "min_similarity": ("a cosine, between -1 and 1", lambda x: -1 <= x <= 1),
 }

@@ -10,6 +10,7 @@ from datasets import Dataset
 from klball.data.encoding import require_template
 from klball.data.formats import to_trl_format
 from klball.data.preferences import CHOSEN, MARGIN, texts_of_pair, to_belief_rows, to_preferences
+from klball.data.prompts import check_prompts
 from klball.data.rows import texts_of, with_sample_ids
 from klball.models.loading import CAUSAL, REWARD, Purpose
 from klball.objectives.tokens import OBJECTIVES
@@ -18,6 +19,15 @@ from klball.training.preference.config import GDPOConfig, RobustDPOConfig, Robus
 from klball.training.preference.dpo import RobustDPOTrainer
 from klball.training.preference.gdpo import GDPOTrainer
 from klball.training.preference.reward import RobustRewardTrainer
+from klball.training.rl.family import (
+    GRPORunConfig,
+    files_of,
+    models_of,
+    prompt_rows,
+    prompt_texts,
+    reward_functions,
+)
+from klball.training.rl.grpo import RobustGRPOTrainer
 from klball.training.sft.config import RobustSFTConfig
 from klball.training.sft.needs import checkpoint_files
 from klball.training.sft.trainer import RobustSFTTrainer
@@ -47,6 +57,10 @@ class Family:
     """Those of the configuration that the prepared rows have settled."""
     files: Callable[[Any], Mapping[str, tuple[str, ...]]] = lambda config: {}
     """Of a configuration: what a whole checkpoint holds besides the ledger."""
+    arguments: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+    """Of a configuration: what the trainer takes besides."""
+    models: Callable[[Any], Mapping[str, str]] = lambda config: {}
+    """Of a configuration: other reward models that a run depends on: what one is → its name."""
     reference: bool = False
     """Whether the trainer takes `ref_model`, the model as it was at the start."""
 
@@ -145,6 +159,18 @@ FAMILIES = {
         texts=_belief_texts,
         form=to_belief_rows,
         reference=True,
+    ),
+    "grpo": Family(
+        config=GRPORunConfig,
+        trainer=RobustGRPOTrainer,
+        data="word-problems",
+        prepared=prompt_rows,
+        texts=prompt_texts,
+        form=check_prompts,
+        entry=("mean_reward", 1),
+        files=files_of,
+        arguments=reward_functions,
+        models=models_of,
     ),
 }
 

@@ -8,6 +8,10 @@ OVERRIDDEN = {  # class → its methods that a mixin or a trainer overrides, cal
     "trl.SFTTrainer": ("_prepare_dataset", "_set_signature_columns_if_needed"),
     "trl.DPOTrainer": ("_prepare_dataset", "_set_signature_columns_if_needed"),
     "trl.RewardTrainer": ("_prepare_dataset", "_set_signature_columns_if_needed"),
+    "trl.GRPOTrainer": (
+        *("_set_signature_columns_if_needed", "_get_train_sampler"),
+        *("_calculate_rewards", "_generate_and_score_completions", "_compute_loss", "_save_checkpoint"),
+    ),
     "transformers.Trainer": (
         *("_set_signature_columns_if_needed", "_save_checkpoint", "_save"),
         *("_run_epoch", "_init_training_state", "get_batch_samples", "compute_loss", "training_step"),
@@ -22,6 +26,7 @@ READ = {  # class → attributes that its own code sets
     "trl.SFTTrainer": ("_metrics",),
     "trl.DPOTrainer": ("_metrics",),
     "trl.RewardTrainer": ("_metrics",),
+    "trl.GRPOTrainer": ("_metrics", "_step", "_buffered_inputs"),
     "transformers.Trainer": ("_signature_columns", "loss_is_scaled_for_ga", "model_wrapped"),
     "transformers.PretrainedConfig": ("_attn_implementation", "_name_or_path"),
     "transformers.integrations.MLflowCallback": ("_auto_end_run",),

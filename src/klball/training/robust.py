@@ -1,32 +1,29 @@
 """RobustTrainer: what all robust trainers share, a mixin before one of TRL's. It knows no loss, no data."""
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from klball.adversary.sets import AmbiguitySet
-from klball.training.accountant import HISTORY_FILE, Accountant
+from klball.training.accountant import Accountant
+from klball.training.accounted import Accounted
 from klball.training.batches import INDEX, WithIndex
 from klball.training.epochs import draws, steps_an_epoch, within_epoch
 from klball.training.ledger import Ledger
-from klball.training.resumption import Resumable
 from klball.training.samples import refuse_nonfinite
-from klball.training.step import StepHook, StepPlan, UnitBatch, Visits, plan_step
+from klball.training.step import StepPlan, UnitBatch, Visits, plan_step
 from klball.training.units import Units
 
 logger = logging.getLogger(__name__)
 
 
-class RobustTrainer(Resumable):
+class RobustTrainer(Accounted):
     """Weighs the losses of samples as the adversary would who knows the scores of all of them.
 
     Written before a trainer of TRL: `class RobustDPOTrainer(RobustTrainer, DPOTrainer)`, whose constructor
@@ -39,18 +36,13 @@ class RobustTrainer(Resumable):
     """
 
     # what the annotations of Transformers leave open, and TRL adds
-    args: Any
     model: Any
-    accelerator: Any
     train_dataset: Any
     data_collator: Any
-    _metrics: Any
 
     score_names: ClassVar[Mapping[str, str]] = {"score": "log-likelihood"}  # as messages call them
 
     samples: Dataset
-    accountant: Accountant
-    hooks: list[StepHook]
 
     # --- what a family says -------------------------------------------------------------------
 
@@ -94,10 +86,9 @@ class RobustTrainer(Resumable):
             draws=draws(self.args),
         )
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if INDEX not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, INDEX]
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """The rows that the epoch has visited."""
+        return {"visited": self._visits.seen[:-1].cpu()}
 
     # --- the ledger ---------------------------------------------------------------------------
 
@@ -164,18 +155,6 @@ class RobustTrainer(Resumable):
             )
         return batches, num_items
 
-    def _begin_step(self) -> None:
-        try:
-            self.accountant.begin_step(self._warmup_share())
-        except ValueError as error:
-            error.args = (f"at optimizer step {self.state.global_step + 1}: {error}",)
-            raise
-
-    def _warmup_share(self) -> float:
-        """Of the radius: it grows from 0 over the first `epsilon_warmup` of all steps."""
-        steps = math.ceil(self.args.epsilon_warmup * self.state.max_steps)
-        return 1.0 if steps == 0 else min(1.0, self.state.global_step / steps)
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -205,32 +184,6 @@ class RobustTrainer(Resumable):
             self._metrics["train"]["num_tokens"] = [self.accountant.num_tokens]
         self._log_step({**self.accountant.summary(), **_weights(columns), **self.step_metrics(columns)})
         self.accountant.record(columns["index"].long(), {name: columns[name] for name in names})
-
-    def _log_step(self, step: Mapping[str, float]) -> None:
-        self.accountant.history.append({"step": self.state.global_step + 1, **step})
-        for name, value in step.items():
-            self._metrics["train"][name].append(value)
-
-    # --- checkpoints --------------------------------------------------------------------------
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """TRL's train, from the beginning or a whole checkpoint; writes the history at its end."""
-        output = super().train(resume_from_checkpoint, **kwargs)
-        if self.args.should_save:
-            Path(str(self.args.output_dir)).mkdir(parents=True, exist_ok=True)
-            self.accountant.save_history(Path(str(self.args.output_dir)) / HISTORY_FILE)
-        return output
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The ledger goes first: TRL writes trainer_state.json last, and only that completes a checkpoint."""
-        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:
-            self.accountant.save(folder, visited=self._visits.seen[:-1].cpu())
-        for hook in self.hooks:
-            hook.save(folder, self.accelerator.process_index)
-        if self.hooks:
-            self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
 
 
 def _weights(columns: Mapping[str, Tensor]) -> dict[str, float]:

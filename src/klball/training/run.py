@@ -20,6 +20,7 @@ from trl import (
 from klball.data.rows import load_chat_template, with_sample_ids
 from klball.files import RUN_FILE, combined, read_json_object, write_csv, write_json
 from klball.models.loading import (
+    REWARD,
     check_model,
     is_adapter,
     load_model,
@@ -35,7 +36,6 @@ from klball.training.identity import (
     model_digest,
     row_digests,
 )
-from klball.training.robust import RobustTrainer
 from klball.training.sharding import save_whole_model
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,14 @@ def train(
     asked = _asked_checkpoint(config.resume_from_checkpoint)
     name = str(model_options.model_name_or_path)
     check_model(name, model_options.model_revision, config.trust_remote_code, family.purpose)
-    resolved = {**resolved, DIGESTS: _digests(dataset, evaluation, model_options, asked, folder)}
+    others = family.models(config)
+    for other in others.values():
+        check_model(other, None, config.trust_remote_code, REWARD)
+    digests = _digests(dataset, evaluation, model_options, asked, folder)
+    resolved = {
+        **resolved,
+        DIGESTS: {**digests, **{what: model_digest(n, None) for what, n in others.items()}},
+    }
     started = check_same_run(folder, resolved)
     if started and (folder / DONE_FILE).exists():
         if is_main():
@@ -95,6 +102,7 @@ def train(
         processing_class=tokenizer,
         peft_config=_peft_config(model_options, family),
         callbacks=list(callbacks),
+        **family.arguments(config),
     )
     if family.reference and not (model_options.use_peft or is_adapter(name, model_options.model_revision)):
         arguments["ref_model"] = load_for_training(config, model_options)[0]  # else adapters are switched off
@@ -218,7 +226,7 @@ def _remove_unfinished(folder: Path, resume_from: str | None) -> None:
         path.unlink()
 
 
-def _report_weights(trainer: RobustTrainer, family: Family, rows: Dataset, folder: Path) -> None:
+def _report_weights(trainer: Any, family: Family, rows: Dataset, folder: Path) -> None:
     """Which groups and samples the adversary weighs most at the end: rare, hard, or mislabelled?"""
     live = trainer.args.reweight == "live" and bool(trainer.ambiguity.needs)
     if live and trainer.args.rescore_steps != 0:
@@ -242,7 +250,7 @@ def _report_weights(trainer: RobustTrainer, family: Family, rows: Dataset, folde
         show_table(f"top-weighted samples (all {len(top)} in {folder / DONE_FILE})", header, body)
 
 
-def _top_weighted(trainer: RobustTrainer, family: Family, rows: Dataset) -> list[dict[str, Any]]:
+def _top_weighted(trainer: Any, family: Family, rows: Dataset) -> list[dict[str, Any]]:
     """The samples of largest weight with their texts, and what was hidden from training."""
     name, sign = family.entry
     weights = trainer.accountant.weights()
@@ -252,7 +260,9 @@ def _top_weighted(trainer: RobustTrainer, family: Family, rows: Dataset) -> list
     ids = trainer.samples["sample_id"][:]
     first = {sample_id: unit for unit, sample_id in reversed([*enumerate(ids)])}  # its units are neighbours
     top = []
-    for index in torch.argsort(-weights, stable=True)[:TOP].tolist():
+    known = trainer.accountant.ledger.known  # others weigh as they are, and have no score to show
+    order = torch.argsort(-weights.masked_fill(~known, -1.0), stable=True)
+    for index in order[: min(TOP, int(known.sum()))].tolist():
         row = rows[place[ids[index]]]
         numbers = {"n_q": float(weights[index]) * len(scores), name: sign * float(scores[index])}
         texts = family.texts(row, index - first[ids[index]], trainer.args)

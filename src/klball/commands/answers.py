@@ -1,0 +1,125 @@
+"""`klball evaluate --generate true`: models answer prompts, and rewards say what their answers are worth."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from klball.commands.labels import file_names, labelled
+from klball.commands.options import one_of
+from klball.data.prompts import check_prompts, require_answers, to_prompts
+from klball.data.rows import first_rows, load_rows
+from klball.files import file_name, write_csv, write_run
+from klball.flags import option
+from klball.models.loading import REWARD, check_model, load_on_device
+from klball.report.pages.parts import interval
+from klball.scores.answers import answer_report, pass_at_k
+from klball.studies.arms import load
+from klball.studies.own_answers import answer_table, metrics_of
+from klball.terminal import is_main, progress_bar, show_table
+from klball.training.rl.reward_model import RewardModel
+from klball.training.rl.rewards import VERIFIABLE
+
+OF_ANSWERS = (
+    "reward",
+    "reward_model",
+    "samples",
+    "pass_at",
+    "max_new_tokens",
+    "answer_seed",
+    "group_column",
+)
+
+
+@dataclass
+class Answering:
+    """Answers of the models' own."""
+
+    generate: bool = option(
+        False, "Let the models answer, and reward their answers, in place of scoring rows."
+    )
+    reward: str | None = option(None, f"With --generate: {', '.join(VERIFIABLE)}, against the rows' answers.")
+    reward_model: str | None = option(None, "With --generate: a trained reward model instead.")
+    samples: int = option(
+        0, "With --generate: answers at temperature 1 to each prompt, beside the greedy one."
+    )
+    pass_at: list[int] = option([], "With --generate: the k of pass@k, at most --samples.")
+    max_new_tokens: int = option(256, "With --generate: longer answers are cut.")
+    answer_seed: int = option(0, "With --generate: of the samples.")
+    group_column: str | None = option(None, "With --generate: report the groups that this column names.")
+
+
+def evaluate_answers(options: Any, prog: str) -> None:
+    """Let every model answer every data set (finished tables are reused), then report."""
+    if (options.reward is None) == (options.reward_model is None):
+        raise ValueError(
+            f"--generate needs --reward ({', '.join(VERIFIABLE)}) or --reward_model, one of them"
+        )
+    if options.reward is not None:
+        one_of(options, "reward", tuple(VERIFIABLE))
+    if options.pass_at:
+        pass_at_k([], options.samples, max(options.pass_at))  # for its refusal
+        pass_at_k([], options.samples, min(options.pass_at))
+    folder = Path(options.output_dir)
+    models, datasets = labelled(options.models), labelled(options.datasets)
+    for labels in (models, datasets):
+        file_names(labels)
+    rows = {label: _rows(name, options) for label, name in datasets.items()}
+    for name in models.values():
+        check_model(name)
+    reward = _reward(options)
+    found: list[dict[str, Any]] = []
+    for label, name in models.items():
+        model, tokenizer = load(name, options)
+        for data, dataset in rows.items():
+            output = folder / "answers" / f"{file_name(name)}--{file_name(datasets[data])}.parquet"
+            with progress_bar(f"{label} on {data}", "prompts") as progress:
+                table = answer_table(
+                    *(model, tokenizer, to_prompts(dataset, bool(tokenizer.chat_template)), reward),
+                    samples=options.samples,
+                    max_new_tokens=options.max_new_tokens,
+                    seed=options.answer_seed,
+                    group_column=options.group_column,
+                    output=output,
+                    progress=progress,
+                )
+            groups = None if options.group_column is None else table["group"][:]
+            report = answer_report(metrics_of(table, options.pass_at), groups)
+            found += [{"data": data, "model": label, **row} for row in report]
+    if is_main():
+        write_run(folder, options, prog)
+        write_csv(folder / "answers.csv", [_finite(row) for row in found])
+        _show(found, list(models), folder)
+
+
+def _rows(name: str, options: Any) -> Dataset:
+    rows = load_rows(
+        name, options.dataset_split, default="test", id_column=options.id_column, form=check_prompts
+    )
+    if options.reward is not None:
+        require_answers(to_prompts(rows, conversational=False), options.reward)
+    return first_rows(rows, options.max_rows)
+
+
+def _reward(options: Any) -> Any:
+    if options.reward is not None:
+        return VERIFIABLE[options.reward]()
+    check_model(options.reward_model, None, False, REWARD)
+    return RewardModel(*load_on_device(options.reward_model, options.dtype, None, REWARD))
+
+
+def _show(found: list[dict[str, Any]], models: list[str], folder: Path) -> None:
+    for data in dict.fromkeys(row["data"] for row in found):
+        cells: dict[tuple[str, str, int], list[str]] = {}
+        for row in (row for row in found if row["data"] == data):
+            key = (row["metric"], row["part"], row["prompts"])
+            cells.setdefault(key, []).append(str(interval(row["value"], row["low"], row["high"])))
+        title = f"{data}: value [95 % interval] ({folder / 'answers.csv'})"
+        header = ("metric", "prompts of", "prompts", *models)
+        show_table(title, header, [(*key, *values) for key, values in cells.items()])
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}

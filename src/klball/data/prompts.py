@@ -1,0 +1,89 @@
+"""Prompts of reinforcement learning, and the right answers where the rows have them."""
+
+import logging
+from typing import Any
+
+from datasets import Dataset
+
+from klball.data.formats import layout_of, replaced, to_trl_format
+from klball.data.preferences import CHOSEN, REJECTED, to_preferences
+from klball.data.texts import refusal, texts
+
+logger = logging.getLogger(__name__)
+
+PROMPT, ANSWER = "prompt", "answer"
+
+
+def to_prompts(dataset: Dataset, conversational: bool) -> Dataset:
+    """The rows with `prompt`, a text or turns, and `answer`, the right answer, where they have one.
+
+    Rows in any format of SFT: what precedes the last answer is the prompt. Rows with `prompt` alone, or with
+    one beside `answer`, are taken as they are, and preference pairs without their answers. Other columns
+    stay. A text becomes a user's turn if the tokenizer has a chat template (`conversational`).
+
+    Raises:
+        ValueError: There is no prompt, or a row cannot be used: its number, column and what was found.
+    """
+    if not len(dataset):
+        raise ValueError("the data set has no rows")
+    columns = set(dataset.column_names)
+    if {CHOSEN, REJECTED} <= columns:
+        pairs = to_preferences(dataset)
+        return _as_turns(pairs.remove_columns([CHOSEN, REJECTED]), conversational)
+    if PROMPT in columns and not {"completion", "messages", "conversations"} & columns:
+        return _as_turns(dataset, conversational)
+    if layout_of(columns).kind in ("text", "tokens"):
+        raise ValueError(
+            f"reinforcement learning needs prompts, and columns {sorted(columns - {'sample_id'})} have none: "
+            "give prompt, or question and answer"
+        )
+    return _split(to_trl_format(dataset, conversational))
+
+
+def check_prompts(dataset: Dataset) -> Dataset:
+    """The rows as they are, once `to_prompts` has found nothing wrong with them."""
+    to_prompts(dataset, conversational=False)
+    return dataset
+
+
+def require_answers(prompts: Dataset, reward: str) -> None:
+    """Raise ValueError where a reward has nothing to compare with."""
+    if ANSWER not in prompts.column_names:
+        raise ValueError(
+            f"--reward {reward} needs a column {ANSWER!r} with the right answers; there are "
+            f"{', '.join(prompts.column_names)}"
+        )
+
+
+def _as_turns(dataset: Dataset, conversational: bool) -> Dataset:
+    prompts = dataset[PROMPT][:]
+    if any(isinstance(prompt, list) != isinstance(prompts[0], list) for prompt in prompts):
+        raise ValueError("some prompts are text and some lists of turns: give one kind")
+    for row, prompt in enumerate(prompts):
+        if isinstance(prompt, list) and (not prompt or prompt[-1].get("role") == "assistant"):
+            raise refusal(row, PROMPT, "the last turn is not the user's: there is nothing to answer")
+    if isinstance(prompts[0], list):
+        return dataset
+    plain = texts(dataset, PROMPT)
+    made = [[{"role": "user", "content": text}] for text in plain] if conversational else plain
+    return replaced(dataset, {PROMPT: made}, {PROMPT})
+
+
+def _split(dataset: Dataset) -> Dataset:
+    """From TRL's formats of SFT: the turns before the last answer, and its text."""
+    if "messages" in dataset.column_names:
+        cuts = [
+            max(k for k, turn in enumerate(m) if turn["role"] == "assistant") for m in dataset["messages"]
+        ]
+        rows = list(zip(dataset["messages"], cuts, strict=True))
+        prompts = [turns[:cut] for turns, cut in rows]
+        answers: list[Any] = [turns[cut]["content"] for turns, cut in rows]
+        used = {"messages"}
+    else:
+        prompts = dataset[PROMPT][:]
+        answers = [c if isinstance(c, str) else c[-1]["content"] for c in dataset["completion"]]
+        used = {PROMPT, "completion"}
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise refusal(row, PROMPT, "it is empty: there is nothing to answer")
+    return replaced(dataset, {PROMPT: prompts, ANSWER: answers}, used)

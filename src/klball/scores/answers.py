@@ -1,0 +1,57 @@
+"""What a model's own answers are worth: accuracy, pass@k, mean reward, and each at the worst in a ball."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from klball.adversary.dual import solve_dual
+from klball.scores.tails import mean_interval
+
+DESCRIPTIVE = ("length", "finished")  # neither is better for being more
+RADII = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+def pass_at_k(correct: Sequence[int] | np.ndarray, samples: int, k: int) -> np.ndarray:
+    """The chance that one of k answers is right, without bias, from `correct` right ones of n, [prompts].
+
+        1 − C(n − c, k) / C(n, k) = 1 − Π_{i = n−c+1}^{n} (1 − k/i)
+
+    Raises ValueError unless 1 ≤ k ≤ n.
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} needs at least {k} samples of each prompt, not {samples}")
+    factors = 1 - k / np.arange(1, samples + 1)
+    return np.array([1 - np.prod(factors[samples - int(c) :]) if c else 0.0 for c in correct]).clip(0, 1)
+
+
+def worst_mean(scores: np.ndarray, epsilon: float) -> float:
+    """min { E_Q[score] : KL(Q‖F) ≤ ε } over the prompts, whatever the scores' sign."""
+    top = float(np.max(scores))
+    return top + float(solve_dual(np.asarray(scores, dtype=float) - top, epsilon=epsilon).worst_case)
+
+
+def answer_report(
+    columns: dict[str, np.ndarray], groups: Sequence[str] | None = None, radii: Sequence[float] = RADII
+) -> list[dict[str, Any]]:
+    """Rows metric, part, prompts, value, low, high: means with 95 % intervals over all prompts and groups,
+    and, of what is worth something, the worst case of every radius (without an interval).
+
+    columns: metric → its values, [prompts].
+    """
+    parts = {"all": np.arange(len(next(iter(columns.values()))))}
+    if groups is not None:
+        names = np.array([str(group) for group in groups])
+        parts |= {f"group {name}": np.flatnonzero(names == name) for name in sorted(set(names.tolist()))}
+    rows = []
+    for metric, values in columns.items():
+        for part, chosen in parts.items():
+            some = values[chosen].astype(float)
+            low, high = mean_interval(some)
+            row = {"metric": metric, "part": part, "prompts": len(some), "value": float(some.mean())}
+            rows.append({**row, "low": low, "high": high})
+        for epsilon in () if metric in DESCRIPTIVE else radii:
+            worst = worst_mean(values, epsilon)
+            row = {"metric": metric, "part": f"worst ε = {epsilon:g}", "prompts": len(values), "value": worst}
+            rows.append({**row, "low": float("nan"), "high": float("nan")})
+    return rows

@@ -1,0 +1,264 @@
+"""RobustGRPOTrainer: TRL's GRPOTrainer whose advantages are weighed as the worst case over prompts would."""
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import gather
+from datasets import Dataset
+from torch import Tensor
+from trl import GRPOTrainer
+
+from klball.adversary.sets import AmbiguitySet
+from klball.training.accountant import Accountant
+from klball.training.accounted import Accounted
+from klball.training.batches import INDEX
+from klball.training.rl.config import RobustGRPOConfig
+from klball.training.rl.critic import Critic, CriticSteps
+from klball.training.rl.reward_ledger import RewardLedger, group_statistics
+from klball.training.rl.reward_model import RewardModel
+from klball.training.rl.rewards import FINISHED
+from klball.training.rl.rollouts import RolloutBoundaries
+from klball.training.samples import groups_of, numbered
+from klball.training.units import Units
+
+logger = logging.getLogger(__name__)
+
+
+DRAWS = (  # what decides which prompts a batch of rollouts has, besides the data
+    *("world_size", "train_batch_size", "gradient_accumulation_steps", "seed", "shuffle_dataset"),
+    *("num_generations", "steps_per_generation", "num_iterations"),
+)
+
+
+class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """`trl.GRPOTrainer` with the same arguments, rewards, tools and vLLM, and an adversary over the prompts.
+
+        max_θ min_Q E_{x∼Q} E_{y∼π}[r] − β KL(π‖π_ref) + c·H        KL(Q‖F) ≤ radius, q ≤ max_weight · f
+
+    The weight w = q/f of a prompt comes from the ledger of mean rewards as it was before the prompt's new
+    completions, else weight and gradient would share their noise, and multiplies its advantages. For w ≥ 0
+    every loss of TRL's is homogeneous in them, so this weighs the prompt's loss; KL and entropy stay as
+    they are. A prompt not seen before has the weight 1.
+
+    Args:
+        model: As in `trl.GRPOTrainer`.
+        reward_funcs: As there: functions, models, or names of models.
+        args: A `RobustGRPOConfig`.
+        ambiguity: An ambiguity set, instead of that of radius, max_weight and direction.
+        **kwargs: The other arguments of `trl.GRPOTrainer`: train_dataset, processing_class, ….
+
+    Raises:
+        ValueError: A combination that is not supported, or a reward that is infinite.
+    """
+
+    _tag_names: ClassVar = ["klball", "robust-grpo"]
+    # what TRL's own annotations leave open
+    args: RobustGRPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    model: Any
+    accelerator: Any
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: RobustGRPOConfig | None = None,
+        *,
+        ambiguity: AmbiguitySet | None = None,
+        **kwargs: Any,
+    ):
+        args = copy.copy(args or RobustGRPOConfig(output_dir="robust-grpo"))
+        _refuse_unsupported(args, kwargs, ambiguity)
+        for line in args.departures():
+            logger.warning(line)
+        self.samples = numbered(kwargs.pop("train_dataset"))
+        super().__init__(model, reward_funcs, args, train_dataset=self.samples, **kwargs)
+        self.ambiguity = ambiguity or args.ambiguity_set()
+        self._units = Units(groups=groups_of(self.samples, args.group_column))
+        for reward in self.reward_funcs:
+            if isinstance(reward, RewardModel):
+                reward.to(self.accelerator.device)
+        self.hooks = []
+        self.accountant = self._empty_accountant()
+        self.add_callback(RolloutBoundaries(self))
+        self.critic = Critic(self.model, self.args, self.accelerator) if args.critic else None
+        if self.critic is not None:
+            self.hooks.append(self.critic)
+            self.add_callback(CriticSteps(self.critic))
+
+    def _empty_accountant(self) -> Accountant:
+        over_groups = self.args.group_column is not None
+        shrinkage = 0.0 if over_groups and self.args.shrinkage is None else self.args.shrinkage
+        drawn = {name: getattr(self.args, name) for name in DRAWS}
+        return Accountant(
+            self.ambiguity, RewardLedger(len(self.samples), shrinkage), self._units, relax=False, draws=drawn
+        )
+
+    def checkpoint_files(self) -> Mapping[str, tuple[str, ...]]:
+        return {} if self.critic is None else self.critic.files
+
+    # --- where training goes on ---------------------------------------------------------------
+
+    @property
+    def rollout_position(self) -> int:
+        """Micro-batches drawn from the open batch of rollouts; 0 where the next one is begun."""
+        return self._step % self.args.steps_an_answer
+
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """Where the checkpoint lies in its batch of rollouts."""
+        return {"rollout_position": torch.tensor(self.rollout_position)}
+
+    def begin_training(self) -> None:
+        """Fill the ledger from the checkpoint that training resumes from; TRL would keep an open batch."""
+        self._step, self._buffered_inputs = 0, None
+        if self._resume_folder is not None:
+            epoch = self.state.epoch or 0.0
+            within = abs(epoch - round(epoch)) > 1e-9 and not self.args.ignore_data_skip
+            kept = self.accountant.load(self._resume_folder, within, more=("rollout_position",))
+            if kept["rollout_position"] and self.state.global_step < self.state.max_steps:
+                raise ValueError(
+                    f"{self._resume_folder} lies inside a batch of rollouts, where an earlier run ended: "
+                    "resume from the checkpoint before it"
+                )
+            for hook in self.hooks:
+                hook.load(self._resume_folder)
+            self._redraw_epochs(int(epoch + 1e-9))
+        elif self.state.global_step == 0:
+            self.accountant = self._empty_accountant()
+
+    def _redraw_epochs(self, count: int) -> None:
+        """Each epoch draws its order from one generator, which begins anew in a resumed run."""
+        for _ in range(count if self.shuffle_dataset else 0):
+            torch.randperm(len(self.samples), generator=self._sampler.generator)
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._sampler: Any = super()._get_train_sampler(dataset)
+        return self._sampler
+
+    # --- one batch of rollouts ----------------------------------------------------------------
+
+    def _calculate_rewards(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
+        """TRL's rewards of all ranks' completions, (completions, functions), remembered.
+
+        Reward functions get a column more: whether a completion ended, or was cut at the limit.
+        """
+        ends: list[Any] = [*self.eos_token_ids, self._tokenizer.pad_token_id]
+        rows = [
+            {**row, FINISHED: bool(ids) and ids[-1] in ends}
+            for row, ids in zip(inputs, completion_ids_list, strict=True)
+        ]
+        self._rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        infinite = self._rewards.isinf().any(0)
+        if bool(infinite.any()):
+            name = self.reward_func_names[int(infinite.nonzero()[0])]
+            raise ValueError(f"reward {name!r} is infinite at optimizer step {self.state.global_step + 1}")
+        return self._rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        """TRL's rollouts, whose advantages are weighed by what the ledger knew before them."""
+        training = self.model.training
+        output = super()._generate_and_score_completions(inputs)
+        if not training:
+            return output
+        own = torch.tensor([row[INDEX] for row in inputs])
+        if self.critic is not None:
+            output.update(self._judged(output))
+        self._begin_step()
+        weights = self.accountant.units.density(self.accountant.ledger, self.accountant.unit_weights())
+        advantages = output["advantages"]
+        weight = weights[own].to(advantages)
+        output["advantages"] = advantages * weight.view(-1, *[1] * (advantages.dim() - 1))
+        self._finish_rollouts(own, weights)
+        return output
+
+    def _totals(self) -> Tensor:
+        """The weighted sums of the rewards of all ranks' completions, NaN where none was given."""
+        totals = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
+        return totals.masked_fill(self._rewards.isnan().all(1), torch.nan)
+
+    def _judged(self, output: dict[str, Any]) -> dict[str, Tensor]:
+        """The critic's advantages of this rank's completions, and what it learns from them."""
+        assert self.critic is not None
+        if "tool_mask" in output or "pixel_values" in output:
+            raise ValueError("critic=True is for text without tools")
+        size = len(output["completion_ids"])
+        start = self.accelerator.process_index * size
+        judged = self.critic.judge(output, self._totals()[start : start + size])
+        mask = output["completion_mask"].bool() & judged["judged"][:, None]
+        returns, left = judged["returns"][mask], (judged["returns"] - judged["values"])[mask]
+        if len(returns) > 1 and returns.var() > 0:
+            self._metrics["train"]["critic/explained"].append(float(1 - left.var() / returns.var()))
+        return judged
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
+        """TRL's loss of the policy; the critic learns from the same micro-batch, by its own optimizer."""
+        if self.critic is not None and self.model.training:
+            loss = self.critic.accumulate(inputs, self.current_gradient_accumulation_steps)
+            self._metrics["train"]["critic/loss"].append(loss)
+        return super()._compute_loss(model, inputs)
+
+    def _finish_rollouts(self, own: Tensor, weights: Tensor) -> None:
+        """Enter the rewards of all ranks' prompts, and log what the adversary makes of the ledger."""
+        everyone: Any = gather(own.to(self.accelerator.device))
+        everyone = everyone.cpu().view(-1, self.num_generations)
+        assert bool((everyone == everyone[:, :1]).all())  # a row a prompt
+        fresh = group_statistics(self._totals().cpu().view(everyone.shape))
+        scored = fresh["count"] > 0
+        index, fresh = everyone[scored, 0], {name: values[scored] for name, values in fresh.items()}
+        self.accountant.record(index, fresh)
+        self._begin_step()
+        used = weights[everyone[:, 0]]
+        self._log_step(
+            {**self._summary(), "mean_weight": float(used.mean()), "max_weight": float(used.max())}
+        )
+
+    def _summary(self) -> dict[str, float]:
+        """Of the adversary's answer, these rollouts included; TRL's own `kl` is to the reference."""
+        ledger: Any = self.accountant.ledger
+        summary = self.accountant.summary()
+        summary["adversary_kl"] = summary.pop("kl")
+        known, q = ledger.known, self.accountant.weights()
+        base = self.accountant.units.base(len(ledger))
+        scores, mass = ledger.scores()["score"], float(q[known].sum())
+        report = {
+            **{name: summary[name] for name in ("lambda", "adversary_kl", "ess_ratio") if name in summary},
+            "known_prompts": float(known.double().mean()),
+            "mean_reward": float((base * scores)[known].sum() / base[known].sum()) if mass else 0.0,
+            "shrinkage": ledger.kappa,
+        }
+        if self.ambiguity.needs:
+            report["worst_case_reward"] = -summary["robust_loss"]
+            flat = known & (ledger.variance == 0)
+            report["mass_without_gradient"] = float(q[flat].sum()) / mass if mass else 0.0
+        return report
+
+
+def _refuse_unsupported(args: Any, kwargs: dict[str, Any], ambiguity: Any) -> None:
+    if not isinstance(args, RobustGRPOConfig):
+        raise ValueError(f"args must be a RobustGRPOConfig, not {type(args).__name__}")
+    dataset = kwargs.get("train_dataset")
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"train_dataset must be a datasets.Dataset of prompts, not {type(dataset).__name__}: the ledger "
+            "keeps a reward for each row"
+        )
+    if not len(dataset):
+        raise ValueError("train_dataset has no rows")
+    if len(dataset) < (prompts := int(args.generation_batch_size or 1) // int(args.num_generations or 1)):
+        raise ValueError(
+            f"{len(dataset)} prompts do not fill one batch of rollouts, which takes {prompts}: take fewer "
+            "completions a batch"
+        )
+    if FINISHED in dataset.column_names:
+        raise ValueError(f"the column {FINISHED!r} is what reward functions are told: rename yours")
+    needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
+    if not set(needs) <= {"score"}:
+        raise ValueError(f"an ambiguity set over prompts can need their score alone, not {needs}")
+    if args.group_column is not None and not needs:
+        raise ValueError("group_column has no effect without an adversary: set a radius above 0")
+    if ambiguity is not None and not all(hasattr(ambiguity, n) for n in ("solve", "scaled", "summary")):
+        raise ValueError(f"ambiguity={ambiguity!r} is no ambiguity set (docs/extending.md)")

@@ -1,0 +1,185 @@
+"""Rewards of reinforcement learning, called as TRL calls reward functions; none runs what a model wrote.
+
+    reward(prompts, completions, completion_ids, **columns) → a number a completion, or None: unscorable
+
+`completion_finished` is a column that RobustGRPOTrainer adds: a completion that was cut at the limit, or
+whose thought is still open, is no finished answer and gets 0, even if its last number is right.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol
+
+from klball.training.rl.answers import choice_of, last_number, references, text_of, without_thoughts
+
+FINISHED = "completion_finished"
+Rewards = list[float | None]
+
+
+class Reward(Protocol):
+    """As TRL calls it."""
+
+    def __call__(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Rewards: ...
+
+
+@dataclass(frozen=True)
+class AnswerReward:
+    """1 for a finished completion that gives the right answer, else 0.
+
+    column: of the data, with the right answer of each prompt.
+    """
+
+    column: str = "answer"
+
+    def wanted(self, reference: str) -> Any:
+        """What the answer is compared with. Raises ValueError for a reference that is none."""
+        raise NotImplementedError
+
+    def right(self, answer: str, wanted: Any) -> bool:
+        """Whether what follows a completion's thoughts is right."""
+        raise NotImplementedError
+
+    def __call__(self, prompts: Any, completions: Any, completion_ids: Any = None, **columns: Any) -> Rewards:
+        finished = columns.get(FINISHED) or [True] * len(completions)
+        rewards: Rewards = []
+        for completion, reference, whole in zip(
+            completions, references(self.column, columns), finished, strict=True
+        ):
+            wanted = self.wanted(reference)
+            answer = without_thoughts(text_of(completion)) if whole else None
+            rewards.append(float(answer is not None and self.right(answer, wanted)))
+        return rewards
+
+
+@dataclass(frozen=True)
+class LastNumber(AnswerReward):
+    """The last number is that of the reference, exactly: 1,000 = 1000.0 = 2000/2.
+
+    marker: the format asked for, if any: the number has to stand in the line after the last marker, as in
+    "#### 72". References may have markers of their own.
+    """
+
+    marker: str | None = None
+
+    def wanted(self, reference: str) -> Any:
+        found = last_number(reference)
+        if found is None:
+            raise ValueError(f"the reward needs numbers in column {self.column!r}, not {reference!r:.60}")
+        return found
+
+    def right(self, answer: str, wanted: Any) -> bool:
+        if self.marker is not None:
+            _, found, after = answer.rpartition(self.marker)
+            answer = after.strip().partition("\n")[0] if found else ""
+        return last_number(answer) == wanted
+
+
+@dataclass(frozen=True)
+class ExactMatch(AnswerReward):
+    """The whole answer is the reference, but for white space."""
+
+    def wanted(self, reference: str) -> list[str]:
+        return reference.split()
+
+    def right(self, answer: str, wanted: list[str]) -> bool:
+        return answer.split() == wanted
+
+
+@dataclass(frozen=True)
+class MultipleChoice(AnswerReward):
+    """The answer chooses the reference's letter, A to J."""
+
+    def wanted(self, reference: str) -> str:
+        letter = reference.strip().strip("()[].:*")
+        if len(letter) != 1 or letter not in "ABCDEFGHIJ":
+            raise ValueError(
+                f"the reward needs letters A to J in column {self.column!r}, not {reference!r:.60}"
+            )
+        return letter
+
+    def right(self, answer: str, wanted: str) -> bool:
+        return choice_of(answer) == wanted
+
+
+@dataclass(frozen=True)
+class MathVerify(AnswerReward):
+    r"""The answer equals the reference as mathematics, by the package `math-verify`.
+
+    LaTeX of the answer ($…$, \boxed{…}) is parsed; without any, its last number counts. Raises ValueError if
+    the package is not installed.
+    """
+
+    package: Any = field(default=None, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "package", import_module("math_verify"))
+        except ImportError:
+            raise ValueError(
+                "this reward needs the package math-verify: pip install 'klball[math]'"
+            ) from None
+
+    def wanted(self, reference: str) -> Any:
+        has_latex = any(sign in reference for sign in ("$", "\\boxed", "\\[", "\\("))
+        found = self._parsed(reference if has_latex else f"${reference}$")
+        if not found:
+            raise ValueError(f"math-verify cannot read {reference!r:.60} of column {self.column!r}")
+        return found
+
+    def right(self, answer: str, wanted: Any) -> bool:
+        found = self._parsed(answer)
+        if not found and (number := last_number(answer)) is not None:
+            found = self._parsed(f"$\\frac{{{number.numerator}}}{{{number.denominator}}}$")
+        return bool(self.package.verify(wanted, found, timeout_seconds=_limit()))
+
+    def _parsed(self, text: str) -> Any:
+        # plain expressions are left out: math-verify would pass them to sympy's eval
+        return self.package.parse(
+            text,
+            extraction_config=[self.package.LatexExtractionConfig(boxed_match_priority=0)],
+            parsing_timeout=_limit(),
+        )
+
+
+def _limit() -> int | None:
+    """Seconds; the alarm that math-verify sets works in the main thread only."""
+    return 5 if threading.current_thread() is threading.main_thread() else None
+
+
+@dataclass(frozen=True)
+class LengthPenalized:
+    """Another reward less `per_token` for each token of the completion beyond `free` ones.
+
+    Raises ValueError for a negative penalty.
+    """
+
+    reward: Reward
+    per_token: float
+    free: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.per_token >= 0 and self.free >= 0):
+            raise ValueError(
+                f"a length penalty needs numbers of 0 or more, not {self.per_token}, {self.free}"
+            )
+
+    def __call__(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Rewards:
+        found = self.reward(
+            prompts=prompts, completions=completions, completion_ids=completion_ids, **columns
+        )
+        over = [max(0, len(ids) - self.free) for ids in completion_ids]
+        return [
+            None if reward is None else reward - self.per_token * tokens
+            for reward, tokens in zip(found, over, strict=True)
+        ]
+
+
+VERIFIABLE: dict[str, Callable[[], AnswerReward]] = {
+    "last-number": LastNumber,
+    "last-number-marked": lambda: LastNumber(marker="####"),
+    "math-verify": MathVerify,
+    "exact": ExactMatch,
+    "choice": MultipleChoice,
+}

@@ -1,0 +1,164 @@
+"""RobustGRPOConfig's refusals and presets, what it says of departures, and the ledger of mean rewards."""
+
+import logging
+import math
+
+import pytest
+import torch
+
+from klball import Empirical, KLBall, RobustGRPOConfig, RobustSFTConfig
+from klball.training.rl.reward_ledger import RewardLedger, group_statistics
+from toy_policy import toy_trainer
+
+
+def config(**more):
+    return RobustGRPOConfig(output_dir="o", use_cpu=True, bf16=False, **more)
+
+
+def test_the_set_of_the_defaults():
+    assert config().ambiguity_set() == KLBall(0.05, 4.0)
+    assert config(radius=0).ambiguity_set() == Empirical()
+    assert config(epsilon=0.3).ambiguity_set() == KLBall(0.05, 4.0)  # the clip
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (dict(over="tokens"), "over must be one of prompt, group"),
+        (dict(over="group"), "group_column go together"),
+        (dict(group_column="kind"), "group_column go together"),
+        (dict(preset="trpo"), "preset must be one of ppo"),
+        (dict(reweight="static"), "reweight has no effect"),
+        (dict(rescore_steps=3), "rescore_steps has no effect"),
+        (dict(radius=-1.0), "radius"),
+        (dict(radius=math.nan), "radius"),
+        (dict(max_weight=0.5), "max_weight"),
+        (dict(shrinkage=-1.0), "shrinkage"),
+        (dict(shrinkage=2.0, radius=0.0), "shrinkage has no effect without an adversary"),
+        (dict(epsilon_warmup=None), "epsilon_warmup must be a share"),
+        (dict(epsilon_warmup=0.1, radius=0.0), "epsilon_warmup needs a radius"),
+        (dict(ambiguity="cvar", alpha=0.5, radius=0.1), "radius has no effect with ambiguity='cvar'"),
+        (dict(gae_lambda=0.5), "gae_lambda needs critic=True"),
+        (dict(gae_gamma=0.5), "gae_gamma needs critic=True"),
+        (dict(value_clip=0.1), "value_clip needs critic=True"),
+        (dict(critic_learning_rate=0.1), "critic_learning_rate needs critic=True"),
+        (dict(critic=True, gae_lambda=1.5), "gae_lambda"),
+        (dict(critic=True, scale_rewards="group"), "scale_rewards has no effect with critic=True"),
+    ],
+)
+def test_settings_that_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        config(**settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (dict(train_dataset=[{"prompt": "a"}]), "train_dataset must be a datasets.Dataset"),
+        (dict(radius=0.0, over="group", group_column="kind"), "group_column has no effect without"),
+        (dict(over="group", group_column="sort"), "no column 'sort'"),
+        (dict(ambiguity=3), "is no ambiguity set"),
+        (dict(num_generations=8), "4 prompts do not fill one batch of rollouts, which takes 8"),
+    ],
+)
+def test_what_a_trainer_refuses(more, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        toy_trainer(tmp_path, **more)
+
+
+def test_another_configuration_is_refused(tmp_path):
+    from klball import RobustGRPOTrainer
+
+    with pytest.raises(ValueError, match="args must be a RobustGRPOConfig, not RobustSFTConfig"):
+        RobustGRPOTrainer("none", [], RobustSFTConfig(output_dir="o", use_cpu=True, bf16=False))
+
+
+def test_the_preset_fills_what_was_left_at_its_default():
+    chosen = config(preset="ppo")
+    found = [getattr(chosen, n) for n in ("num_iterations", "epsilon", "beta", "entropy_coef")]
+    assert found == [4, 0.2, 0.05, 0.01] and chosen.disable_dropout
+    kept = config(preset="ppo", beta=0.2, num_iterations=2)
+    assert (kept.beta, kept.num_iterations, kept.entropy_coef) == (0.2, 2, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (dict(), []),
+        (dict(loss_type="grpo"), []),
+        (dict(epsilon=0.05), ["TRL's clip of the ratio"]),
+        (dict(epsilon=0.3, radius=0.1), []),
+        (dict(loss_type="bnpo"), ["micro-batch"]),
+        (dict(loss_type="dapo"), ["tokens of a whole batch of rollouts"]),
+        (dict(scale_rewards="group"), ["2·arcsin"]),
+        (dict(scale_rewards="batch", loss_type="bnpo"), ["micro-batch", "2·arcsin"]),
+        (dict(multi_objective_aggregation="normalize_then_sum"), ["worst-case reward is not"]),
+        (dict(entropy_coef=0.1, gradient_accumulation_steps=2), ["entropy_coef"]),
+    ],
+)
+def test_departures_are_said_in_a_line_each(settings, said, tmp_path, caplog):
+    lines = config(**settings).departures()
+    assert len(lines) == len(said) and all(w in line for w, line in zip(said, lines, strict=True))
+    if settings == dict(loss_type="dapo"):
+        with caplog.at_level(logging.WARNING, "klball"):
+            toy_trainer(tmp_path, **settings)
+        assert lines[0] in [record.getMessage() for record in caplog.records]
+
+
+def seen(rewards, shrinkage=None):
+    """A ledger that has seen these rewards, (prompts, G)."""
+    ledger = RewardLedger(len(rewards), shrinkage)
+    ledger.record(torch.arange(len(rewards)), group_statistics(rewards), None)
+    return ledger
+
+
+def test_shrunken_rewards_follow_the_formula():
+    rewards = torch.tensor([[0.0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 1, math.nan]])
+    ledger = seen(rewards, shrinkage=2.0)
+    p, g = torch.tensor([0.25, 1.0, 1 / 3]).double(), torch.tensor([4.0, 4, 3]).double()
+    expected = (g * p + 2 * p.mean()) / (g + 2)
+    assert torch.allclose(ledger.scores()["score"], expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("g", [4, 8])
+def test_the_worst_case_of_shrunken_rewards_is_what_the_weights_truly_cost(g):
+    """Uniform pass rates: κ = E[p(1−p)]/Var p = 2. The noise of p̂ inflates λ by √(1 + κ/G): 1.22, 1.12."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand(20_000, generator=generator)
+    rewards = (torch.rand(20_000, g, generator=generator) < p[:, None]).float()
+    ledger = seen(rewards)
+    assert ledger.kappa == pytest.approx(2, rel=0.05)
+    ball = KLBall(0.02)
+    true = ball.solve({"score": p.double()}).dual.lambda_
+    raw = ball.solve({"score": seen(rewards, 0.0).scores()["score"]})
+    shrunk = ball.solve(ledger.scores())
+    assert raw.dual.lambda_ / true == pytest.approx(math.sqrt(1 + 2 / g), rel=0.03)
+    assert shrunk.dual.lambda_ / true == pytest.approx(1 / math.sqrt(1 + 2 / g), rel=0.03)
+    cost = float((shrunk.weights * p.double()).sum())
+    assert shrunk.worst_case == pytest.approx(cost, abs=0.003)
+    assert raw.worst_case < cost - 0.01
+    assert torch.allclose(shrunk.weights, raw.weights, rtol=1e-6)  # an affine map of all scores
+
+
+def test_prompts_that_do_not_differ_weigh_the_same():
+    same = torch.tensor([[0.0, 1, 0, 1], [1, 0, 0, 1], [0, 0, 1, 1]])
+    ledger = seen(same)
+    assert math.isinf(ledger.kappa)
+    assert ledger.scores()["score"].unique().tolist() == [0.5]
+    assert math.isinf(RewardLedger(3).kappa)  # nothing is known yet
+
+
+def test_statistics_of_completions():
+    rewards = torch.tensor([[0.1, 0.1, 0.1], [1.0, math.nan, 3.0], [math.nan] * 3, [2.0, math.nan, math.nan]])
+    found = group_statistics(rewards)
+    assert found["count"].tolist() == [3, 2, 0, 1]
+    assert found["score"].tolist() == pytest.approx([0.1, 2, 0, 2])
+    assert found["variance"].tolist() == [0, 2, 0, 0]
+
+
+def test_a_ledger_is_kept_and_read():
+    ledger = seen(torch.rand(5, 4))
+    again = RewardLedger(5)
+    again.load(ledger.tensors())
+    assert torch.equal(again.scores()["score"], ledger.scores()["score"]) and again.kappa == ledger.kappa
