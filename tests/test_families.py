@@ -132,7 +132,8 @@ def test_margins_are_for_reward_models(pair_root, tmp_path):
     ],
 )
 def test_a_ball_over_pairs_says_what_label_noise_allows(more, said, pair_root, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "train", lambda *args, **kwargs: None)
+    for name in ("train", "write_training_page"):
+        monkeypatch.setattr(command, name, lambda *args, **kwargs: None)
     run(pair_root, tmp_path / "run", "dpo", *more)
     told = " ".join(capsys.readouterr().out.split())
     radii = [f"{no_preference_radius(rate):.3f} at η = {rate}" for rate in (0.1, 0.2, 0.3)]

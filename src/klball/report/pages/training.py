@@ -17,9 +17,12 @@ CURVES = {  # title → (axis, columns of the history and what they are called)
         "nats",
         {"plain_loss": "mean of the step's samples", "robust_loss": "worst case of all samples"},
     ),
+    "Reward": ("reward", {"mean_reward": "mean of all prompts", "worst_case_reward": "worst case"}),
     "How uneven the weights are": ("share of what is weighed", {"ess_ratio": "effective sample size / n"}),
-    "The adversary's price": ("nats", {"lambda": "λ", "kl": "KL(Q‖F)"}),
+    "The adversary's price": ("nats", {"lambda": "λ", "kl": "KL(Q‖F)", "adversary_kl": "KL(Q‖F)"}),
 }
+MEANS = {"plain_loss": ("mean loss of a step's samples", " nats"), "mean_reward": ("mean reward", "")}
+WORST = {"robust_loss": ("worst case", " nats"), "worst_case_reward": ("worst-case reward", "")}
 SHARES = {"f": "share f", "q": "weight q", "density": "q/f"}
 TEXTS = ("sample_id", "group", "prompt", "answer", "chosen", "rejected", "belief")
 
@@ -89,16 +92,18 @@ def _groups_table(groups: Sequence[Mapping[str, Any]]) -> Table:
 def _verdict(history: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> list[str]:
     if not history:
         return ["No step was trained."]
-    last = history[-1]
+    first, last = history[0], history[-1]
     sentences = [
-        f"The mean loss of a step's samples went from {history[0]['plain_loss']:.3g} to "
-        f"{last['plain_loss']:.3g} nats."
+        f"The {what} went from {first[name]:.3g} to {last[name]:.3g}{unit}."
+        for name, (what, unit) in MEANS.items()
+        if name in first
     ]
-    if last.get("robust_loss") is not None:
-        sentences.append(
-            f"At the end the worst case is {last['robust_loss']:.3g} nats, and the adversary looks at "
-            f"{100 * last['ess_ratio']:.3g} % of the {'groups' if groups else 'data'} in effect."
-        )
+    for name, (what, unit) in WORST.items():
+        if last.get(name) is not None:
+            sentences.append(
+                f"At the end the {what} is {last[name]:.3g}{unit}, and the adversary looks at "
+                f"{100 * last['ess_ratio']:.3g} % of the {'groups' if groups else 'data'} in effect."
+            )
     if groups:
         most = max(groups, key=lambda row: row["density"])
         sentences.append(
