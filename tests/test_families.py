@@ -234,3 +234,15 @@ def test_a_run_of_exactly_one_epoch_ends_well(root, tmp_path):
     """The last step records samples that its own answer has not seen."""
     train(root, tmp_path / "run", "--epsilon", "0", "--max_steps", "6", "--rescore_steps", "0")
     assert len(rows_of(tmp_path / "run" / "top_weighted.csv")) == 20
+
+
+@pytest.mark.parametrize("family", PAIRS)
+def test_held_out_pairs_are_evaluated_and_training_pairs_refused(family, pair_root, tmp_path):
+    write_rows(pair_root / "held.jsonl", pair_rows(30)[24:])
+    evaluated = ["--eval_strategy", "steps", "--eval_steps", "2", "--max_steps", "2", "--test_name"]
+    run(pair_root, tmp_path / "run", family, *evaluated, str(pair_root / "held.jsonl"))
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
+    losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
+    assert len(losses) == 1 and losses[0] > 0
+    with pytest.raises(ValueError, match="every row to evaluate on is also trained on"):
+        run(pair_root, tmp_path / "other", family, *evaluated, str(pair_root / "pairs.jsonl"))

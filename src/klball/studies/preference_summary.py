@@ -29,7 +29,7 @@ STOPPED = 0.1  # of the margin that plain DPO learns
 class Outcome:
     """One arm, one seed, on clean held-out pairs.
 
-    accuracy; worst_group: the least of the fields; hardest_1pct: accuracy on the pairs that plain DPO on
+    accuracy; worst_group: the least of the fields; hardest_1pct: mean loss of the pairs that plain DPO on
     clean labels finds hardest; margin: mean βΔ; loss: mean; forgetting: nats per token on other data;
     top_flipped: the share of flipped pairs among the 20 of largest weight (NaN without weights).
     """
@@ -61,7 +61,7 @@ def outcome_of(
         *(arm.label, arm.kind, arm.flip, arm.epsilon, seed),
         accuracy=value_of(rows, "accuracy", "all"),
         worst_group=worst_group(rows),
-        hardest_1pct=float(columns["accuracy"][hard].mean()),
+        hardest_1pct=float(columns["loss"][hard].mean()),
         margin=float(columns["margin"].mean()),
         loss=value_of(rows, "loss", "all"),
         forgetting=forgetting,
