@@ -1,4 +1,7 @@
-"""Trimming: the hardest share of the data is left out as doubtful, and the adversary has the rest."""
+"""Trimming: the hardest share of the data is left out as doubtful, and the adversary has the rest.
+
+Mathematics: mathematics.md, "Other balls, and the other direction".
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
