@@ -8,22 +8,16 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from klball.files import write_csv
-from klball.report import figures, interactive
+from klball.report import interactive
 from klball.report.charts import (
     Chart,
     Series,
-    curve_chart,
-    gain_chart,
     multipliers_chart,
     profile_charts,
-    radius_chart,
 )
-from klball.report.ellipse import clipped, covariance_ellipse
 from klball.report.page import Cell, Page, Plot, Record, Section, Table, render, script_json, write_page
-from klball.report.paper import latex_table, plot_p_values
 from klball.scores.perplexity import ProfilePoint
 
 NASTY = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'> & <b>bold</b>"
@@ -281,171 +275,15 @@ def test_figures_in_the_page_are_plain_json():
     assert json.loads(text) == json.loads(figure.to_json())
 
 
-@pytest.mark.parametrize("name", CHARTS)
-def test_both_engines_draw_what_a_chart_says(name, monkeypatch, tmp_path):
-    """Every point, error bar, outline, label of an axis and tick, in matplotlib as in plotly."""
-    chart, kept = CHARTS[name], []
-    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure))
-    figures.draw(tmp_path / "x", chart)
-    (axis,) = kept[0].axes
-    page = interactive.plot(chart)
-    layout = page.figure.layout
-    assert page.title == chart.title and all(series.name in page.description for series in chart.series)
-    assert axis.get_xlabel() == layout.xaxis.title.text == chart.x_title
-    assert axis.get_ylabel() == layout.yaxis.title.text == chart.y_title
-    assert [axis.get_xscale(), axis.get_yscale()] == [
-        "log" if chart.ticks else "linear",
-        "log" if chart.logarithmic else "linear",
-    ]
-    assert [layout.xaxis.type, layout.yaxis.type] == [
-        "log" if chart.ticks else None,
-        "log" if chart.logarithmic else None,
-    ]
-    if chart.ticks:
-        texts = [label.get_text() for label in axis.get_xticklabels()]
-        assert texts == list(layout.xaxis.ticktext) == list(chart.ticks.values())
-    if chart.even:
-        assert axis.get_xlim()[0] == 0 and layout.xaxis.rangemode == "tozero"
-    drawn = [np.array(line.get_xydata()) for line in axis.lines]
-    traces = [np.array([trace.x, trace.y], float).T for trace in page.figure.data]
-    for series in chart.series:
-        curves = [np.array([series.x, series.y], float).T]
-        curves += [] if series.outline is None else [series.outline.T]
-        for curve in curves:
-            assert any(np.array_equal(curve, line) for line in drawn)
-            assert any(np.array_equal(curve, trace) for trace in traces)
-        (trace,) = [t for t in page.figure.data if t.name == interactive._plain(series.name)]
-        for error, bars in ((series.x_error, trace.error_x), (series.y_error, trace.error_y)):
-            shown = None if bars.array is None else np.array([bars.arrayminus, bars.array])
-            assert (error is None and shown is None) or np.array_equal(error, shown)
-    errors = sum(s.x_error is not None or s.y_error is not None for s in chart.series)
-    outlined = [c for c in axis.collections if len(c.get_paths())]
-    assert bool(outlined) == bool(errors)
-    legend = [text.get_text().strip() for text in kept[0].legends[0].texts]
-    assert legend == [figures.name_of(series.name).strip() for series in chart.series]
-
-
-def test_charts_of_an_experiment_show_means_and_extremes_over_seeds():
-    losses = {
-        ("SFT", 0): (4.0, 2.0),
-        ("SFT", 1): (4.0, 3.0),
-        ("robust", 0): (4.0, 1.0),
-        ("robust", 1): (4, 1),
-    }
-    rows = [
-        {"arm": arm, "seed": seed, "step": step, "loss": pair[step]}
-        for (arm, seed), pair in losses.items()
-        for step in (0, 1)
-    ]
-    sft, robust = curve_chart("t", rows, "loss").series
-    assert (list(sft.x), list(sft.y), list(robust.y)) == ([0, 1], [4.0, 2.5], [4.0, 1.0])
-    np.testing.assert_array_equal(sft.y_error, [[0, 0.5], [0, 0.5]])
-    assert curve_chart("t", [row for row in rows if row["seed"] == 0], "loss").series[0].y_error is None
-    radii = {"base": None, "live": 0.1, "static": 0.1}
-    finals = [{"kind": k, "seed": s, "epsilon": e, "loss": s} for k, e in radii.items() for s in (0, 1)]
-    chart = radius_chart([*finals, {"kind": "live", "seed": 0, "epsilon": 0.0, "loss": 7}], "loss")
-    live, static = chart.series
-    assert list(live.y) == [7, 0.5] and list(static.y) == [0.5] and (live.hollow, static.hollow) == (0, 1)
-    assert [chart.ticks[x] for x in live.x] == ["0", "0.1"] and list(static.x) == [live.x[1]]
-
-
-def test_the_base_is_the_origin_of_gain_against_forgetting():
-    rows = [
-        {"arm": "base", "gain": 0.0, "forgetting": 0.0},
-        {"arm": "SFT", "gain": 0.5, "forgetting": 0.2, "gain_sd": 0.1, "forgetting_sd": 0.0},
-        {"arm": "robust SFT", "gain": -0.1, "forgetting": 0.1},
-    ]
-    sft, robust = gain_chart(rows).series
-    assert (sft.name, sft.hollow, robust.hollow, sft.x_error) == ("SFT", False, True, None)
-    np.testing.assert_array_equal(sft.y_error, [[0.1], [0.1]])
-
-
 def test_plotly_is_embedded_once():
     html = render(a_page())
     assert html.count("plotly.js v") == 1
     assert "cdn." not in html[: html.index("plotly.js v")]
 
 
-@pytest.mark.parametrize("level", [0.5, 0.95])
-def test_ellipse_is_the_level_set_of_the_covariance(level):
-    x, y = np.linalg.cholesky([[4.0, 1.2], [1.2, 0.5]]) @ RNG.normal(size=(2, 40)) + [[3.0], [-1.0]]
-    edge = covariance_ellipse(x, y, level) - [[x.mean()], [y.mean()]]
-    distance = np.einsum("ik,ij,jk->k", edge, np.linalg.inv(np.cov(x, y)), edge)
-    np.testing.assert_allclose(distance, stats.chi2.ppf(level, 2), rtol=1e-9)
-    np.testing.assert_allclose(edge[:, 0], edge[:, -1], atol=1e-12)
-
-
-def test_ellipse_holds_its_share_of_normal_pairs():
-    pairs = RNG.multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], size=20_000).T
-    edge = covariance_ellipse(*pairs)
-    centred = pairs - pairs.mean(axis=1, keepdims=True)
-    inverse = np.linalg.inv(np.cov(pairs))
-    limit = (edge[:, :1] - pairs.mean(axis=1, keepdims=True)).T @ inverse
-    limit = float((limit @ (edge[:, :1] - pairs.mean(axis=1, keepdims=True))).item())
-    inside = np.einsum("ik,ij,jk->k", centred, inverse, centred) <= limit
-    assert inside.mean() == pytest.approx(0.95, abs=0.006)
-
-
-@pytest.mark.parametrize("centre", [(0.1, 0.2), (3, 0.1), (0.1, 3), (2, 2)])
-def test_an_ellipse_is_clipped_to_what_multipliers_can_be(centre):
-    """The clipped curve is the boundary of the ellipse's part in the quadrant: same area by counting."""
-    from matplotlib.path import Path
-
-    pairs = RNG.multivariate_normal(centre, [[0.2, 0.1], [0.1, 0.3]], size=50).T
-    whole, part = covariance_ellipse(*pairs), clipped(covariance_ellipse(*pairs))
-    assert part.min() >= -1e-12 and np.allclose(part[:, 0], part[:, -1])
-    points = RNG.uniform(-3, 6, size=(20_000, 2))
-    inside = Path(whole.T).contains_points(points) & (points >= 0).all(axis=1)
-    assert (Path(part.T).contains_points(points) != inside).mean() < 1e-3
-
-
-def test_ellipse_of_a_line_and_of_too_few():
-    edge = covariance_ellipse(np.array([0.0, 1, 2]), np.zeros(3))
-    np.testing.assert_allclose(edge[1], 0, atol=1e-12)
-    with pytest.raises(ValueError, match="two pairs"):
-        covariance_ellipse(np.array([1.0]), np.array([1.0]))
-
-
-def test_latex_table():
-    rows = [
-        {"model": "a_b & 50 % {x} \\ λ", "p": 1.5e-9, "n": 3},
-        {"model": "#~^$", "p": float("nan"), "n": -4},
-        {"model": "c", "p": float("inf"), "n": 0},
-    ]
-    lines = latex_table(rows, {"model": "Model_1", "p": "β", "n": "n"}, "100 % sure").splitlines()
-    assert lines[2] == r"\caption{100 \% sure}"
-    assert lines[3:7] == [r"\begin{tabular}{lrr}", r"\toprule", r"Model\_1 & $\beta$ & n \\", r"\midrule"]
-    assert lines[7] == r"a\_b \& 50 \% \{x\} \textbackslash{} $\lambda$ & $1.5 \cdot 10^{-9}$ & $3$ \\"
-    assert lines[8] == r"\#\textasciitilde{}\textasciicircum{}\$ & -- & $-4$ \\"
-    assert lines[9] == r"c & $\infty$ & $0$ \\"
-    with pytest.raises(ValueError, match="no rows"):
-        latex_table([], {"a": "a"}, "none")
-
-
-def test_figures_for_papers(tmp_path):
-    names = [str(k) for k in range(5)]
-    pairs = {"a": (RNG.normal(size=5), RNG.normal(size=5), names), "b": (np.ones(1), np.zeros(1), ["0"])}
-    figures.draw(tmp_path / "pairs", multipliers_chart(pairs))
-    plot_p_values(np.array([[np.nan, 400.0], [400.0, np.nan]]), ["a", "b"], "t", tmp_path / "p")
-    assert {p.name for p in tmp_path.iterdir()} == {"pairs.svg", "pairs.png", "p.svg", "p.png"}
-
-
 def test_a_cell_sorts_by_its_number_and_shows_its_text():
     html = render(Page("p", ["v"], [Section("s", [Table("t", [{"ratio": Cell(0.5, "half")}])])]))
     assert '<td class="number" data-value="0.5">half</td>' in html
-
-
-@pytest.mark.parametrize(
-    "labels", [("d.1", "d.2"), ("a/b", "a-b"), ("../x", "x"), ("_a$b$", "$\\frac"), ("é" * 300, "e")]
-)
-def test_labels_are_no_markup_and_share_no_file(labels, tmp_path):
-    points = [ProfilePoint(d, d, e, 1.0 + e, 0.1, 50 / (1 + e)) for d in labels for e in (0.0, 0.1, 1.0)]
-    figures.plot_profiles(points, tmp_path / "f")
-    assert len(list((tmp_path / "f").iterdir())) == 4 and list(tmp_path.iterdir()) == [tmp_path / "f"]
-    figures.plot_rewards([[-1.0, -2.0]], tmp_path / "f" / "x.1")
-    pairs = {d: (RNG.normal(size=5), RNG.normal(size=5), "abcde") for d in labels}
-    figures.draw(tmp_path / "f" / "x.2", multipliers_chart(pairs))
-    assert (tmp_path / "f" / "x.1.svg").exists() and (tmp_path / "f" / "x.2.svg").exists()
 
 
 @pytest.mark.parametrize("long", [(), ("text",)])
@@ -469,11 +307,3 @@ def test_a_page_takes_time_in_proportion_to_its_rows(long):
     assert html.count("<details>") == (300 if long else 0)
     if long:
         assert "7700 more are in the files beside this page" in html and 'data-value="299"' in html
-
-
-def test_heat_maps_share_one_scale():
-    scales = [
-        interactive.heat_map(np.array([[np.nan, x], [x, np.nan]]), ["a", "b"], "t").data[0]
-        for x in (0.43, 9.0)
-    ]
-    assert {(h.zmin, h.zmax) for h in scales} == {(0, 4.0)}
