@@ -164,7 +164,10 @@ def test_an_interruption_is_one_line(wrapped, monkeypatch, capsys):
 
 
 def test_an_interruption_during_the_imports():
-    code = "import klball.cli; print('ready', flush=True); klball.cli.main(['train', '--help'])"
+    code = (  # a shell's background job ignores it
+        "import signal, klball.cli; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "print('ready', flush=True); klball.cli.main(['train', '--help'])"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
