@@ -171,7 +171,7 @@ REPLACED: dict[str, dict[str, dict[str, Any]]] = {
             **{**LOADING, "score": table, "train": trained},
             **{"encoded_prompts": rows, "own_answers": answers},
         },
-        "studies.robustness": {"_report": None},
+        "studies.robustness": {"_report": None, "_show_so_far": None},
         "studies.preference": {
             **{"load_rows": rows, "sft_rows": rows, "load": model, "encode_pairs": None, "likelihoods": None},
             **{"score": None, "token_nll": lambda table: 1.0, "read_scores": lambda path: (None, None)},

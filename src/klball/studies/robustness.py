@@ -37,11 +37,23 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     for seed in range(options.seeds):
         tables.setdefault(seed, {})[BASE] = tables[0][BASE]
         for arm in arms:
+            if seed == 0:
+                _show_so_far(tables[0])
             tables[seed][arm.label], points = run_arm(arm, seed, data, folder, options)
             curves += points
         reached = {s: t for s, t in tables.items() if s <= seed}
         _report(reached, curves, arms, data, folder)
         yield seed
+
+
+def _show_so_far(of_model: dict[str, Tables]) -> None:
+    """The models scored already, while the next one trains: no intervals yet."""
+    report = _report_of(of_model, resamples=1)
+    values = {
+        model: [report.value(data, model, metric).value for data, metric, _ in MEASURES.values()]
+        for model in of_model
+    }
+    show_table("perplexity so far", ("model", *MEASURES), [(model, *row) for model, row in values.items()])
 
 
 def arms_of(options: Options) -> list[Arm]:
