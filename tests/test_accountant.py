@@ -10,6 +10,7 @@ from klball import CertaintyKLBall, KLBall, solve_dual
 from klball.adversary import sets
 from klball.adversary.warm import resolve
 from klball.training.accountant import LEDGER_FILE
+from klball.training.step import Visits
 from ledgers import accountant_of, named
 
 N = 3_000
@@ -149,6 +150,33 @@ def test_a_ledger_of_an_earlier_version_is_refused_in_one_line(tmp_path):
     save_file(names, tmp_path / LEDGER_FILE)
     with pytest.raises(ValueError, match="earlier version"):
         accountant.load(tmp_path, within_epoch=False)
+
+
+def test_static_weights_do_not_follow_fresh_scores():
+    g = -torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) - 1
+    index = torch.arange(50)
+    for frozen in (True, False):
+        accountant = accountant_of(KLBall(0.3), g, frozen=frozen)
+        before = accountant.density(index, named(g))
+        accountant.begin_step()
+        after = accountant.density(index, named(g - 0.5 * torch.arange(50) / 50))
+        assert torch.equal(before, after) is frozen
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_sample_counts_at_its_first_visit_of_an_epoch(seed):
+    """Against a set of those seen; −1 is padding, and one sample may come twice in a step."""
+    generator = torch.Generator().manual_seed(seed)
+    visits, seen = Visits(20), set()
+    for _ in range(4):
+        index = torch.randint(-1, 20, (9,), generator=generator)
+        expected = []
+        for sample in index.tolist():
+            expected.append(sample >= 0 and sample not in seen)
+            seen.add(sample)
+        assert visits.first(index).tolist() == expected
+    visits.forget()
+    assert visits.first(torch.tensor([3, 3, -1])).tolist() == [True, False, False]
 
 
 def test_weights_of_all_samples_on_demand():

@@ -127,6 +127,29 @@ def test_what_an_objective_needs_is_what_it_gets(arrangement, tokenizer, tmp_pat
         assert (ours - wanted).norm() <= 2e-5 * wanted.norm()
 
 
+class Drifted:
+    """NLL, keeping how far log p is from that of the model before training."""
+
+    needs = ("reference_log_probs",)
+
+    def __init__(self):
+        self.distances = []
+
+    def __call__(self, log_probs, reference_log_probs):
+        self.distances.append(float((log_probs.detach() - reference_log_probs).abs().max()))
+        return -log_probs
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_reference_is_the_model_before_training(lora, tokenizer, tmp_path):
+    objective = Drifted()
+    case = dict(objective=None, ambiguity=Empirical(), lora=lora)
+    trainer, _ = trainer_for(case, "8x1", str(tmp_path), own=objective, learning_rate=0.05)
+    trainer.train()
+    first, *others = objective.distances
+    assert first < 1e-5 and min(others) > 1e-4
+
+
 def test_a_need_that_nobody_fills_is_refused_in_one_line(tokenizer, tmp_path):
     objective = Needy()
     objective.needs = ("variance",)

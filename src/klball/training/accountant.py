@@ -17,6 +17,7 @@ from torch import Tensor
 from klball.adversary.dual import InfeasibleError
 from klball.adversary.sets import AmbiguitySet
 from klball.adversary.solution import Solution
+from klball.files import write_table
 from klball.training.ledger import Ledger
 from klball.training.units import Units
 
@@ -165,7 +166,7 @@ class Accountant:
 
     def save_history(self, path: Path) -> None:
         """One row a step: λ, β, KL, ESS/n, weights, losses, entropy."""
-        pq.write_table(pa.Table.from_pylist(self.history), path)
+        write_table(pa.Table.from_pylist(self.history), path)
 
     def load(self, folder: Path, within_epoch: bool, more: Sequence[str] = ()) -> dict[str, Tensor]:
         """Continue from a checkpoint, whose epoch goes on with other samples where `within_epoch`.

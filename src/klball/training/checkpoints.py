@@ -13,6 +13,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from klball.boundary import first_line
 from klball.files import read_json_object, write_text
 from klball.models.loading import TINY, TINY_FOLDER
 from klball.models.weights import refuse_damaged_safetensors, refuse_missing_shards
@@ -78,8 +79,7 @@ def problem_of(checkpoint: Path, also: Mapping[str, tuple[str, ...]] | None = No
         try:
             _read(path)
         except Exception as error:  # torch.load raises a dozen kinds for a damaged file
-            lines = str(error).splitlines() or [type(error).__name__]
-            return f"{path.name} is damaged ({lines[0]})"
+            return f"{path.name} is damaged ({first_line(error)})"
     return None
 
 
