@@ -13,6 +13,7 @@ from klball.files import write_csv
 from klball.report import interactive
 from klball.report.charts import (
     Chart,
+    HeatMap,
     Series,
     multipliers_chart,
     profile_charts,
@@ -66,8 +67,8 @@ def a_page() -> Page:
     strips = {f"base − {NASTY}": (RNG.normal(size=9), [str(i) for i in range(9)])}
     profile = [ProfilePoint("d", "base", e, 1.0 + e, 0.1, 50 / (1 + e)) for e in (0.0, 0.1, 1.0)]
     charts = [*profile_charts(profile, "d"), multipliers_chart(pairs), CHARTS["bands"]]
+    heat = HeatMap("p-values", "−log10 p", ["base", NASTY], matrix, NASTY)
     plots = {
-        "heat": interactive.heat_map(matrix, ["base", NASTY], "−log10 p"),
         "strips": interactive.paired_differences(strips, {f"base − {NASTY}": (0.1, -0.2, 0.4)}, "difference"),
         "dots": interactive.intervals({"tuned": {"all of it": (0.9, 0.8, 1.1)}}, "ratio", 1.0),
     }
@@ -76,7 +77,7 @@ def a_page() -> Page:
         subtitle="A page for tests",
         verdict=["One.", NASTY],
         sections=[
-            Section("Charts", [interactive.plot(chart) for chart in charts]),
+            Section("Charts", [*map(interactive.plot, charts), interactive.heat_map(heat)]),
             Section("Figures", [Plot(name, figure, f"figure {NASTY}") for name, figure in plots.items()]),
             Section("Numbers", [Table("Table of numbers", NUMBERS, note="As in the CSV.")]),
             Section("Samples", [Table("All samples", SAMPLES, long=("text",), search=True, group="list")]),

@@ -1,18 +1,21 @@
 """Figures: charts in both engines, ellipses, tables for papers."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from klball.report import figures, interactive
 from klball.report.charts import (
+    HeatMap,
     curve_chart,
     gain_chart,
     multipliers_chart,
     radius_chart,
 )
 from klball.report.ellipse import clipped, covariance_ellipse
-from klball.report.paper import latex_table, plot_p_values
+from klball.report.paper import latex_table
 from klball.scores.perplexity import ProfilePoint
 from test_report import CHARTS, RNG
 
@@ -152,11 +155,16 @@ def test_latex_table():
         latex_table([], {"a": "a"}, "none")
 
 
+def heat(value: float) -> HeatMap:
+    matrix = np.array([[np.nan, value], [value, np.nan]])
+    return HeatMap("who differs", "−log10 p", ["a", "b"], matrix, f"a and b: {value}")
+
+
 def test_figures_for_papers(tmp_path):
     names = [str(k) for k in range(5)]
     pairs = {"a": (RNG.normal(size=5), RNG.normal(size=5), names), "b": (np.ones(1), np.zeros(1), ["0"])}
     figures.draw(tmp_path / "pairs", multipliers_chart(pairs))
-    plot_p_values(np.array([[np.nan, 400.0], [400.0, np.nan]]), ["a", "b"], "t", tmp_path / "p")
+    figures.draw_heat_map(tmp_path / "p", heat(400.0))
     assert {p.name for p in tmp_path.iterdir()} == {"pairs.svg", "pairs.png", "p.svg", "p.png"}
 
 
@@ -173,9 +181,23 @@ def test_labels_are_no_markup_and_share_no_file(labels, tmp_path):
     assert (tmp_path / "f" / "x.1.svg").exists() and (tmp_path / "f" / "x.2.svg").exists()
 
 
-def test_heat_maps_share_one_scale():
-    scales = [
-        interactive.heat_map(np.array([[np.nan, x], [x, np.nan]]), ["a", "b"], "t").data[0]
-        for x in (0.43, 9.0)
-    ]
-    assert {(h.zmin, h.zmax) for h in scales} == {(0, 4.0)}
+def test_both_engines_draw_what_a_heat_map_says(monkeypatch, tmp_path):
+    """Cells, names, title and one scale whatever the numbers are."""
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure))
+    for chart in (heat(0.43), heat(9.0)):
+        figures.draw_heat_map(tmp_path / "x", chart)
+        axis, bar = kept[-1].axes
+        page = interactive.heat_map(chart)
+        cells, dashes = page.figure.data
+        drawn = [text.get_text() for text in axis.texts]
+        assert drawn == [*chain(*chart.cells())]
+        assert sorted(drawn) == sorted(filter(None, [*chain(*cells.text), *dashes.text]))
+        assert drawn.count("–") == 2 and list(zip(dashes.x, dashes.y, strict=True)) == [
+            ("a", "a"),
+            ("b", "b"),
+        ]
+        assert [t.get_text() for t in axis.get_xticklabels()] == list(cells.x) == list(chart.names)
+        assert page.title == kept[-1].get_suptitle() == chart.title and chart.reading in page.description
+        assert chart.value in bar.get_ylabel() and chart.value in cells.colorbar.title.text
+        assert axis.images[0].get_clim() == (cells.zmin, cells.zmax) == (0, 4.0)

@@ -9,6 +9,7 @@ import numpy as np
 from klball.report.ellipse import clipped, covariance_ellipse
 from klball.scores.perplexity import ProfilePoint
 
+FULL_COLOUR = 4.0  # −log10 p with the last colour of a heat map, whatever the others are
 TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 Numbers = Sequence[float] | np.ndarray
 Rows = Sequence[Mapping[str, Any]]
@@ -59,6 +60,26 @@ class Chart:
             parts.append(f"{s.name}: {(ends if self.joined else mean) or 'nothing'}")
         kind = "Line chart" if self.joined else "Scatter plot"
         return f"{kind} of {self.x_title}, and {self.y_title}. {'; '.join(parts)}."
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A symmetric matrix [n, n] of numbers between `names`; NaN where there is none, drawn as a dash.
+
+    value: what the numbers are; those of FULL_COLOUR and more share the last colour. reading: what is read
+    aloud in its place.
+    """
+
+    title: str
+    value: str
+    names: Sequence[str]
+    matrix: np.ndarray
+    reading: str = ""
+    note: str = ""
+
+    def cells(self) -> list[list[str]]:
+        """What stands in the cells."""
+        return [["–" if np.isnan(value) else f"{value:.3g}" for value in row] for row in self.matrix]
 
 
 def profile_charts(points: Sequence[ProfilePoint], data: str, unit: str = "token") -> list[Chart]:

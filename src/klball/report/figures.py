@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from klball.files import file_name, whole_file
-from klball.report.charts import Chart, gain_chart, profile_charts
+from klball.report.charts import FULL_COLOUR, Chart, HeatMap, gain_chart, profile_charts
 from klball.scores.perplexity import ProfilePoint
 
 # Okabe–Ito, ordered by lightness so that neighbours differ in grey too
@@ -104,6 +104,23 @@ def _draw_on(axis: Any, chart: Chart, styles: dict[str, Any]) -> None:
     if chart.logarithmic:
         logarithmic(axis)
     axis.set(title=name_of(chart.title), xlabel=chart.x_title, ylabel=chart.y_title)
+
+
+def draw_heat_map(path: Path, chart: HeatMap) -> None:
+    """A heat map with its numbers in the cells, as SVG and PNG."""
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        side = 2.5 + 0.8 * len(chart.names)
+        figure, axis = plt.subplots(figsize=(side + 1, side))
+        image = axis.imshow(np.ma.masked_invalid(chart.matrix), cmap="cividis", vmin=0, vmax=FULL_COLOUR)
+        for row, cells in enumerate(chart.cells()):
+            for column, text in enumerate(cells):
+                colour = "white" if chart.matrix[row, column] < FULL_COLOUR / 2 else "black"
+                axis.text(column, row, text, ha="center", va="center", color=colour)
+        axis.set_xticks(range(len(chart.names)), chart.names, rotation=45, ha="right")
+        axis.set_yticks(range(len(chart.names)), chart.names)
+        figure.colorbar(image, label=f"{chart.value}, {FULL_COLOUR:g} or more: full", extend="max")
+        figure.suptitle(name_of(chart.title))
+        save(figure, path)
 
 
 def plot_profiles(points: Sequence[ProfilePoint], folder: Path) -> None:

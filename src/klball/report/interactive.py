@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from klball.report.charts import Chart
+from klball.report.charts import FULL_COLOUR, Chart, HeatMap
 from klball.report.figures import COLOURS
 from klball.report.page import Plot
-from klball.report.paper import FULL_COLOUR
 
 INK, GRID = "#000000", "#dddddd"
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash", "longdashdot", "8px 2px 2px 2px")
@@ -99,39 +98,39 @@ def intervals(
     return figure
 
 
-def heat_map(matrix: np.ndarray, names: Sequence[str], title: str) -> go.Figure:
-    """A symmetric matrix [models, models] with its numbers in the cells; a dash where there is none."""
-    figure = _figure("", "")
-    shown = [["" if np.isnan(value) else f"{value:.3g}" for value in row] for row in matrix]
+def heat_map(chart: HeatMap) -> Plot:
+    """A heat map with its numbers in the cells, as a part of a page."""
+    figure, names, cells = _figure("", ""), [_plain(name) for name in chart.names], chart.cells()
+    empty = [(y, x) for y, x in np.argwhere(np.isnan(chart.matrix)).tolist()]
+    filled = [["" if (y, x) in empty else text for x, text in enumerate(row)] for y, row in enumerate(cells)]
     figure.add_heatmap(
-        z=matrix,
-        x=[_plain(name) for name in names],
-        y=[_plain(name) for name in names],
-        text=shown,
+        z=chart.matrix,
+        x=names,
+        y=names,
+        text=filled,
         texttemplate="%{text}",
         colorscale="Cividis",
         zmin=0,
         zmax=FULL_COLOUR,
-        colorbar={"title": {"text": f"{title}<br>({FULL_COLOUR:g}+: full)"}, "thickness": 12},
+        colorbar={"title": {"text": f"{chart.value}<br>({FULL_COLOUR:g}+: full)"}, "thickness": 12},
         xgap=2,
         ygap=2,
-        hovertemplate=f"%{{x}} and %{{y}}<br>{title} = %{{z:.4g}}",
+        hovertemplate=f"%{{x}} and %{{y}}<br>{chart.value} = %{{z:.4g}}",
         hoverongaps=False,
     )
-    empty = [(_plain(names[x]), _plain(names[y])) for y, x in np.argwhere(np.isnan(matrix)).tolist()]
     figure.add_scatter(
-        x=[x for x, _ in empty],
-        y=[y for _, y in empty],
-        text="–",
+        x=[names[x] for _, x in empty],
+        y=[names[y] for y, _ in empty],
+        text=[cells[y][x] for y, x in empty],
         mode="text",
-        textfont={"color": INK},
+        textfont={"color": INK},  # in a cell without a colour a heat map's own text would not be the page's
         hoverinfo="skip",
         showlegend=False,
     )
     figure.update_xaxes(showgrid=False, ticks="")
     figure.update_yaxes(showgrid=False, ticks="", autorange="reversed")
     figure.update_layout(height=240 + 44 * len(names), hovermode="closest")
-    return figure
+    return Plot(chart.title, figure, f"Heat map. {chart.reading}.", chart.note)
 
 
 def paired_differences(

@@ -1,40 +1,17 @@
-"""For papers: heat maps as SVG and PNG, and tables as LaTeX (booktabs)."""
+"""For papers: tables as LaTeX (booktabs)."""
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
-
-from klball.report.figures import STYLE, save
 from klball.report.page import Cell
 
-FULL_COLOUR = 4.0  # −log10 p with the last colour of a heat map, whatever the others are
 ESCAPES = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{"λ": r"$\lambda$", "β": r"$\beta$", "γ": r"$\gamma$", "ε": r"$\varepsilon$"},
     **{"−": "$-$", "±": r"$\pm$", "∞": r"$\infty$", "—": "---", "–": "--"},
 }
-
-
-def plot_p_values(matrix: np.ndarray, names: Sequence[str], title: str, path: Path) -> None:
-    """A heat map of −log10 p [models, models] with the numbers in the cells, a dash where there is none."""
-    with plt.rc_context({**STYLE, "axes.grid": False}):
-        side = 2.5 + 0.8 * len(names)
-        figure, axis = plt.subplots(figsize=(side + 1, side))
-        image = axis.imshow(np.ma.masked_invalid(matrix), cmap="cividis", vmin=0, vmax=FULL_COLOUR)
-        for (row, column), value in np.ndenumerate(matrix):
-            dark = not math.isnan(value) and value < FULL_COLOUR / 2
-            text = "–" if math.isnan(value) else f"{value:.3g}"
-            axis.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
-        axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axis.set_yticks(range(len(names)), names)
-        figure.colorbar(image, label=f"−log10 p, {FULL_COLOUR:g} or more: full", extend="max")
-        figure.suptitle(title)
-        save(figure, path)
 
 
 def latex_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], caption: str) -> str:

@@ -13,12 +13,12 @@ from klball.comparison.hypothesis_tests import p_matrix
 from klball.comparison.verdicts import LEAD
 from klball.data.paraphrase.rounds import Rounds
 from klball.files import write_text
-from klball.report.charts import multipliers_chart, profile_charts
-from klball.report.figures import draw
+from klball.report.charts import HeatMap, multipliers_chart, profile_charts
+from klball.report.figures import draw, draw_heat_map
 from klball.report.interactive import heat_map, paired_differences, plot
 from klball.report.page import Page, Part, Plot, Section, Table, write_page
 from klball.report.pages.parts import REPORT_FILE, interval, provenance_section, sample_rows, samples_section
-from klball.report.paper import latex_table, plot_p_values
+from klball.report.paper import latex_table
 from klball.scores.perplexity import ProfilePoint
 
 SYMBOLS = {"lambda_": "λ", "beta": "β", "lambda_beta": "(λ, β)", "worst_case": "worst case"}
@@ -42,13 +42,12 @@ def write_comparison_report(comparison: Comparison, rounds: Rounds, folder: Path
     if _has_cap(asked):
         draw(folder / "figures" / "multipliers", multipliers_chart(_pairs(asked)))
     for test, quantity in SOURCE_TESTS:
-        matrix = p_matrix(asked.tests, test, quantity, models)
-        name = f"{TESTS[test]} on {SYMBOLS[quantity]}"
-        if not np.isnan(matrix).all():
-            plot_p_values(matrix, models, name, folder / "figures" / f"p-{test}-{quantity}")
+        chart = _p_chart(asked, test, quantity)
+        if not np.isnan(chart.matrix).all():
+            draw_heat_map(folder / "figures" / f"p-{test}-{quantity}", chart)
         columns = {"model": "", **dict(zip(models, models, strict=True))}
-        caption = f"−log10 p of {name}, unpaired, at {asked.name}"
-        text = latex_table(matrix_rows(models, matrix), columns, caption)
+        caption = f"{chart.title}, unpaired, at {asked.name}"
+        text = latex_table(matrix_rows(models, chart.matrix), columns, caption)
         write_text(folder / "latex" / f"p-{test}-{quantity}.tex", text)
     caption = f"Means over rounds at {asked.name}, nats per {asked.solutions.unit}"
     write_text(folder / "latex" / "summary.tex", latex_table(source_summary(asked), SUMMARY, caption))
@@ -213,17 +212,24 @@ def _source_section(analysis: Analysis) -> Section:
     return Section(f"The source's tables at {analysis.name}", parts, f"n = {s.n}. {READING}")
 
 
-def _p_values(analysis: Analysis, test: str, quantity: str) -> Part:
-    """A heat map, or, where no pair has a p-value, the reasons."""
+def _p_chart(analysis: Analysis, test: str, quantity: str) -> HeatMap:
+    """−log10 p of every pair of models."""
+    own = [t for t in analysis.tests if (t.test, t.quantity) == (test, quantity)]
+    said = (f"{t.model_a} and {t.model_b}: {t.degenerate or f'{t.minus_log10_p:.3g}'}" for t in own)
     models = analysis.solutions.models
     matrix = p_matrix(analysis.tests, test, quantity, models)
-    title = f"{TESTS[test]} on {SYMBOLS[quantity]}: −log10 p"
+    title = f"−log10 p of {TESTS[test]} on {SYMBOLS[quantity]}"
+    return HeatMap(title, "−log10 p", models, matrix, "; ".join(said), "1.3 is p = .05.")
+
+
+def _p_values(analysis: Analysis, test: str, quantity: str) -> Part:
+    """A heat map, or, where no pair has a p-value, the reasons."""
+    chart = _p_chart(analysis, test, quantity)
+    if not np.isnan(chart.matrix).all():
+        return heat_map(chart)
     own = [t for t in analysis.tests if (t.test, t.quantity) == (test, quantity)]
-    if np.isnan(matrix).all():
-        rows = [{"pair": f"{t.model_a} and {t.model_b}", "why": t.degenerate} for t in own]
-        return Table(title, rows, {"pair": "pair", "why": "why there is none"})
-    said = "; ".join(f"{t.model_a} and {t.model_b}: {t.degenerate or f'{t.minus_log10_p:.3g}'}" for t in own)
-    return Plot(title, heat_map(matrix, models, "−log10 p"), f"Heat map. {said}.", "1.3 is p = .05.")
+    rows = [{"pair": f"{t.model_a} and {t.model_b}", "why": t.degenerate} for t in own]
+    return Table(chart.title, rows, {"pair": "pair", "why": "why there is none"})
 
 
 def _tests_section(comparison: Comparison) -> Section:
