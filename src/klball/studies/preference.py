@@ -148,7 +148,9 @@ class _Measured:
         name = DATA if arm.flip == 0 else f"{DATA}:flip={arm.flip:g}"
         rows = first(load_rows(name, "train", form=to_preferences), self.options.train_rows)
         settings = run_settings(run, num_steps(len(rows), self.options), seed, self.options)
-        config = RobustDPOConfig(**{**settings, "beta": self.options.beta, **arm.settings})
+        config = RobustDPOConfig(
+            **{**settings, "beta": self.options.beta, "precompute_ref_log_probs": True, **arm.settings}
+        )
         train_run(config, rows, self.start, f"flips {arm.flip:g}, {arm.label}", seed, self.options)
         place = f"seed-{seed}/{arm.folder}"
         model, tokenizer = load(str(run), self.options)

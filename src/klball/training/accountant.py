@@ -124,7 +124,7 @@ class Accountant:
         """
         solution = self.solve()
         if not self.frozen and self.units.fresh(self.ledger):
-            base = self.units.base_of(index, scores["score"], len(self.ledger))
+            base = self.units.base_of(index, scores["score"], self.ledger)
             return solution.density({**scores, "unit": index, "base": base})
         if self._table is None or self._table.device != index.device:
             table = self.units.density(self.ledger, self.unit_weights())

@@ -9,17 +9,22 @@ from torch import Tensor
 from klball.adversary.solution import Solution
 from klball.training.drift import Drift
 
+NOISE = 1e-5  # relative: of one score computed twice, in float32 and batches of other shapes
 ON_DISK = {"score": "log_likelihood"}  # names of the file where they differ
 
 
 class Ledger:
-    """Scores of n units by name, [n] in float64; `known` says which have one yet.
+    """Scores of n units by name, [n] in float64; `known` says which have one of their own yet.
 
     Entries age while the model moves, so stale ones look hard: the drift's shift is added to all of them.
+    start: what every score is before training, where that is the same for all: the drift is measured from
+    it, but it does not tell units apart.
     """
 
-    def __init__(self, size: int, names: Sequence[str] = ("score",)):
-        self.entries = {name: torch.zeros(size, dtype=torch.float64) for name in names}
+    def __init__(self, size: int, names: Sequence[str] = ("score",), start: float | None = None):
+        self.start = start
+        filled = torch.full((size,), start or 0.0, dtype=torch.float64)
+        self.entries = {name: filled.clone() for name in names}
         self.known = torch.zeros(size, dtype=torch.bool)
         self.drift = Drift()
 
@@ -28,8 +33,13 @@ class Ledger:
 
     @property
     def complete(self) -> bool:
-        """Whether every unit has an entry."""
+        """Whether every unit is known."""
         return bool(self.known.all())
+
+    @property
+    def filled(self) -> bool:
+        """Whether every unit has an entry, be it the common start."""
+        return self.start is not None or self.complete
 
     def scores(self) -> dict[str, Tensor]:
         """The entries, shift included."""
@@ -43,8 +53,11 @@ class Ledger:
         self.known.fill_(True)
 
     def record(self, index: Tensor, fresh: Mapping[str, Tensor], solution: Solution | None) -> None:
-        """Enter one step's fresh scores, after which all the others shift; each unit once."""
-        seen = self.known[index]
+        """Enter one step's fresh scores, after which all the others shift; each unit once.
+
+        Scores that are still the common start leave their units unknown.
+        """
+        seen = self.known[index] | (self.start is not None)
         if solution is not None and bool(seen.any()):
             gap = torch.zeros(2, dtype=torch.float64)
             for k, (name, entries) in enumerate(self.entries.items()):
@@ -53,7 +66,13 @@ class Ledger:
             self.drift.follow(gap, solution)
         for k, (name, entries) in enumerate(self.entries.items()):
             entries[index] = fresh[name].double() + self.drift.pace[k] - self.drift.shift[k]
-        self.known[index] = True
+        if not self._at_start(fresh["score"]):
+            self.known[index] = True
+
+    def _at_start(self, scores: Tensor) -> bool:
+        if self.start is None:
+            return False
+        return float((scores - self.start).abs().max()) <= NOISE * (1 + abs(self.start))
 
     def tensors(self) -> dict[str, Tensor]:
         """For the checkpoint."""

@@ -54,6 +54,10 @@ class RobustTrainer(Accounted):
         """Fresh scores of all samples, [n]; None: entries fill as they are visited. when: for messages."""
         return None
 
+    def common_start(self) -> float | None:
+        """The score of every sample before training, if it is one for all; they are not scored then."""
+        return None
+
     def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
         """What every logging step reports of the rows of `unit_batch` that counted."""
         return {}
@@ -79,7 +83,7 @@ class RobustTrainer(Accounted):
         names = ("score", *(name for name in self.ambiguity.needs if name != "score"))
         return Accountant(
             ambiguity=self.ambiguity,
-            ledger=Ledger(len(self.samples), names),
+            ledger=Ledger(len(self.samples), names, self.common_start()),
             units=self._units,
             relax=self._relax,
             frozen=self.args.reweight == "static",
@@ -103,7 +107,7 @@ class RobustTrainer(Accounted):
         elif self.state.global_step == 0:
             self.accountant = self._empty_accountant()
             self._visits.forget()
-            if self.ambiguity.needs:
+            if self.ambiguity.needs and self.common_start() is None:
                 self.rescore("initial")
 
     def begin_epoch(self) -> None:

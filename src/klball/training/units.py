@@ -49,13 +49,17 @@ class Units:
             self._sizes_there = self.sizes.to(like.dtype).to(like.device)
         return self._sizes_there[index]
 
-    def base_of(self, index: Tensor, like: Tensor, n: int) -> Tensor:
-        """f of some samples, (B), with the dtype and on the device of `like`."""
-        return self.sizes_of(index, like) / (n if self.sizes is None else self._total)
+    def base_of(self, index: Tensor, like: Tensor, ledger: Ledger) -> Tensor:
+        """f of some samples among those that are known, (B), with the dtype and on the device of `like`."""
+        if self.sizes is None:
+            total = float(ledger.known.sum())
+        else:
+            total = self._total if ledger.complete else float(self.sizes.double()[ledger.known].sum())
+        return self.sizes_of(index, like) / total
 
     def fresh(self, ledger: Ledger) -> bool:
         """Whether a sample's own fresh score decides its density."""
-        return self.of_sample is None and ledger.complete
+        return self.of_sample is None and ledger.filled and bool(ledger.known.any())
 
     def count(self, ledger: Ledger) -> int:
         """Units that have a score."""
@@ -66,7 +70,7 @@ class Units:
     def problem(self, ledger: Ledger) -> tuple[dict[str, Tensor], Tensor | None]:
         """Scores by name and base weights of the units that have a score, for `AmbiguitySet.solve`."""
         scores = ledger.scores()
-        if self.fresh(ledger):
+        if self.of_sample is None and ledger.complete:
             return scores, None if self.sizes is None else self.base(len(ledger))
         mass = self._sum(self.base(len(ledger)) * ledger.known)
         there = mass > 0

@@ -2,14 +2,22 @@
 
 from typing import Any, ClassVar
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from trl import DPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
-from klball.objectives.pairs import PAIR_LOSSES
+from klball.objectives.pairs import PAIR_LOSSES, LogRatios
 from klball.training.preference.config import RobustDPOConfig
-from klball.training.preference.forward import answers, log_ratios, pair_metrics, ratio_columns, reference
+from klball.training.preference.forward import (
+    REFERENCE,
+    answers,
+    log_ratios,
+    pair_metrics,
+    ratio_columns,
+    reference,
+)
 from klball.training.preference.refusals import refuse_router_loss, refuse_unsupported
 from klball.training.preference.trainer import (
     PreferenceTrainer,
@@ -66,6 +74,12 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
         given = {**kwargs, "ref_model": ref_model}
         refuse_unsupported(RobustDPOTrainer, RobustDPOConfig, args, positional, given, ambiguity)
         args, peft_config = prepared_arguments(args, kwargs)
+        self._own_start = ref_model is None and REFERENCE[0] not in kwargs["train_dataset"].column_names
+        if self._own_start and args.reweight == "static":
+            raise ValueError(
+                "reweight='static' needs ref_model here: while the policy is its own reference, all pairs "
+                "cost the same"
+            )
         super().__init__(model, ref_model, args, **kwargs)
         refuse_router_loss(self)
         self._pair_loss = PAIR_LOSSES[self.args.loss_type[0]]
@@ -91,6 +105,14 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
         ratios = log_ratios(found.log_probs, reference(self, inputs), inputs)
         losses = self._pair_loss(ratios, self.beta, self.label_smoothing)
         return units_of(losses, {**found.columns, **ratio_columns(ratios)})
+
+    def common_start(self) -> float | None:
+        """Minus the loss of any pair while the policy is still its reference."""
+        if not self._own_start:
+            return None
+        zero, one = torch.zeros(1), torch.ones(1)
+        at_start = LogRatios(chosen=zero, rejected=zero, chosen_tokens=one, rejected_tokens=one)
+        return -float(self._pair_loss(at_start, self.beta, self.label_smoothing))
 
     def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
         return {"plain_loss": -float(columns["score"].mean()), **pair_metrics(columns, self.beta)}
