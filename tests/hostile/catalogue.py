@@ -14,6 +14,7 @@ from . import (
     identity,
     labels,
     models,
+    pairs,
     recipes,
     round_files,
     row_files,
@@ -25,7 +26,7 @@ from . import (
 )
 from .case import Case
 
-ROWS = (rows, identity, column_types, row_files, texts)
+ROWS = (rows, pairs, identity, column_types, row_files, texts)
 FOLDERS = (models, adapters, checkpoints, batches, score_tables, round_files)
 ASKED = (recipes, flags, words, labels, surroundings, api_dual, api_training)
 
