@@ -149,3 +149,9 @@ def test_the_references_batch_needs_its_precomputation():
     with pytest.raises(ValueError, match="precompute_ref_batch_size has no effect without"):
         made(RobustDPOConfig, precompute_ref_batch_size=4)
     made(RobustDPOConfig, precompute_ref_batch_size=4, precompute_ref_log_probs=True)
+
+
+def test_several_rewards_have_several_weights():
+    assert made(RobustGRPOConfig, reward_weights=[1.0, 0.5]).reward_weights == [1.0, 0.5]
+    with pytest.raises(ValueError, match="radius must be a number"):
+        made(RobustGRPOConfig, radius=[0.1])

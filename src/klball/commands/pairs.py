@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from klball.adversary.dual import solve_dual
 from klball.adversary.sets import AmbiguitySet, Empirical
+from klball.data.preferences import refuse_margin
 from klball.data.rows import first_rows, load_chat_template, load_rows, to_preferences
 from klball.files import write_csv, write_run
 from klball.models.loading import REWARD, adapter_base, load_on_device
@@ -54,6 +55,8 @@ def score_pairs(options: Any, prog: str) -> None:
         form=to_preferences,
     )
     rows = first_rows(rows, options.max_rows)
+    if options.family == "dpo":
+        refuse_margin(rows.column_names)
     folder = Path(options.output_dir)
     output = folder / "scores.parquet"
     table = (_dpo if options.family == "dpo" else _reward)(options, rows, output)

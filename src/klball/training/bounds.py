@@ -13,6 +13,7 @@ AT_LEAST_1: Rule = ("at least 1", lambda x: 1 <= x < inf)
 AT_LEAST_2: Rule = ("at least 2", lambda x: 2 <= x < inf)
 BELOW_1: Rule = ("at least 0 and below 1", lambda x: 0 <= x < 1)
 SHARE: Rule = ("a share, from 0 to 1", lambda x: 0 <= x <= 1)
+PORT: Rule = ("a port, from 1 to 65535", lambda x: 1 <= x <= 65535)
 FINITE: Rule = ("a finite number", lambda x: -inf < x < inf)
 
 ADVERSARY: dict[str, Rule] = {
@@ -34,7 +35,6 @@ ADVERSARY: dict[str, Rule] = {
     "gae_lambda": SHARE,
     "value_clip": POSITIVE,
     "critic_learning_rate": POSITIVE,
-    "label_smoothing": BELOW_1,  # of DPO below .5
 }
 WORDS = {"pad_to_multiple_of"}  # TRL's "auto"
 NEVER_NONE = {*ADVERSARY} - {
@@ -65,6 +65,7 @@ BOUNDS: dict[str, Rule] = {
     "lora_dropout": BELOW_1,
     "comparator_strength": POSITIVE,
     "center_rewards_coefficient": NOT_NEGATIVE,
+    "label_smoothing": ("a rate of flipped labels, 0 or more and below 0.5", lambda x: 0 <= x < 0.5),
     "loss_weights": FINITE,
     "ld_alpha": SHARE,
     "f_alpha_divergence_coef": FINITE,
@@ -93,9 +94,7 @@ BOUNDS: dict[str, Rule] = {
     **dict.fromkeys(("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta"), NOT_NEGATIVE),
     "entropy_target": NOT_NEGATIVE,
     "off_policy_mask_threshold": NOT_NEGATIVE,
-    **dict.fromkeys(
-        ("vllm_server_port", "vllm_group_port"), ("a port, from 1 to 65535", lambda x: 1 <= x <= 65535)
-    ),
+    **dict.fromkeys(("vllm_server_port", "vllm_group_port"), PORT),
     "vllm_server_timeout": POSITIVE,
     "vllm_gpu_memory_utilization": ("a share above 0 and at most 1", lambda x: 0 < x <= 1),
     **dict.fromkeys(("vllm_max_model_length", "vllm_tensor_parallel_size"), AT_LEAST_1),

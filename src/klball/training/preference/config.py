@@ -187,7 +187,3 @@ def refuse_unsupported_settings(config: Any) -> None:
         raise ValueError(f"beta must be above 0, not {config.beta!r}: without it no answer is preferred")
     if config.label_smoothing and config.loss_type != ["robust"]:
         raise ValueError("label_smoothing needs loss_type='robust': it is the rate of flipped labels")
-    if not 0 <= config.label_smoothing < 0.5:
-        raise ValueError(
-            f"label_smoothing, a rate of flipped labels, must be below 0.5, not {config.label_smoothing}"
-        )

@@ -104,7 +104,10 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         shrinkage = 0.0 if over_groups and self.args.shrinkage is None else self.args.shrinkage
         drawn = {name: getattr(self.args, name) for name in DRAWS}
         return Accountant(
-            self.ambiguity, RewardLedger(len(self.samples), shrinkage), self._units, relax=False, draws=drawn
+            *(self.ambiguity, RewardLedger(len(self.samples), shrinkage), self._units),
+            relax=False,
+            draws=drawn,
+            family=self._tag_names[-1],
         )
 
     def checkpoint_files(self) -> Mapping[str, tuple[str, ...]]:

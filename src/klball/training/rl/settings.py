@@ -21,12 +21,13 @@ NEEDS: dict[str, Condition] = {  # setting → what it would have no effect with
     **dict.fromkeys(("ref_model_mixup_alpha", "ref_model_sync_steps"), SYNC),
     "use_bias_correction_kl": ("beta above 0", lambda c: c.beta > 0),
     **dict.fromkeys(
-        ("entropy_target", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta"), ADAPTIVE
+        ("entropy_target", *(f"entropy_coef_{end}" for end in ("min", "max", "delta"))), ADAPTIVE
     ),
     **dict.fromkeys(("sapo_temperature_pos", "sapo_temperature_neg"), SAPO),
     **dict.fromkeys(("vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg"), VESPO),
     "delta": (f"a loss_type of {', '.join(CLIPPED)}", lambda c: c.loss_type in CLIPPED),
     **dict.fromkeys(("epsilon", "epsilon_high"), RATIO),
+    "ds3_gather_for_generation": ("deepspeed", lambda c: c.deepspeed_plugin),
     "transformers_continuous_batching_config": (
         "use_transformers_continuous_batching",
         lambda c: c.use_transformers_continuous_batching,

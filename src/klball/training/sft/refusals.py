@@ -78,6 +78,9 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         "average_tokens_across_devices=False would make gradients depend on the number of processes": (
             not args.average_tokens_across_devices
         ),
+        "bf16_full_eval and fp16_full_eval have no effect: evaluation is in the dtype of training": (
+            args.bf16_full_eval or args.fp16_full_eval
+        ),
         "context, sequence and tensor parallelism are not supported": args.parallelism_config,
         "give the objective once: objective= or RobustSFTConfig(objective=...)": objective and args.objective,
         "give the ambiguity set once: ambiguity= or epsilon, gamma and max_weight": ambiguity is not None
