@@ -10,7 +10,7 @@ from klball import GDPOConfig, RobustDPOConfig, RobustGRPOConfig, RobustRewardCo
 from klball.training.bounds import BOUNDS
 from klball.training.families import FAMILIES
 from klball.training.preference.config import UNSUPPORTED
-from klball.training.rl.settings import NEEDS, NEVER
+from klball.training.rl.settings import NEEDS, NEVER, WORDS
 from test_option_effects import numbers
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -91,9 +91,10 @@ OTHER = {  # values that are not TRL's own, where adding one or turning it round
     "label_smoothing_factor": 0.1,
 }
 ENABLING = {
-    **dict.fromkeys(
-        ("num_completions_to_print", "log_unique_prompts", "log_multimodal"), {"log_completions": True}
-    ),
+    **{
+        name: {"log_completions": True}
+        for name in ("num_completions_to_print", "log_unique_prompts", "log_multimodal")
+    },
     "num_generations_eval": {"eval_strategy": "steps", "eval_steps": 1},
     "use_bias_correction_kl": {"beta": 0.1},
     **{name: {"use_adaptive_entropy": True} for name in NEEDS if name.startswith("entropy_")},
@@ -129,6 +130,14 @@ def test_a_setting_that_needs_another_is_refused_without_it(name):
 def test_a_setting_without_place_is_refused(name):
     with pytest.raises(ValueError, match=f"^{name}="):
         made(RobustGRPOConfig, **{name: another(name)})
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_an_unknown_word_is_refused(name):
+    for word in WORDS[name]:
+        made(RobustGRPOConfig, **{name: word})
+    with pytest.raises(ValueError, match=f"^{name} must be one of"):
+        made(RobustGRPOConfig, **{name: "wow"})
 
 
 @pytest.mark.parametrize("name", ["vllm_mode", "vllm_server_port"])

@@ -1,6 +1,7 @@
 """Finished folders that cases damage: made once in a run, by the commands and by PEFT."""
 
 import shlex
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,15 @@ def belief_rows() -> list[dict[str, Any]]:
         {**row, "beliefs": ["Yes", "No", "Never"], "p_star": [0.5, 0.3, 0.2], "belief": "Yes", "group": "a"}
         for row in pair_rows()
     ]
+
+
+def rows_of(kind: str, count: int = 4) -> list[dict[str, Any]]:
+    """Good rows for a family."""
+    makers: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "grpo": lambda: [{**row, "field": "ab"[i % 2]} for i, row in enumerate(good_rows(count))],
+        "gdpo": belief_rows,
+    }
+    return makers.get(kind, lambda: pair_rows(count))()
 
 
 STEPS = (
@@ -127,7 +137,7 @@ def _saved(command_name: str):
 
 def _family(kind: str):
     def make() -> None:
-        jsonl(belief_rows() if kind == "gdpo" else pair_rows(8))
+        jsonl(rows_of(kind, 8))
         _klball(*family_command(kind), "--save_steps", "1")
 
     return make

@@ -22,7 +22,10 @@ def columns_of(table: Dataset) -> tuple[Columns, int]:
     kept = rows.filter(rows["loss"].is_valid())
     if not len(kept):
         raise ValueError("the pair table has no pair with a loss: nothing to evaluate")
-    margin = kept["margin"].to_numpy()
+    margin = kept["margin"].to_numpy().astype(float)
+    if (bad := np.flatnonzero(~np.isfinite(margin))).size:
+        sample = kept["sample_id"][int(bad[0])].as_py()
+        raise ValueError(f"the pair {sample!r} has a loss, and the margin {margin[bad[0]]}: not a number")
     columns: Columns = {
         "sample_id": np.array(kept["sample_id"].to_pylist()),
         "loss": kept["loss"].to_numpy(),

@@ -250,6 +250,10 @@ def read_pairs(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
     table = read_table(path)
     if missing := [name for name in NEEDED if name not in table.column_names]:
         raise ValueError(f"{path} is not a pair table: it lacks {', '.join(missing)}")
+    for name in ("loss", "margin"):
+        kind = table.schema.field(name).type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+            raise ValueError(f"{path}: {name} holds {kind}, not numbers")
     return Dataset(table), provenance_in(path, table.schema)
 
 

@@ -29,6 +29,12 @@ DRAWS = "draws"  # a key of the ledger file's metadata
 FAMILY = "family"  # and one in it
 
 
+def about_ledger(path: Path) -> dict[str, Any]:
+    """What a ledger's file says of itself: its family, and what decided its draws."""
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get(DRAWS, "{}"))
+
+
 @dataclass
 class Accountant:
     """Ledger and adversary of one training run; every rank holds the same.
@@ -182,12 +188,7 @@ class Accountant:
         if not path.is_file():
             raise ValueError(f"{folder} has no ledger: it was not written by a robust trainer")
         tensors: dict[str, Any] = load_file(path)
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get(DRAWS, "{}"))
-        if about.get(FAMILY, self.family) != self.family:
-            raise ValueError(
-                f"{folder} was written by a trainer of another family, {about[FAMILY]}, not {self.family}"
-            )
+        about = about_ledger(path)
         if len(tensors["log_likelihood"]) != len(self.ledger):
             raise ValueError(
                 f"the ledger in {folder} has {len(tensors['log_likelihood'])} samples, "

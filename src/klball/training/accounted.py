@@ -21,7 +21,6 @@ class Accounted(Resumable):
     accelerator: Any
     _metrics: Any
     _signature_columns: Any
-    _tag_names: Any
 
     accountant: Accountant
     hooks: list[StepHook]

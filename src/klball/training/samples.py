@@ -23,8 +23,7 @@ def groups_of(samples: Dataset, column: str | None) -> list[Any] | None:
     groups = group_names(samples, column)
     if len(set(groups)) == 1:
         raise ValueError(
-            f"group_column: all rows have {groups[0]!r:.40} in {column!r}: with one group there is nothing to "
-            "weigh"
+            f"group_column: all rows have {groups[0]!r:.40} in {column!r}: one group leaves nothing to weigh"
         )
     return groups
 

@@ -7,7 +7,12 @@ from trl import RewardConfig
 
 from klball.data.preferences import refuse_margin
 from klball.data.sources import as_dataset
-from klball.training.refusals import refuse_bad_settings, refuse_foreign_arguments, refuse_no_set
+from klball.training.refusals import (
+    refuse_bad_settings,
+    refuse_foreign_arguments,
+    refuse_no_model,
+    refuse_no_set,
+)
 from klball.training.sharding import shards_parameters
 
 OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "max_weight", "comparator", "comparator_strength")
@@ -20,6 +25,7 @@ def refuse_unsupported(
     """Raise ValueError for an unsupported argument, dataset or combination."""
     refuse_foreign_arguments(trainer.__name__, config, args, positional, kwargs)
     refuse_no_set(ambiguity)
+    refuse_no_model(kwargs["model"])
     reference = kwargs.get("ref_model")
     problems = {
         "compute_loss_func bypasses the weights: set loss_type": kwargs.get("compute_loss_func"),

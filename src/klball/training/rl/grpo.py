@@ -12,12 +12,14 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
+from klball.data.prompts import FINISHED, refuse_told
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
 from klball.training.batches import INDEX
 from klball.training.refusals import (
     refuse_bad_settings,
     refuse_foreign_arguments,
+    refuse_no_model,
     refuse_no_set,
     refuse_useless,
 )
@@ -25,7 +27,7 @@ from klball.training.rl.config import RobustGRPOConfig
 from klball.training.rl.critic import Critic, CriticSteps
 from klball.training.rl.reward_ledger import RewardLedger, group_statistics
 from klball.training.rl.reward_model import RewardModel
-from klball.training.rl.rewards import FINISHED, refuse_no_rewards, refusing_nan
+from klball.training.rl.rewards import refuse_no_rewards, refusing_nan
 from klball.training.rl.rollouts import RolloutBoundaries
 from klball.training.samples import groups_of, numbered
 from klball.training.units import Units
@@ -77,10 +79,11 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         **kwargs: Any,
     ):
         args = copy.copy(args or RobustGRPOConfig(output_dir="robust-grpo"))
+        refuse_no_model(model)
         _refuse_unsupported(args, reward_funcs, kwargs, ambiguity)
         for line in args.departures():
             logger.warning(line)
-        self.samples = numbered(kwargs.pop("train_dataset"))
+        self.samples = numbered(kwargs.pop("train_dataset").with_format(None))
         peft_config = copy.deepcopy(kwargs.get("peft_config"))
         super().__init__(model, reward_funcs, args, train_dataset=self.samples, **kwargs)
         refuse_useless(self.model, self.args, len(self.samples), peft_config)
@@ -279,8 +282,7 @@ def _refuse_unsupported(args: Any, rewards: Any, kwargs: dict[str, Any], ambigui
         )
     if "prompt" not in dataset.column_names:
         raise ValueError(f"train_dataset has no column 'prompt'; there are {', '.join(dataset.column_names)}")
-    if FINISHED in dataset.column_names:
-        raise ValueError(f"the column {FINISHED!r} is what reward functions are told: rename yours")
+    refuse_told(dataset.column_names)
     needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
     if not set(needs) <= {"score"}:
         raise ValueError(f"an ambiguity set over prompts can need their score alone, not {needs}")

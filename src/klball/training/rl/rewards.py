@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import is_async_callable
 
+from klball.data.prompts import FINISHED
 from klball.training.rl.answers import choice_of, last_number, references, text_of, without_thoughts
 
-FINISHED = "completion_finished"
 Rewards = list[float | None]
 
 

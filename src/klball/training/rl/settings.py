@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from klball.training.arguments import one_of
+
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 
 Condition = tuple[str, Callable[[Any], Any]]
@@ -33,6 +35,12 @@ NEEDS: dict[str, Condition] = {  # setting → what it would have no effect with
         lambda c: c.use_transformers_continuous_batching,
     ),
 }
+WORDS = {  # setting → its values; TRL would miss an unknown one in the first step, or never
+    "loss_type": (*CLIPPED, "cispo", "sapo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("none", "group", "batch"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
 NEVER = {  # setting → why a value other than TRL's own is refused
     "sync_ref_model": "is not supported: checkpoints would not hold the reference",
     "label_smoothing_factor": "has no effect: there are no labels",
@@ -46,8 +54,10 @@ NEVER = {  # setting → why a value other than TRL's own is refused
 
 
 def refuse_without_effect(config: Any) -> None:
-    """Raise ValueError for a setting of TRL's that would be accepted and ignored."""
+    """Raise ValueError for a setting of TRL's that would be accepted and ignored, or an unknown word."""
     defaults = {f.name: f.default for f in fields(config)}
+    for name, words in WORDS.items():
+        one_of(name, getattr(config, name), words)
     for name, why in NEVER.items():
         if getattr(config, name) != defaults[name]:
             raise ValueError(f"{name}={getattr(config, name)!r} {why}")
