@@ -112,7 +112,7 @@ def _changed(rows: list[dict[str, Any]], column: str, value: Any, where: str) ->
 def _values() -> Iterator[Case]:
     turn = cycle(COMMANDS)
     for layout, make in LAYOUTS.items():
-        for column in make()[0]:
+        for column in [name for name in make()[0] if name != "field"]:
             for kind, value in VALUES.items():
                 for where in ("one", "all"):
                     expected = REFUSED
