@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from transformers import Qwen3ForSequenceClassification
 from conftest import small_qwen
 from klball import cli
 from klball.adversary.dual import solve_dual
+from klball.commands import pairs as commands
 from klball.data.rows import to_preferences
 from klball.models.loading import load_model
 from klball.objectives.pairs import no_preference_radius
@@ -242,6 +244,22 @@ def test_a_pair_table_of_another_beta_is_refused(root, scored, capsys):
             ]
         )
     assert "different: beta" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_reference_of_a_run_is_what_it_began_from(tmp_path):
+    """Also where that is an adapter, whose base is another model."""
+
+    def reference(asked=None):
+        given = dict(model_name_or_path=str(tmp_path), model_revision=None, reference_model=asked)
+        return commands._reference(SimpleNamespace(**given))
+
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base"}))
+    assert reference() == ("base", None)
+    began = {"model_name_or_path": "sft", "model_revision": "v2"}
+    for family, expected in (("dpo", ("sft", "v2")), ("gdpo", ("sft", "v2")), ("sft", ("base", None))):
+        (tmp_path / "run.json").write_text(json.dumps({"data": {"family": family}, "model": began}))
+        assert reference() == expected
+    assert reference("other") == ("other", None)
 
 
 def test_a_whole_model_needs_its_reference_named(root, scored, tmp_path, capsys):

@@ -43,7 +43,9 @@ def run(folder: Path, resume: Path | None = None, **more):
     return trainer, recorder
 
 
-@pytest.fixture(scope="module", params=["an answer an epoch", "two an epoch", "inside a step"])
+@pytest.fixture(
+    scope="module", params=["an answer an epoch", "two an epoch", "inside a step", "steered entropy"]
+)
 def whole(request, tmp_path_factory):
     """(folder, settings, trainer) of an undisturbed run of 8 steps or more."""
     settings = {
@@ -55,6 +57,12 @@ def whole(request, tmp_path_factory):
             per_device_train_batch_size=4,
             num_iterations=1,
             max_steps=9,
+        ),
+        "steered entropy": dict(
+            use_adaptive_entropy=True,
+            entropy_target=1.9,
+            entropy_coef_delta=0.05,
+            gradient_accumulation_steps=1,
         ),
     }[request.param]
     folder = tmp_path_factory.mktemp("rl") / "run"

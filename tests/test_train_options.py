@@ -78,7 +78,7 @@ OF_MODEL = {
     "lora_target_modules": (["--use_peft"], ["k_proj"], lora("target_modules")),
     "lora_target_parameters": (PEFT, ["mlp.up_proj"], lora("target_parameters")),
     "lora_modules_to_save": (PEFT, ["lm_head"], lora("modules_to_save")),
-    "lora_task_type": (PEFT, ["SEQ_CLS"], "is not causal language modelling"),
+    "lora_task_type": (PEFT, ["SEQ_CLS"], "is not what is trained here: CAUSAL_LM"),
     "use_rslora": (PEFT, [], lora("use_rslora")),
     "use_dora": (PEFT, [], lora("use_dora")),
     "load_in_8bit": (PEFT, [], "needs bitsandbytes"),
@@ -120,6 +120,8 @@ TAKEN = {  # of SFTConfig, what the command itself must see to
     "do_predict": ([], [], "--do_predict has no effect"),
     "prediction_loss_only": ([], [], "--prediction_loss_only has no effect"),
     "eval_accumulation_steps": ([], ["3"], "--eval_accumulation_steps has no effect"),
+    "bf16_full_eval": ([], [], "--bf16_full_eval has no effect"),
+    "fp16_full_eval": ([], [], "--fp16_full_eval has no effect"),
     "eval_do_concat_batches": ([], ["false"], "--eval_do_concat_batches has no effect"),
     "eval_use_gather_object": ([], [], "--eval_use_gather_object has no effect"),
     "include_for_metrics": ([], ["inputs"], "--include_for_metrics has no effect"),
@@ -162,7 +164,7 @@ def test_an_option_has_its_effect_or_is_refused(name, asked):
 @pytest.mark.parametrize("name", [n for n in OF_MODEL if n.startswith(("lora_", "use_rs", "use_do"))])
 def test_lora_settings_need_lora(name, asked):
     _, values, _ = OF_MODEL[name]
-    with pytest.raises(ValueError, match=r"is not causal|has no effect without --use_peft"):
+    with pytest.raises(ValueError, match=r"is not what is trained|has no effect without --use_peft"):
         asked(f"--{name}", *values)
 
 

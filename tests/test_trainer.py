@@ -290,7 +290,7 @@ class Renamed(KLBall):
         ({}, {"objective": 3}, "objective must be a function"),
         ({}, {"processing_class": "klball/tiny"}, "processing_class must be"),
         ({}, {"callbacks": ["x"]}, "callbacks must be"),
-        ({}, {"model": torch.nn.Linear(2, 2)}, "model must be a causal language model"),
+        ({}, {"model": torch.nn.Linear(2, 2)}, "model must be a model of transformers"),
         ({}, {"model": "no/where"}, "could not load model 'no/where'"),
         ({}, {"peft_config": LoraConfig(target_parameters=["wow"], target_modules=["q_proj"])}, "'wow'"),
         ({}, {"compute_loss_func": print}, "compute_loss_func"),

@@ -15,7 +15,7 @@ FULL_WORDS = (  # the last two are torch.save's
 CONFIGURABLE = ("trl", "transformers", "peft", "accelerate")
 NETWORK = ("huggingface_hub", "httpx", "httpx2", "httpcore")  # offline, no token, no such repository
 MEMORY = ("MemoryError", "OutOfMemoryError")
-PACKAGE = re.compile(r"\b(bitsandbytes|tensorboard|wandb|liger[-_]kernel|deepspeed|flash_attn)\b", re.I)
+PACKAGE = re.compile(r"\b(bitsandbytes|tensorboard|wandb|liger[-_]kernel|deepspeed|flash_attn|vllm)\b", re.I)
 NOT_THERE = (
     *("not installed", "to be installed", "is required", "pip install"),
     *("No module named", "not available"),

@@ -6,14 +6,19 @@ from functools import cache
 from . import (
     adapters,
     api_dual,
+    api_families,
     api_training,
     batches,
     checkpoints,
     column_types,
+    families,
+    family_folders,
+    family_rows,
     flags,
     identity,
     labels,
     models,
+    pairs,
     recipes,
     round_files,
     row_files,
@@ -25,9 +30,19 @@ from . import (
 )
 from .case import Case
 
-ROWS = (rows, identity, column_types, row_files, texts)
-FOLDERS = (models, adapters, checkpoints, batches, score_tables, round_files)
-ASKED = (recipes, flags, words, labels, surroundings, api_dual, api_training)
+ROWS = (rows, pairs, identity, column_types, row_files, texts)
+FOLDERS = (
+    models,
+    families,
+    family_folders,
+    family_rows,
+    adapters,
+    checkpoints,
+    batches,
+    score_tables,
+    round_files,
+)
+ASKED = (recipes, flags, words, labels, surroundings, api_dual, api_training, api_families)
 
 
 @cache

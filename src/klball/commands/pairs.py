@@ -10,8 +10,9 @@ from datasets import Dataset
 
 from klball.adversary.dual import solve_dual
 from klball.adversary.sets import AmbiguitySet, Empirical
+from klball.data.preferences import refuse_margin
 from klball.data.rows import first_rows, load_chat_template, load_rows, to_preferences
-from klball.files import write_csv, write_run
+from klball.files import RUN_FILE, read_json_object, write_csv, write_run
 from klball.models.loading import REWARD, adapter_base, load_on_device
 from klball.objectives.pairs import no_preference_radius
 from klball.report.pages.parts import interval
@@ -54,6 +55,8 @@ def score_pairs(options: Any, prog: str) -> None:
         form=to_preferences,
     )
     rows = first_rows(rows, options.max_rows)
+    if options.family == "dpo":
+        refuse_margin(rows.column_names)
     folder = Path(options.output_dir)
     output = folder / "scores.parquet"
     table = (_dpo if options.family == "dpo" else _reward)(options, rows, output)
@@ -67,14 +70,10 @@ def _dpo(options: Any, rows: Dataset, output: Path) -> Dataset:
     model = options.model_name_or_path
     if options.beta == 0:
         raise ValueError("--beta must be above 0: without it no answer is preferred")
-    reference = options.reference_model or adapter_base(model, options.model_revision)
-    if reference is None:
-        raise ValueError(
-            f"{model} is no adapter: name the model that its DPO began from with --reference_model"
-        )
+    models = ((model, options.model_revision), _reference(options))
     paths = [output.with_name(f"{name}.parquet") for name in ("model", "reference")]
     own: Any = None
-    for path, name, revision in zip(paths, (model, reference), (options.model_revision, None), strict=True):
+    for path, (name, revision) in zip(paths, models, strict=True):
         loaded, tokenizer = load(name, options, revision)
         own = own or encode_pairs(rows, tokenizer, options.group_column)
         with progress_bar(f"Scoring {name}") as progress:
@@ -88,6 +87,23 @@ def _dpo(options: Any, rows: Dataset, output: Path) -> Dataset:
                 progress=progress,
             )
     return dpo_table(own, paths[0], paths[1], options.beta, output)
+
+
+def _reference(options: Any) -> tuple[str, str | None]:
+    """Name and revision: as asked for, else what a run of ours began from, else the base of an adapter."""
+    model = options.model_name_or_path
+    if options.reference_model is not None:
+        return options.reference_model, None
+    path = Path(model) / RUN_FILE
+    run = read_json_object(path) if path.is_file() else {}
+    if run.get("data", {}).get("family") in ("dpo", "gdpo"):
+        return run["model"]["model_name_or_path"], run["model"]["model_revision"]
+    base = adapter_base(model, options.model_revision)
+    if base is None:
+        raise ValueError(
+            f"{model} is no adapter: name the model that its DPO began from with --reference_model"
+        )
+    return base, None
 
 
 def _reward(options: Any, rows: Dataset, output: Path) -> Dataset:

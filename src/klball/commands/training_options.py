@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer
 from transformers.integrations import MLflowCallback, get_reporting_integration_callbacks
 from transformers.utils.import_utils import is_liger_kernel_available
-from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, ScriptArguments
+from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, ScriptArguments
 
 from klball.boundary import first_line
 
@@ -33,6 +33,7 @@ NEVER = {  # option → why it would have no effect
         ),
         "evaluation keeps scores, not logits",
     ),
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "evaluation is in the dtype of training"),
     **dict.fromkeys(
         ("include_for_metrics", "batch_eval_metrics", "label_names"), "evaluation has metrics of its own"
     ),
@@ -72,8 +73,9 @@ def refuse_without_effect(
         raise ValueError("--load_in_4bit or --load_in_8bit, not both")
     if not model.load_in_4bit:
         _refuse(given(model, *OF_4BIT), "--load_in_4bit")
-    if model.lora_task_type != "CAUSAL_LM":
-        raise ValueError(f"--lora_task_type {model.lora_task_type} is not causal language modelling")
+    task = "SEQ_CLS" if isinstance(config, RewardConfig) else "CAUSAL_LM"  # the default is the other's
+    if model.lora_task_type not in ("CAUSAL_LM", task):
+        raise ValueError(f"--lora_task_type {model.lora_task_type} is not what is trained here: {task}")
     if not model.use_peft:
         _refuse(given(model, *(name for name in OF_LORA if name not in OF_4BIT)), "--use_peft")
 

@@ -1,4 +1,4 @@
-"""One id for every row, the same in every table."""
+"""One id for every row, the same in every table, and the group of every row."""
 
 import math
 from typing import Any
@@ -34,6 +34,20 @@ def with_sample_ids(dataset: Dataset, id_column: str | None = None) -> Dataset:
     if "sample_id" in columns:
         dataset = dataset.remove_columns("sample_id")
     return dataset.add_column("sample_id", ids)
+
+
+def group_names(rows: Dataset, column: str) -> list[str | int]:
+    """The group of every row. Raises ValueError without the column, or for a row without a value."""
+    if column not in rows.column_names:
+        there = ", ".join(rows.column_names)
+        raise ValueError(f"group_column: the data have no column {column!r}; there are {there}")
+    groups = rows[column][:]
+    for row, group in enumerate(groups):
+        if isinstance(group, bool) or not isinstance(group, str | int):
+            raise ValueError(
+                f"group_column: row {row + 1} has {group!r:.40} in {column!r}, not a text or a whole number"
+            )
+    return groups
 
 
 def _text_of(value: Any, row: int, column: str) -> str:

@@ -7,6 +7,7 @@ both answers open are never learnt. Here a prompt ends where a turn does.
 import logging
 import math
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ PAIR = (PROMPT, CHOSEN, REJECTED)
 SPEAKER = re.compile(r"\n\n(Human|Assistant):[ \t]*")
 ROLE_OF = {"Human": "user", "Assistant": "assistant"}
 TOKENS = ("chosen_ids", "rejected_ids", "prompt_ids", "chosen_input_ids", "rejected_input_ids")
+REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")  # TRL would believe them, whatever the reference
 ADVICE = "give the prompt in a column `prompt`, or rows as lists of turns"
 
 
@@ -71,6 +73,12 @@ def to_belief_rows(dataset: Dataset) -> Dataset:
     return to_preferences(dataset)
 
 
+def refuse_margin(columns: Collection[str]) -> None:
+    """Raise ValueError for a column that only reward models have a use for."""
+    if MARGIN in columns:
+        raise ValueError(f"the column {MARGIN} has no effect here: it is for reward models; leave it out")
+
+
 def texts_of_pair(row: dict[str, Any]) -> dict[str, str]:
     """Prompt and both answers of a row of `to_preferences`, to be shown to people."""
     return {name: row[name] if isinstance(row[name], str) else _as_text(row[name]) for name in PAIR}
@@ -101,7 +109,7 @@ def _refuse_columns(dataset: Dataset) -> None:
 def _known_columns(dataset: Dataset) -> Dataset:
     """Without columns that TRL would take for something of its own; they are named in a warning."""
     read = {*PAIR, *RENDERING}
-    unused = sorted({*dataset.column_names} & ((MEANINGFUL | {*TOKENS}) - read))
+    unused = sorted({*dataset.column_names} & ((MEANINGFUL | {*TOKENS, *REFERENCE}) - read))
     if not isinstance(dataset[0][CHOSEN], list) and not _has_turns(dataset[0]):
         unused += [name for name in RENDERING if name in dataset.column_names]  # for chat templates
     if unused:

@@ -1,10 +1,12 @@
 """Prompts of reinforcement learning, and the right answers where the rows have them."""
 
 import logging
+from collections.abc import Collection
 from typing import Any
 
 from datasets import Dataset
 
+from klball.data.conversations import turns_of
 from klball.data.formats import layout_of, replaced, to_trl_format
 from klball.data.preferences import CHOSEN, REJECTED, to_preferences
 from klball.data.texts import refusal, texts
@@ -12,6 +14,11 @@ from klball.data.texts import refusal, texts
 logger = logging.getLogger(__name__)
 
 PROMPT, ANSWER = "prompt", "answer"
+FINISHED = "completion_finished"
+TOLD = {  # what reward functions are told besides the columns of the data
+    *("prompts", "completions", "completion_ids", FINISHED),
+    *("trainer_state", "log_extra", "log_metric", "environments"),
+}
 
 
 def to_prompts(dataset: Dataset, conversational: bool) -> Dataset:
@@ -27,6 +34,7 @@ def to_prompts(dataset: Dataset, conversational: bool) -> Dataset:
     if not len(dataset):
         raise ValueError("the data set has no rows")
     columns = set(dataset.column_names)
+    refuse_told(columns)
     if {CHOSEN, REJECTED} <= columns:
         pairs = to_preferences(dataset)
         return _as_turns(pairs.remove_columns([CHOSEN, REJECTED]), conversational)
@@ -46,24 +54,32 @@ def check_prompts(dataset: Dataset) -> Dataset:
     return dataset
 
 
+def refuse_told(columns: Collection[str]) -> None:
+    """Raise ValueError for a column that would take the place of what reward functions are told."""
+    for name in sorted(TOLD.intersection(columns)):
+        raise ValueError(f"the column {name!r} is what reward functions are told: rename yours")
+
+
 def require_answers(prompts: Dataset, reward: str) -> None:
-    """Raise ValueError where a reward has nothing to compare with."""
+    """Raise ValueError where a reward has nothing to compare with: no column, or a row without text."""
     if ANSWER not in prompts.column_names:
         raise ValueError(
             f"--reward {reward} needs a column {ANSWER!r} with the right answers; there are "
             f"{', '.join(prompts.column_names)}"
         )
+    texts(prompts, ANSWER)  # for its refusals
 
 
 def _as_turns(dataset: Dataset, conversational: bool) -> Dataset:
     prompts = dataset[PROMPT][:]
     if any(isinstance(prompt, list) != isinstance(prompts[0], list) for prompt in prompts):
         raise ValueError("some prompts are text and some lists of turns: give one kind")
-    for row, prompt in enumerate(prompts):
-        if isinstance(prompt, list) and (not prompt or prompt[-1].get("role") == "assistant"):
-            raise refusal(row, PROMPT, "the last turn is not the user's: there is nothing to answer")
     if isinstance(prompts[0], list):
-        return dataset
+        turns = [turns_of(prompt, row, PROMPT) for row, prompt in enumerate(prompts)]
+        for row, prompt in enumerate(turns):
+            if prompt[-1]["role"] == "assistant":
+                raise refusal(row, PROMPT, "the last turn is not the user's: there is nothing to answer")
+        return dataset if turns == prompts else replaced(dataset, {PROMPT: turns}, {PROMPT})
     plain = texts(dataset, PROMPT)
     made = [[{"role": "user", "content": text}] for text in plain] if conversational else plain
     return replaced(dataset, {PROMPT: made}, {PROMPT})

@@ -22,13 +22,18 @@ def columns_of(table: Dataset) -> tuple[Columns, int]:
     kept = rows.filter(rows["loss"].is_valid())
     if not len(kept):
         raise ValueError("the pair table has no pair with a loss: nothing to evaluate")
-    margin = kept["margin"].to_numpy()
+    margin = kept["margin"].to_numpy().astype(float)
+    if (bad := np.flatnonzero(~np.isfinite(margin))).size:
+        sample = kept["sample_id"][int(bad[0])].as_py()
+        raise ValueError(f"the pair {sample!r} has a loss, and the margin {margin[bad[0]]}: not a number")
     columns: Columns = {
         "sample_id": np.array(kept["sample_id"].to_pylist()),
         "loss": kept["loss"].to_numpy(),
         "margin": margin,
         "accuracy": np.where(margin == 0, 0.5, margin > 0),
-        "group": np.array([str(value) for value in kept["group"].to_pylist()]),
+        "group": np.array(
+            [None if name is None else str(name) for name in kept["group"].to_pylist()], dtype=object
+        ),
     }
     return columns, len(rows) - len(kept)
 
@@ -46,7 +51,7 @@ def pair_report(columns: Columns, reference: Columns | None = None) -> list[dict
     """
     hard = hardest(-(reference or columns)["loss"])
     parts = {"all": np.arange(len(columns["loss"])), "hardest 1 %": hard}
-    groups = [name for name in dict.fromkeys(columns["group"].tolist()) if name != "None"]
+    groups = [name for name in dict.fromkeys(columns["group"].tolist()) if name is not None]
     for name in sorted(groups):
         parts[f"group {name}"] = np.flatnonzero(columns["group"] == name)
     rows = []

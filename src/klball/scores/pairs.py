@@ -18,7 +18,7 @@ from trl.data_utils import _tokenize, common_prefix_length
 from klball.data.conversations import tools_of
 from klball.data.encoding import rendering_errors_named, require_template
 from klball.data.formats import IGNORED
-from klball.data.ids import with_sample_ids
+from klball.data.ids import group_names, with_sample_ids
 from klball.data.preferences import CHOSEN, MARGIN, REJECTED, to_preferences
 from klball.data.readers import dataset_of_columns
 from klball.data.sources import as_dataset
@@ -73,9 +73,7 @@ def encode_pairs(dataset: Any, tokenizer: Any, group_column: str | None = None) 
     Raises ValueError for rows that cannot be used, chats without a template, or no such column.
     """
     rows = to_preferences(with_sample_ids(as_dataset(dataset)))
-    if group_column is not None and group_column not in rows.column_names:
-        there = ", ".join(rows.column_names)
-        raise ValueError(f"--group_column: the data have no column {group_column!r}; there are {there}")
+    groups = None if group_column is None else list(map(str, group_names(rows, group_column)))
     if isinstance(rows[0]["prompt"], list):
         require_template(tokenizer)
     ids = rows["sample_id"][:]
@@ -91,7 +89,7 @@ def encode_pairs(dataset: Any, tokenizer: Any, group_column: str | None = None) 
         ids,
         dataset_of_columns(columns),
         rows[MARGIN][:] if MARGIN in rows.column_names else None,
-        None if group_column is None else [str(value) for value in rows[group_column]],
+        groups,
     )
 
 
@@ -252,6 +250,10 @@ def read_pairs(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
     table = read_table(path)
     if missing := [name for name in NEEDED if name not in table.column_names]:
         raise ValueError(f"{path} is not a pair table: it lacks {', '.join(missing)}")
+    for name in ("loss", "margin"):
+        kind = table.schema.field(name).type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+            raise ValueError(f"{path}: {name} holds {kind}, not numbers")
     return Dataset(table), provenance_in(path, table.schema)
 
 

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from klball.data.encoding import require_template
 from klball.data.formats import IGNORED
+from klball.data.ids import group_names
 from klball.data.readers import dataset_of_columns
 from klball.files import json_digest, provenance_in, read_table, refuse_other, versions, with_provenance
 from klball.models.weights import weights_hash
@@ -65,8 +66,8 @@ def answer_table(
     Raises:
         ValueError: A prompt leaves no room, an answer has no reward, or `output` is of something else.
     """
-    if group_column is not None and group_column not in prompts.column_names:
-        raise ValueError(f"--group_column: the data have no column {group_column!r}")
+    if group_column is not None:
+        group_names(prompts, group_column)  # for its refusals
     tokens = _tokens(model, tokenizer, prompts, max_new_tokens)
     about = {
         "kind": KIND,

@@ -26,6 +26,13 @@ logger = logging.getLogger(__name__)
 LEDGER_FILE = "ledger.safetensors"
 HISTORY_FILE = "history.parquet"
 DRAWS = "draws"  # a key of the ledger file's metadata
+FAMILY = "family"  # and one in it
+
+
+def about_ledger(path: Path) -> dict[str, Any]:
+    """What a ledger's file says of itself: its family, and what decided its draws."""
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get(DRAWS, "{}"))
 
 
 @dataclass
@@ -34,7 +41,8 @@ class Accountant:
 
     units: what the adversary weighs, the ledger's samples or groups of them, and their base weights.
     frozen: `reweight="static"`. draws: what decides which samples a step has (processes, batch size, seed,
-    …): a resumed epoch goes on with the same.
+    …): a resumed epoch goes on with the same. family: whose scores these are; a checkpoint of another is
+    refused.
     """
 
     ambiguity: AmbiguitySet
@@ -43,6 +51,7 @@ class Accountant:
     relax: bool = True
     frozen: bool = False
     draws: dict[str, Any] = field(default_factory=dict)
+    family: str = ""
 
     def __post_init__(self) -> None:
         self.relaxed = 0  # how often γ was
@@ -161,7 +170,8 @@ class Accountant:
         tensors = {**self.ledger.tensors(), **more, "counts": counts}
         if self.start is not None:
             tensors["start"] = self.start
-        save_file(tensors, folder / LEDGER_FILE, metadata={DRAWS: json.dumps(self.draws)})
+        about = json.dumps({**self.draws, FAMILY: self.family})  # of several keys the order is random
+        save_file(tensors, folder / LEDGER_FILE, metadata={DRAWS: about})
         self.save_history(folder / HISTORY_FILE)
 
     def save_history(self, path: Path) -> None:
@@ -178,6 +188,7 @@ class Accountant:
         if not path.is_file():
             raise ValueError(f"{folder} has no ledger: it was not written by a robust trainer")
         tensors: dict[str, Any] = load_file(path)
+        about = about_ledger(path)
         if len(tensors["log_likelihood"]) != len(self.ledger):
             raise ValueError(
                 f"the ledger in {folder} has {len(tensors['log_likelihood'])} samples, "
@@ -188,19 +199,17 @@ class Accountant:
         if "kl" not in tensors:
             raise ValueError(f"{path} was written by an earlier version of klball: start the run again")
         if within_epoch:
-            self._refuse_other_draws(path)
+            self._refuse_other_draws(folder, about)
         self.ledger.load(tensors)
         self.relaxed, self.rescores, self.num_tokens = tensors["counts"].tolist()
         self.history = pq.read_table(folder / HISTORY_FILE).to_pylist()
         self.start, self.solution = tensors.get("start"), None
         return {name: tensors[name] for name in more}
 
-    def _refuse_other_draws(self, path: Path) -> None:
-        with safe_open(path, "pt") as file:
-            drawn = json.loads((file.metadata() or {}).get(DRAWS, "{}"))
+    def _refuse_other_draws(self, folder: Path, drawn: Mapping[str, Any]) -> None:
         for name, value in self.draws.items():
             if drawn.get(name) != value:
                 raise ValueError(
-                    f"{path.parent} lies within an epoch that was drawn with {name} = {drawn.get(name)}, not "
+                    f"{folder} lies within an epoch that was drawn with {name} = {drawn.get(name)}, not "
                     f"{value}: resume it as it was, or from an epoch's end"
                 )

@@ -97,7 +97,8 @@ def _refuse_other_types(config: Any) -> None:
         kinds = {get_origin(kind) or kind for kind in get_args(hint) or (hint,)}
         value = getattr(config, name, None)
         whole = int in kinds and float not in kinds
-        if name in BOUNDS and (isinstance(value, list | tuple) or (whole and isinstance(value, float))):
+        several = isinstance(value, list | tuple) and list not in kinds
+        if name in BOUNDS and (several or (whole and isinstance(value, float))):
             raise ValueError(f"{name} must be a {'whole ' * whole}number, not {value!r}")
         if dict in kinds and not kinds & {list, int, bool} and isinstance(value, list | int | float):
             raise ValueError(f"{name} must be a mapping, not {value!r}")

@@ -13,6 +13,7 @@ AT_LEAST_1: Rule = ("at least 1", lambda x: 1 <= x < inf)
 AT_LEAST_2: Rule = ("at least 2", lambda x: 2 <= x < inf)
 BELOW_1: Rule = ("at least 0 and below 1", lambda x: 0 <= x < 1)
 SHARE: Rule = ("a share, from 0 to 1", lambda x: 0 <= x <= 1)
+PORT: Rule = ("a port, from 1 to 65535", lambda x: 1 <= x <= 65535)
 FINITE: Rule = ("a finite number", lambda x: -inf < x < inf)
 
 ADVERSARY: dict[str, Rule] = {
@@ -64,6 +65,42 @@ BOUNDS: dict[str, Rule] = {
     "lora_dropout": BELOW_1,
     "comparator_strength": POSITIVE,
     "center_rewards_coefficient": NOT_NEGATIVE,
+    "label_smoothing": ("a rate of flipped labels, 0 or more and below 0.5", lambda x: 0 <= x < 0.5),
+    "loss_weights": FINITE,
+    "ld_alpha": SHARE,
+    "f_alpha_divergence_coef": FINITE,
+    "discopop_tau": POSITIVE,
+    "ref_model_mixup_alpha": SHARE,
+    "ref_model_sync_steps": AT_LEAST_1,
+    # rollouts
+    "num_generations": AT_LEAST_2,
+    "num_generations_eval": AT_LEAST_1,
+    "max_completion_length": AT_LEAST_1,
+    "generation_batch_size": AT_LEAST_1,
+    "steps_per_generation": AT_LEAST_1,
+    "num_iterations": AT_LEAST_1,
+    "top_p": ("a share above 0 and at most 1", lambda x: 0 < x <= 1),
+    "top_k": NOT_NEGATIVE,
+    "min_p": SHARE,
+    "repetition_penalty": POSITIVE,
+    "max_tool_calling_iterations": NOT_NEGATIVE,
+    "num_completions_to_print": NOT_NEGATIVE,
+    "delta": AT_LEAST_1,
+    "epsilon_high": NOT_NEGATIVE,
+    **dict.fromkeys(("sapo_temperature_pos", "sapo_temperature_neg"), POSITIVE),
+    **dict.fromkeys(("vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg"), NOT_NEGATIVE),
+    "reward_weights": FINITE,
+    "top_entropy_quantile": SHARE,
+    **dict.fromkeys(("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta"), NOT_NEGATIVE),
+    "entropy_target": NOT_NEGATIVE,
+    "off_policy_mask_threshold": NOT_NEGATIVE,
+    **dict.fromkeys(("vllm_server_port", "vllm_group_port"), PORT),
+    "vllm_server_timeout": POSITIVE,
+    "vllm_gpu_memory_utilization": ("a share above 0 and at most 1", lambda x: 0 < x <= 1),
+    **dict.fromkeys(("vllm_max_model_length", "vllm_tensor_parallel_size"), AT_LEAST_1),
+    **dict.fromkeys(
+        tuple(f"vllm_importance_sampling_{name}" for name in ("cap", "clip_max", "clip_min")), NOT_NEGATIVE
+    ),
     # when something happens
     "logging_steps": POSITIVE,
     "eval_steps": POSITIVE,

@@ -17,7 +17,7 @@ from klball.boundary import first_line
 from klball.files import read_json_object, write_text
 from klball.models.loading import TINY, TINY_FOLDER
 from klball.models.weights import refuse_damaged_safetensors, refuse_missing_shards
-from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
+from klball.training.accountant import FAMILY, HISTORY_FILE, LEDGER_FILE, about_ledger
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +105,8 @@ def _read(path: Path) -> None:
         pq.read_table(path)
 
 
-def refuse_unfit(checkpoint: Path, model: torch.nn.Module) -> None:
-    """Raise ValueError if a checkpoint cannot be resumed from, or its weights are not this model's.
+def refuse_unfit(checkpoint: Path, model: torch.nn.Module, family: str) -> None:
+    """Raise ValueError if a checkpoint cannot be resumed from, or is of another family or model.
 
     Transformers loads what fits and leaves the rest as it was.
     """
@@ -114,6 +114,9 @@ def refuse_unfit(checkpoint: Path, model: torch.nn.Module) -> None:
         raise ValueError(f"there is no checkpoint {checkpoint} to resume from")
     if (problem := problem_of(checkpoint)) is not None:
         raise ValueError(f"{checkpoint} cannot be resumed from: {problem}")
+    found = about_ledger(checkpoint / LEDGER_FILE).get(FAMILY, family)  # earlier versions do not say it
+    if found != family:
+        raise ValueError(f"{checkpoint} was written by a trainer of another family, {found}, not {family}")
     of_adapter = isinstance(model, PeftModel)
     if _has(checkpoint, WEIGHTS[not of_adapter]):
         raise ValueError(

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from klball.data.encoding import require_template
 from klball.data.formats import to_trl_format
-from klball.data.preferences import CHOSEN, MARGIN, texts_of_pair, to_belief_rows, to_preferences
+from klball.data.preferences import CHOSEN, texts_of_pair, to_belief_rows, to_preferences
 from klball.data.prompts import check_prompts
 from klball.data.rows import texts_of, with_sample_ids
 from klball.models.loading import CAUSAL, REWARD, Purpose
@@ -110,12 +110,6 @@ def _visible(pairs: Dataset, tokenizer: Any, config: Any) -> Dataset:
     return with_sample_ids(pairs).remove_columns(hidden)
 
 
-def _pairs_without_margin(rows: Dataset, tokenizer: Any, config: Any) -> Dataset:
-    if MARGIN in rows.column_names:
-        raise ValueError("the column margin has no effect here: it is for --family reward; leave it out")
-    return _pairs(rows, tokenizer, config)
-
-
 def _files_of_groups(config: Any) -> Mapping[str, tuple[str, ...]]:
     return GroupEG.files if config.comparator == "group-eg" else {}
 
@@ -145,7 +139,7 @@ FAMILIES = {
         config=RobustDPOConfig,
         trainer=RobustDPOTrainer,
         data="doc-preferences",
-        prepared=_pairs_without_margin,
+        prepared=_pairs,
         texts=_pair_texts,
         form=to_preferences,
         files=_files_of_groups,

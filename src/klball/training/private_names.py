@@ -23,10 +23,10 @@ CALLED = {  # class → methods
     "torch._inductor": ("list_mode_options",),
 }
 READ = {  # class → attributes that its own code sets
-    "trl.SFTTrainer": ("_metrics",),
-    "trl.DPOTrainer": ("_metrics",),
-    "trl.RewardTrainer": ("_metrics",),
-    "trl.GRPOTrainer": ("_metrics", "_step", "_buffered_inputs"),
+    "trl.SFTTrainer": ("_metrics", "_tag_names"),
+    "trl.DPOTrainer": ("_metrics", "_tag_names"),
+    "trl.RewardTrainer": ("_metrics", "_tag_names"),
+    "trl.GRPOTrainer": (*("_metrics", "_step", "_buffered_inputs", "_last_world_entropy", "_tag_names"),),
     "transformers.Trainer": ("_signature_columns", "loss_is_scaled_for_ga", "model_wrapped"),
     "transformers.PretrainedConfig": ("_attn_implementation", "_name_or_path"),
     "transformers.integrations.MLflowCallback": ("_auto_end_run",),

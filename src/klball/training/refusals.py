@@ -5,9 +5,10 @@ from types import NoneType
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     SchedulerType,
@@ -38,6 +39,12 @@ def refuse_foreign_arguments(
         raise ValueError(f"peft_config must be a PeftConfig such as LoraConfig(), not {peft_config!r}")
 
 
+def refuse_no_model(model: Any) -> None:
+    """Raise ValueError for what is neither a model nor the name of one."""
+    if not isinstance(model, str | PreTrainedModel | PeftModel):
+        raise ValueError(f"model must be a model of transformers or its name, not {type(model).__name__}")
+
+
 def refuse_no_set(ambiguity: Any) -> None:
     """Raise ValueError for what is given as an ambiguity set and is none."""
     if ambiguity is not None and not all(hasattr(ambiguity, name) for name in PROTOCOL):
@@ -50,6 +57,8 @@ def refuse_bad_settings(args: Any) -> None:
     """Raise ValueError for what Transformers or PyTorch would refuse only when training has begun."""
     _refuse_scheduler(args)
     _refuse_unknown_kwargs(args)
+    if getattr(args, "activation_offloading", False) and not torch.accelerator.is_available():
+        raise ValueError("activation_offloading needs an accelerator, and there is none")
 
 
 def _refuse_scheduler(args: Any) -> None:

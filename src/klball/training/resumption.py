@@ -19,6 +19,7 @@ class Resumable(Base):
 
     _resume_folder: Path | None = None
     model: Any
+    _tag_names: Any
 
     def checkpoint_files(self) -> Mapping[str, tuple[str, ...]]:
         """What a whole checkpoint holds beside TRL's files and the ledger: what it is → patterns of names."""
@@ -37,7 +38,7 @@ class Resumable(Base):
                 raise ValueError(f"{self.args.output_dir} has no complete checkpoint to resume from")
         self._resume_folder = Path(str(resume_from_checkpoint)) if resume_from_checkpoint else None
         if self._resume_folder is not None:
-            refuse_unfit(self._resume_folder, self.model)
+            refuse_unfit(self._resume_folder, self.model, self._tag_names[-1])
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _init_training_state(self, *arguments: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

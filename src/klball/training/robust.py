@@ -88,6 +88,7 @@ class RobustTrainer(Accounted):
             relax=self._relax,
             frozen=self.args.reweight == "static",
             draws=draws(self.args),
+            family=self._tag_names[-1],
         )
 
     def kept_tensors(self) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 from datasets import Dataset
 from torch import Tensor
 
+from klball.data.ids import group_names
 from klball.training.batches import INDEX
 
 
@@ -16,17 +17,14 @@ def numbered(samples: Dataset) -> Dataset:
 
 
 def groups_of(samples: Dataset, column: str | None) -> list[Any] | None:
-    """The group of every sample. Raises ValueError without the column, or for a row without a value."""
+    """The group of every sample, as `group_names`. Raises ValueError also where all are of one."""
     if column is None:
         return None
-    if column not in samples.column_names:
-        raise ValueError(f"group_column: the training data has no column {column!r}")
-    groups = samples[column][:]
-    for row, group in enumerate(groups):
-        if isinstance(group, bool) or not isinstance(group, str | int):
-            raise ValueError(
-                f"group_column: row {row + 1} has {group!r:.40} in {column!r}, not a text or a whole number"
-            )
+    groups = group_names(samples, column)
+    if len(set(groups)) == 1:
+        raise ValueError(
+            f"group_column: all rows have {groups[0]!r:.40} in {column!r}: one group leaves nothing to weigh"
+        )
     return groups
 
 

@@ -71,7 +71,7 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
         **kwargs: Any,
     ):
         args = args or RobustDPOConfig(output_dir="robust-dpo")
-        given = {**kwargs, "ref_model": ref_model}
+        given = {**kwargs, "model": model, "ref_model": ref_model}
         refuse_unsupported(RobustDPOTrainer, RobustDPOConfig, args, positional, given, ambiguity)
         args, peft_config = prepared_arguments(args, kwargs)
         self._own_start = ref_model is None and REFERENCE[0] not in kwargs["train_dataset"].column_names

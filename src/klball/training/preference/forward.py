@@ -52,8 +52,13 @@ def reference(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
             "precompute_ref_log_probs leaves no reference for other rows: give them as eval_dataset"
         )
     given = {name: value for name, value in inputs.items() if name != INDEX}
-    model = trainer.model if trainer.ref_model is None else trainer.ref_model
-    return torch.cat(trainer.compute_ref_log_probs(model, given))
+    if trainer.ref_model is not None:
+        return torch.cat(trainer.compute_ref_log_probs(trainer.ref_model, given))
+    was_training = trainer.model.training
+    trainer.model.eval()  # else dropout and NEFTune would disturb the reference
+    found = torch.cat(trainer.compute_ref_log_probs(trainer.model, given))
+    trainer.model.train(was_training)
+    return found
 
 
 def log_ratios(log_probs: Tensor, reference: Tensor, inputs: Mapping[str, Any]) -> LogRatios:

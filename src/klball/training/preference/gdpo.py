@@ -75,7 +75,7 @@ class GDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncom
         args = args or GDPOConfig(output_dir="gdpo")
         if kwargs.get("data_collator") is not None:
             raise ValueError("data_collator is not supported: beliefs have their own")
-        given = {**kwargs, "ref_model": ref_model}
+        given = {**kwargs, "model": model, "ref_model": ref_model}
         refuse_unsupported(GDPOTrainer, GDPOConfig, args, positional, given, ambiguity)
         args, peft_config = prepared_arguments(args, kwargs, self.columns)
         super().__init__(model, ref_model, args, **kwargs)

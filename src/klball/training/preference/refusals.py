@@ -3,9 +3,16 @@
 from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
+from trl import RewardConfig
 
+from klball.data.preferences import refuse_margin
 from klball.data.sources import as_dataset
-from klball.training.refusals import refuse_bad_settings, refuse_foreign_arguments, refuse_no_set
+from klball.training.refusals import (
+    refuse_bad_settings,
+    refuse_foreign_arguments,
+    refuse_no_model,
+    refuse_no_set,
+)
 from klball.training.sharding import shards_parameters
 
 OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "max_weight", "comparator", "comparator_strength")
@@ -18,6 +25,7 @@ def refuse_unsupported(
     """Raise ValueError for an unsupported argument, dataset or combination."""
     refuse_foreign_arguments(trainer.__name__, config, args, positional, kwargs)
     refuse_no_set(ambiguity)
+    refuse_no_model(kwargs["model"])
     reference = kwargs.get("ref_model")
     problems = {
         "compute_loss_func bypasses the weights: set loss_type": kwargs.get("compute_loss_func"),
@@ -36,6 +44,9 @@ def refuse_unsupported(
         "label_smoothing_factor is not supported: label_smoothing is DPO's": args.label_smoothing_factor > 0,
         "use_liger_kernel is not supported: set model_init_kwargs={'use_kernels': True}": (
             args.use_liger_kernel
+        ),
+        "bf16_full_eval and fp16_full_eval have no effect: evaluation is in the dtype of training": (
+            args.bf16_full_eval or args.fp16_full_eval
         ),
         "context, sequence and tensor parallelism are not supported": args.parallelism_config,
         "dataloader_persistent_workers needs dataloader_num_workers": args.dataloader_persistent_workers
@@ -59,6 +70,8 @@ def refuse_unsupported(
     columns = as_dataset(kwargs["train_dataset"], "train_dataset").column_names
     if any(name in columns for name in COLUMNS):
         raise ValueError("images are not supported: leave out their column")
+    if not issubclass(config, RewardConfig):
+        refuse_margin(columns)
     _refuse_unshared(args, kwargs)
 
 

@@ -55,7 +55,8 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
         **kwargs: Any,
     ):
         args = args or RobustRewardConfig(output_dir="robust-reward")
-        refuse_unsupported(RobustRewardTrainer, RobustRewardConfig, args, positional, kwargs, ambiguity)
+        given = {**kwargs, "model": model}
+        refuse_unsupported(RobustRewardTrainer, RobustRewardConfig, args, positional, given, ambiguity)
         args, peft_config = prepared_arguments(args, kwargs)
         refuse_other_task(peft_config)
         super().__init__(model, args, **kwargs)

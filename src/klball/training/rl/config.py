@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from trl import GRPOConfig
 
 from klball.training.arguments import RobustArguments, one_of
+from klball.training.rl.settings import refuse_without_effect
 
 OVER = ("prompt", "group")
 PRESETS: dict[str, dict[str, Any]] = {
@@ -98,6 +99,7 @@ class RobustGRPOConfig(RobustArguments, GRPOConfig):
                 if getattr(self, name) == type(self).__dataclass_fields__[name].default:
                     setattr(self, name, value)
         super().__post_init__()
+        refuse_without_effect(self)
         self._refuse_useless()
 
     def _refuse_useless(self) -> None:

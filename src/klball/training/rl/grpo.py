@@ -12,14 +12,22 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
+from klball.data.prompts import FINISHED, refuse_told
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
 from klball.training.batches import INDEX
+from klball.training.refusals import (
+    refuse_bad_settings,
+    refuse_foreign_arguments,
+    refuse_no_model,
+    refuse_no_set,
+    refuse_useless,
+)
 from klball.training.rl.config import RobustGRPOConfig
 from klball.training.rl.critic import Critic, CriticSteps
 from klball.training.rl.reward_ledger import RewardLedger, group_statistics
 from klball.training.rl.reward_model import RewardModel
-from klball.training.rl.rewards import FINISHED
+from klball.training.rl.rewards import refuse_no_rewards, refusing_nan
 from klball.training.rl.rollouts import RolloutBoundaries
 from klball.training.samples import groups_of, numbered
 from klball.training.units import Units
@@ -27,6 +35,7 @@ from klball.training.units import Units
 logger = logging.getLogger(__name__)
 
 
+OF_SETS = ("ambiguity", "radius", "alpha", "direction", "max_weight")
 DRAWS = (  # what decides which prompts a batch of rollouts has, besides the data
     *("world_size", "train_batch_size", "gradient_accumulation_steps", "seed", "shuffle_dataset"),
     *("num_generations", "steps_per_generation", "num_iterations"),
@@ -70,16 +79,21 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         **kwargs: Any,
     ):
         args = copy.copy(args or RobustGRPOConfig(output_dir="robust-grpo"))
-        _refuse_unsupported(args, kwargs, ambiguity)
+        refuse_no_model(model)
+        _refuse_unsupported(args, reward_funcs, kwargs, ambiguity)
         for line in args.departures():
             logger.warning(line)
-        self.samples = numbered(kwargs.pop("train_dataset"))
+        self.samples = numbered(kwargs.pop("train_dataset").with_format(None))
+        peft_config = copy.deepcopy(kwargs.get("peft_config"))
         super().__init__(model, reward_funcs, args, train_dataset=self.samples, **kwargs)
-        self.ambiguity = ambiguity or args.ambiguity_set()
-        self._units = Units(groups=groups_of(self.samples, args.group_column))
+        refuse_useless(self.model, self.args, len(self.samples), peft_config)
         for reward in self.reward_funcs:
             if isinstance(reward, RewardModel):
                 reward.to(self.accelerator.device)
+        named = zip(self.reward_func_names, self.reward_funcs, strict=True)
+        self.reward_funcs = [refusing_nan(name, reward) for name, reward in named]
+        self.ambiguity = ambiguity or args.ambiguity_set()
+        self._units = Units(groups=groups_of(self.samples, args.group_column))
         self.hooks = []
         self.accountant = self._empty_accountant()
         self.add_callback(RolloutBoundaries(self))
@@ -93,7 +107,10 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         shrinkage = 0.0 if over_groups and self.args.shrinkage is None else self.args.shrinkage
         drawn = {name: getattr(self.args, name) for name in DRAWS}
         return Accountant(
-            self.ambiguity, RewardLedger(len(self.samples), shrinkage), self._units, relax=False, draws=drawn
+            *(self.ambiguity, RewardLedger(len(self.samples), shrinkage), self._units),
+            relax=False,
+            draws=drawn,
+            family=self._tag_names[-1],
         )
 
     def checkpoint_files(self) -> Mapping[str, tuple[str, ...]]:
@@ -107,8 +124,12 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         return self._step % self.args.steps_an_answer
 
     def kept_tensors(self) -> dict[str, Tensor]:
-        """Where the checkpoint lies in its batch of rollouts."""
-        return {"rollout_position": torch.tensor(self.rollout_position)}
+        """Where the checkpoint lies in its batch of rollouts, and what TRL steers the entropy by."""
+        steering = [self.entropy_coef, self._last_world_entropy]
+        return {
+            "rollout_position": torch.tensor(self.rollout_position),
+            "entropy_steering": torch.tensor(steering, dtype=torch.float64),
+        }
 
     def begin_training(self) -> None:
         """Fill the ledger from the checkpoint that training resumes from; TRL would keep an open batch."""
@@ -116,12 +137,13 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         if self._resume_folder is not None:
             epoch = self.state.epoch or 0.0
             within = abs(epoch - round(epoch)) > 1e-9 and not self.args.ignore_data_skip
-            kept = self.accountant.load(self._resume_folder, within, more=("rollout_position",))
+            kept = self.accountant.load(self._resume_folder, within, more=tuple(self.kept_tensors()))
             if kept["rollout_position"] and self.state.global_step < self.state.max_steps:
                 raise ValueError(
                     f"{self._resume_folder} lies inside a batch of rollouts, where an earlier run ended: "
                     "resume from the checkpoint before it"
                 )
+            self.entropy_coef, self._last_world_entropy = kept["entropy_steering"].tolist()
             for hook in self.hooks:
                 hook.load(self._resume_folder)
             self._redraw_epochs(int(epoch + 1e-9))
@@ -152,10 +174,13 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
             for row, ids in zip(inputs, completion_ids_list, strict=True)
         ]
         self._rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
-        infinite = self._rewards.isinf().any(0)
-        if bool(infinite.any()):
-            name = self.reward_func_names[int(infinite.nonzero()[0])]
-            raise ValueError(f"reward {name!r} is infinite at optimizer step {self.state.global_step + 1}")
+        for name, reward, values in zip(
+            self.reward_func_names, self.reward_funcs, self._rewards.unbind(1), strict=True
+        ):
+            lost = isinstance(reward, torch.nn.Module) and bool(values.isnan().any())
+            if lost or bool(values.isinf().any()):
+                what = "NaN" if lost else "infinite"
+                raise ValueError(f"reward {name!r} is {what} at optimizer step {self.state.global_step + 1}")
         return self._rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
@@ -237,9 +262,11 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         return report
 
 
-def _refuse_unsupported(args: Any, kwargs: dict[str, Any], ambiguity: Any) -> None:
-    if not isinstance(args, RobustGRPOConfig):
-        raise ValueError(f"args must be a RobustGRPOConfig, not {type(args).__name__}")
+def _refuse_unsupported(args: Any, rewards: Any, kwargs: dict[str, Any], ambiguity: Any) -> None:
+    refuse_foreign_arguments("RobustGRPOTrainer", RobustGRPOConfig, args, (), kwargs)
+    refuse_no_set(ambiguity)
+    refuse_bad_settings(args)
+    refuse_no_rewards(rewards)
     dataset = kwargs.get("train_dataset")
     if not isinstance(dataset, Dataset):
         raise ValueError(
@@ -253,12 +280,18 @@ def _refuse_unsupported(args: Any, kwargs: dict[str, Any], ambiguity: Any) -> No
             f"{len(dataset)} prompts do not fill one batch of rollouts, which takes {prompts}: take fewer "
             "completions a batch"
         )
-    if FINISHED in dataset.column_names:
-        raise ValueError(f"the column {FINISHED!r} is what reward functions are told: rename yours")
+    if "prompt" not in dataset.column_names:
+        raise ValueError(f"train_dataset has no column 'prompt'; there are {', '.join(dataset.column_names)}")
+    refuse_told(dataset.column_names)
     needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
     if not set(needs) <= {"score"}:
         raise ValueError(f"an ambiguity set over prompts can need their score alone, not {needs}")
     if args.group_column is not None and not needs:
         raise ValueError("group_column has no effect without an adversary: set a radius above 0")
-    if ambiguity is not None and not all(hasattr(ambiguity, n) for n in ("solve", "scaled", "summary")):
-        raise ValueError(f"ambiguity={ambiguity!r} is no ambiguity set (docs/extending.md)")
+    if ambiguity is not None and any(getattr(args, n) != getattr(type(args), n) for n in OF_SETS):
+        raise ValueError("give the ambiguity set once: ambiguity= or radius, max_weight, …")
+    if args.chat_template_kwargs and isinstance(dataset[0]["prompt"], str):
+        raise ValueError("chat_template_kwargs has no effect on prompts that are texts: give lists of turns")
+    acts = kwargs.get("tools") or kwargs.get("environment_factory")
+    if args.max_tool_calling_iterations is not None and not acts:
+        raise ValueError("max_tool_calling_iterations has no effect without tools")

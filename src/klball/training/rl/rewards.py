@@ -7,14 +7,20 @@ whose thought is still open, is no finished answer and gets 0, even if its last 
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
+from math import isnan
+from numbers import Real
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+from trl.trainer.utils import is_async_callable
+
+from klball.data.prompts import FINISHED
 from klball.training.rl.answers import choice_of, last_number, references, text_of, without_thoughts
 
-FINISHED = "completion_finished"
 Rewards = list[float | None]
 
 
@@ -174,6 +180,39 @@ class LengthPenalized:
             None if reward is None else reward - self.per_token * tokens
             for reward, tokens in zip(found, over, strict=True)
         ]
+
+
+def refuse_no_rewards(rewards: Any) -> None:
+    """Raise ValueError for what cannot be called for rewards, and a model that has no single reward."""
+    for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
+        labels = getattr(getattr(reward, "config", None), "num_labels", 1)
+        if labels != 1:
+            raise ValueError(
+                f"{type(reward).__name__} has {labels} labels, and a reward model one: train one with "
+                "RobustRewardTrainer"
+            )
+        if not (reward is None or isinstance(reward, str) or callable(reward)):
+            raise ValueError(f"reward_funcs: {reward!r:.40} is neither a function nor a model nor its name")
+
+
+def refusing_nan(name: str, reward: Any) -> Any:
+    """A reward function that raises ValueError for what is no number: NaN would pass for "no reward".
+
+    TRL calls models and coroutines in other ways: they stay as they are.
+    """
+    if isinstance(reward, torch.nn.Module) or is_async_callable(reward):
+        return reward
+
+    def checked(**given: Any) -> Any:
+        found = reward(**given)
+        if not isinstance(found, Iterable):
+            raise ValueError(f"reward {name!r} gave {found!r:.40}, not a list of numbers")
+        for value in found:
+            if value is not None and not (isinstance(value, Real | Tensor) and not isnan(value)):
+                raise ValueError(f"reward {name!r} gave {value!r:.40}, not a number; None is for no reward")
+        return found
+
+    return checked
 
 
 VERIFIABLE: dict[str, Callable[[], AnswerReward]] = {

@@ -13,7 +13,7 @@ from klball.data.formats import MASKS, TEXT, is_chat, to_trl_format
 from klball.data.ids import with_sample_ids
 from klball.data.sources import as_dataset
 from klball.training.sft.config import RobustSFTConfig
-from klball.training.sft.refusals import refuse_no_model
+from klball.training.sft.refusals import refuse_other_model
 
 Formatting = Callable[[dict[str, Any]], str]
 
@@ -54,7 +54,7 @@ def prepare_arguments(model: Any, args: RobustSFTConfig, kwargs: dict[str, Any])
     Training and evaluation data in TRL's formats, training rows with their `sample_id`; which tokens count;
     the tokenizer. Raises ValueError for rows that cannot be used, or a setting without effect on them.
     """
-    refuse_no_model(model, args)
+    refuse_other_model(model, args)
     processing_class = kwargs.get("processing_class") or _processing_class(model, args)
     kwargs["processing_class"] = processing_class
     if args.chat_template_path:

@@ -3,7 +3,6 @@
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
 from transformers import (
     PreTrainedModel,
 )
@@ -12,7 +11,12 @@ from klball.data.formats import refuse_unknown_tokens
 from klball.data.sources import as_dataset
 from klball.models.loading import check_base
 from klball.objectives.tokens import NEEDS, OBJECTIVES, needs_of
-from klball.training.refusals import refuse_bad_settings, refuse_foreign_arguments, refuse_no_set
+from klball.training.refusals import (
+    refuse_bad_settings,
+    refuse_foreign_arguments,
+    refuse_no_model,
+    refuse_no_set,
+)
 from klball.training.sft.config import RobustSFTConfig
 
 OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "gamma", "max_weight")
@@ -78,6 +82,9 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         "average_tokens_across_devices=False would make gradients depend on the number of processes": (
             not args.average_tokens_across_devices
         ),
+        "bf16_full_eval and fp16_full_eval have no effect: evaluation is in the dtype of training": (
+            args.bf16_full_eval or args.fp16_full_eval
+        ),
         "context, sequence and tensor parallelism are not supported": args.parallelism_config,
         "give the objective once: objective= or RobustSFTConfig(objective=...)": objective and args.objective,
         "give the ambiguity set once: ambiguity= or epsilon, gamma and max_weight": ambiguity is not None
@@ -104,10 +111,9 @@ def refuse_foreign_tokens(
         refuse_unknown_tokens(rows, vocabulary)
 
 
-def refuse_no_model(model: Any, args: RobustSFTConfig) -> None:
+def refuse_other_model(model: Any, args: RobustSFTConfig) -> None:
     """Raise ValueError for what is neither a language model nor the name of one."""
-    if not isinstance(model, str | PreTrainedModel | PeftModel):
-        raise ValueError(f"model must be a causal language model or its name, not {type(model).__name__}")
+    refuse_no_model(model)
     if isinstance(model, str):
         settings: Any = args.model_init_kwargs or {}
         check_base(model, settings.get("revision"), args.trust_remote_code)
