@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from klball.adversary.dual import solve_dual
+from klball.scores.certified import certified_worst_case, worst_mean
 from klball.scores.tails import mean_interval
 
 DESCRIPTIVE = ("length", "finished")  # neither is better for being more
@@ -23,12 +23,6 @@ def pass_at_k(correct: Sequence[int] | np.ndarray, samples: int, k: int) -> np.n
         raise ValueError(f"pass@{k} needs at least {k} samples of each prompt, not {samples}")
     factors = 1 - k / np.arange(1, samples + 1)
     return np.array([1 - np.prod(factors[samples - int(c) :]) if c else 0.0 for c in correct]).clip(0, 1)
-
-
-def worst_mean(scores: np.ndarray, epsilon: float) -> float:
-    """min { E_Q[score] : KL(Q‖F) ≤ ε } over the prompts, whatever the scores' sign."""
-    top = float(np.max(scores))
-    return top + float(solve_dual(np.asarray(scores, dtype=float) - top, epsilon=epsilon).worst_case)
 
 
 def answer_report(
