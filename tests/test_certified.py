@@ -156,7 +156,7 @@ def test_constant_scores(value, n):
         (dict(scores=[[1.0, 0.0]]), r"must be \[n\]"),
         (dict(scores=[1.0, math.nan]), "NaN"),
         (dict(scores=["good"]), "not an array of numbers"),
-        (dict(scores=[0.5, 2.0, -1.0]), r"2 of 3 scores lie outside the bounds 0 to 1, the first at row 2"),
+        (dict(scores=[0.5, 2.0, -1.0]), "2 of 3 scores lie outside the bounds 0 to 1.*first is 2 in row 2"),
         (dict(bounds=(0, math.inf)), "bounds must be two finite numbers"),
         (dict(bounds=(1, 0)), "the lower first"),
         (dict(bounds=None), "bounds must be"),

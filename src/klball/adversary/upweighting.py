@@ -1,4 +1,4 @@
-"""What a radius means: how many times a share of the data may count at most (mathematics.md, "What ε means")."""
+"""How many times a share of the data may count at a radius (mathematics.md, "What ε means")."""
 
 import math
 
@@ -33,9 +33,14 @@ def radius_in_words(epsilon: float, max_weight: float | None = None) -> str:
     times = [f"{upweighting(epsilon, share, max_weight):.2g}" for share in SHARES]
     shares = [f"{100 * share:g}" for share in SHARES]
     return (
-        f"ε = {epsilon:g} means that a kind of row that makes up {_listed(shares)} % of the data may count up "
-        f"to {_listed(times)} times"
+        f"ε = {epsilon:g} means that a kind of row that makes up {_listed(shares)} % of the data may count "
+        f"up to {_listed(times)} times"
     )
+
+
+def radius_help(epsilon: float) -> str:
+    """The same for argparse, to which a percent sign is a format."""
+    return radius_in_words(epsilon).replace("%", "%%")
 
 
 def _listed(words: list[str]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from klball.adversary.upweighting import radius_in_words
 from klball.comparison.analysis import (
     SOURCE_TESTS,
     Analysis,
@@ -57,6 +58,7 @@ def show(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
     )
     for analysis in comparison.analyses():
         _show_ground(analysis)
+        say(radius_in_words(analysis.solutions.epsilon))
     say("\nVerdicts", style="bold")
     lines = [f"at {analysis.name}: {sentence}" for analysis, sentence in comparison.said()]
     for line in (comparison.caution(), *lines):

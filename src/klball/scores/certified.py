@@ -1,4 +1,4 @@
-"""Worst cases that hold for the population, not only for its sample (mathematics.md, "Certified worst cases")."""
+"""Worst cases that hold for the population of a sample (mathematics.md, "Certified worst cases")."""
 
 import math
 from dataclasses import dataclass
@@ -148,11 +148,9 @@ def staying_below(edge: np.ndarray, ranks: np.ndarray, n: int) -> float:
     log_factorial = gammaln(np.arange(n + 1) + 1.0)
 
     def poisson(counts: np.ndarray, mean: float) -> np.ndarray:
-        return (
-            np.exp(counts * math.log(mean) - mean - log_factorial[counts])
-            if mean > 0
-            else 1.0 * (counts == 0)
-        )
+        if mean <= 0:
+            return 1.0 * (counts == 0)
+        return np.exp(counts * math.log(mean) - mean - log_factorial[counts])
 
     chance, fewest, reached = np.ones(1), 0, 0.0  # of `fewest`, `fewest` + 1, … draws below `reached`
     for k, u in zip(ranks.tolist(), edge.tolist(), strict=True):
@@ -181,7 +179,7 @@ def _scores(scores: Any, low: float, high: float) -> np.ndarray:
     bad = np.flatnonzero((values < low) | (values > high))
     if len(bad):
         raise ValueError(
-            f"{len(bad)} of {len(values)} scores lie outside the bounds {low:g} to {high:g}, the first at row "
-            f"{bad[0] + 1} (counted from 1): {values[bad[0]]:g}; bounds must hold for every score there could be"
+            f"{len(bad)} of {len(values)} scores lie outside the bounds {low:g} to {high:g}, which must hold "
+            f"for every score there could be; the first is {values[bad[0]]:g} in row {bad[0] + 1}, from 1"
         )
     return values

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from klball.adversary.dual import solve_dual
+from klball.adversary.upweighting import radius_in_words
 from klball.comparison.analysis import SOURCE_TESTS, Analysis, Comparison, matrix_rows, source_summary
 from klball.comparison.effects import Effect
 from klball.comparison.hypothesis_tests import p_matrix
@@ -144,7 +145,7 @@ def _effects_section(analysis: Analysis) -> Section:
         _differences(analysis, of_pair, unit),
         Table(f"Worst-case log-likelihood of each model over rounds, {unit}", ground, columns),
     ]
-    return Section(f"Worst case at {analysis.name}", parts)
+    return Section(f"Worst case at {analysis.name}", parts, f"{radius_in_words(s.epsilon)}.")
 
 
 def _with_reasons(columns: Mapping[str, str], rows: list[dict[str, Any]]) -> dict[str, str]:
