@@ -63,7 +63,14 @@ def test_comparison_page(rounds, tmp_path, gamma):
     assert (sum(infeasible) > 0) == some
     assert infeasible == (comparison.asked.solutions.status == "infeasible").sum(axis=1).tolist()
     assert len(parts(page, Plot, "λ and β")) == bool((comparison.asked.solutions.beta[usable] > 0).any())
-    assert "<b>How" not in render(page)
+    regions = [r for r in comparison.asked.joint if not r.degenerate]
+    assert len(parts(page, Plot, "Confidence regions of (λ, β)")) == bool(regions) == (gamma is not None)
+    for plot in parts(page, Plot, "Confidence regions of (λ, β)"):
+        (dots,) = [t for t in plot.figure.data if t.name == regions[0].model]
+        assert (*dots.x, *dots.y) == (regions[0].lambda_, regions[0].beta)
+    for table in parts(page, Table, "Confidence regions of (λ, β)"):
+        assert [row["lambda_"] for row in table.rows] == [r.lambda_ for r in comparison.asked.joint]
+    assert "up to 7.6 or 3.3 times" in render(page).replace("22, ", "") and "<b>How" not in render(page)
     write_comparison_report(comparison, rounds, tmp_path)
     names = {path.name for path in (tmp_path / "latex").iterdir()}
     assert {"summary.tex", "effects-asked.tex", "p-welch_t-lambda_.tex"} <= names

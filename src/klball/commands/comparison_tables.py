@@ -38,6 +38,7 @@ def write(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
             ("tests", [{**asdict(t), "p": t.p} for t in analysis.tests]),
             ("spreads", [asdict(s) for s in analysis.spreads]),
             ("items", items),
+            ("joint", [asdict(region) for region in analysis.joint]),
         ):
             write_csv(own / f"{name}.csv", rows)
         for test, quantity in SOURCE_TESTS:

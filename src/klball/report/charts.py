@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from klball.report.ellipse import clipped, covariance_ellipse
+from klball.comparison.joint import JointRegion
+from klball.report.ellipse import clipped, covariance_ellipse, ellipse
 from klball.scores.perplexity import ProfilePoint
 
 TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
@@ -185,5 +186,26 @@ def multipliers_chart(pairs: Mapping[str, tuple[np.ndarray, np.ndarray, Sequence
             for model, (x, y, rounds) in pairs.items()
         ],
         "Ellipses would hold 95 % of the rounds were they normal.",
+        joined=False,
+    )
+
+
+def regions_chart(regions: Sequence[JointRegion]) -> Chart:
+    """The 95 % confidence regions of (λ, β) over items, of the models that have one."""
+    return Chart(
+        "Confidence regions of (λ, β) over items",
+        "λ, nats per nat of radius",
+        "β",
+        [
+            Series(
+                r.model,
+                [r.lambda_],
+                [r.beta],
+                outline=clipped(ellipse(np.array([r.lambda_, r.beta]), r.matrix, r.radius)),
+            )
+            for r in regions
+            if not r.degenerate
+        ],
+        "By the delta method, rounds held fixed: 95 % where ESS is large and γ far from γ_min, else less.",
         joined=False,
     )

@@ -14,7 +14,7 @@ from klball.comparison.hypothesis_tests import p_matrix
 from klball.comparison.verdicts import LEAD
 from klball.data.paraphrase.rounds import Rounds
 from klball.files import write_text
-from klball.report.charts import multipliers_chart, profile_charts
+from klball.report.charts import multipliers_chart, profile_charts, regions_chart
 from klball.report.figures import draw
 from klball.report.interactive import heat_map, paired_differences, plot
 from klball.report.page import Page, Part, Plot, Section, Table, write_page
@@ -208,10 +208,25 @@ def _source_section(analysis: Analysis) -> Section:
     ]
     parts.append(Table("The source's reading, not ours", readings))
     if _has_cap(analysis):
-        parts.append(plot(multipliers_chart(_pairs(analysis))))
+        parts += [plot(multipliers_chart(_pairs(analysis))), *_regions(analysis)]
     for test, quantity in SOURCE_TESTS:
         parts.append(_p_values(analysis, test, quantity))
     return Section(f"The source's tables at {analysis.name}", parts, f"n = {s.n}. {READING}")
+
+
+def _regions(analysis: Analysis) -> list[Part]:
+    """The ellipses of the delta method, if there are any, and a table of both methods."""
+    drawn = [r for r in analysis.joint if r.method == "delta" and not r.degenerate]
+    rows = [{**vars(r), "correlation": r.correlation} for r in analysis.joint]
+    columns = {
+        **{"model": "model", "method": "method", "lambda_": "λ", "beta": "β", "lambda_se": "se of λ"},
+        **{"beta_se": "se of β", "correlation": "correlation", "radius": "radius, se", "ess": "least ESS"},
+    }
+    rows = [{**row, "lambda_se": row["lambda_var"] ** 0.5, "beta_se": row["beta_var"] ** 0.5} for row in rows]
+    table = Table(
+        "Confidence regions of (λ, β) over items, rounds held fixed", rows, _with_reasons(columns, rows)
+    )
+    return [*([plot(regions_chart(drawn))] if drawn else []), table]
 
 
 def _p_values(analysis: Analysis, test: str, quantity: str) -> Part:

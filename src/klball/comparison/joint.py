@@ -1,0 +1,122 @@
+"""Where (λ, β) of a model may lie together, over items: the delta method's ellipse, and the bootstrap's.
+
+Rounds are held fixed, as in `klball.comparison.items`. Where the ellipse covers: docs/comparison.md.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from klball.comparison.items import LEVEL, MOST_LOST, Bootstrap, influence
+from klball.comparison.rounds import RoundScores, RoundSolutions
+
+
+@dataclass(frozen=True)
+class JointRegion:
+    """A 95 % confidence region of a model's (λ, β), averaged over its usable rounds.
+
+        {p : (p − c)ᵀ S⁻¹ (p − c) ≤ radius²},   c = (lambda_, beta), S = (lambda_var, covariance; ·, beta_var)
+
+    ess: the smallest of the rounds. lost: bootstrap resamples without a solution. `degenerate`: why there is
+    none (NaN then).
+    """
+
+    model: str
+    method: str
+    rounds: int
+    ess: float
+    lambda_: float
+    beta: float
+    lambda_var: float = math.nan
+    beta_var: float = math.nan
+    covariance: float = math.nan
+    radius: float = math.nan
+    lost: int = 0
+    degenerate: str = ""
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """S, [2, 2]."""
+        return np.array([[self.lambda_var, self.covariance], [self.covariance, self.beta_var]])
+
+    @property
+    def correlation(self) -> float:
+        """That of λ and β."""
+        return self.covariance / math.sqrt(self.lambda_var * self.beta_var)
+
+    def distance(self, lambda_: float | np.ndarray, beta: float | np.ndarray) -> np.ndarray:
+        """√((p − c)ᵀ S⁻¹ (p − c)); the region is where it is at most `radius`."""
+        offset = np.array([np.asarray(lambda_) - self.lambda_, np.asarray(beta) - self.beta])
+        return np.sqrt((offset * np.tensordot(np.linalg.inv(self.matrix), offset, 1)).sum(axis=0))
+
+
+def delta_regions(scores: RoundScores, solutions: RoundSolutions) -> list[JointRegion]:
+    """By the delta method: S is the covariance of the items' influences on λ and β, divided by n.
+
+    The radius² is that of Hotelling's T² with ν = ESS − 1: 2ν/(ν − 1) · F₂,ν₋₁(.95).
+    """
+    of_item = influence(scores, solutions)
+    regions = []
+    for m in range(len(solutions.models)):
+        plain, usable = _plain(solutions, m, "delta")
+        if not plain.degenerate:
+            effect = np.array([of_item[name][m, usable].mean(axis=0) for name in ("lambda_", "beta")])
+            freedom = plain.ess - 1
+            f = float(stats.f.ppf(1 - LEVEL, 2, freedom - 1))
+            radius = math.sqrt(2 * freedom / (freedom - 1) * f)
+            plain = _with_matrix(plain, np.cov(effect) / solutions.n, radius)
+        regions.append(plain)
+    return regions
+
+
+def bootstrap_regions(resampled: Bootstrap) -> list[JointRegion]:
+    """By the bootstrap: S is the covariance of the draws, and the radius holds 95 % of them."""
+    solutions = resampled.solutions
+    regions = []
+    for m in range(len(solutions.models)):
+        plain, usable = _plain(solutions, m, "bootstrap")
+        if not plain.degenerate:
+            draws = np.array(
+                [resampled.draws[name][:, m, usable].mean(axis=1) for name in ("lambda_", "beta")]
+            )
+            kept = draws[:, np.isfinite(draws).all(axis=0)]
+            lost = draws.shape[1] - kept.shape[1]
+            plain = replace(plain, lost=lost)
+            if lost > MOST_LOST * draws.shape[1]:
+                plain = replace(plain, degenerate=f"{lost} of {draws.shape[1]} resamples are infeasible")
+            else:
+                plain = _with_matrix(plain, np.cov(kept), math.nan)
+                if not plain.degenerate:
+                    radius = float(np.quantile(plain.distance(*kept), 1 - LEVEL))
+                    plain = replace(plain, radius=radius)
+        regions.append(plain)
+    return regions
+
+
+def _plain(solutions: RoundSolutions, m: int, method: str) -> tuple[JointRegion, np.ndarray]:
+    """The averages without a region, why there can be none, and the usable rounds."""
+    usable = solutions.usable()[m]
+    lambda_, beta = solutions.lambda_[m, usable], solutions.beta[m, usable]
+    ess = solutions.least_ess(m)
+    count = len(lambda_)
+    slack, unbound = int((beta == 0).sum()), int((lambda_ == 0).sum())
+    reason = ""
+    if count == 0:
+        reason = "no usable round"
+    elif unbound:
+        reason = f"λ = 0 in {unbound} of {count} rounds: the ball is slack"
+    elif slack:
+        reason = f"β = 0 in {slack} of {count} rounds: the bound on the certainty is slack"
+    elif ess <= 2:
+        reason = f"ESS = {ess:.2g}"
+    means = (float(lambda_.mean()), float(beta.mean())) if count else (math.nan, math.nan)
+    return JointRegion(solutions.models[m], method, count, ess, *means, degenerate=reason), usable
+
+
+def _with_matrix(region: JointRegion, matrix: np.ndarray, radius: float) -> JointRegion:
+    if np.linalg.matrix_rank(matrix) != 2:
+        return replace(region, degenerate="λ and β do not vary apart over items")
+    (lambda_var, covariance), (_, beta_var) = matrix.tolist()
+    return replace(region, lambda_var=lambda_var, beta_var=beta_var, covariance=covariance, radius=radius)
