@@ -1,6 +1,8 @@
 """What a radius means, and bounds on the population's worst case: exact formulas, enumeration, simulation."""
 
+import dataclasses
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from scipy.special import rel_entr
 
 import klball
 from klball.adversary.upweighting import radius_in_words
+from klball.commands import solve, train
 from klball.scores.certified import LONGEST, band, staying_below
+from observed_commands import rows, table
 
 
 def bernoulli(q, p):
@@ -63,6 +67,16 @@ def test_accuracy_is_certified_by_clopper_and_pearson(hits, n, epsilon):
             worst = brentq(lambda q, p=p: bernoulli(q, p) - epsilon, 0.0, p, xtol=1e-14)
         assert value == pytest.approx(worst, abs=1e-8)
     assert (found.method, found.n) == ("clopper-pearson", n)
+
+
+@pytest.mark.parametrize("n", [1, 7, 40])
+def test_coverage_of_accuracies_is_exactly_what_was_asked_for(n):
+    """Summed over all samples of a coin."""
+    lowers = [klball.certified_worst_case([1] * k + [0] * (n - k), 0.05).lower for k in range(n + 1)]
+    for p in (0.02, 0.3, 0.5, 0.8, 0.97, 0.999):
+        worst = 1 - (1 - p) * klball.upweighting(0.05, 1 - p)
+        held = stats.binom.pmf(range(n + 1), n, p) @ (np.array(lowers) <= worst + 1e-12)
+        assert 0.95 - 1e-12 <= held
 
 
 def test_two_values_may_be_true_and_false_or_any_bounds():
@@ -185,3 +199,65 @@ def test_sentences_round_down_and_say_when_nothing_is_known():
         "with 90 % confidence, 2 pairs do not show that accuracy is above 0 on every mix of pairs within "
         "ε = 0.5 nats of yours"
     )
+
+
+# --- what commands say --------------------------------------------------------------------------
+
+COMMANDS = ("solve", "compare", "scan", "reproduce")
+CONFIGS = ("RobustSFTConfig", "RobustDPOConfig", "RobustRewardConfig", "GDPOConfig", "RobustGRPOConfig")
+
+
+@pytest.mark.parametrize("owner", [*COMMANDS, *CONFIGS])
+def test_wherever_a_radius_is_asked_for_its_meaning_is_told(owner):
+    config = owner in CONFIGS
+    cls = getattr(klball, owner) if config else import_module(f"klball.commands.{owner}").Options
+    names = {"radius"} if owner == "RobustGRPOConfig" else {"epsilon", "epsilons"}
+    helps = [f.metadata["help"] for f in dataclasses.fields(cls) if f.name in names]
+    assert helps and all("may count up to" in text and " %%" in text for text in helps)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "may count up to 5.5, 2.6 or 1.7 times"),
+        ({"epsilon": 0.5, "max_weight": 4.0}, "may count up to 4, 4 or 3.3 times"),
+        ({"epsilon": 0.0}, None),
+        ({"ambiguity": "chi2"}, None),
+        ({"ambiguity": "cvar", "alpha": 0.2}, None),
+    ],
+)
+def test_training_begins_with_what_its_radius_means(settings, said, tmp_path, monkeypatch, capsys):
+    for name in ("train", "training_and_evaluation_rows", "write_training_page"):
+        monkeypatch.setattr(f"klball.commands.train.{name}", lambda *given, **named: (None, None))
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    train.main([*words, "--output_dir", str(tmp_path)], "klball train")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert said in printed if said else "may count" not in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--confidence", "0.9"], "--confidence has no effect without --bounds: the log-likelihood has none"),
+        (["--confidence", "95"], "--confidence must be above 0 and below 1, not 95"),
+        (["--bounds", "-9", "0", "1"], "--bounds needs two numbers, LOW HIGH, not 3"),
+        (["--bounds", "0", "-9"], "the lower first"),
+        (["--bounds", "-1", "0"], "lie outside the bounds"),
+        (["--bounds", "-9", "0", "--streamed", "true"], "--bounds has no effect with --streamed"),
+    ],
+)
+def test_what_solve_cannot_certify_is_refused(words, said, tmp_path):
+    table(None, None, rows(), output=tmp_path / "scores.parquet")
+    with pytest.raises(ValueError, match=said):
+        solve.main(["--scores", str(tmp_path / "scores.parquet"), *words], "klball solve")
+
+
+def test_solve_says_what_is_certain_or_why_nothing_is(tmp_path, capsys):
+    path = str(tmp_path / "scores.parquet")
+    g = np.array(table(None, None, rows(), output=tmp_path / "scores.parquet")["log_likelihood"][:])
+    solve.main(["--scores", path], "klball solve")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the log-likelihood has no bounds that klball knows" in said and "may count up to 5.5" in said
+    solve.main(["--scores", path, "--bounds", "-9", "0", "--confidence", "0.5"], "klball solve")
+    sentence = klball.certified_worst_case(g, 0.05, (-9, 0), 0.5).sentence("the log-likelihood", "rows")
+    assert sentence in " ".join(capsys.readouterr().out.split())

@@ -1,5 +1,6 @@
 """The report of `klball compare`: verdicts, effects, robust profiles, the source's tables and reading."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from klball.adversary.dual import solve_dual
 from klball.adversary.upweighting import radius_in_words
 from klball.comparison.analysis import SOURCE_TESTS, Analysis, Comparison, matrix_rows, source_summary
+from klball.comparison.calibration import LEAST_ESS
 from klball.comparison.effects import Effect
 from klball.comparison.hypothesis_tests import p_matrix
 from klball.comparison.verdicts import LEAD
@@ -215,17 +217,25 @@ def _source_section(analysis: Analysis) -> Section:
 
 
 def _regions(analysis: Analysis) -> list[Part]:
-    """The ellipses of the delta method, if there are any, and a table of both methods."""
-    drawn = [r for r in analysis.joint if r.method == "delta" and not r.degenerate]
-    rows = [{**vars(r), "correlation": r.correlation} for r in analysis.joint]
+    """The ellipses of the delta method that say something, and a table of both methods."""
+    known = [r for r in analysis.joint if r.method == "delta" and not r.degenerate]
+    drawn = [r for r in known if r.ess >= LEAST_ESS]
+    rows = [
+        {
+            **vars(r),
+            "lambda_se": math.sqrt(r.lambda_var),
+            "beta_se": math.sqrt(r.beta_var),
+            "correlation": r.correlation,
+        }
+        for r in analysis.joint
+    ]
     columns = {
         **{"model": "model", "method": "method", "lambda_": "λ", "beta": "β", "lambda_se": "se of λ"},
         **{"beta_se": "se of β", "correlation": "correlation", "radius": "radius, se", "ess": "least ESS"},
     }
-    rows = [{**row, "lambda_se": row["lambda_var"] ** 0.5, "beta_se": row["beta_var"] ** 0.5} for row in rows]
-    table = Table(
-        "Confidence regions of (λ, β) over items, rounds held fixed", rows, _with_reasons(columns, rows)
-    )
+    title = "Confidence regions of (λ, β) over items, rounds held fixed"
+    note = f"Below an ESS of {LEAST_ESS:g} none is drawn: it would cover far less than 95 %."
+    table = Table(title, rows, _with_reasons(columns, rows), note)
     return [*([plot(regions_chart(drawn))] if drawn else []), table]
 
 
