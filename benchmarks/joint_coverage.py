@@ -26,7 +26,7 @@ LOSSES = ("normal", "gamma")
 RADII = (0.05, 0.5, 1.0)
 PLACES = (0.02, 0.1, 0.5, 0.9, 0.98)
 SIZES = (300, 1_000, 3_000)
-RESAMPLED = 1_000  # items of the bootstrap's rows
+RESAMPLED = (1_000, PLACES[1:-1])  # items and places of the bootstrap's rows
 
 
 @cache
@@ -108,7 +108,7 @@ def main() -> None:
                     found = coverage(shape, epsilon, place, n, options.replications, 0)
                     _, among, share = found["delta"]
                     cells = [f"{found['ess']:.3g}", f"{share:.3f}", f"{among:.3f}"]
-                    if options.resampled and n == RESAMPLED:
+                    if options.resampled and n == RESAMPLED[0] and place in RESAMPLED[1]:
                         again = coverage(shape, epsilon, place, n, options.resampled, 200)["bootstrap"]
                         cells += [f"{again[2]:.2f}", f"{again[1]:.2f}"]
                     print(f"| {shape} | {epsilon:g} | {place:g} | {n:,} | {' | '.join(cells)} |", flush=True)

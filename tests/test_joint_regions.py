@@ -1,13 +1,14 @@
 """Confidence regions of (λ, β): the sandwich by finite differences, simulation, and where there is none."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from klball import solve_dual
-from klball.comparison.items import bootstrap
+from klball.comparison.items import bootstrap, influence
 from klball.comparison.joint import bootstrap_regions, delta_regions
 from klball.comparison.rounds import RoundScores, solve_rounds
 from klball.report.ellipse import ellipse
@@ -78,6 +79,23 @@ def test_the_outline_is_at_the_radius_and_the_centre_inside():
         points = ellipse(centre, region.matrix, region.radius)
         assert region.distance(*points) == pytest.approx(region.radius)
         assert region.distance(*centre) == 0 and -1 < region.correlation < 1
+
+
+def test_a_region_is_supported_where_many_items_decide_it_far_from_zero():
+    rng = np.random.default_rng(2)
+    u, v = rng.normal(size=(2, 3_000))
+    scores = one_round(-2 - 0.5 * u, 12 + 0.7 * u + 0.7 * v)
+    s = solve_rounds(scores, epsilon=0.05, gamma="auto")
+    (region,) = delta_regions(scores, s)
+    of_item = influence(scores, s)
+    effect = np.array([of_item["lambda_"][0, 0], of_item["beta"][0, 0]])
+    shares = np.einsum("in,ij,jn->n", effect, np.linalg.inv(np.cov(effect)), effect)
+    assert region.deciding == pytest.approx(shares.sum() ** 2 / (shares**2).sum())
+    assert region.supported and region.deciding < 3_000
+    assert not replace(region, deciding=29.0).supported
+    assert not replace(region, beta=3.9 * math.sqrt(region.beta_var)).supported
+    assert not replace(region, lambda_=3.9 * math.sqrt(region.lambda_var)).supported
+    assert not any(r.supported for r in bootstrap_regions(bootstrap(scores, s, resamples=20)))
 
 
 def test_the_bootstrap_region_holds_its_draws_and_lies_near_the_delta_methods():

@@ -12,6 +12,9 @@ from scipy import stats
 from klball.comparison.items import LEVEL, MOST_LOST, Bootstrap, influence
 from klball.comparison.rounds import RoundScores, RoundSolutions
 
+LEAST_DECIDING = 30.0  # items, and
+LEAST_ERRORS = 4.0  # standard errors between λ, β and 0: with fewer of either the ellipse covers too little
+
 
 @dataclass(frozen=True)
 class JointRegion:
@@ -19,8 +22,9 @@ class JointRegion:
 
         {p : (p − c)ᵀ S⁻¹ (p − c) ≤ radius²},   c = (lambda_, beta), S = (lambda_var, covariance; ·, beta_var)
 
-    ess: the smallest of the rounds. lost: bootstrap resamples without a solution. `degenerate`: why there is
-    none (NaN then).
+    ess: the smallest of the rounds. deciding: of the delta method, how many items the matrix rests on,
+    (Σ d²)²/Σ d⁴ with d² = IFᵀ S⁻¹ IF. lost: bootstrap resamples without a solution. `degenerate`: why there
+    is none (NaN then).
     """
 
     model: str
@@ -33,6 +37,7 @@ class JointRegion:
     beta_var: float = math.nan
     covariance: float = math.nan
     radius: float = math.nan
+    deciding: float = math.nan
     lost: int = 0
     degenerate: str = ""
 
@@ -40,6 +45,12 @@ class JointRegion:
     def matrix(self) -> np.ndarray:
         """S, [2, 2]."""
         return np.array([[self.lambda_var, self.covariance], [self.covariance, self.beta_var]])
+
+    @property
+    def supported(self) -> bool:
+        """Whether ellipses of the delta method like this one covered .88 or more in simulation."""
+        far = self.lambda_**2 / self.lambda_var, self.beta**2 / self.beta_var
+        return self.deciding >= LEAST_DECIDING and min(far) >= LEAST_ERRORS**2
 
     @property
     def correlation(self) -> float:
@@ -67,6 +78,9 @@ def delta_regions(scores: RoundScores, solutions: RoundSolutions) -> list[JointR
             f = float(stats.f.ppf(1 - LEVEL, 2, freedom - 1))
             radius = math.sqrt(2 * freedom / (freedom - 1) * f)
             plain = _with_matrix(plain, np.cov(effect) / solutions.n, radius)
+        if not plain.degenerate:
+            squares = (effect * np.linalg.solve(plain.matrix, effect)).sum(axis=0)
+            plain = replace(plain, deciding=float(squares.sum() ** 2 / (squares**2).sum()))
         regions.append(plain)
     return regions
 

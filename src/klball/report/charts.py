@@ -191,7 +191,7 @@ def multipliers_chart(pairs: Mapping[str, tuple[np.ndarray, np.ndarray, Sequence
 
 
 def regions_chart(regions: Sequence[JointRegion]) -> Chart:
-    """The 95 % confidence regions of (λ, β) over items, of the models that have one."""
+    """95 % confidence regions of (λ, β) over items, an ellipse a model."""
     return Chart(
         "Confidence regions of (λ, β) over items",
         "λ, nats per nat of radius",
@@ -204,8 +204,7 @@ def regions_chart(regions: Sequence[JointRegion]) -> Chart:
                 outline=clipped(ellipse(np.array([r.lambda_, r.beta]), r.matrix, r.radius)),
             )
             for r in regions
-            if not r.degenerate
         ],
-        "By the delta method, rounds held fixed: 95 % where ESS is large and γ far from γ_min, else less.",
+        "By the delta method, rounds held fixed; 95 % in the limit of many items.",
         joined=False,
     )

@@ -10,9 +10,9 @@ import numpy as np
 from klball.adversary.dual import solve_dual
 from klball.adversary.upweighting import radius_in_words
 from klball.comparison.analysis import SOURCE_TESTS, Analysis, Comparison, matrix_rows, source_summary
-from klball.comparison.calibration import LEAST_ESS
 from klball.comparison.effects import Effect
 from klball.comparison.hypothesis_tests import p_matrix
+from klball.comparison.joint import LEAST_DECIDING, LEAST_ERRORS
 from klball.comparison.verdicts import LEAD
 from klball.data.paraphrase.rounds import Rounds
 from klball.files import write_text
@@ -218,8 +218,7 @@ def _source_section(analysis: Analysis) -> Section:
 
 def _regions(analysis: Analysis) -> list[Part]:
     """The ellipses of the delta method that say something, and a table of both methods."""
-    known = [r for r in analysis.joint if r.method == "delta" and not r.degenerate]
-    drawn = [r for r in known if r.ess >= LEAST_ESS]
+    drawn = [r for r in analysis.joint if r.supported]
     rows = [
         {
             **vars(r),
@@ -231,10 +230,18 @@ def _regions(analysis: Analysis) -> list[Part]:
     ]
     columns = {
         **{"model": "model", "method": "method", "lambda_": "λ", "beta": "β", "lambda_se": "se of λ"},
-        **{"beta_se": "se of β", "correlation": "correlation", "radius": "radius, se", "ess": "least ESS"},
+        **{
+            "beta_se": "se of β",
+            "correlation": "correlation",
+            "radius": "radius, se",
+            "deciding": "items that decide",
+        },
     }
     title = "Confidence regions of (λ, β) over items, rounds held fixed"
-    note = f"Below an ESS of {LEAST_ESS:g} none is drawn: it would cover far less than 95 %."
+    note = (
+        f"Drawn are those of the delta method that {LEAST_DECIDING:g} items or more decide, with λ and β "
+        f"{LEAST_ERRORS:g} standard errors or more from 0: others cover far less than 95 %."
+    )
     table = Table(title, rows, _with_reasons(columns, rows), note)
     return [*([plot(regions_chart(drawn))] if drawn else []), table]
 
