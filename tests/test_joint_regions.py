@@ -126,6 +126,14 @@ def test_where_there_is_no_region_the_reason_is_said(epsilon, gamma, said):
         assert said in region.degenerate and math.isnan(region.radius)
 
 
+@pytest.mark.parametrize("resamples", [1, 2])
+def test_too_few_resamples_are_said_to_be(resamples):
+    scores = simulated(models=1, rounds=1)
+    s = solve_rounds(scores, epsilon=0.1, gamma="auto")
+    (region,) = bootstrap_regions(bootstrap(scores, s, resamples=resamples))
+    assert region.degenerate == f"{resamples} resamples" and math.isnan(region.lambda_var)
+
+
 def test_infeasible_resamples_leave_no_region():
     scores = simulated(models=1, rounds=1, n=40)
     least = solve_rounds(scores, epsilon=0.3, gamma="auto")

@@ -71,42 +71,51 @@ def delta_regions(scores: RoundScores, solutions: RoundSolutions) -> list[JointR
     of_item = influence(scores, solutions)
     regions = []
     for m in range(len(solutions.models)):
-        plain, usable = _plain(solutions, m, "delta")
-        if not plain.degenerate:
+        region, usable = _plain(solutions, m, "delta")
+        if not region.degenerate:
             effect = np.array([of_item[name][m, usable].mean(axis=0) for name in ("lambda_", "beta")])
-            freedom = plain.ess - 1
-            f = float(stats.f.ppf(1 - LEVEL, 2, freedom - 1))
-            radius = math.sqrt(2 * freedom / (freedom - 1) * f)
-            plain = _with_matrix(plain, np.cov(effect) / solutions.n, radius)
-        if not plain.degenerate:
-            squares = (effect * np.linalg.solve(plain.matrix, effect)).sum(axis=0)
-            plain = replace(plain, deciding=float(squares.sum() ** 2 / (squares**2).sum()))
-        regions.append(plain)
+            region = _by_delta(region, effect)
+        regions.append(region)
     return regions
+
+
+def _by_delta(region: JointRegion, effect: np.ndarray) -> JointRegion:
+    """effect: influences on λ and β, [2, n]."""
+    region = _with_matrix(region, np.cov(effect) / effect.shape[1])
+    if region.degenerate:
+        return region
+    freedom = region.ess - 1
+    f = float(stats.f.ppf(1 - LEVEL, 2, freedom - 1))
+    squares = (effect * np.linalg.solve(region.matrix, effect)).sum(axis=0)
+    deciding = float(squares.sum() ** 2 / (squares**2).sum())
+    return replace(region, radius=math.sqrt(2 * freedom / (freedom - 1) * f), deciding=deciding)
 
 
 def bootstrap_regions(resampled: Bootstrap) -> list[JointRegion]:
     """By the bootstrap: S is the covariance of the draws, and the radius holds 95 % of them."""
-    solutions = resampled.solutions
     regions = []
-    for m in range(len(solutions.models)):
-        plain, usable = _plain(solutions, m, "bootstrap")
-        if not plain.degenerate:
-            draws = np.array(
-                [resampled.draws[name][:, m, usable].mean(axis=1) for name in ("lambda_", "beta")]
-            )
-            kept = draws[:, np.isfinite(draws).all(axis=0)]
-            lost = draws.shape[1] - kept.shape[1]
-            plain = replace(plain, lost=lost)
-            if lost > MOST_LOST * draws.shape[1]:
-                plain = replace(plain, degenerate=f"{lost} of {draws.shape[1]} resamples are infeasible")
-            else:
-                plain = _with_matrix(plain, np.cov(kept), math.nan)
-                if not plain.degenerate:
-                    radius = float(np.quantile(plain.distance(*kept), 1 - LEVEL))
-                    plain = replace(plain, radius=radius)
-        regions.append(plain)
+    for m in range(len(resampled.solutions.models)):
+        region, usable = _plain(resampled.solutions, m, "bootstrap")
+        if not region.degenerate:
+            draws = [resampled.draws[name][:, m, usable].mean(axis=1) for name in ("lambda_", "beta")]
+            region = _by_bootstrap(region, np.array(draws))
+        regions.append(region)
     return regions
+
+
+def _by_bootstrap(region: JointRegion, draws: np.ndarray) -> JointRegion:
+    """draws: λ and β of the resamples, [2, resamples]."""
+    kept = draws[:, np.isfinite(draws).all(axis=0)]
+    lost, count = draws.shape[1] - kept.shape[1], draws.shape[1]
+    region = replace(region, lost=lost)
+    if lost > MOST_LOST * count:
+        return replace(region, degenerate=f"{lost} of {count} resamples are infeasible")
+    if count - lost < 3:
+        return replace(region, degenerate=f"{count - lost} resamples")
+    region = _with_matrix(region, np.cov(kept))
+    if region.degenerate:
+        return region
+    return replace(region, radius=float(np.quantile(region.distance(*kept), 1 - LEVEL)))
 
 
 def _plain(solutions: RoundSolutions, m: int, method: str) -> tuple[JointRegion, np.ndarray]:
@@ -129,8 +138,8 @@ def _plain(solutions: RoundSolutions, m: int, method: str) -> tuple[JointRegion,
     return JointRegion(solutions.models[m], method, count, ess, *means, degenerate=reason), usable
 
 
-def _with_matrix(region: JointRegion, matrix: np.ndarray, radius: float) -> JointRegion:
+def _with_matrix(region: JointRegion, matrix: np.ndarray) -> JointRegion:
     if np.linalg.matrix_rank(matrix) != 2:
         return replace(region, degenerate="λ and β do not vary apart over items")
     (lambda_var, covariance), (_, beta_var) = matrix.tolist()
-    return replace(region, lambda_var=lambda_var, beta_var=beta_var, covariance=covariance, radius=radius)
+    return replace(region, lambda_var=lambda_var, beta_var=beta_var, covariance=covariance)
