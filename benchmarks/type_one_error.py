@@ -34,7 +34,7 @@ PHRASING = 0.2  # share of the (latent) variance that is phrasing
 POPULATION = 1_000_000
 SHAPES = {
     "normal": lambda u: 2 + 0.5 * u,
-    "gamma": lambda u: stats.gamma.ppf(special.ndtr(u), 2),
+    "gamma": lambda u: stats.gamma.isf(special.ndtr(-u), 2),
     "lognormal": lambda u: np.exp(0.7 * u),
 }
 

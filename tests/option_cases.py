@@ -16,6 +16,7 @@ PREFERENCE = {"experiment": "preference"}
 DPO = {"family": "dpo"}
 ANSWERS = {"generate": "true", "reward": "last-number"}
 SAMPLES = {**ANSWERS, "samples": 2}
+BOUNDED = {"bounds": [-9.0, 0.0]}
 LEARNT = {"generate": "true", "reward_model": "r"}
 
 FIXED: dict[str, dict[str, Any]] = {
@@ -60,6 +61,8 @@ CASES: dict[str, dict[str, Case]] = {
         "top": ({}, 3),
         "streamed": ({"max_weight": 2}, "true", "--max_weight is not supported with --streamed"),
         "json": ({}, "true"),
+        "confidence": (BOUNDED, 0.8),
+        "bounds": ({}, [-9.0, 0.0]),
     },
     "evaluate": {
         **{name: DATA[name] for name in ("dataset_split", "id_column", "max_rows")},
@@ -75,6 +78,8 @@ CASES: dict[str, dict[str, Case]] = {
         "pass_at": (SAMPLES, [1, 2]),
         "max_new_tokens": (ANSWERS, 9),
         "answer_seed": (ANSWERS, 9),
+        "confidence": (ANSWERS, 0.8),
+        "bounds": (LEARNT, [0.0, 2.0]),
         "group_column": (ANSWERS, "question"),
         "output_dir": ({}, "OUT2"),
     },

@@ -1,5 +1,6 @@
 """pass@k against its definition, worst-case accuracy against its closed form, prompts of every row format."""
 
+import math
 from itertools import combinations
 
 import numpy as np
@@ -8,6 +9,7 @@ from datasets import Dataset
 from scipy.optimize import brentq
 from scipy.special import rel_entr
 
+from klball import certified_worst_case
 from klball.data.prompts import check_prompts, to_prompts
 from klball.scores.answers import answer_report, pass_at_k, worst_mean
 
@@ -53,7 +55,7 @@ def test_scores_of_any_sign_have_a_worst_case():
 def test_the_report_has_every_metric_and_part():
     columns = {
         "accuracy": np.array([1.0, 0, 1, 1]),
-        "mean_reward": np.array([3, 4, 5, 6]),
+        "mean_reward": np.array([3, 4, 5, 6]) / 6,
         "length": np.array([3, 4, 5, 6]),
     }
     rows = answer_report(columns, ["a", "b", "a", "b"], radii=(0.1,))
@@ -61,6 +63,14 @@ def test_the_report_has_every_metric_and_part():
     assert found["accuracy", "all"] == 0.75 and found["accuracy", "group b"] == 0.5
     assert found["accuracy", "worst ε = 0.1"] == pytest.approx(bernoulli_worst(0.75, 0.1))
     assert len(found) == 2 * 4 + 3
+    certified = {(row["metric"], row["part"]): row["certified"] for row in rows if row["certified"] >= 0}
+    assert set(certified) == {(metric, "worst ε = 0.1") for metric in ("accuracy", "mean_reward")}
+    for (metric, _), lower in certified.items():
+        assert lower == certified_worst_case(columns[metric], 0.1).lower
+    learnt = {"reward": np.array([3, 4, 5, 6])}
+    assert math.isnan(answer_report(learnt, radii=(0.1,))[-1]["certified"])
+    bounded = answer_report(learnt, radii=(0.1,), confidence=0.5, bounds=(0, 8))[-1]["certified"]
+    assert bounded == certified_worst_case(learnt["reward"], 0.1, (0, 8), 0.5).lower > 0
 
 
 USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "7"}

@@ -8,6 +8,7 @@ import pytest
 
 import klball
 from klball.cli import main
+from klball.scores.answers import RADII
 from klball.scores.tables import read_scores
 from small_runs import write_rows
 from test_rl_reward_model import small_reward_model
@@ -33,13 +34,19 @@ def evaluate(folder, output, *words):
     return {(row["model"], row["metric"], row["part"]): row["value"] for row in rows}
 
 
-def test_verifiable_answers_by_group_with_pass_at_k(folder, tmp_path):
+def test_verifiable_answers_by_group_with_pass_at_k(folder, tmp_path, capsys):
     words = ["--reward", "last-number", "--samples", "2", "--pass_at", "1", "2", "--group_column", "kind"]
     found = evaluate(folder, tmp_path, *words)
     for metric in ("accuracy", "mean_reward", "pass@1", "pass@2", "length", "finished"):
         assert {("one", metric, part) for part in ("all", "group 0", "group 1")} <= set(found)
     assert ("tiny", "accuracy", "worst ε = 0.05") in found
     assert ("tiny", "length", "worst ε = 0.05") not in found
+    said = " ".join(capsys.readouterr().out.split())
+    assert "one on " in said and "6 prompts do not show that the accuracy is above 0 on every mix" in said
+    assert "may count up to 5.5, 2.6 or 1.7 times" in said
+    with (tmp_path / "answers.csv").open() as file:
+        certified = {r["part"] for r in csv.DictReader(file) if r["metric"] == "accuracy" and r["certified"]}
+    assert certified == {f"worst ε = {e:g}" for e in RADII}
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "answers").iterdir()}
     assert evaluate(folder, tmp_path, *words) == found  # from the finished tables
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "answers").iterdir()}
@@ -58,6 +65,12 @@ def test_tables_of_learnt_rewards_are_solved_and_compared(folder, tmp_path, caps
         rewards = np.array(read_scores(path)[0]["log_likelihood"][:])
         assert said["mean_reward"] == pytest.approx(rewards.mean())
         assert said["top"][0]["reward"] == pytest.approx(rewards.min())
+        assert said["certified"] is None
+        bounds = rewards.min() - 1, rewards.max()
+        words = ["--json", "true", "--bounds", *map(str, bounds), "--confidence", "0.6"]
+        main(["solve", "--scores", str(path), "--epsilon", "0.05", *words])
+        found_lower = json.loads(capsys.readouterr().out)["certified"]["lower"]
+        assert found_lower == klball.certified_worst_case(rewards, 0.05, bounds, 0.6).lower
     rounds = {(path.name, "1"): read_scores(path)[0] for path in tables}
     scores = klball.round_scores(rounds)
     assert scores.log_likelihood.shape == (2, 1, 6)
@@ -71,6 +84,8 @@ def test_tables_of_learnt_rewards_are_solved_and_compared(folder, tmp_path, caps
         (["--reward", "best"], "--reward must be one of"),
         (["--reward", "exact", "--pass_at", "2"], "pass@2 needs at least 2 samples"),
         (["--reward", "choice"], "needs letters A to J"),
+        (["--reward", "exact", "--bounds", "0", "2"], "--bounds has no effect with --reward"),
+        (["--reward_model", "judge", "--bounds", "0"], "--bounds needs two numbers"),
         (["--reward", "exact", "--max_length", "9"], "--max_length has no effect with --generate"),
         (["--reward", "exact", "--group_column", "sort"], "no column 'sort'"),
         (["--reward_model", "nowhere"], "nowhere"),

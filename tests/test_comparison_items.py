@@ -48,6 +48,19 @@ def test_influence_is_the_derivative_of_the_solution(gamma):
 
 
 @pytest.mark.parametrize("gamma", [None, "auto"])
+def test_influence_does_not_depend_on_the_order_of_items_that_weigh_nothing(gamma):
+    scores = simulated(models=1, rounds=1, n=60)
+    scores.log_likelihood[0, 0, 0] = 1_000.0  # its weight is below what a float holds
+    turned = replace(
+        scores, log_likelihood=scores.log_likelihood[..., ::-1], certainty=scores.certainty[..., ::-1]
+    )
+    of_item, of_turned = (influence(x, solve_rounds(x, epsilon=0.5, gamma=gamma)) for x in (scores, turned))
+    for name, effect in of_item.items():
+        assert np.isfinite(effect).all()
+        assert effect[0, 0] == pytest.approx(of_turned[name][0, 0, ::-1], rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("gamma", [None, "auto"])
 def test_delta_errors_against_monte_carlo(gamma):
     rng = np.random.default_rng(0)
     n, draws = 800, 200

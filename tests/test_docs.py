@@ -13,6 +13,7 @@ import pytest
 
 import klball
 import klball.report
+from klball import upweighting
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"])
@@ -155,6 +156,14 @@ def test_what_the_readme_says_of_the_radius():
         for radius, value, one in printed:
             low, high = ((float(value) + sign * half_a_digit(value)) / one for sign in (-1, 1))
             assert kl(low, share) <= radius <= kl(high, share), (percent, value)
+
+
+def test_what_the_guide_says_of_radii():
+    text = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| ([\d., ]+) times \|", text, re.M)
+    assert len(rows) == 5
+    for epsilon, times in rows:
+        assert times == ", ".join(f"{upweighting(float(epsilon), share):.2g}" for share in (0.01, 0.05, 0.2))
 
 
 def test_the_site_is_made_without_a_warning(tmp_path):

@@ -23,6 +23,7 @@ from klball.objectives.pairs import no_preference_radius
 from klball.scores import pairs as module
 from klball.scores import parts
 from klball.scores.accuracy import columns_of, pair_report, value_of, worst_group
+from klball.scores.certified import certified_worst_case
 from klball.scores.pairs import dpo_table, encode_pairs, likelihoods, read_pairs, reward_table
 from klball.training.preference.config import RobustDPOConfig, RobustRewardConfig
 from klball.training.preference.dpo import RobustDPOTrainer
@@ -214,7 +215,7 @@ def test_solve_reads_a_pair_table(scored, capsys):
     assert f"{no_preference_radius(0.2):.3f} at η = 0.2" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("option", [["--gamma", "1"], ["--streamed", "true"]])
+@pytest.mark.parametrize("option", [["--gamma", "1"], ["--streamed", "true"], ["--bounds", "0", "1"]])
 def test_solve_refuses_what_a_pair_table_has_no_use_for(option, scored, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["solve", "--scores", str(scored / "one" / "scores.parquet"), *option])
@@ -231,7 +232,17 @@ def test_evaluate_compares_pair_tables(scored, tmp_path, capsys):
     assert {"all", "hardest 1 %", "group a", "group b", "worst ε = 0.05"} <= parts
     same = {(r["metric"], r["part"]): float(r["value"]) for r in rows if r["model"] == "same"}
     assert same["loss", "all"] == pytest.approx(math.log(2)) and same["accuracy", "all"] == 0.5
-    assert "hardest 1 % by one" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "hardest 1 % by one" in said and "on every mix of pairs within ε = 0.05 nats of yours" in said
+    accuracy = columns_of(read_pairs(scored / "one" / "scores.parquet")[0])[0]["accuracy"]
+    (row,) = [
+        r for r in rows if (r["model"], r["metric"], r["part"]) == ("one", "accuracy", "worst ε = 0.05")
+    ]
+    assert float(row["certified"]) == pytest.approx(certified_worst_case(accuracy, 0.05).lower, rel=1e-6)
+    cli.main(["solve", "--scores", str(scored / "one" / "scores.parquet")])
+    assert certified_worst_case(accuracy, 0.05).sentence("accuracy", "pairs") in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_a_pair_table_of_another_beta_is_refused(root, scored, capsys):

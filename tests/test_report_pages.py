@@ -11,7 +11,7 @@ from klball.comparison.analysis import compare_scores
 from klball.data.paraphrase.rounds import write_rounds
 from klball.data.paraphrase.samples import samples_of
 from klball.report.page import Plot, Table, number, render
-from klball.report.pages.comparison import comparison_page, write_comparison_report
+from klball.report.pages.comparison import _regions, comparison_page, write_comparison_report
 from klball.report.pages.evaluation import _verdict
 from klball.report.pages.parts import change, sample_rows, says
 from klball.report.pages.reproduction import gain_verdict
@@ -63,10 +63,21 @@ def test_comparison_page(rounds, tmp_path, gamma):
     assert (sum(infeasible) > 0) == some
     assert infeasible == (comparison.asked.solutions.status == "infeasible").sum(axis=1).tolist()
     assert len(parts(page, Plot, "λ and β")) == bool((comparison.asked.solutions.beta[usable] > 0).any())
-    assert "<b>How" not in render(page)
+    assert "may count up to 22, 7.6 or 3.3 times" in render(page) and "<b>How" not in render(page)
     write_comparison_report(comparison, rounds, tmp_path)
     names = {path.name for path in (tmp_path / "latex").iterdir()}
     assert {"summary.tex", "effects-asked.tex", "p-welch_t-lambda_.tex"} <= names
+
+
+@pytest.mark.parametrize(("n", "drawn"), [(4_000, ["m0"]), (60, [])])
+def test_regions_are_drawn_where_enough_decides(n, drawn):
+    joint = compare_scores(simulated(models=1, rounds=1, n=n), 0.1, "auto", 5).asked
+    *figures, table = _regions(joint)
+    assert [trace.name for plot in figures for trace in plot.figure.data if trace.mode == "markers"] == drawn
+    assert [(row["model"], row["method"]) for row in table.rows] == [(r.model, r.method) for r in joint.joint]
+    for row, region in zip(table.rows, joint.joint, strict=True):
+        assert row["lambda_se"] == pytest.approx(region.lambda_var**0.5, nan_ok=True)
+        assert (region.degenerate == "") == (region.radius > 0)
 
 
 def test_samples_name_why_they_are_there():

@@ -15,6 +15,7 @@ from .adversary.solution import Solution as Solution
 from .adversary.streaming import StreamedSolution as StreamedSolution
 from .adversary.streaming import solve_dual_streamed as solve_dual_streamed
 from .adversary.trimming import Trimmed as Trimmed
+from .adversary.upweighting import upweighting as upweighting
 from .comparison.analysis import Comparison as Comparison
 from .comparison.analysis import compare_scores as compare_scores
 from .comparison.rounds import RoundScores as RoundScores
@@ -27,6 +28,8 @@ from .data.paraphrase.rounds import read_rounds as read_rounds
 from .data.sources import load_rows as load_rows
 from .models.loading import load_model as load_model
 from .objectives.pairs import no_preference_radius as no_preference_radius
+from .scores.certified import CertifiedWorstCase as CertifiedWorstCase
+from .scores.certified import certified_worst_case as certified_worst_case
 from .scores.parquet import stream_scores as stream_scores
 from .scores.tables import read_scores as read_scores
 from .scores.tables import score as score

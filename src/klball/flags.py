@@ -52,6 +52,16 @@ class ChatTemplate:
     chat_template_path: str | None = option(None, "A .jinja file or a tokenizer.")
 
 
+@dataclass(kw_only=True)
+class Certifying:
+    """How sure a bound on the population's worst case is to be, and of which scores it is."""
+
+    confidence: float = option(0.95, "Of the bound on the worst case that is printed for bounded scores.")
+    bounds: list[float] = option(
+        [], "LOW HIGH, between which every score there could be lies; needless where all are 0 or 1."
+    )
+
+
 @dataclass
 class Precision:
     """How a model is run, and on how long rows."""

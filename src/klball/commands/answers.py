@@ -7,6 +7,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from klball.adversary.upweighting import radius_in_words
+from klball.commands.certified import SHARES, cell, certain, certified, given_bounds
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import one_of
 from klball.data.prompts import check_prompts, require_answers, to_prompts
@@ -14,11 +16,11 @@ from klball.data.rows import first_rows, load_rows
 from klball.files import file_name, write_csv, write_run
 from klball.flags import option
 from klball.models.loading import REWARD, check_model, load_on_device
-from klball.report.pages.parts import interval
+from klball.scores.accuracy import WORST
 from klball.scores.answers import answer_report, pass_at_k
 from klball.studies.arms import load
 from klball.studies.own_answers import answer_table, metrics_of
-from klball.terminal import is_main, progress_bar, show_table
+from klball.terminal import is_main, progress_bar, say, show_table
 from klball.training.rl.reward_model import RewardModel
 from klball.training.rl.rewards import VERIFIABLE
 
@@ -62,6 +64,9 @@ def evaluate_answers(options: Any, prog: str) -> None:
     if options.pass_at:
         pass_at_k([], options.samples, max(options.pass_at))  # for its refusal
         pass_at_k([], options.samples, min(options.pass_at))
+    bounds = given_bounds(
+        options, "" if options.reward is None else "with --reward, whose rewards are 0 or 1"
+    )
     folder = Path(options.output_dir)
     models, datasets = labelled(options.models), labelled(options.datasets)
     for labels in (models, datasets):
@@ -71,6 +76,7 @@ def evaluate_answers(options: Any, prog: str) -> None:
         check_model(name)
     reward = _reward(options)
     found: list[dict[str, Any]] = []
+    sentences: list[str] = []
     for label, name in models.items():
         model, tokenizer = load(name, options)
         for data, dataset in rows.items():
@@ -86,12 +92,22 @@ def evaluate_answers(options: Any, prog: str) -> None:
                     progress=progress,
                 )
             groups = None if options.group_column is None else table["group"][:]
-            report = answer_report(metrics_of(table, options.pass_at), groups)
+            metrics = metrics_of(table, options.pass_at)
+            report = answer_report(metrics, groups, confidence=options.confidence, bounds=bounds)
             found += [{"data": data, "model": label, **row} for row in report]
+            sentences.append(f"{label} on {data}: {_certified(metrics, bounds, options)}")
     if is_main():
         write_run(folder, options, prog)
         write_csv(folder / "answers.csv", [_finite(row) for row in found])
-        _show(found, list(models), folder)
+        _show(found, list(models), folder, options.confidence)
+        for sentence in (*sentences, radius_in_words(WORST)):
+            say(sentence)
+
+
+def _certified(metrics: dict[str, Any], bounds: Any, options: Any) -> str:
+    """The sentence on the greedy answers."""
+    name, own = ("accuracy", SHARES) if "accuracy" in metrics else ("reward", bounds)
+    return certified(metrics[name], f"the {name}", "prompts", WORST, own, options)[1]
 
 
 def _rows(name: str, options: Any) -> Dataset:
@@ -110,13 +126,13 @@ def _reward(options: Any) -> Any:
     return RewardModel(*load_on_device(options.reward_model, options.dtype, None, REWARD))
 
 
-def _show(found: list[dict[str, Any]], models: list[str], folder: Path) -> None:
+def _show(found: list[dict[str, Any]], models: list[str], folder: Path, confidence: float) -> None:
     for data in dict.fromkeys(row["data"] for row in found):
         cells: dict[tuple[str, str, int], list[str]] = {}
         for row in (row for row in found if row["data"] == data):
             key = (row["metric"], row["part"], row["prompts"])
-            cells.setdefault(key, []).append(str(interval(row["value"], row["low"], row["high"])))
-        title = f"{data}: value [95 % interval] ({folder / 'answers.csv'})"
+            cells.setdefault(key, []).append(cell(row))
+        title = f"{data}: value [95 % interval] {certain(confidence)} ({folder / 'answers.csv'})"
         header = ("metric", "prompts of", "prompts", *models)
         show_table(title, header, [(*key, *values) for key, values in cells.items()])
 

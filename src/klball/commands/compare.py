@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
+from klball.adversary.upweighting import radius_help
 from klball.commands.comparison_tables import show, write
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
@@ -48,7 +49,7 @@ class Options(Precision, ChatTemplate, Split, DataSet):
     max_rows: int | None = option(
         None, "The first rows after a shuffle; default: 300 by templates, else all."
     )
-    epsilon: float = option(3.0, "Radius of the KL ball, nats; the source's is 3.")
+    epsilon: float = option(3.0, f"Radius of the KL ball, nats; the source's is 3; {radius_help(3.0)}.")
     gamma: str = option("auto", "Bound on the mean certainty: a number (the source's: 14.5), auto, none.")
     resamples: int = option(200, "Bootstrap resamples of the items; 0: none.")
     num_jobs: int = option(1, "Independent jobs that share the folder.")

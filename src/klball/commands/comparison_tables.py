@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from klball.adversary.upweighting import radius_in_words
 from klball.comparison.analysis import (
     SOURCE_TESTS,
     Analysis,
@@ -37,6 +38,7 @@ def write(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
             ("tests", [{**asdict(t), "p": t.p} for t in analysis.tests]),
             ("spreads", [asdict(s) for s in analysis.spreads]),
             ("items", items),
+            ("joint", [asdict(region) for region in analysis.joint]),
         ):
             write_csv(own / f"{name}.csv", rows)
         for test, quantity in SOURCE_TESTS:
@@ -57,6 +59,7 @@ def show(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
     )
     for analysis in comparison.analyses():
         _show_ground(analysis)
+        say(radius_in_words(analysis.solutions.epsilon))
     say("\nVerdicts", style="bold")
     lines = [f"at {analysis.name}: {sentence}" for analysis, sentence in comparison.said()]
     for line in (comparison.caution(), *lines):

@@ -13,7 +13,7 @@ from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
 from klball.commands.pairs import evaluate_pairs
 from klball.data.rows import first_rows, load_rows
 from klball.files import file_name, write_run
-from klball.flags import ChatTemplate, Precision, RowIds, Split, option
+from klball.flags import Certifying, ChatTemplate, Precision, RowIds, Split, option
 from klball.models.loading import TINY, check_model
 from klball.report.pages.evaluation import write_evaluation_page
 from klball.report.pages.tables import write_report
@@ -31,7 +31,7 @@ OF_MODELS = (
 
 
 @dataclass
-class Options(Answering, Precision, ChatTemplate, Split, RowIds):
+class Options(Answering, Certifying, Precision, ChatTemplate, Split, RowIds):
     """Models and data sets, each as NAME or LABEL=NAME."""
 
     models: list[str] = option([TINY], "Models, as NAME or LABEL=NAME; the first is the reference.")
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         evaluate_answers(options, prog)
         return
     refuse_ignored(options, OF_ANSWERS, "without --generate true")
+    refuse_ignored(options, ("confidence", "bounds"), "on log-likelihoods, which are in nats and have none")
     folder = Path(options.output_dir)
     models, datasets = labelled(options.models), labelled(options.datasets)
     for labels in (models, datasets):

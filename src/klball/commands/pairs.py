@@ -10,13 +10,15 @@ from datasets import Dataset
 
 from klball.adversary.dual import solve_dual
 from klball.adversary.sets import AmbiguitySet, Empirical
+from klball.adversary.upweighting import radius_in_words
+from klball.commands.certified import cell, certain, given_bounds
 from klball.data.preferences import refuse_margin
 from klball.data.rows import first_rows, load_chat_template, load_rows, to_preferences
 from klball.files import RUN_FILE, read_json_object, write_csv, write_run
 from klball.models.loading import REWARD, adapter_base, load_on_device
 from klball.objectives.pairs import no_preference_radius
-from klball.report.pages.parts import interval
-from klball.scores.accuracy import columns_of, pair_report
+from klball.scores.accuracy import WORST, columns_of, pair_report
+from klball.scores.certified import certified_worst_case
 from klball.scores.pairs import dpo_table, encode_pairs, likelihoods, read_pairs, reward_table
 from klball.studies.arms import load
 from klball.terminal import is_main, progress_bar, say, show_table
@@ -124,8 +126,10 @@ def _reward(options: Any, rows: Dataset, output: Path) -> Dataset:
 # --- reading pair tables ------------------------------------------------------------------------
 
 
-def show_report(tables: dict[str, Dataset], title: str, reference: str | None = None) -> list[dict[str, Any]]:
-    """Print accuracy and loss by part, a column a model; returns the rows of all models.
+def show_report(
+    tables: dict[str, Dataset], title: str, reference: str | None = None, confidence: float = 0.95
+) -> list[dict[str, Any]]:
+    """Print accuracy and loss by part, a column a model, and what is certain; returns the rows of all models.
 
     reference: whose losses choose the hardest 1 %; None: each model's own. Raises ValueError for tables of
     different pairs.
@@ -142,17 +146,18 @@ def show_report(tables: dict[str, Dataset], title: str, reference: str | None = 
                 f"the pair tables of {first!r} and {label!r} are of other pairs: score the same rows"
             )
     chooser = None if reference is None else columns[reference]
-    reports = {label: pair_report(own, chooser) for label, own in columns.items()}
+    reports = {label: pair_report(own, chooser, confidence) for label, own in columns.items()}
     body = [
-        (rows[0]["metric"], rows[0]["part"], rows[0]["pairs"], *(_cell(row) for row in rows))
+        (rows[0]["metric"], rows[0]["part"], rows[0]["pairs"], *(cell(row) for row in rows))
         for rows in zip(*reports.values(), strict=True)
     ]
-    show_table(f"{title}: value [95 % interval]", ("metric", "pairs of", "pairs", *reports), body)
+    title = f"{title}: value [95 % interval] {certain(confidence)}"
+    show_table(title, ("metric", "pairs of", "pairs", *reports), body)
+    for label, own in columns.items():
+        found = certified_worst_case(own["accuracy"], WORST, confidence=confidence)
+        say(f"{label}: {found.sentence('accuracy', 'pairs')}")
+    say(radius_in_words(WORST))
     return [{"model": label, **row} for label, rows in reports.items() for row in rows]
-
-
-def _cell(row: dict[str, Any]) -> str:
-    return str(interval(row["value"], row["low"], row["high"]))
 
 
 def evaluate_pairs(options: Any, labels: dict[str, str], prog: str) -> None:
@@ -160,11 +165,14 @@ def evaluate_pairs(options: Any, labels: dict[str, str], prog: str) -> None:
     reference = options.reference or next(iter(labels))
     if reference not in labels:
         raise ValueError(f"--reference {reference!r} is not among the tables {', '.join(labels)}")
+    given_bounds(options, "with --pair_scores, whose accuracies are 0, ½ or 1")
     tables = {label: read_pairs(path)[0] for label, path in labels.items()}
     if is_main():
         folder = Path(options.output_dir)
         write_run(folder, options, prog)
-        rows = show_report(tables, f"preference pairs, hardest 1 % by {reference}", reference)
+        rows = show_report(
+            tables, f"preference pairs, hardest 1 % by {reference}", reference, options.confidence
+        )
         write_csv(folder / "pairs.csv", [_finite(row) for row in rows])
 
 

@@ -11,6 +11,7 @@ from datasets import Dataset
 from scipy import stats
 
 from klball.adversary.dual import robust_profile, solve_dual
+from klball.adversary.upweighting import radius_help
 from klball.commands.labels import file_names
 from klball.commands.options import DTYPES, distinct, one_of, parse, refuse_ignored
 from klball.data.rows import is_one_table, load_rows, texts_of, to_trl_format
@@ -49,7 +50,7 @@ class Options(Precision, DataSet):
     )
     test_name: str | None = option(None, "Held-out data for --models, if not a split of the above.")
     max_rows: int = option(2_000, "Rows of each split, the first after a shuffle.")
-    epsilons: list[float] = option([0.0, 0.05, 0.5], "Radii, nats.")
+    epsilons: list[float] = option([0.0, 0.05, 0.5], f"Radii, nats; {radius_help(0.05)}.")
     gradient_rows: int = option(64, "Rows whose gradient norms are computed.")
     models: list[str] = option([], "Fine-tuned models or adapters.")
     ood_names: list[str] = option(["word-problems"], "Other domains, for --models.")

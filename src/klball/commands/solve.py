@@ -3,16 +3,18 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from klball.adversary.dual import solve_dual
 from klball.adversary.streaming import solve_dual_streamed
+from klball.adversary.upweighting import radius_help, radius_in_words
+from klball.commands.certified import certified_of
 from klball.commands.options import parse
 from klball.commands.pairs import flips_sentence, refuse_for_pairs, solve_pairs
-from klball.flags import REQUIRED, option
+from klball.flags import REQUIRED, Certifying, option
 from klball.scores.pairs import is_pair_table
 from klball.scores.parquet import score_files, stream_scores, top_weighted
 from klball.scores.tables import read_provenance, read_scores
@@ -23,11 +25,11 @@ EXAMPLE = "klball solve --scores outputs/score/scores.parquet --epsilon 0.1"
 
 
 @dataclass
-class Options:
+class Options(Certifying):
     """The table and the ambiguity set."""
 
     scores: str = option(REQUIRED, "A Parquet table of scores or pairs, as klball score writes it.")
-    epsilon: float = option(0.05, "Radius of the KL ball, nats.")
+    epsilon: float = option(0.05, f"Radius of the KL ball, nats: {radius_help(0.05)}.")
     gamma: float | None = option(None, "Upper bound on the mean certainty, nats.")
     max_weight: float | None = option(None, "Largest weight relative to 1/n.")
     top: int = option(10, "How many top-weighted samples to show.")
@@ -45,6 +47,7 @@ Answer = tuple[dict[str, Any], list[dict[str, Any]]]  # what to print: the solut
 def main(arguments: Sequence[str], prog: str) -> None:
     """Solve and print; rows without a score are left out and counted."""
     (options,) = parse([Options], arguments, prog, EXAMPLE)
+    certified, sentence = certified_of(options)
     pairs = is_pair_table(options.scores)
     if pairs:
         refuse_for_pairs(options, ("gamma", "streamed"))
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         finite = {
             k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in summary.items()
         }
-        print(json.dumps({**finite, "top": top}))
+        print(json.dumps({**finite, "certified": certified and asdict(certified), "top": top}))
         return
     show_table(
         f"worst case in the ball of radius {options.epsilon} around {options.scores}",
@@ -69,6 +72,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     score = next(iter(top[0].keys() - {"sample_id", "n_q"}), "") if top else ""
     header = ("sample_id", "n·q", score.replace("_l", "-l"))
     show_table("top-weighted samples", header, [tuple(t.values()) for t in top])
+    say(f"{sentence}; {radius_in_words(options.epsilon, options.max_weight)}")
     if pairs and options.epsilon > 0:
         say(flips_sentence())
 

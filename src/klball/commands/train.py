@@ -18,7 +18,7 @@ from klball.flags import ChatTemplate, RowIds, option
 from klball.models.loading import TINY, public_name
 from klball.objectives.tokens import OBJECTIVES, needs_of
 from klball.report.pages.training import write_training_page
-from klball.terminal import is_main
+from klball.terminal import is_main, say
 from klball.training.families import FAMILIES
 from klball.training.identity import settings_of
 from klball.training.run import train
@@ -67,10 +67,12 @@ def main(arguments: Sequence[str], prog: str) -> None:
     rows, evaluation = training_and_evaluation_rows(options, mixture, config, family.form)
     if getattr(config, "over", None) == "pair":
         say_of_flips(config.ambiguity_set())
+    if (meaning := config.radius_in_words()) and is_main():
+        say(meaning)
     template = getattr(options, "chat_template_path", None)
     train(rows, config, model_options, resolved, evaluation, chat_template_path=template)
     if is_main():
-        write_training_page(Path(str(config.output_dir)), "Robust fine-tuning")
+        write_training_page(Path(str(config.output_dir)), "Robust fine-tuning", meaning)
 
 
 def options_of(family: str) -> type[Options]:

@@ -10,6 +10,7 @@ from klball.adversary.dual import robust_profile
 from klball.comparison.effects import Effect, Spread, effect_sizes, spreads
 from klball.comparison.hypothesis_tests import PAIR, PairTest, pairwise_tests
 from klball.comparison.items import ItemInference, bootstrap, delta_inference
+from klball.comparison.joint import JointRegion, bootstrap_regions, delta_regions
 from klball.comparison.rounds import (
     LEAST_ESS,
     Gamma,
@@ -27,7 +28,10 @@ SOURCE_TESTS = (("welch_t", "lambda_"), ("welch_t", "beta"), ("hotelling", PAIR)
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything at one (ε, γ). items: the delta method; resampled: the bootstrap, if it was asked for."""
+    """Everything at one (ε, γ).
+
+    items: the delta method; resampled: the bootstrap, if it was asked for; joint: regions of (λ, β) by both.
+    """
 
     solutions: RoundSolutions
     tests: list[PairTest]
@@ -35,6 +39,7 @@ class Analysis:
     spreads: list[Spread]
     items: list[ItemInference]
     resampled: list[ItemInference]
+    joint: list[JointRegion]
     verdicts: list[Verdict]
 
     @property
@@ -127,11 +132,12 @@ def _analysed(
     solutions = solve_rounds(scores, epsilon=epsilon, gamma=gamma)
     tests, effects = pairwise_tests(solutions), effect_sizes(solutions)
     items = delta_inference(scores, solutions)
-    resampled = []
+    resampled, joint = [], delta_regions(scores, solutions)
     if resamples:
-        resampled = bootstrap(scores, solutions, resamples=resamples, progress=progress).inference()
+        drawn = bootstrap(scores, solutions, resamples=resamples, progress=progress)
+        resampled, joint = drawn.inference(), joint + bootstrap_regions(drawn)
     said = verdicts(solutions, tests, effects, items, like_these)
-    return Analysis(solutions, tests, effects, spreads(solutions), items, resampled, said)
+    return Analysis(solutions, tests, effects, spreads(solutions), items, resampled, joint, said)
 
 
 def _profiles(scores: RoundScores) -> list[dict[str, Any]]:

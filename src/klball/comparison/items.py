@@ -69,9 +69,10 @@ def influence(scores: RoundScores, solutions: RoundSolutions) -> dict[str, np.nd
     exponent = -(g + beta * c) / lam
     exponent -= exponent.max(axis=2, keepdims=True)
     q = np.exp(exponent)
-    q /= q.sum(axis=2, keepdims=True)
+    total = q.sum(axis=2, keepdims=True)
+    q /= total
     r = q * solutions.n
-    log_r = exponent - exponent[..., :1] + np.log(r[..., :1])
+    log_r = exponent + np.log(solutions.n / total)  # not log(r): an item may weigh nothing
     dg, dc = g - (q * g).sum(axis=2, keepdims=True), c - (q * c).sum(axis=2, keepdims=True)
     vgg, vgc, vcc = (
         (q * left * right).sum(axis=2, keepdims=True) for left, right in ((dg, dg), (dg, dc), (dc, dc))

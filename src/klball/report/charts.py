@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from klball.report.ellipse import clipped, covariance_ellipse
+from klball.comparison.joint import JointRegion
+from klball.report.ellipse import clipped, covariance_ellipse, ellipse
 from klball.scores.perplexity import ProfilePoint
 
 FULL_COLOUR = 4.0  # −log10 p with the last colour of a heat map, whatever the others are
@@ -206,5 +207,25 @@ def multipliers_chart(pairs: Mapping[str, tuple[np.ndarray, np.ndarray, Sequence
             for model, (x, y, rounds) in pairs.items()
         ],
         "Ellipses would hold 95 % of the rounds were they normal.",
+        joined=False,
+    )
+
+
+def regions_chart(regions: Sequence[JointRegion]) -> Chart:
+    """95 % confidence regions of (λ, β) over items, an ellipse a model."""
+    return Chart(
+        "Confidence regions of (λ, β) over items",
+        "λ, nats per nat of radius",
+        "β",
+        [
+            Series(
+                r.model,
+                [r.lambda_],
+                [r.beta],
+                outline=clipped(ellipse(np.array([r.lambda_, r.beta]), r.matrix, r.radius)),
+            )
+            for r in regions
+        ],
+        "By the delta method, rounds held fixed; 95 % in the limit of many items.",
         joined=False,
     )

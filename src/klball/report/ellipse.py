@@ -18,11 +18,15 @@ def covariance_ellipse(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> np.
     if len(x) < 2:
         raise ValueError(f"an ellipse needs two pairs or more, not {len(x)}")
     radius = math.sqrt(-2 * math.log1p(-level))  # the χ² quantile with two degrees of freedom
-    values, vectors = np.linalg.eigh(np.cov(x, y))
+    return ellipse(np.array([np.mean(x), np.mean(y)]), np.cov(x, y), radius)
+
+
+def ellipse(centre: np.ndarray, matrix: np.ndarray, radius: float) -> np.ndarray:
+    """Points [2, 97] of {p : (p − centre)ᵀ S⁻¹ (p − centre) = radius²}, closed; S the matrix [2, 2]."""
+    values, vectors = np.linalg.eigh(matrix)
     axes = vectors * np.sqrt(np.maximum(values, 0.0))
     angles = np.linspace(0, 2 * math.pi, CORNERS + 1)
-    circle = radius * np.array([np.cos(angles), np.sin(angles)])
-    return np.array([[np.mean(x)], [np.mean(y)]]) + axes @ circle
+    return centre[:, None] + axes @ (radius * np.array([np.cos(angles), np.sin(angles)]))
 
 
 def clipped(edge: np.ndarray) -> np.ndarray:

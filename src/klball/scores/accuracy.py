@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from klball.adversary.dual import robust_profile, solve_dual
+from klball.adversary.dual import robust_profile
+from klball.scores.certified import certified_worst_case
 from klball.scores.perplexity import RADII, hardest
 from klball.scores.tails import mean_interval
 
@@ -38,16 +39,14 @@ def columns_of(table: Dataset) -> tuple[Columns, int]:
     return columns, len(rows) - len(kept)
 
 
-def worst_accuracy(columns: Columns, epsilon: float) -> float:
-    """min { E_Q[accuracy] : KL(Q‖F) ≤ ε } over the pairs."""
-    return 1 + float(solve_dual(columns["accuracy"] - 1, epsilon=epsilon).worst_case)
-
-
-def pair_report(columns: Columns, reference: Columns | None = None) -> list[dict[str, Any]]:
-    """Rows metric, part, pairs, value, low, high (95 % intervals of means; NaN where there is none).
+def pair_report(
+    columns: Columns, reference: Columns | None = None, confidence: float = 0.95
+) -> list[dict[str, Any]]:
+    """Rows metric, part, pairs, value, low, high (95 % intervals of means), certified; NaN for none.
 
     part: "all", "hardest 1 %" (by the reference's losses, or its own), "group NAME", "worst ε". Sources of
-    the worst case: the loss over the pairs, the accuracy over them.
+    the worst case: the loss over the pairs, the accuracy over them. certified: the bound of
+    `certified_worst_case` on the accuracy.
     """
     hard = hardest(-(reference or columns)["loss"])
     parts = {"all": np.arange(len(columns["loss"])), "hardest 1 %": hard}
@@ -64,14 +63,17 @@ def pair_report(columns: Columns, reference: Columns | None = None) -> list[dict
     profile = robust_profile(-columns["loss"], RADII)
     for epsilon, loss in zip(profile.epsilon, profile.robust_loss, strict=True):
         rows.append(_row("loss", f"worst ε = {epsilon:g}", n, float(loss)))
-        rows.append(_row("accuracy", f"worst ε = {epsilon:g}", n, worst_accuracy(columns, float(epsilon))))
+        found = certified_worst_case(columns["accuracy"], epsilon, confidence=confidence)
+        worst = _row("accuracy", f"worst ε = {epsilon:g}", n, found.worst_case)
+        rows.append({**worst, "certified": found.lower})
     return rows
 
 
 def _row(
     metric: str, part: str, pairs: int, value: float, low: float = math.nan, high: float = math.nan
 ) -> dict[str, Any]:
-    return {"metric": metric, "part": part, "pairs": pairs, "value": value, "low": low, "high": high}
+    numbers = {"value": value, "low": low, "high": high, "certified": math.nan}
+    return {"metric": metric, "part": part, "pairs": pairs, **numbers}
 
 
 def value_of(rows: Sequence[dict[str, Any]], metric: str, part: str) -> float:

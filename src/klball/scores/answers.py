@@ -1,11 +1,12 @@
 """What a model's own answers are worth: accuracy, pass@k, mean reward, and each at the worst in a ball."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from klball.adversary.dual import solve_dual
+from klball.scores.certified import certified_worst_case, worst_mean
 from klball.scores.tails import mean_interval
 
 DESCRIPTIVE = ("length", "finished")  # neither is better for being more
@@ -25,20 +26,20 @@ def pass_at_k(correct: Sequence[int] | np.ndarray, samples: int, k: int) -> np.n
     return np.array([1 - np.prod(factors[samples - int(c) :]) if c else 0.0 for c in correct]).clip(0, 1)
 
 
-def worst_mean(scores: np.ndarray, epsilon: float) -> float:
-    """min { E_Q[score] : KL(Q‖F) ≤ ε } over the prompts, whatever the scores' sign."""
-    top = float(np.max(scores))
-    return top + float(solve_dual(np.asarray(scores, dtype=float) - top, epsilon=epsilon).worst_case)
-
-
 def answer_report(
-    columns: dict[str, np.ndarray], groups: Sequence[str] | None = None, radii: Sequence[float] = RADII
+    columns: dict[str, np.ndarray],
+    groups: Sequence[str] | None = None,
+    radii: Sequence[float] = RADII,
+    confidence: float = 0.95,
+    bounds: tuple[float, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows metric, part, prompts, value, low, high: means with 95 % intervals over all prompts and groups,
-    and, of what is worth something, the worst case of every radius (without an interval).
+    """Rows metric, part, prompts, value, low, high, certified: means with 95 % intervals over all prompts and
+    groups, and, of what is worth something, the worst case of every radius, without an interval.
 
-    columns: metric → its values, [prompts].
+    columns: metric → its values, [prompts]. certified: the bound of `certified_worst_case`, or NaN. bounds:
+    of rewards; None: none are known, unless there is an accuracy, whose rewards are 0 or 1.
     """
+    bounds = (0.0, 1.0) if "accuracy" in columns else bounds
     parts = {"all": np.arange(len(next(iter(columns.values()))))}
     if groups is not None:
         names = np.array([str(group) for group in groups])
@@ -49,9 +50,12 @@ def answer_report(
             some = values[chosen].astype(float)
             low, high = mean_interval(some)
             row = {"metric": metric, "part": part, "prompts": len(some), "value": float(some.mean())}
-            rows.append({**row, "low": low, "high": high})
+            rows.append({**row, "low": low, "high": high, "certified": math.nan})
         for epsilon in () if metric in DESCRIPTIVE else radii:
             worst = worst_mean(values, epsilon)
             row = {"metric": metric, "part": f"worst ε = {epsilon:g}", "prompts": len(values), "value": worst}
-            rows.append({**row, "low": float("nan"), "high": float("nan")})
+            lower = math.nan
+            if bounds is not None:
+                lower = certified_worst_case(values, epsilon, bounds, confidence).lower
+            rows.append({**row, "low": math.nan, "high": math.nan, "certified": lower})
     return rows

@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import ModelConfig
 
+from klball.adversary.upweighting import radius_help
 from klball.data.rows import is_one_table, load_chat_template, load_rows
 from klball.files import versions
 from klball.flags import ChatTemplate, DataName, option
@@ -50,7 +51,9 @@ class Options(ChatTemplate, DataName):
     ood_config: str | None = option(None, "Its Hub configuration.")
     ood_split: str | None = option(None, "Its split; default: all of a file, else test.")
     ood_rows: int | None = option(None, "Its rows, the first after a shuffle.")
-    epsilons: list[float] = option([0.0, 0.03, 0.05], "Radii, nats; objectives takes the largest.")
+    epsilons: list[float] = option(
+        [0.0, 0.03, 0.05], f"Radii, nats; objectives takes the largest; {radius_help(0.05)}."
+    )
     flips: list[float] = option([0.0, 0.1, 0.2, 0.3], "preference: shares of flipped labels, below .5.")
     beta: float = option(0.1, "preference: beta of DPO.")
     start_steps: int = option(150, "preference: steps of SFT before all arms.")

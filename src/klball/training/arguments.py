@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from klball.adversary.sets import AmbiguitySet, ChiSquareBall, CVaR, Empirical, KLBall
+from klball.adversary.upweighting import radius_in_words
 from klball.training.bounds import BOUNDS, check_bounds
 
 REWEIGHT = ("live", "static")
@@ -72,6 +73,11 @@ class RobustArguments:
     def adversary_radius(self) -> float:
         """Of the ball, whatever the field is called."""
         return getattr(self, self.radius_field)
+
+    def radius_in_words(self) -> str:
+        """What the radius lets a share of the data count; "" where there is no KL ball."""
+        ball = self.ambiguity == "kl" and self.adversary_radius > 0
+        return radius_in_words(self.adversary_radius, self.max_weight) if ball else ""
 
     def ambiguity_set(self) -> AmbiguitySet:
         """The set of ambiguity, the radius, alpha, direction and max_weight."""

@@ -139,6 +139,8 @@ BOUNDS: dict[str, Rule] = {
     "own_tokens": AT_LEAST_1,
     "rounds": AT_LEAST_1,
     "resamples": NOT_NEGATIVE,
+    "confidence": ("above 0 and below 1", lambda x: 0 < x < 1),
+    "bounds": FINITE,
     "num_jobs": AT_LEAST_1,
     "job_index": NOT_NEGATIVE,
     "requests_per_file": AT_LEAST_1,

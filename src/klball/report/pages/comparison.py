@@ -1,5 +1,6 @@
 """The report of `klball compare`: verdicts, effects, robust profiles, the source's tables and reading."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from klball.adversary.dual import solve_dual
+from klball.adversary.upweighting import radius_in_words
 from klball.comparison.analysis import SOURCE_TESTS, Analysis, Comparison, matrix_rows, source_summary
 from klball.comparison.effects import Effect
 from klball.comparison.hypothesis_tests import p_matrix
+from klball.comparison.joint import LEAST_DECIDING, LEAST_ERRORS
 from klball.comparison.verdicts import LEAD
 from klball.data.paraphrase.rounds import Rounds
 from klball.files import write_text
-from klball.report.charts import HeatMap, multipliers_chart, profile_charts
+from klball.report.charts import HeatMap, multipliers_chart, profile_charts, regions_chart
 from klball.report.figures import draw, draw_heat_map
 from klball.report.interactive import heat_map, paired_differences, plot
 from klball.report.page import Page, Part, Plot, Section, Table, write_page
@@ -143,7 +146,7 @@ def _effects_section(analysis: Analysis) -> Section:
         _differences(analysis, of_pair, unit),
         Table(f"Worst-case log-likelihood of each model over rounds, {unit}", ground, columns),
     ]
-    return Section(f"Worst case at {analysis.name}", parts)
+    return Section(f"Worst case at {analysis.name}", parts, f"{radius_in_words(s.epsilon)}.")
 
 
 def _with_reasons(columns: Mapping[str, str], rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -206,10 +209,40 @@ def _source_section(analysis: Analysis) -> Section:
     ]
     parts.append(Table("The source's reading, not ours", readings))
     if _has_cap(analysis):
-        parts.append(plot(multipliers_chart(_pairs(analysis))))
+        parts += [plot(multipliers_chart(_pairs(analysis))), *_regions(analysis)]
     for test, quantity in SOURCE_TESTS:
         parts.append(_p_values(analysis, test, quantity))
     return Section(f"The source's tables at {analysis.name}", parts, f"n = {s.n}. {READING}")
+
+
+def _regions(analysis: Analysis) -> list[Part]:
+    """The ellipses of the delta method that say something, and a table of both methods."""
+    drawn = [r for r in analysis.joint if r.supported]
+    rows = [
+        {
+            **vars(r),
+            "lambda_se": math.sqrt(r.lambda_var),
+            "beta_se": math.sqrt(r.beta_var),
+            "correlation": r.correlation,
+        }
+        for r in analysis.joint
+    ]
+    columns = {
+        **{"model": "model", "method": "method", "lambda_": "λ", "beta": "β", "lambda_se": "se of λ"},
+        **{
+            "beta_se": "se of β",
+            "correlation": "correlation",
+            "radius": "radius, se",
+            "deciding": "items that decide",
+        },
+    }
+    title = "Confidence regions of (λ, β) over items, rounds held fixed"
+    note = (
+        f"Drawn are those of the delta method that {LEAST_DECIDING:g} items or more decide, with λ and β "
+        f"{LEAST_ERRORS:g} standard errors or more from 0: others cover far less than 95 %."
+    )
+    table = Table(title, rows, _with_reasons(columns, rows), note)
+    return [*([plot(regions_chart(drawn))] if drawn else []), table]
 
 
 def _p_chart(analysis: Analysis, test: str, quantity: str) -> HeatMap:

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from klball.adversary.dual import solve_dual
+from klball.adversary.upweighting import radius_in_words
 from klball.report.charts import profile_charts
 from klball.report.interactive import intervals, plot
 from klball.report.page import Page, Part, Plot, Section, Table, write_page
@@ -22,6 +23,7 @@ from klball.report.pages.parts import (
     says,
     with_texts,
 )
+from klball.scores.accuracy import WORST
 from klball.scores.perplexity import RobustnessReport, decided_by
 
 FEW = 20  # rows; a bootstrap of fewer says little
@@ -72,7 +74,7 @@ def evaluation_sections(report: RobustnessReport, models: list[str], note: str =
             parts += [_effects_table(report, data, others), _effects_plot(report, data, others)]
         parts += [_metrics_table(report, data, models), plot(profile_charts(report.profiles, data)[0])]
         parts.append(_all_metrics(report, data))
-        sections.append(Section(f"On {data}{suffix}", parts))
+        sections.append(Section(f"On {data}{suffix}", parts, f"{radius_in_words(WORST)}."))
     return sections
 
 
@@ -102,8 +104,8 @@ def weighed_samples(tables: Tables, rows: Mapping[str, Dataset]) -> Section:
     return samples_section(
         "Hardest and top-weighted samples",
         shown,
-        f"Weights are those of the worst case at ε = {WEIGHED_AT:g}; 1 is an even share. Without a bound on "
-        "certainty they rise as the log-likelihood falls. Look here for mislabelled answers.",
+        f"Weights are those of the worst case; 1 is an even share. {radius_in_words(WEIGHED_AT)}. Without a "
+        "bound on certainty they rise as the log-likelihood falls. Look here for mislabelled answers.",
         group="model",
     )
 

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from klball.adversary.upweighting import radius_in_words
 from klball.report.charts import Chart
 from klball.report.interactive import plot
 from klball.report.page import Page, Section, Table, write_page
 from klball.report.pages.parts import REPORT_FILE, number_sd, provenance_section
+from klball.scores.accuracy import WORST
 
 Rows = Sequence[dict[str, Any]]
 
@@ -34,7 +36,9 @@ def write_preference_page(
             *(["One seed: chance is not ruled out."] if seeds == 1 else []),
         ],
         sections=[
-            Section("Radius and flipped labels", [*map(plot, charts), _stops(stops)]),
+            Section(
+                "Radius and flipped labels", [*map(plot, charts), _stops(stops)], f"{radius_in_words(WORST)}."
+            ),
             Section(
                 "All arms",
                 [_values("Clean held-out pairs", summary, ("flip", "arm"), measures)],

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from klball.adversary.upweighting import radius_in_words
 from klball.report.charts import gain_chart, profile_charts
 from klball.report.interactive import intervals, plot
 from klball.report.page import Cell, Page, Plot, Section, Table, write_page
 from klball.report.pages.parts import REPORT_FILE, provenance_section, samples_section
 from klball.report.pages.reproduction import gain_verdict
+from klball.scores.accuracy import WORST
 from klball.scores.perplexity import ProfilePoint
 
 Rows = Sequence[dict[str, Any]]
@@ -111,7 +113,9 @@ def _profile_section(results: ScanResults) -> Section:
         **{"lambda_": "λ", "ess": "effective sample size"},
     }
     loss, _ = profile_charts(results.profile, results.profile[0].data)
-    return Section("Robust profile", [plot(loss), Table("Profile", rows, columns)])
+    return Section(
+        "Robust profile", [plot(loss), Table("Profile", rows, columns)], f"{radius_in_words(WORST)}."
+    )
 
 
 def _models_section(models: Rows) -> Section:

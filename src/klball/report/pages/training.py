@@ -27,8 +27,8 @@ SHARES = {"f": "share f", "q": "weight q", "density": "q/f"}
 TEXTS = ("sample_id", "group", "prompt", "answer", "chosen", "rejected", "belief")
 
 
-def write_training_page(folder: Path, title: str) -> None:
-    """report.html of a finished run, from the files that it left in its folder."""
+def write_training_page(folder: Path, title: str, meaning: str = "") -> None:
+    """report.html of a finished run, from the files in its folder; meaning: of its radius, in words."""
     history = pq.read_table(folder / "history.parquet").to_pylist()
     groups, top = (_rows(folder / name) for name in ("groups.csv", "top_weighted.csv"))
     sections = [Section("Over training", _curves(history))]
@@ -38,7 +38,7 @@ def write_training_page(folder: Path, title: str) -> None:
     page = Page(
         title=title,
         subtitle=f"{len(history)} optimizer steps",
-        verdict=_verdict(history, groups),
+        verdict=[*_verdict(history, groups), *filter(None, [meaning])],
         sections=[
             *sections,
             samples_section("Samples that the adversary weighs most", top, intro),

@@ -7,6 +7,7 @@ from trl import DPOConfig, RewardConfig
 
 from klball.adversary.sets import AmbiguitySet
 from klball.adversary.trimming import Trimmed
+from klball.adversary.upweighting import radius_help
 from klball.objectives.pairs import PAIR_LOSSES
 from klball.training.arguments import RobustArguments, one_of
 from klball.training.preference.comparators import STRENGTHS
@@ -34,7 +35,10 @@ class PreferenceArguments(RobustArguments):
 
     units: ClassVar[tuple[str, ...]] = ("pair", "group")
 
-    epsilon: float = field(default=0.05, metadata={"help": "Radius of the ball, of KL in nats; 0 for none."})
+    epsilon: float = field(
+        default=0.05,
+        metadata={"help": f"Radius of the ball, of KL in nats; 0 for none; {radius_help(0.05)}."},
+    )
     epsilon_warmup: float | None = field(
         default=None,
         metadata={"help": "Share of the steps over which the radius grows from 0; default: .1 of a ball."},

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from trl import GRPOConfig
 
+from klball.adversary.upweighting import radius_help
 from klball.training.arguments import RobustArguments, one_of
 from klball.training.rl.settings import refuse_without_effect
 
@@ -52,7 +53,10 @@ class RobustGRPOConfig(RobustArguments, GRPOConfig):
     radius_field: ClassVar[str] = "radius"
 
     radius: float = field(
-        default=0.05, metadata={"help": "Radius of the ball over prompts, of KL in nats; 0 is plain GRPO."}
+        default=0.05,
+        metadata={
+            "help": f"Radius ε of the ball over prompts, of KL in nats; 0 is plain GRPO; {radius_help(0.05)}."
+        },
     )
     over: str = field(
         default="prompt", metadata={"help": "What the adversary weighs: 'prompt', or 'group' (group_column)."}

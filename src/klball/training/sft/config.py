@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from trl import SFTConfig
 
 from klball.adversary.sets import AmbiguitySet, CertaintyKLBall
+from klball.adversary.upweighting import radius_help
 from klball.objectives.tokens import OBJECTIVES
 from klball.training.arguments import RobustArguments, one_of
 
@@ -45,7 +46,8 @@ class RobustSFTConfig(RobustArguments, SFTConfig):
     """
 
     epsilon: float = field(
-        default=0.05, metadata={"help": "Radius of the ball, of KL in nats; 0 is plain SFT."}
+        default=0.05,
+        metadata={"help": f"Radius of the ball, of KL in nats; 0 is plain SFT; {radius_help(0.05)}."},
     )
     gamma: float | None = field(
         default=None, metadata={"help": "Upper bound on the mean self-certainty under the weights, nats."}

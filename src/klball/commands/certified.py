@@ -1,0 +1,81 @@
+"""What commands print of certified worst cases: a sentence of scores, a cell of a report."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from klball.commands.options import refuse_ignored
+from klball.report.pages.parts import interval
+from klball.scores.accuracy import columns_of
+from klball.scores.certified import CertifiedWorstCase, certified_worst_case
+from klball.scores.pairs import is_pair_table, read_pairs
+from klball.scores.tables import read_scores
+from klball.studies.own_answers import is_answer_table
+
+Bounds = tuple[float, float]
+SHARES: Bounds = (0.0, 1.0)
+
+
+def given_bounds(options: Any, known: str = "") -> Bounds | None:
+    """--bounds as two numbers, None for none; refused where they are `known`, in words."""
+    if known:
+        refuse_ignored(options, ("bounds",), known)
+    if not options.bounds:
+        return None
+    if len(options.bounds) != 2:
+        raise ValueError(f"--bounds needs two numbers, LOW HIGH, not {len(options.bounds)}")
+    low, high = options.bounds
+    return low, high
+
+
+def certified_of(options: Any) -> tuple[CertifiedWorstCase | None, str]:
+    """The certified worst case of the table that `klball solve` is asked about, and its sentence."""
+    if is_pair_table(options.scores):
+        given_bounds(options, "on a pair table, whose accuracies are 0, ½ or 1")
+        values = columns_of(read_pairs(options.scores)[0])[0]["accuracy"]
+        return certified(values, "accuracy", "pairs", options.epsilon, SHARES, options)
+    if is_answer_table(options.scores):
+        values = _column(options.scores)
+        right_or_wrong = bool(np.isin(values, SHARES).all())
+        bounds = given_bounds(options, "on rewards that are all 0 or 1" if right_or_wrong else "")
+        name = "accuracy" if right_or_wrong else "the reward"
+        bounds = SHARES if right_or_wrong else bounds
+        return certified(values, name, "prompts", options.epsilon, bounds, options)
+    bounds = given_bounds(
+        options, "with --streamed true: a bound needs the scores in memory" if options.streamed else ""
+    )
+    values = np.array([]) if bounds is None else _column(options.scores)
+    return certified(values, "the log-likelihood", "rows", options.epsilon, bounds, options)
+
+
+def _column(path: str) -> np.ndarray:
+    return read_scores(path)[0].data.table["log_likelihood"].drop_null().to_numpy()
+
+
+def certified(
+    values: np.ndarray, name: str, rows: str, epsilon: float, bounds: Bounds | None, options: Any
+) -> tuple[CertifiedWorstCase | None, str]:
+    """The certified worst case of scores, and its sentence, or why there is none.
+
+    name, rows: what the scores measure, and of what; options: of `Certifying`.
+    """
+    if bounds is None:
+        refuse_ignored(options, ("confidence",), f"without --bounds: {name} has none that klball knows")
+        return None, (
+            f"{name} has no bounds that klball knows, so nothing is certain beyond these {rows}: give "
+            "--bounds LOW HIGH if you know some"
+        )
+    found = certified_worst_case(values, epsilon, bounds, options.confidence)
+    return found, found.sentence(name, rows)
+
+
+def cell(row: dict[str, Any]) -> str:
+    """A value of a report with its interval; of a worst case what it is at least, where that is certified."""
+    text = str(interval(row["value"], row["low"], row["high"]))
+    return text if math.isnan(row["certified"]) else f"{text} (≥ {row['certified']:.4g})"
+
+
+def certain(confidence: float) -> str:
+    """What a table's title says of such cells."""
+    return f"(≥ bound of the population's worst case, {100 * confidence:g} % confidence)"
