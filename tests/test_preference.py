@@ -21,6 +21,7 @@ from klball import (
     solve_dual,
 )
 from klball.objectives.pairs import PAIR_LOSSES, LogRatios, bradley_terry
+from klball.training.accountant import Accountant
 from klball.training.preference.comparators import GroupEG, comparator_named
 from preference_grid import NUM_ROWS, reward_model, rows, trainer_for
 from test_trainer import small_gpt2
@@ -320,3 +321,54 @@ def test_an_adapter_may_have_another_reference(tmp_path):
     )
     losses = eager_losses(small_qwen(len(tokenizer())).double()).detach()
     assert trainer.evaluate(rows())["eval_loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+# --- a policy that starts as its own reference --------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", PAIR_LOSSES)
+def test_the_start_is_the_same_for_all_pairs(loss, tmp_path):
+    """So the pairs are not scored first; what they cost is what each costs that the trainer can score."""
+    more = dict(label_smoothing=0.2) if loss == "robust" else {}
+    case = dict(family="dpo", ambiguity=KLBall(0.3), loss_type=loss, own_start=True, **more)
+    trainer, _ = trainer_for(case, "8x1", str(tmp_path))
+    scores = trainer.score_dataset(trainer.train_dataset)["score"]
+    assert scores.tolist() == pytest.approx([trainer.common_start()] * NUM_ROWS, rel=1e-6)
+
+
+@pytest.mark.parametrize("precomputed", [False, True])
+@pytest.mark.parametrize("warmup_steps", [0, 2])
+def test_what_all_pairs_cost_at_the_start_weighs_none(warmup_steps, precomputed, tmp_path, monkeypatch):
+    """The answer of every step is the set's own to the pairs that were visited and had moved.
+
+    Rounding, or entries that have no spread yet, gave weights of a hundred here.
+    """
+    more = dict(precompute_ref_log_probs=precomputed, epsilon_warmup=0.0, num_train_epochs=2)
+    more |= dict(learning_rate=1e-3, warmup_steps=warmup_steps, rescore_steps=0)
+    more |= dict(lr_scheduler_type="constant_with_warmup" if warmup_steps else "constant")
+    case = dict(family="dpo", ambiguity=KLBall(0.3), own_start=True)
+    trainer, _ = trainer_for(case, "4x2 padded and checkpointed", str(tmp_path), **more)
+    monkeypatch.setattr(trainer, "score_dataset", None)  # nothing is scored at the start
+    density, known = Accountant.density, []
+
+    def checked(accountant, index, scores):
+        ledger = accountant.ledger
+        known.append(int(ledger.known.sum()))
+        found = density(accountant, index, scores)
+        expected = torch.ones(len(index), dtype=torch.float64)
+        if known[-1]:
+            s = solve_dual(loss=-ledger.scores()["score"][ledger.known], epsilon=0.3)
+            expected = ((s.mu - scores["score"]) / s.lambda_).exp()
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-9)
+        return found
+
+    monkeypatch.setattr(Accountant, "density", checked)
+    trainer.train()
+    unmoved = 1 + (warmup_steps > 0)  # steps: the first has no learning rate in a warm-up
+    assert known[: 2 * unmoved + 2] == [0] * (2 * unmoved + 2) and known[-1] == NUM_ROWS
+
+
+def test_static_weights_of_the_start_are_refused(tmp_path):
+    case = dict(family="dpo", epsilon=0.1, reweight="static", own_start=True)
+    with pytest.raises(ValueError, match="needs ref_model"):
+        trainer_for(case, "8x1", str(tmp_path))

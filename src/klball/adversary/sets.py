@@ -308,7 +308,8 @@ def _density_solution(
         ess=1 / float((weights**2).sum()),
         worst_case=float(weights @ g.double()),
         status=status,
-        function=None if isinstance(density, StepDensity) else density,
+        function=density,
         scale=scale,
         sign=sign,
+        steps=isinstance(density, StepDensity),
     )

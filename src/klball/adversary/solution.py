@@ -12,7 +12,8 @@ from klball.adversary.answers import DualSolution
 
 Scores = Mapping[str, Tensor]
 """By name, each [n]: "score" (larger is better) and, where the set needs it, "certainty". For `density`
-also "unit" (the positions of the scored units among the n) and "base" (their base weights f)."""
+also "unit" (the positions of the scored units among the n, −1 for one that is not) and "base" (their base
+weights f)."""
 
 
 class Solution(Protocol):
@@ -111,7 +112,7 @@ class TiltSolution:
     def density(self, scores: Scores) -> Tensor:
         g, base = scores["score"], scores["base"]
         if not self.is_tilt:
-            return own_density(self.weights, scores)
+            return own_density(self.weights, scores, torch.ones_like(g))
         exponent = self.dual.mu - self.sign * g
         if self.dual.beta > 0:
             exponent = exponent - self.dual.beta * scores["certainty"]
@@ -124,16 +125,17 @@ class TiltSolution:
 
 @dataclass(frozen=True)
 class DensitySolution:
-    """An answer whose density is a continuous function of sign·score, or with None the weights' own."""
+    """An answer whose density is a function of sign·score; where that `steps`, the weights' own."""
 
     weights: Tensor
     kl: float
     ess: float
     worst_case: float
     status: str
-    function: Callable[[Tensor], Tensor] | None
+    function: Callable[[Tensor], Tensor]
     scale: float
     sign: float = 1.0
+    steps: bool = False
     start: None = None
 
     @property
@@ -141,13 +143,15 @@ class DensitySolution:
         return {"score": self.scale}
 
     def density(self, scores: Scores) -> Tensor:
-        if self.function is None:
-            return own_density(self.weights, scores)
-        return torch.minimum(self.function(self.sign * scores["score"]), 1 / scores["base"])
+        fresh = torch.minimum(self.function(self.sign * scores["score"]), 1 / scores["base"])
+        return own_density(self.weights, scores, fresh) if self.steps else fresh
 
 
-def own_density(weights: Tensor | None, scores: Scores) -> Tensor:
-    """q/f of the scored units themselves: where a step would let rounding of a fresh score decide."""
+def own_density(weights: Tensor | None, scores: Scores, outside: Tensor) -> Tensor:
+    """q/f of the scored units themselves, where a step would let rounding of a fresh score decide.
+
+    outside: that of units which were not among the n, (B).
+    """
     assert weights is not None
-    g = scores["score"]
-    return weights.to(g.dtype).to(g.device)[scores["unit"]] / scores["base"]
+    unit, kept = scores["unit"], weights.to(outside.dtype).to(outside.device)
+    return torch.where(unit < 0, outside, kept[unit.clamp(min=0)] / scores["base"])

@@ -62,6 +62,7 @@ class Accountant:
         self.solution: Solution | None = None
         self.start: Tensor | None = None  # what the next solve continues from
         self._table: Tensor | None = None  # the solution's density of every sample
+        self._places: Tensor | None = None  # of the samples in the solved problem
         self._heard = False  # the warning about a point mass
 
     def rewrite(self, scores: Mapping[str, Tensor]) -> None:
@@ -78,7 +79,7 @@ class Accountant:
     def solve(self) -> Solution:
         """The adversary's answer for the coming optimizer step, frozen until the next `begin_step`."""
         if self.solution is None:
-            self._table = None
+            self._table = self._places = None
             self.solution = self._solve(self.start)
             self.start = None if self.frozen else self.solution.start
         return self.solution
@@ -134,11 +135,17 @@ class Accountant:
         solution = self.solve()
         if not self.frozen and self.units.fresh(self.ledger):
             base = self.units.base_of(index, scores["score"], self.ledger)
-            return solution.density({**scores, "unit": index, "base": base})
+            unit = index if self.ledger.complete else self._places_on(index.device)[index]
+            return solution.density({**scores, "unit": unit, "base": base})
         if self._table is None or self._table.device != index.device:
             table = self.units.density(self.ledger, self.unit_weights())
             self._table = table.to(scores["score"].dtype).to(index.device)
         return self._table[index]
+
+    def _places_on(self, device: torch.device) -> Tensor:
+        if self._places is None or self._places.device != device:
+            self._places = self.ledger.places().to(device)
+        return self._places
 
     def record(self, index: Tensor, scores: Mapping[str, Tensor]) -> None:
         """Enter the fresh scores of one optimizer step's samples, and shift all the others."""

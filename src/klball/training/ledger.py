@@ -41,6 +41,10 @@ class Ledger:
         """Whether every unit has an entry, be it the common start."""
         return self.start is not None or self.complete
 
+    def places(self) -> Tensor:
+        """Where each unit stands among the known ones, −1 for an unknown one, [n]."""
+        return torch.where(self.known, self.known.cumsum(0) - 1, -1)
+
     def scores(self) -> dict[str, Tensor]:
         """The entries, shift included."""
         return {name: values + self.drift.shift[k] for k, (name, values) in enumerate(self.entries.items())}

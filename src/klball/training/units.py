@@ -62,10 +62,10 @@ class Units:
         return self.of_sample is None and ledger.filled and bool(ledger.known.any())
 
     def count(self, ledger: Ledger) -> int:
-        """Units that have a score."""
+        """Units that have a score, 1 where none has."""
         if self.of_sample is None:
             return max(1, int(ledger.known.sum()))
-        return len(self.of_sample[ledger.known].unique())
+        return max(1, len(self.of_sample[ledger.known].unique()))
 
     def problem(self, ledger: Ledger) -> tuple[dict[str, Tensor], Tensor | None]:
         """Scores by name and base weights of the units that have a score, for `AmbiguitySet.solve`."""

@@ -73,9 +73,10 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
         args = args or RobustDPOConfig(output_dir="robust-dpo")
         given = {**kwargs, "model": model, "ref_model": ref_model}
         refuse_unsupported(RobustDPOTrainer, RobustDPOConfig, args, positional, given, ambiguity)
+        static = args.reweight == "static"
         args, peft_config = prepared_arguments(args, kwargs)
         self._own_start = ref_model is None and REFERENCE[0] not in kwargs["train_dataset"].column_names
-        if self._own_start and args.reweight == "static":
+        if self._own_start and static:
             raise ValueError(
                 "reweight='static' needs ref_model here: while the policy is its own reference, all pairs "
                 "cost the same"
