@@ -50,7 +50,7 @@ CASES["dpo-precomputed"] = dict(family="dpo", ambiguity=KLBall(0.3), precompute_
 CASES["dpo-lora"] = dict(family="dpo", ambiguity=KLBall(0.3), lora=True, learning_rate=0.001)
 CASES["dpo-lora-groups"] = dict(CASES["dpo-groups"], lora=True, learning_rate=0.001)
 CASES["dpo-lora-cvar"] = dict(CASES["dpo-cvar"], lora=True, learning_rate=0.001)
-CASES["dpo-own-start"] = dict(family="dpo", ambiguity=KLBall(0.05), own_start=True, learning_rate=0.02)
+CASES["dpo-own-precomputed"] = dict(CASES["dpo-precomputed"], ambiguity=KLBall(0.05), own_start=True)
 CASES["reward-lora"] = dict(family="reward", ambiguity=KLBall(0.3), lora=True, learning_rate=0.001)
 CASES["reward-centred"] = dict(family="reward", ambiguity=KLBall(0.3), center_rewards_coefficient=0.1)
 CASES["gdpo-question"] = dict(family="gdpo", ambiguity=KLBall(0.3), over="question")
@@ -63,7 +63,7 @@ CASES["dpo-group-eg"] = dict(
 CASES["reward-trim"] = dict(family="reward", comparator="trim", comparator_strength=0.15, epsilon=0.3)
 
 FAST = {"dpo-none", "dpo-ball", "dpo-groups", "dpo-cvar", "dpo-precomputed", "dpo-lora", "dpo-group-eg"}
-FAST |= {"dpo-own-start", "reward-ball", "gdpo-ball"}
+FAST |= {"dpo-own-precomputed", "reward-ball", "gdpo-ball"}
 
 ARRANGEMENTS = {  # micro-batch, accumulation, more
     "8x1": (8, 1, {}),
@@ -150,8 +150,9 @@ def trainer_for(case: dict, arrangement: str, folder: str, model=None, data=None
             r=4, lora_alpha=32, target_modules=target, lora_dropout=0.0, task_type=kind
         )
     elif case.pop("own_start", False):
-        model = tempfile.mkdtemp(dir=folder)  # TRL loads the reference by the model's name
-        small_qwen(len(tokenizer())).save_pretrained(model)
+        if not {**case, **more}.get("precompute_ref_log_probs"):
+            model = tempfile.mkdtemp(dir=folder)  # TRL loads the reference by the model's name
+            small_qwen(len(tokenizer())).save_pretrained(model)
     elif family != "reward":
         kwargs["ref_model"] = small_qwen(len(tokenizer()), seed=1)
     if model is None:

