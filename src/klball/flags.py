@@ -1,7 +1,7 @@
 """Options that several commands share, each declared once; a command's own class inherits what it takes."""
 
 from dataclasses import MISSING, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 
 def option(default: Any, help: str) -> Any:
@@ -43,6 +43,29 @@ class Split:
     """Which rows of a data set."""
 
     dataset_split: str | None = option(None, "Split, or a slice of it; default: all of a file, else test.")
+
+
+@dataclass
+class ScoreColumns:
+    """What the columns of scores from elsewhere are."""
+
+    HEADING: ClassVar = "options of scores from elsewhere (CSV, JSON lines, Parquet, lm-eval, Inspect)"
+    score: str | None = option(
+        None,
+        'The column, or a sum such as "a + 0.1*b"; default: the tool\'s first, or the only numeric one.',
+    )
+    lower_is_better: bool | None = option(
+        None, "The score is a loss; with false: it is none, though it is called one."
+    )
+    id: str | None = option(
+        None, "The column of the items' ids; none numbers the rows; default: id and the like."
+    )
+    group: str | None = option(None, "A column that names groups of items; task is one.")
+    round: str | None = option(
+        None,
+        "A column that names rounds (seed, language, wording), or file, or task; default: epochs, and files "
+        "that score the same items.",
+    )
 
 
 @dataclass
