@@ -42,10 +42,10 @@ def is_own(path: str) -> bool:
     """Whether it is klball's own score tables, a Parquet file or a folder of nothing else."""
     try:
         files = score_files(path)
-        names = [{*pq.read_schema(file).names} for file in files if file.endswith(".parquet")]
+        names = [{*pq.read_schema(file).names} for file in files]
     except (ValueError, OSError):
         return False
-    return len(names) == len(files) and all(own >= OWN and not own >= ANSWERED for own in names)
+    return all(own >= OWN and not own >= ANSWERED for own in names)
 
 
 def read_models(options: Any) -> dict[str, Scores]:

@@ -133,7 +133,7 @@ def weighted_sum(text: str, columns: Mapping[str, object]) -> dict[str, float]:
         if len(text) > LONGEST:
             raise SyntaxError(f"longer than {LONGEST} characters")
         terms = _linear(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         said = error.msg if isinstance(error, SyntaxError) else str(error)
         raise ValueError(
             f'--score {text[:80]!r} is no column and no weighted sum of columns such as "a + 0.1*b" '

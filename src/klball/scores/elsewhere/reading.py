@@ -16,6 +16,7 @@ from klball.data.ids import NUMBERED
 from klball.scores.elsewhere.columns import is_numeric, numbers, texts
 from klball.scores.elsewhere.expression import (
     CONSTANT,
+    MINUS,
     NEVER_NEGATIVE,
     check_direction,
     is_right,
@@ -239,7 +240,8 @@ def _part(
     for column, factor in terms.items():
         if column != CONSTANT:
             own = numbers(source, column)
-            _refuse_impossible(source, column, own)
+            if factor > 0:
+                _refuse_impossible(source, column, own)
             values += factor * own
     values = -values if _is_loss(source, name, lower_is_better) else values
     column = source.id if id_column is None else id_column
@@ -258,7 +260,7 @@ def _refuse_impossible(source: Source, name: str, values: np.ndarray) -> None:
     """Log-likelihoods that are all positive, and perplexities that are all negative, are each other."""
     own = words(name)
     likelihood = {"log", "likelihood"} <= own or own & {"loglikelihood", "logprob", "logprobs", "logp"}
-    if likelihood and len(values) and values.min() > 0:
+    if likelihood and not own & MINUS and len(values) and values.min() > 0:
         raise ValueError(
             f"{source.where}: every {name} is positive, but log-likelihoods are 0 or less: these look like "
             f'losses: write --score "-{name}"'

@@ -1,6 +1,7 @@
 """Tables: CSV, TSV, JSON lines and Parquet files, frames, lists of rows, and klball's own score tables."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,10 @@ def of_frame(frame: Any, where: str) -> Source:
             raise ValueError(f"{where} cannot be read as a table: {first_line(error)}") from error
         return _table({str(name): list(frame[name]) for name in frame.columns}, where)
     left = [name for name in table.column_names if not name.startswith("__index_level_")]  # pandas' own
-    return of_arrow(table.select(left), where)
+    source = of_arrow(table.select(left), where)
+    mixed = [n for n in frame.columns if str(frame[n].dtype) == "object"] if hasattr(frame, "iloc") else []
+    columns = {**source.columns, **{name: list(frame[name]) for name in mixed if name in source.columns}}
+    return replace(source, columns=columns)  # Arrow makes 1.0 of a true among numbers
 
 
 def of_arrow(table: pa.Table, where: str) -> Source:
