@@ -238,9 +238,7 @@ def test_compare_on_files_alone(folder, capsys, tmp_path):
 def test_compare_over_rounds_of_a_folder(folder, capsys, tmp_path):
     said = compare(capsys, tmp_path, folder, "seeds-{}", "--lower_is_better", "--epsilon", "0.05")
     assert "every file is a round" in said and f"n = {N} samples × 4 rounds × 2 models" in said
-    assert (
-        "b has a lower worst-case loss than a at ε = 0.05" in said and "points of loss" in said
-    )
+    assert "b has a lower worst-case loss than a at ε = 0.05" in said and "points of loss" in said
     rows = read_csv(tmp_path / "asked" / "rounds.csv")
     assert [row["round"] for row in rows] == ["0", "1", "2", "3"] * 2
     losses = [float(row["loss"]) for row in read_csv(folder / "seeds-b" / "2.csv")]

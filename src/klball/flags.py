@@ -1,7 +1,7 @@
 """Options that several commands share, each declared once; a command's own class inherits what it takes."""
 
 from dataclasses import MISSING, dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 
 def option(default: Any, help: str) -> Any:
@@ -49,7 +49,7 @@ class Split:
 class ScoreColumns:
     """What the columns of scores from elsewhere are."""
 
-    HEADING: ClassVar = "options of scores from elsewhere (CSV, JSON lines, Parquet, lm-eval, Inspect)"
+    HEADING = "options of scores from elsewhere (CSV, JSON lines, Parquet, lm-eval, Inspect)"
     score: str | None = option(
         None,
         'The column, or a sum such as "a + 0.1*b"; default: the tool\'s first, or the only numeric one.',

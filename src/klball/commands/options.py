@@ -240,7 +240,7 @@ def _headings(cls: Any) -> Iterator[tuple[str, str]]:
     """Fields of a class of options that has a heading of its own in the help."""
     for base in cls.__mro__:
         if "HEADING" in vars(base):
-            yield from ((name, base.HEADING) for name in inspect.get_annotations(base) if name != "HEADING")
+            yield from ((name, base.HEADING) for name in inspect.get_annotations(base))
 
 
 def _nearest(name: str, known: Any) -> str:
