@@ -149,7 +149,11 @@ def test_evaluate_reports_means_tails_groups_and_worst_cases(folder, capsys, tmp
     assert float(profile["b", 0.1]["worst_case"]) == pytest.approx(bernoulli_worst(mean, 0.1))
     assert float(profile["b", 0.0]["worst_case"]) == pytest.approx(mean)
     page = (tmp_path / "report.html").read_text()
-    assert "Against a, the accuracy (correct) of b is" in page and "nats per token" not in page
+    assert (
+        "b: the mean accuracy (correct) is" in page
+        and "within ε = 0.1 nats" in page
+        and "nats per token" not in page
+    )
     assert (tmp_path / "profile-scores.svg").exists()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".csv", ".json")}
     evaluate(capsys, tmp_path, folder, "{}.jsonl", "--group", "lang")

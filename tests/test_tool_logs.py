@@ -116,6 +116,9 @@ def test_folders_of_several_models_and_of_no_common_metric_are_refused(tmp_path)
     write_samples(tmp_path / "a", "u", [sample(0, f1=0.5)], model="a")
     with pytest.raises(ValueError, match=r"no score in common \(t: acc; u: f1\)"):
         klball.scores_from(tmp_path / "a")
+    chosen = klball.scores_from(tmp_path / "a", score="f1")
+    assert chosen.values.tolist() == [0.5] and chosen.notes == ("tasks without f1, left out: t",)
+    assert repr(chosen) == "Scores(1 items: f1, points)"
 
 
 @pytest.mark.parametrize(

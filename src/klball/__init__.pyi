@@ -27,7 +27,7 @@ from .data.paraphrase.rounds import read_rounds as read_rounds
 from .data.sources import load_rows as load_rows
 from .models.loading import load_model as load_model
 from .objectives.pairs import no_preference_radius as no_preference_radius
-from .scores.elsewhere.reading import Scores as Scores
+from .scores.elsewhere.item_scores import Scores as Scores
 from .scores.elsewhere.reading import scores_from as scores_from
 from .scores.parquet import stream_scores as stream_scores
 from .scores.tables import read_scores as read_scores

@@ -29,7 +29,7 @@ from klball.files import file_name, write_run
 from klball.flags import ChatTemplate, DataSet, Precision, ScoreColumns, Split, option
 from klball.models.loading import TINY, check_model
 from klball.report.pages.comparison import write_comparison_report
-from klball.scores.elsewhere.reading import ONE_ROUND
+from klball.scores.elsewhere.item_scores import ONE_ROUND
 from klball.scores.parquet import score_files
 from klball.scores.tables import read_scores, score, warn_of_formats
 from klball.studies.arms import load, run_arm

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.hypothesis_tests import p_matrix
 from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds
 from klball.files import write_csv, write_text
-from klball.scores.elsewhere.reading import ONE_ROUND
+from klball.scores.elsewhere.item_scores import ONE_ROUND
 from klball.terminal import say, show_table
 
 
@@ -28,7 +29,7 @@ def write(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path
     write_csv(
         folder / "left_out.csv", [{"n": len(comparison.scores.sample_ids), **comparison.scores.left_out}]
     )
-    write_csv(folder / "profiles.csv", comparison.profiles)
+    write_csv(folder / "profiles.csv", _profiles(comparison))
     for analysis in comparison.analyses():
         own = folder / ("asked" if analysis is comparison.asked else "wide")
         write_csv(own / "rounds.csv", round_rows(analysis))
@@ -48,6 +49,15 @@ def write(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path
     sentences = [f"{analysis.name}: {sentence}" for analysis, sentence in comparison.said()]
     lines = [line for line in (comparison.caution(), *sentences) if line]
     write_text(folder / "verdicts.txt", "\n".join(lines) + "\n")
+
+
+def _profiles(comparison: Comparison) -> list[dict[str, Any]]:
+    """The robust profiles; of scores from elsewhere with the worst-case score in place of the loss."""
+    if comparison.asked.solutions.of_tokens:
+        return comparison.profiles
+    worst = ({"worst_case": -row["robust_loss"], **row} for row in comparison.profiles)
+    order = ("model", "epsilon", "worst_case", "lambda", "ess")
+    return [{name: row[name] for name in order} for row in worst]
 
 
 def show(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path) -> None:

@@ -16,7 +16,8 @@ from klball.report.figures import plot_profiles
 from klball.report.pages.elsewhere import write_items_page
 from klball.report.pages.parts import interval
 from klball.report.pages.tables import write_report
-from klball.scores.elsewhere.reading import Scores, scores_from
+from klball.scores.elsewhere.item_scores import Scores
+from klball.scores.elsewhere.reading import scores_from
 from klball.scores.elsewhere.report import GROUP, ItemReport, item_report
 from klball.scores.elsewhere.tables import ANSWERED, OWN
 from klball.scores.parquet import score_files
@@ -96,6 +97,8 @@ def solve_elsewhere(options: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]
         {"sample_id": scores.sample_ids[i], "n_q": float(n_q[i]), scores.name: own(float(scores.values[i]))}
         for i in order.tolist()
     ]
+    if options.json:
+        summary["notes"] = list(scores.notes)
     if scores.groups is not None:
         summary["groups"] = _groups(scores, solution.weights)
     return summary, top

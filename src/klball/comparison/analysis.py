@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -137,11 +137,16 @@ def _analysed(
     said = verdicts(solutions, tests, effects, items, like_these)
     of_rounds = spreads(solutions)
     if not solutions.of_tokens:  # β is 0 everywhere
-        tests, effects, of_rounds, items, resampled = (
-            [row for row in rows if row.quantity not in ("beta", PAIR)]
-            for rows in (tests, effects, of_rounds, items, resampled)
-        )
+        tests, effects, of_rounds = _without_beta(tests), _without_beta(effects), _without_beta(of_rounds)
+        items, resampled = _without_beta(items), _without_beta(resampled)
     return Analysis(solutions, tests, effects, of_rounds, items, resampled, said)
+
+
+Row = TypeVar("Row", PairTest, Effect, Spread, ItemInference)
+
+
+def _without_beta(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.quantity not in ("beta", PAIR)]
 
 
 def _profiles(scores: RoundScores) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from klball.scores.elsewhere.reading import Scores
+from klball.scores.elsewhere.item_scores import Scores
 
 
 @dataclass(frozen=True)

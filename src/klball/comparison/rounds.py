@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from klball.adversary.dual import solve_dual
-from klball.scores.elsewhere.reading import ONE_ROUND, Scores
+from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores
 from klball.scores.measure import PER_BYTE, PER_TOKEN, Measure, points
 
 COLUMNS = ("log_likelihood", "certainty", "sum_log_prob", "num_tokens", "num_bytes")

@@ -10,7 +10,7 @@ from klball.comparison.effects import Effect
 from klball.comparison.hypothesis_tests import PairTest
 from klball.comparison.items import ItemInference
 from klball.comparison.rounds import MOST_UNUSABLE, RoundSolutions
-from klball.scores.elsewhere.reading import ONE_ROUND
+from klball.scores.elsewhere.item_scores import ONE_ROUND
 from klball.scores.measure import Measure
 
 LEAD = "worst_case"

@@ -19,7 +19,9 @@ from klball.report.pages.parts import (
     samples_section,
 )
 from klball.scores.elsewhere.report import ItemReport
+from klball.scores.measure import ACCURACY
 
+VERDICT_AT = 0.1  # the radius of the worst case that sentences name
 WEIGHED_AT = 0.5  # the radius of the weights in the sample table
 
 
@@ -51,12 +53,21 @@ def _row(report: ItemReport, model: str, name: str) -> dict[str, Any]:
 
 
 def _verdict(report: ItemReport, models: list[str]) -> list[str]:
-    """A sentence a model: its mean and its worst 5 %, against the reference where there are several."""
+    """A sentence a model: mean and worst 5 % (of right and wrong, which has no tail, the worst case)."""
     measure, said = report.measure, []
     for model in models:
         mean, tail = (_row(report, model, name) for name in ("mean", "cvar_0.05"))
         rows = counted(tail["items"])
-        if len(models) == 1:
+        if measure.unit == ACCURACY:
+            worst, base = (_worst(report, name) for name in (model, report.reference))
+            alone = model == report.reference
+            than = "" if alone else f" ({report.reference}: {base:.3g})"
+            change = "" if alone else f"; the difference to {report.reference}: {_says(measure, mean)}"
+            said.append(
+                f"{model}: the mean {measure.noun} is {mean['value']:.3g}{change}. In the worst case within "
+                f"ε = {VERDICT_AT:g} nats of these items it is {worst:.3g}{than}."
+            )
+        elif len(models) == 1:
             said.append(
                 f"{model} has a mean {measure.noun} of {mean['value']:.4g} and one of {tail['value']:.4g} on "
                 f"its worst 5 % ({rows}; unit: {measure.unit})."
@@ -67,6 +78,11 @@ def _verdict(report: ItemReport, models: list[str]) -> list[str]:
                 f"average and {_says(measure, tail)} on the worst 5 % of each ({rows})."
             )
     return said
+
+
+def _worst(report: ItemReport, model: str) -> float:
+    point = next(p for p in report.profiles if (p.model, p.epsilon) == (model, VERDICT_AT))
+    return report.measure.own(-point.robust_loss)
 
 
 def _says(measure: Any, row: dict[str, Any]) -> str:

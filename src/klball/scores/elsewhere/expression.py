@@ -3,7 +3,7 @@
 import ast
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from klball.scores.elsewhere.source import listed
 
@@ -191,7 +191,7 @@ def _added(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
     return {name: a.get(name, 0.0) + b.get(name, 0.0) for name in (*a, *b)}
 
 
-def check_direction(terms: Mapping[str, float], lower_is_better: bool | None, known: object) -> None:
+def check_direction(terms: Mapping[str, float], lower_is_better: bool | None, known: Collection[str]) -> None:
     """Raise ValueError where a column's name and the direction contradict each other.
 
     known: the names of columns whose direction the format defines.

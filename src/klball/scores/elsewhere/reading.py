@@ -1,17 +1,12 @@
 """`klball.scores_from`: per-item results of any kind → one score an item (and round), more being better."""
 
-import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Collection
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from klball.adversary.answers import DualSolution
-from klball.adversary.dual import RobustProfile, robust_profile, solve_dual
 from klball.data.ids import NUMBERED
 from klball.scores.elsewhere.columns import is_numeric, numbers, texts
 from klball.scores.elsewhere.expression import (
@@ -23,118 +18,14 @@ from klball.scores.elsewhere.expression import (
     weighted_sum,
     words,
 )
+from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores
 from klball.scores.elsewhere.recognise import sources_of
 from klball.scores.elsewhere.source import Source, listed
 from klball.scores.measure import Measure, accuracy, points
 
 BY_FILE = "file"  # the round that is no column
 BY_TASK = "task"
-ONE_ROUND = "all"
 MANY = 12  # columns that a refusal lists
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of the items of one model, more being better; a row an item, or an item and round.
-
-    Attributes:
-        measure: What they are, and their unit.
-        name: The column or sum that they are.
-        sample_ids: [rows].
-        values: [rows], float64: minus the source's own numbers where less is better.
-        rounds: [rows], in the order of the rounds; "all" where there is one.
-        groups: [rows], or None.
-        lacking: Items without a score in some round → "unscored", "truncated".
-        numbered: The ids are row numbers, because there is no column of ids.
-        notes: What was chosen where nothing was said, in sentences.
-    """
-
-    measure: Measure
-    name: str
-    sample_ids: list[str]
-    values: np.ndarray
-    rounds: list[str]
-    groups: list[str] | None = None
-    lacking: dict[str, str] = field(default_factory=dict)
-    numbered: bool = False
-    notes: tuple[str, ...] = ()
-    sources: tuple[tuple[Source, list[str]], ...] = field(default=(), repr=False)  # and their rows' ids
-
-    def __len__(self) -> int:
-        return len(self.sample_ids)
-
-    @cached_property
-    def round_names(self) -> list[str]:
-        """The rounds, in order."""
-        return list(dict.fromkeys(self.rounds))
-
-    def of_round(self, name: str) -> dict[str, float]:
-        """Item → score of one round."""
-        return {
-            i: float(v)
-            for i, v, r in zip(self.sample_ids, self.values, self.rounds, strict=True)
-            if r == name
-        }
-
-    def group_of(self) -> dict[str, str]:
-        """Item → group. Raises ValueError for an item with two."""
-        found: dict[str, str] = {}
-        for item, group in zip(self.sample_ids, self.groups or [], strict=bool(self.groups)):
-            if found.setdefault(item, group) != group:
-                raise ValueError(f"item {item!r} has two groups, {found[item]!r} and {group!r}")
-        return found
-
-    def per_item(self) -> "Scores":
-        """One row an item: the mean over rounds, of the items that every round has."""
-        if len(self.round_names) == 1:
-            return self
-        counts = Counter(self.sample_ids)
-        kept = [i for i, count in counts.items() if count == len(self.round_names) and i not in self.lacking]
-        if not kept:
-            raise ValueError(f"no item is in all {len(self.round_names)} rounds")
-        place = {item: row for row, item in enumerate(kept)}
-        total = np.zeros(len(kept))
-        for item, value in zip(self.sample_ids, self.values, strict=True):
-            if item in place:
-                total[place[item]] += value
-        groups = None if self.groups is None else [self.group_of()[item] for item in kept]
-        missing = {item: "missing" for item in counts if item not in place and item not in self.lacking}
-        return replace(
-            self,
-            sample_ids=kept,
-            values=total / len(self.round_names),
-            rounds=[ONE_ROUND] * len(kept),
-            groups=groups,
-            lacking={**self.lacking, **missing},
-            notes=(*self.notes, f"scores are means over {len(self.round_names)} rounds"),
-        )
-
-    def solve(self, epsilon: float, max_weight: float | None = None) -> DualSolution[np.ndarray]:
-        """`klball.solve_dual` of the scores per item, of whatever sign; worst_case = E_Q[score]."""
-        return solve_dual(loss=-self.per_item().values, epsilon=epsilon, max_weight=max_weight)
-
-    def profile(self, epsilons: Sequence[float]) -> RobustProfile:
-        """`klball.robust_profile` of the scores per item: robust_loss = −E_Q[score]."""
-        return robust_profile(loss=-self.per_item().values, epsilons=epsilons)
-
-    def texts_of(self, items: Collection[str]) -> dict[str, dict[str, str]]:
-        """Item → its prompt and answer, where the source has them."""
-        found: dict[str, dict[str, str]] = {}
-        for source, ids in self.sources:
-            names = {
-                kind: name for kind, name in zip(("prompt", "answer"), source.texts, strict=True) if name
-            }
-            for row, item in enumerate(ids if names else ()):
-                if item in items:
-                    found[item] = {kind: _shown(source.columns[name][row]) for kind, name in names.items()}
-        return found
-
-
-def _shown(value: Any) -> str:
-    value = value.as_py() if hasattr(value, "as_py") else value
-    return "" if value is None else str(value)
 
 
 def scores_from(
@@ -165,9 +56,9 @@ def scores_from(
         ValueError: No per-item results; several candidates for the score; a column called loss, perplexity
             or error without `lower_is_better`; missing, repeated, NaN or mixed values, with row and column.
     """
-    sources = sources_of(source)
+    sources, without = _with_score(sources_of(source), score)
     name, notes = _chosen_score(sources, score, (id, group, round))
-    notes += [f"{told} is the group" for told in _default_group(sources, group, round)]
+    notes += [f"groups are by {told}" for told in _default_group(sources, group, round)]
     parts = [_part(one, name, lower_is_better, id) for one in sources]
     prefixed = len({one.task for one in sources}) > 1 and round != BY_TASK
     of_source = [
@@ -179,6 +70,7 @@ def scores_from(
     lacking = {
         (f"{one.task}/{i}" if prefixed else i): why for one in sources for i, why in one.lacking.items()
     }
+    notes += without
     if counts := Counter(lacking.values()):
         notes.append("left out: " + ", ".join(f"{count} {why}" for why, count in counts.items()))
     _refuse_repeated(sources, ids, labels, id)
@@ -196,6 +88,24 @@ def scores_from(
     )
 
 
+def _with_score(sources: list[Source], score: str | None) -> tuple[list[Source], list[str]]:
+    """Of a tool's tasks those that have the score asked for, and a note on the others."""
+    if score is None or len({one.task for one in sources}) == 1:
+        return sources, []
+    kept = [one for one in sources if _has(one, score)]
+    if len(kept) in (0, len(sources)):
+        return sources, []
+    tasks = listed(dict.fromkeys(one.task for one in sources if not _has(one, score)))
+    return kept, [f"tasks without {score}, left out: {tasks}"]
+
+
+def _has(source: Source, score: str) -> bool:
+    try:
+        return bool(weighted_sum(score, source.columns))
+    except ValueError:
+        return False
+
+
 def _chosen_score(
     sources: list[Source], score: str | None, taken: Collection[str | None]
 ) -> tuple[str, list[str]]:
@@ -208,8 +118,8 @@ def _chosen_score(
         if not common:
             of_task = "; ".join(f"{one.task or one.where}: {listed(one.measures)}" for one in sources)
             raise ValueError(
-                f"these files have no score in common ({of_task}): give the files of one task, or choose "
-                "what all have with --score"
+                f"these files have no score in common ({of_task}): choose one with "
+                "--score, and tasks without it are left out"
             )
         others = f", one of {listed(common)} (--score)" if len(common) > 1 else ""
         return common[0], [f"the score is {common[0]}{others}"]

@@ -1,14 +1,12 @@
 """Rows of per-item results as a file or frame has them, and what its format knows of the columns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-
 from klball.scores.measure import Measure
 
-Column = pa.ChunkedArray | Sequence[Any]
+Column = Any  # pa.ChunkedArray, or a sequence of Python's values
 
 
 @dataclass(frozen=True)
