@@ -350,9 +350,11 @@ def test_items_that_one_model_lacks_leave_for_all():
         round_scores({"a": a, "b": klball.scores_from([{"id": "q", "x": 1.0}])})
     with pytest.raises(ValueError, match="compare the same score"):
         round_scores({"a": a, "b": klball.scores_from([{"id": "a", "y": 1.0}])})
-    seeds = klball.scores_from(
-        [{"id": i, "x": 1.0, "r": r} for i in "ab" for r in (1, 2)], score="x", round="r"
-    )
+    rows = [{"id": i, "x": 1.0, "r": r} for i in "ab" for r in (1, 2)]
+    seeds, part = (klball.scores_from(some, score="x", round="r") for some in (rows, rows[:3]))
+    for pair in ({"a": seeds, "b": part}, {"a": seeds.per_item(), "b": part.per_item()}):
+        found = round_scores(pair)
+        assert found.sample_ids == ["a"] and found.left_out == {"missing": 1}
     with pytest.raises(ValueError, match="'b' in round '1'"):
         round_scores({"a": seeds, "b": b})
 

@@ -186,6 +186,12 @@ def test_scorers_and_epochs_of_an_inspect_log(tmp_path):
         "prompt": "3?",
         "answer": "1",
     }
+    (tmp_path / "broken.json").write_text(inspect_log(found[:3], "error"))
+    assert klball.scores_from(tmp_path).values.tolist() == scores.values.tolist()  # without the broken one
+    assert len(klball.scores_from(tmp_path / "broken.json")) == 3
+    (tmp_path / "log.json").write_text(inspect_log(found[:3], "cancelled"))
+    with pytest.raises(ValueError, match="ended with status cancelled"):
+        klball.scores_from(tmp_path)
     (tmp_path / "log.json").write_text(inspect_log([(0, 1, {})], "error"))
     with pytest.raises(ValueError, match=r"\(status error\) has no sample with a score"):
         klball.scores_from(tmp_path / "log.json")

@@ -104,10 +104,10 @@ def scores_elsewhere(scores: Mapping[str, Scores]) -> RoundScores:
     }
     models, rounds = _refuse_absent(of_unit)
     lacking = {item: why for own in scores.values() for item, why in own.lacking.items()}
-    everywhere = set.intersection(*map(set, of_unit.values())) - set(lacking)
+    everywhere = set.intersection(*map(set, of_unit.values()))
     kept = [item for item in next(iter(of_unit.values())) if item in everywhere]
     anywhere = set(lacking).union(*of_unit.values())
-    counts = {"missing": len(anywhere) - len(kept) - len(lacking), **Counter(lacking.values())}
+    counts = Counter(missing=len(anywhere - set(kept) - set(lacking))) + Counter(lacking.values())
     if not kept:
         raise ValueError(
             "no item has a score of every model in every round: ids are such as "
@@ -118,7 +118,7 @@ def scores_elsewhere(scores: Mapping[str, Scores]) -> RoundScores:
         *(models, rounds, kept),
         np.array([[[of_unit[m, r][item] for item in kept] for r in rounds] for m in models]),
         *(None, None, None, None),
-        left_out=counts,
+        left_out={"missing": 0, **counts},
         measure=first.measure if same else points(first.name, first.measure.loss),
         groups=[groups[item] for item in kept] if groups else None,
     )

@@ -15,15 +15,20 @@ MISSING = "inspect_ai reads logs of Inspect, and is not installed: pip install '
 logger = logging.getLogger(__name__)
 
 
+class UnfinishedError(ValueError):
+    """A log whose run did not end well."""
+
+
 def is_log(value: Any) -> bool:
     """Whether JSON is a log of Inspect."""
     return isinstance(value, dict) and {"eval", "status", "version"} <= value.keys()
 
 
-def of_log(path: Path, kind: str) -> Source:
+def of_log(path: Path, kind: str, finished: bool = False) -> Source:
     """One log: a row a sample and epoch, a column a scorer (SCORER.KEY where it gives several values).
 
-    kind: "eval" or "json". Samples that stopped with an error have no score, and are left out and counted.
+    kind: "eval" or "json". finished: raise UnfinishedError for a run that did not end well.
+    Samples that stopped with an error have no score, and are left out and counted.
     """
     try:
         from inspect_ai.log import read_eval_log
@@ -34,6 +39,8 @@ def of_log(path: Path, kind: str) -> Source:
     except Exception as error:  # whatever a damaged archive or a foreign version makes it raise
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} cannot be read as a log of Inspect: {said}") from error
+    if finished and log.status != "success":
+        raise UnfinishedError(f"{path}: its run ended with status {log.status}")
     if log.status != "success":
         logger.warning("%s: its run ended with status %s: samples may be missing", path, log.status)
     rows: list[dict[str, Any]] = []

@@ -77,7 +77,7 @@ class Scores:
         if len(self.round_names) == 1:
             return self
         counts = Counter(self.sample_ids)
-        kept = [i for i, count in counts.items() if count == len(self.round_names) and i not in self.lacking]
+        kept = [i for i, count in counts.items() if count == len(self.round_names)]
         if not kept:
             raise ValueError(f"no item is in all {len(self.round_names)} rounds")
         place = {item: row for row, item in enumerate(kept)}

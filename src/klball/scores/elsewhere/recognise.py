@@ -1,6 +1,7 @@
 """A path, frame or list of rows → its sources, told apart by content."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from klball.scores.elsewhere import inspect_logs, lm_eval, tables
 from klball.scores.elsewhere.source import Source, listed
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".eval")
+logger = logging.getLogger(__name__)
+
 OURS = frozenset(("run.json", "package.json"))
 SAMPLES = "samples_*.jsonl*"
 
@@ -47,7 +50,8 @@ def _columns(given: Mapping[Any, Any]) -> pa.Table:
         raise ValueError(f"a mapping must give a list of as many values for every column: {error}") from error
 
 
-def _of_file(path: Path) -> Source:
+def _of_file(path: Path, finished: bool = False) -> Source:
+    """finished: see `inspect_logs.of_log`."""
     with path.open("rb") as file:
         start = file.read(4)
     if not start:
@@ -55,19 +59,19 @@ def _of_file(path: Path) -> Source:
     if start == b"PAR1" or path.suffix == ".parquet":
         return tables.of_parquet(path)
     if start[:2] == b"PK":
-        return inspect_logs.of_log(path, "eval")
+        return inspect_logs.of_log(path, "eval", finished)
     if b"\0" in start and path.suffix.lower() not in COMPRESSIONS:
         raise ValueError(f"{path} is binary, and neither a Parquet file nor a log of Inspect")
     text = file_text(path)
-    return _of_json(text, path) if text.lstrip()[:1] in ("{", "[") else tables.of_text(text, path)
+    return _of_json(text, path, finished) if text.lstrip()[:1] in ("{", "[") else tables.of_text(text, path)
 
 
-def _of_json(text: str, path: Path) -> Source:
+def _of_json(text: str, path: Path, finished: bool) -> Source:
     """JSON lines of rows or of lm-eval's samples; one object is a log of Inspect, or nothing for us."""
     whole = _one_object(text)
     if whole is not None:
         if inspect_logs.is_log(whole):
-            return inspect_logs.of_log(path, "json")
+            return inspect_logs.of_log(path, "json", finished)
         if lm_eval.is_totals(whole):
             raise ValueError(
                 f"{path} holds the totals of lm-eval: per-item results are in samples_*.jsonl, which "
@@ -96,7 +100,7 @@ def _of_folder(folder: Path) -> list[Source]:
     files = [path for path in files if not any(".parts-" in part for part in path.parts)]
     if not files:
         raise ValueError(f"{folder} has no files of scores ({', '.join(SUFFIXES)})")
-    found = [_of_file(path) for path in files]
+    found, files = _finished(files)
     models: dict[str, Path] = {}
     for source, path in zip(found, files, strict=True):
         models.setdefault(source.model, path)
@@ -109,6 +113,19 @@ def _of_folder(folder: Path) -> list[Source]:
             + (f": --scores {flags}" if apart else ", each in a folder of its own")
         )
     return _labelled(found, [path.relative_to(folder) for path in files])
+
+
+def _finished(files: list[Path]) -> tuple[list[Source], list[Path]]:
+    """The sources of files, and the files, without the logs of runs that did not end well."""
+    found: dict[Path, Source] = {}
+    for path in files:
+        try:
+            found[path] = _of_file(path, finished=True)
+        except inspect_logs.UnfinishedError as error:
+            logger.warning("left out: %s", error)
+            if path == files[-1] and not found:
+                raise
+    return list(found.values()), list(found)
 
 
 def _is_data(path: Path) -> bool:
