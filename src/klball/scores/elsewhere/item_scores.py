@@ -79,7 +79,9 @@ class Scores:
         counts = Counter(self.sample_ids)
         kept = [i for i, count in counts.items() if count == len(self.round_names)]
         if not kept:
-            raise ValueError(f"no item is in all {len(self.round_names)} rounds")
+            raise ValueError(
+                f"no item is in all {len(self.round_names)} rounds: an item needs the same id in each (--id)"
+            )
         place = {item: row for row, item in enumerate(kept)}
         total = np.zeros(len(kept))
         for item, value in zip(self.sample_ids, self.values, strict=True):
