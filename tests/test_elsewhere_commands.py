@@ -10,7 +10,7 @@ import pytest
 
 import klball
 from klball.cli import main
-from test_scores_elsewhere import bernoulli_worst
+from test_scores_compared import bernoulli_worst
 
 N = 300
 
