@@ -141,6 +141,7 @@ REPLACED: dict[str, dict[str, dict[str, Any]]] = {
     "solve": {},
     "evaluate": {
         "commands.evaluate": {**LOADING, "score": table, "robustness_report": Reached},
+        "commands.elsewhere": {"item_report": Reached, "robustness_report": Reached},
         "commands.answers": {
             **{**LOADING, "load": model, "answer_table": answered, "answer_report": Reached},
             "RewardModel": None,

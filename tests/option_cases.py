@@ -41,6 +41,15 @@ MODEL: dict[str, Case] = {
     "max_length": ({}, 7),
     "chat_template_path": ({}, "template.jinja"),
 }
+SEEDED = {"scores": ["SEEDS"], "score": "x", "round": "seed"}
+PAIR = {**SEEDED, "scores": ["a=SEEDS", "b=SEEDS"]}
+OF_COLUMNS: dict[str, Case] = {
+    "score": (SEEDED, "x + 0.1*y"),
+    "lower_is_better": (SEEDED, "true"),
+    "id": (SEEDED, "name"),
+    "group": (SEEDED, "lang"),
+    "round": ({**SEEDED, "id": "unique"}, "file"),
+}
 CASES: dict[str, dict[str, Case]] = {
     "score": {
         **DATA,
@@ -63,8 +72,11 @@ CASES: dict[str, dict[str, Case]] = {
         "json": ({}, "true"),
         "confidence": (BOUNDED, 0.8),
         "bounds": ({}, [-9.0, 0.0]),
+        **OF_COLUMNS,
     },
     "evaluate": {
+        **OF_COLUMNS,
+        "scores": (SEEDED, ["a=SEEDS"]),
         **{name: DATA[name] for name in ("dataset_split", "id_column", "max_rows")},
         **{name: MODEL[name] for name in ("dtype", "max_length", "chat_template_path")},
         "models": ({}, ["m", "o"]),
@@ -118,6 +130,11 @@ CASES: dict[str, dict[str, Case]] = {
         "output_dir": ({}, "OUT2"),
     },
     "compare": {
+        **{
+            name: ({**before, "scores": ["a=SEEDS", "b=SEEDS"]}, *after)
+            for name, (before, *after) in OF_COLUMNS.items()
+        },
+        "scores": (PAIR, ["a=SEEDS", "c=SEEDS"]),
         **DATA,
         **{name: MODEL[name] for name in ("dtype", "max_length", "chat_template_path")},
         "models": ({}, ["a=m", "c=n"]),
@@ -185,6 +202,14 @@ IGNORED: dict[str, list[Case]] = {
         *(({}, name, "x") for name in ("reward", "reward_model", "group_column")),
         (ANSWERS, "reference", "m"),
         (ANSWERS, "max_length", 7),
+        *(
+            (SEEDED, name, "x")
+            for name in ("models", "datasets", "dataset_split", "id_column", "pair_scores")
+        ),
+        *((SEEDED, name, 7) for name in ("max_rows", "max_length", "samples")),
+        *((SEEDED, "generate", "true"), (SEEDED, "dtype", "bfloat16")),
+        *(({}, name, "x") for name in ("score", "id", "group", "round")),
+        ({}, "lower_is_better", "true"),
     ],
     "scan": [({}, name, 7) for name in ("own_prompts", "own_samples", "own_tokens")]
     + [({}, name, "word-problems") for name in ("test_name", "own_name", "dataset_test_split")]
@@ -205,7 +230,18 @@ IGNORED: dict[str, list[Case]] = {
         (BATCH, "results", "x"),
         ({**BATCH, "step": "collect", "results": "x"}, "base_url", "http://host"),
     ],
+    "solve": [(SEEDED, "gamma", 2.05), (SEEDED, "streamed", "true")],
     "compare": [
+        *(
+            (PAIR, name, "x")
+            for name in ("models", "rounds_path", "dataset_name", "dataset_split", "id_column")
+        ),
+        *((PAIR, name, 4) for name in ("rounds", "max_rows", "max_length", "num_jobs")),
+        *((PAIR, "gamma", "2"), (PAIR, "dtype", "bfloat16"), (PAIR, "dataset_config", "x")),
+        *(({}, name, "x") for name in ("score", "id", "group", "round")),
+        ({}, "lower_is_better", "true"),
+    ]
+    + [
         ({"rounds_path": "ROUNDS"}, name, "x") for name in ("dataset_name", "dataset_split", "dataset_config")
     ],
     "reproduce": [

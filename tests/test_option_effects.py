@@ -36,12 +36,18 @@ def files(tmp_path_factory):
         options = {**FIXED["paraphrase"], "rounds": 4, "max_rows": 6}
         observed("paraphrase", options, folder / "rounds", patch)
     (folder / "results.jsonl").write_text("")
+    lines = [
+        f"{i},{i if s == 1 else 8 - i},{i % 5}{s},{i}.5,{s},{i}-{s},{i % 2}" for i in range(9) for s in (1, 2)
+    ]
+    (folder / "seeds.csv").write_text("\n".join(["id,name,x,y,seed,unique,lang", *lines]))
     (folder / "recipe.yaml").write_text("train_rows: 4\n")
     return {
         "SCORES": str(folder / "scores.parquet"),
         "OTHER_SCORES": str(folder / "other.parquet"),
         "ROUNDS": str(folder / "rounds" / "rounds.parquet"),
         "RESULTS": str(folder / "results.jsonl"),
+        "SEEDS": str(folder / "seeds.csv"),
+        **{f"{label}=SEEDS": f"{label}={folder / 'seeds.csv'}" for label in "abc"},
         "RECIPE": str(folder / "recipe.yaml"),
     }
 
@@ -54,6 +60,9 @@ def run(files, tmp_path, monkeypatch):
         merged = {k: v for given in (FIXED[command], *options) for k, v in given.items()}
         if "rounds_path" in merged and command == "compare":
             merged.pop("rounds")
+        for name in ("models", "datasets", "rounds"):
+            if "scores" in merged and command != "solve" and name not in (options or [{}])[-1]:
+                merged.pop(name, None)
         known = {
             k: [files.get(x, x) for x in v] if isinstance(v, list) else files.get(v, v)
             for k, v in merged.items()

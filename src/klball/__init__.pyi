@@ -30,6 +30,8 @@ from .models.loading import load_model as load_model
 from .objectives.pairs import no_preference_radius as no_preference_radius
 from .scores.certified import CertifiedWorstCase as CertifiedWorstCase
 from .scores.certified import certified_worst_case as certified_worst_case
+from .scores.elsewhere.item_scores import Scores as Scores
+from .scores.elsewhere.reading import scores_from as scores_from
 from .scores.parquet import stream_scores as stream_scores
 from .scores.tables import read_scores as read_scores
 from .scores.tables import score as score

@@ -46,6 +46,29 @@ class Split:
 
 
 @dataclass
+class ScoreColumns:
+    """What the columns of scores from elsewhere are."""
+
+    HEADING = "options of scores from elsewhere (CSV, JSON lines, Parquet, lm-eval, Inspect)"
+    score: str | None = option(
+        None,
+        'The column, or a sum such as "a + 0.1*b"; default: the tool\'s first, or the only numeric one.',
+    )
+    lower_is_better: bool | None = option(
+        None, "The score is a loss; with false: it is none, though it is called one."
+    )
+    id: str | None = option(
+        None, "The column of the items' ids; none numbers the rows; default: id and the like."
+    )
+    group: str | None = option(None, "A column that names groups of items; task is one.")
+    round: str | None = option(
+        None,
+        "A column that names rounds (seed, language, wording), or file, or task; default: epochs, and files "
+        "that score the same items.",
+    )
+
+
+@dataclass
 class ChatTemplate:
     """How chats become text."""
 

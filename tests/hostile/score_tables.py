@@ -227,7 +227,7 @@ FILES: dict[str, tuple[Callable[[], Any], str]] = {
     "junk": (_bytes(lambda content: b"junk" * 99), REFUSED),
     "junk with magic": (_bytes(lambda content: b"PAR1" + b"junk" * 99 + b"PAR1"), REFUSED),
     "CSV": (_bytes(lambda content: b"sample_id,log_likelihood\na,-1\nb,-2\n"), EITHER),
-    "JSON": (_bytes(lambda content: b'{"sample_id": "a", "log_likelihood": -1}\n'), REFUSED),
+    "JSON": (_bytes(lambda content: b'{"sample_id": "a", "log_likelihood": -1}\n'), EITHER),
     "a foreign table": (lambda: _foreign(TABLE), REFUSED),
     "not there": (lambda: None, REFUSED),
     "a bit of a score flipped": (_flip_score, REFUSED),

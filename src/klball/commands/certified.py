@@ -9,6 +9,8 @@ from klball.commands.options import refuse_ignored
 from klball.report.pages.parts import interval
 from klball.scores.accuracy import columns_of
 from klball.scores.certified import CertifiedWorstCase, certified_worst_case
+from klball.scores.elsewhere.item_scores import Scores
+from klball.scores.measure import ACCURACY, Measure
 from klball.scores.pairs import is_pair_table, read_pairs
 from klball.scores.tables import read_scores
 from klball.studies.own_answers import is_answer_table
@@ -49,16 +51,38 @@ def certified_of(options: Any) -> tuple[CertifiedWorstCase | None, str]:
     return certified(values, "the log-likelihood", "rows", options.epsilon, bounds, options)
 
 
+def certified_elsewhere(scores: Scores, options: Any) -> tuple[CertifiedWorstCase | None, str]:
+    """The same of results of another tool."""
+    measure = scores.measure
+    bounds = bounds_elsewhere(measure, options)
+    return certified(scores.values, measure.noun, "items", options.epsilon, bounds, options, measure.loss)
+
+
+def bounds_elsewhere(measure: Measure, options: Any) -> Bounds | None:
+    """Of scores of which larger is better; --bounds are of the source's own numbers."""
+    if measure.unit == ACCURACY:
+        given_bounds(options, "on accuracies, which are from 0 to 1")
+        return SHARES
+    bounds = given_bounds(options)
+    return (-bounds[1], -bounds[0]) if bounds is not None and measure.loss else bounds
+
+
 def _column(path: str) -> np.ndarray:
     return read_scores(path)[0].data.table["log_likelihood"].drop_null().to_numpy()
 
 
 def certified(
-    values: np.ndarray, name: str, rows: str, epsilon: float, bounds: Bounds | None, options: Any
+    values: np.ndarray,
+    name: str,
+    rows: str,
+    epsilon: float,
+    bounds: Bounds | None,
+    options: Any,
+    loss: bool = False,
 ) -> tuple[CertifiedWorstCase | None, str]:
     """The certified worst case of scores, and its sentence, or why there is none.
 
-    name, rows: what the scores measure, and of what; options: of `Certifying`.
+    name, rows: what the scores measure, and of what; options: of `Certifying`; loss: they are minus one.
     """
     if bounds is None:
         refuse_ignored(options, ("confidence",), f"without --bounds: {name} has none that klball knows")
@@ -67,7 +91,7 @@ def certified(
             "--bounds LOW HIGH if you know some"
         )
     found = certified_worst_case(values, epsilon, bounds, options.confidence)
-    return found, found.sentence(name, rows)
+    return found, found.sentence(name, rows, loss)
 
 
 def cell(row: dict[str, Any]) -> str:

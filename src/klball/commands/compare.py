@@ -15,19 +15,23 @@ from datasets import Dataset
 
 from klball.adversary.upweighting import radius_help
 from klball.commands.comparison_tables import show, write
+from klball.commands.elsewhere import COLUMNS, asks_for_columns, is_own, read_models, show_groups
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
 from klball.commands.paraphrase import template_replies
 from klball.commands.reproduce import tiny_experiment
 from klball.comparison.analysis import Comparison, compare_scores
+from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.rounds import Gamma, round_scores
 from klball.data.paraphrase.rounds import Rounds, read_rounds, write_rounds
 from klball.data.paraphrase.samples import samples_of
 from klball.data.rows import load_rows
 from klball.files import file_name, write_run
-from klball.flags import ChatTemplate, DataSet, Precision, Split, option
+from klball.flags import ChatTemplate, DataSet, Precision, ScoreColumns, Split, option
 from klball.models.loading import TINY, check_model
 from klball.report.pages.comparison import write_comparison_report
+from klball.scores.elsewhere.item_scores import ONE_ROUND
+from klball.scores.parquet import score_files
 from klball.scores.tables import read_scores, score, warn_of_formats
 from klball.studies.arms import load, run_arm
 from klball.terminal import is_main, progress_bar, say
@@ -35,12 +39,25 @@ from klball.terminal import is_main, progress_bar, say
 EXAMPLE = "klball compare --models sft=outputs/sft robust=outputs/robust --dataset_name rows.jsonl"
 
 
+OF_MODELS = (
+    *("models", "rounds_path", "rounds", "max_rows", "num_jobs", "job_index", "dtype", "max_length"),
+    *("chat_template_path", "dataset_name", "dataset_split", "dataset_config", "id_column"),
+)
+SOURCES = 3.0  # the radius of the source
+ELSEWHERE = 0.1  # of scores with a floor, such as 0 and 1, the worst case is soon there
+
+
 @dataclass
-class Options(Precision, ChatTemplate, Split, DataSet):
+class Options(ScoreColumns, Precision, ChatTemplate, Split, DataSet):
     """The models, the rounds, and the adversary."""
 
     models: list[str] = option(
         [], "name=path or path; default: klball/tiny before and after `klball reproduce`."
+    )
+    scores: list[str] = option(
+        [],
+        "Results that are there, as PATH or LABEL=PATH, a file or folder a model, instead of models and "
+        "data: klball's tables, CSV, TSV, JSON lines, Parquet, samples of lm-eval, logs of Inspect.",
     )
     rounds_path: str | None = option(
         None, "rounds.parquet of `klball paraphrase`; default: made by templates."
@@ -49,7 +66,11 @@ class Options(Precision, ChatTemplate, Split, DataSet):
     max_rows: int | None = option(
         None, "The first rows after a shuffle; default: 300 by templates, else all."
     )
-    epsilon: float = option(3.0, f"Radius of the KL ball, nats; the source's is 3; {radius_help(3.0)}.")
+    epsilon: float | None = option(
+        None,
+        f"Radius of the KL ball, nats; default: the source's 3 ({radius_help(3.0)}); on scores from "
+        f"elsewhere 0.1 ({radius_help(0.1)}).",
+    )
     gamma: str = option("auto", "Bound on the mean certainty: a number (the source's: 14.5), auto, none.")
     resamples: int = option(200, "Bootstrap resamples of the items; 0: none.")
     num_jobs: int = option(1, "Independent jobs that share the folder.")
@@ -61,6 +82,11 @@ def main(arguments: Sequence[str], prog: str) -> None:
     """Score what is missing, then solve, test and report; or say how many units other jobs still owe."""
     (options,) = parse([Options], arguments, prog, EXAMPLE)
     gamma = _checked(options)
+    if options.scores:
+        _compare_elsewhere(options, gamma, prog)
+        return
+    refuse_ignored(options, COLUMNS, "without --scores")
+    options.epsilon = SOURCES if options.epsilon is None else options.epsilon
     folder = Path(options.output_dir)
     rounds = _rounds(options, folder)
     models = _models(options)
@@ -89,6 +115,44 @@ def main(arguments: Sequence[str], prog: str) -> None:
     show(comparison, rounds, folder)
 
 
+def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
+    """`--scores`: what is there is aligned, compared and reported."""
+    refuse_ignored(options, OF_MODELS, "with --scores, whose items are scored")
+    paths = labelled(options.scores)
+    if len(paths) < 2:
+        raise ValueError("a comparison needs at least two --scores, as LABEL=PATH")
+    file_names(paths)
+    folder = Path(options.output_dir)
+    if not asks_for_columns(options) and all(map(is_own, paths.values())):
+        options.epsilon = SOURCES if options.epsilon is None else options.epsilon
+        write_run(folder, options, prog)
+        tables = {(m, r): read_scores(f) for m, path in paths.items() for r, f in _own_rounds(path).items()}
+        rounds = RoundsElsewhere({})
+        comparison = _compared(tables, gamma, options, rounds.like_these(len({r for _, r in tables})))
+    else:
+        refuse_ignored(options, ("gamma",), "on scores from elsewhere, which have no certainty")
+        rounds = RoundsElsewhere(read_models(options))
+        scores = round_scores(rounds.scores)
+        options.epsilon = ELSEWHERE if options.epsilon is None else options.epsilon
+        write_run(folder, options, prog)
+        told = rounds.like_these(len(scores.rounds))
+        with progress_bar("Bootstrap over items", "resamples") as progress:
+            settings = (options.epsilon, None, options.resamples, rounds.about, progress, told)
+            comparison = compare_scores(scores, *settings)
+    write(comparison, rounds, folder)
+    write_comparison_report(comparison, rounds, folder)
+    show_groups(comparison.scores, folder)
+    show(comparison, rounds, folder)
+
+
+def _own_rounds(path: str) -> dict[str, str]:
+    """Round → score table, called by its place in the folder; of one file "all"."""
+    files = score_files(path)
+    if len(files) == 1:
+        return {ONE_ROUND: files[0]}
+    return {str(Path(file).relative_to(path).with_suffix("")): file for file in files}
+
+
 def _checked(options: Options) -> Gamma:
     one_of(options, "dtype", DTYPES)
     if options.rounds_path is not None:
@@ -100,7 +164,7 @@ def _checked(options: Options) -> Gamma:
         raise ValueError(f"--job_index must be between 0 and {options.num_jobs - 1}, not {options.job_index}")
     if options.max_rows is not None and options.max_rows < 2:
         raise ValueError(f"--max_rows must be at least 2, not {options.max_rows}")
-    if not options.epsilon > 0:
+    if options.epsilon is not None and not options.epsilon > 0:
         raise ValueError(f"--epsilon must be above 0, not {options.epsilon}: without a ball λ is infinite")
     if options.gamma in ("auto", "none"):
         return "auto" if options.gamma == "auto" else None
@@ -230,4 +294,5 @@ def _compared(
         f"{model}, round {r}": about for (model, r), (_, about) in tables.items() if r == scores.rounds[0]
     }
     with progress_bar("Bootstrap over items", "resamples") as progress:
+        assert options.epsilon is not None
         return compare_scores(scores, options.epsilon, gamma, options.resamples, about, progress, like_these)

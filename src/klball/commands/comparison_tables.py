@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,19 +15,22 @@ from klball.comparison.analysis import (
     round_rows,
     source_summary,
 )
+from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.hypothesis_tests import p_matrix
 from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds
 from klball.files import write_csv, write_text
+from klball.scores.elsewhere.item_scores import ONE_ROUND
 from klball.terminal import say, show_table
 
 
-def write(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
+def write(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path) -> None:
     """CSV tables; those of one (ε, γ) in the folder `asked` or `wide`."""
-    write_csv(folder / "acceptance.csv", rounds.acceptance())
+    if acceptance := rounds.acceptance():
+        write_csv(folder / "acceptance.csv", acceptance)
     write_csv(
         folder / "left_out.csv", [{"n": len(comparison.scores.sample_ids), **comparison.scores.left_out}]
     )
-    write_csv(folder / "profiles.csv", comparison.profiles)
+    write_csv(folder / "profiles.csv", _profiles(comparison))
     for analysis in comparison.analyses():
         own = folder / ("asked" if analysis is comparison.asked else "wide")
         write_csv(own / "rounds.csv", round_rows(analysis))
@@ -41,7 +45,7 @@ def write(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
             ("joint", [asdict(region) for region in analysis.joint]),
         ):
             write_csv(own / f"{name}.csv", rows)
-        for test, quantity in SOURCE_TESTS:
+        for test, quantity in SOURCE_TESTS if analysis.solutions.of_tokens else ():
             matrix = p_matrix(analysis.tests, test, quantity, analysis.solutions.models)
             write_csv(own / f"p-{test}-{quantity}.csv", matrix_rows(analysis.solutions.models, matrix))
     sentences = [f"{analysis.name}: {sentence}" for analysis, sentence in comparison.said()]
@@ -49,13 +53,23 @@ def write(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
     write_text(folder / "verdicts.txt", "\n".join(lines) + "\n")
 
 
-def show(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
+def _profiles(comparison: Comparison) -> list[dict[str, Any]]:
+    """The robust profiles; of scores from elsewhere with the worst-case score in place of the loss."""
+    if comparison.asked.solutions.of_tokens:
+        return comparison.profiles
+    worst = ({"worst_case": -row["robust_loss"], **row} for row in comparison.profiles)
+    order = ("model", "epsilon", "worst_case", "lambda", "ess")
+    return [{name: row[name] for name in order} for row in worst]
+
+
+def show(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path) -> None:
     """What can be relied on first, then the verdicts, then the source's tables."""
     scores = comparison.scores
+    many = "" if scores.rounds == [ONE_ROUND] else f" × {len(scores.rounds)} rounds"
     lost = ", ".join(f"{count} {reason}" for reason, count in scores.left_out.items() if count) or "none"
     say(
-        f"n = {len(scores.sample_ids)} samples × {len(scores.rounds)} rounds × {len(scores.models)} models; "
-        f"rows left out for all: {lost}; {accepted(rounds)}"
+        f"n = {len(scores.sample_ids)} samples{many} × {len(scores.models)} models; "
+        f"rows left out for all: {lost}{accepted(rounds)}"
     )
     for analysis in comparison.analyses():
         _show_ground(analysis)
@@ -65,17 +79,20 @@ def show(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
     for line in (comparison.caution(), *lines):
         if line:
             say(f"• {line}")
-    _show_source(comparison.asked)
+    if comparison.asked.solutions.of_tokens:
+        _show_source(comparison.asked)
     say(f"everything is in {folder}")
 
 
-def accepted(rounds: Rounds) -> str:
+def accepted(rounds: Rounds | RoundsElsewhere) -> str:
     """How many of the new prompts were accepted, and how many of those only frame the old one."""
     rows = rounds.acceptance()
+    if not rows:
+        return ""
     low, high = (f"{100 * pick(row['share'] for row in rows):.0f}" for pick in (min, max))
     share = f"{low} %" if low == high else f"{low} to {high} %"
     taken, framed = (sum(row[key] for row in rows) for key in ("accepted", WORD_FOR_WORD))
-    said = f"new prompts accepted: {share} in every round"
+    said = f"; new prompts accepted: {share} in every round"
     if framed:
         said += f", {100 * framed / taken:.0f} % of them the unchanged one with a line put before it"
     return said
@@ -89,13 +106,16 @@ def _show_ground(analysis: Analysis) -> None:
         body.append(
             (
                 model,
+                *([] if s.of_tokens else [float(s.mean_log_likelihood[m].mean())]),
                 float(np.nanmean(s.worst_case[m])),
                 float(np.nanmin(s.ess[m])),
-                "no γ" if s.gamma is None else float(s.gamma_margin[m].min()),
+                *([] if not s.of_tokens else ["no γ" if s.gamma is None else float(s.gamma_margin[m].min())]),
                 ", ".join(f"{count} {status}" for status, count in zip(statuses, counts, strict=True)),
             )
         )
-    header = ("model", f"worst case, nats/{s.unit}", "least ESS", "least γ − γ_min", "rounds")
+    margin = ["least γ − γ_min"] if s.of_tokens else []
+    mean = [] if s.of_tokens else [f"mean, {s.measure.score_title}"]
+    header = ("model", *mean, f"worst case, {s.measure.score_title}", "least ESS", *margin, "rounds")
     show_table(f"{analysis.name}, n = {s.n}", header, body)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 from datasets import Dataset
 
 from klball.commands.answers import OF_ANSWERS, Answering, evaluate_answers
+from klball.commands.elsewhere import COLUMNS, evaluate_elsewhere
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
 from klball.commands.pairs import evaluate_pairs
 from klball.data.rows import first_rows, load_rows
 from klball.files import file_name, write_run
-from klball.flags import Certifying, ChatTemplate, Precision, RowIds, Split, option
+from klball.flags import Certifying, ChatTemplate, Precision, RowIds, ScoreColumns, Split, option
 from klball.models.loading import TINY, check_model
 from klball.report.pages.evaluation import write_evaluation_page
 from klball.report.pages.tables import write_report
@@ -31,13 +32,18 @@ OF_MODELS = (
 
 
 @dataclass
-class Options(Answering, Certifying, Precision, ChatTemplate, Split, RowIds):
+class Options(ScoreColumns, Answering, Certifying, Precision, ChatTemplate, Split, RowIds):
     """Models and data sets, each as NAME or LABEL=NAME."""
 
     models: list[str] = option([TINY], "Models, as NAME or LABEL=NAME; the first is the reference.")
     datasets: list[str] = option(["stdlib-docs", "word-problems"], "Data sets, as NAME or LABEL=NAME.")
     pair_scores: list[str] = option(
         [], "Pair tables of klball score, as FILE or LABEL=FILE, instead of models and data."
+    )
+    scores: list[str] = option(
+        [],
+        "Results that are there, as PATH or LABEL=PATH, instead of models and data: klball's tables, CSV, "
+        "TSV, JSON lines, Parquet, samples of lm-eval, logs of Inspect.",
     )
     reference: str | None = option(None, "Label of the model that chooses the hardest 1 %.")
     max_rows: int | None = option(None, "Use the first rows of each data set only.")
@@ -48,6 +54,11 @@ def main(arguments: Sequence[str], prog: str) -> None:
     """Score every model on every data set (finished tables are reused), then report."""
     (options,) = parse([Options], arguments, prog, EXAMPLE)
     one_of(options, "dtype", DTYPES)
+    if options.scores:
+        refuse_ignored(options, (*OF_MODELS, "pair_scores"), "with --scores, whose items are scored")
+        evaluate_elsewhere(options, prog)
+        return
+    refuse_ignored(options, COLUMNS, "without --scores")
     if options.pair_scores:
         refuse_ignored(options, OF_MODELS, "with --pair_scores, whose tables are finished")
         evaluate_pairs(options, labelled(options.pair_scores), prog)

@@ -91,15 +91,22 @@ class Parser(TrlParser):
     def _group_own(self, classes: Sequence[Any]) -> None:
         """klball's options under their own title, before the hundreds that come from TRL."""
         own = {name for c in classes for name in _own_fields(c)}
-        groups = [self.add_argument_group(title) for title in (OWN_TITLE, OTHER_TITLE)]
+        headings = {name: title for c in classes for name, title in _headings(c)}
+        groups = {
+            title: self.add_argument_group(title)
+            for title in dict.fromkeys([OWN_TITLE, *headings.values(), OTHER_TITLE])
+        }
         for action in list(self._optionals._group_actions):
             if action.dest == "help":
                 continue
             mine = action.dest in own
+            if mine and self.types[action.dest] == bool | None:  # as of plain bools, the flag alone is true
+                action.nargs, action.const = "?", True
             if mine and action.help:  # writers of klball's help need not know argparse's signs
                 action.help = re.sub(r"%(?!\()", "%%", action.help.replace("%%", "%"))
             self._optionals._group_actions.remove(action)
-            groups[0 if mine else 1]._group_actions.append(action)
+            title = headings.get(action.dest, OWN_TITLE) if mine else OTHER_TITLE
+            groups[title]._group_actions.append(action)
 
     def from_recipe(self, settings: dict[str, Any], path: str) -> dict[str, Any]:
         """The recipe's values as the command line would give them. Raises ValueError naming a bad key."""
@@ -146,7 +153,11 @@ class Parser(TrlParser):
             setattr(namespace, name, _expanded(name, value))
             if isinstance(value, str) and dict in map(_origin, self._kinds(name)):
                 self._refuse_bad_json(name, value)
-        numbers = {name: value for name, value in vars(namespace).items() if str not in self._kinds(name)}
+        numbers = {
+            name: value
+            for name, value in vars(namespace).items()
+            if str not in self._kinds(name) and not (value is None and NoneType in self._kinds(name))
+        }
         check_bounds(numbers, prefix="--")  # compare's gamma may be a word
         return namespace, rest
 
@@ -223,6 +234,13 @@ def _own_fields(cls: Any) -> Iterator[str]:
     for base in cls.__mro__:
         if base.__module__.split(".")[0] not in ("trl", "transformers", "builtins"):
             yield from inspect.get_annotations(base)
+
+
+def _headings(cls: Any) -> Iterator[tuple[str, str]]:
+    """Fields of a class of options that has a heading of its own in the help."""
+    for base in cls.__mro__:
+        if "HEADING" in vars(base):
+            yield from ((name, base.HEADING) for name in inspect.get_annotations(base))
 
 
 def _nearest(name: str, known: Any) -> str:

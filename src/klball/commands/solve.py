@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from klball.adversary.dual import solve_dual
 from klball.adversary.streaming import solve_dual_streamed
 from klball.adversary.upweighting import radius_help, radius_in_words
 from klball.commands.certified import certified_of
+from klball.commands.elsewhere import asks_for_columns, is_own, show_solved, solve_elsewhere
 from klball.commands.options import parse
 from klball.commands.pairs import flips_sentence, refuse_for_pairs, solve_pairs
-from klball.flags import REQUIRED, Certifying, option
+from klball.flags import REQUIRED, Certifying, ScoreColumns, option
 from klball.scores.pairs import is_pair_table
 from klball.scores.parquet import score_files, stream_scores, top_weighted
 from klball.scores.tables import read_provenance, read_scores
@@ -24,11 +26,15 @@ from klball.terminal import say, show_table
 EXAMPLE = "klball solve --scores outputs/score/scores.parquet --epsilon 0.1"
 
 
-@dataclass
-class Options(Certifying):
+@dataclass(kw_only=True)
+class Options(ScoreColumns, Certifying):
     """The table and the ambiguity set."""
 
-    scores: str = option(REQUIRED, "A Parquet table of scores or pairs, as klball score writes it.")
+    scores: str = option(
+        REQUIRED,
+        "What klball score or evaluate --generate wrote, or results of another tool: CSV, TSV, JSON lines, "
+        "Parquet, samples of lm-eval, logs of Inspect; a file or a folder.",
+    )
     epsilon: float = option(0.05, f"Radius of the KL ball, nats: {radius_help(0.05)}.")
     gamma: float | None = option(None, "Upper bound on the mean certainty, nats.")
     max_weight: float | None = option(None, "Largest weight relative to 1/n.")
@@ -47,9 +53,13 @@ Answer = tuple[dict[str, Any], list[dict[str, Any]]]  # what to print: the solut
 def main(arguments: Sequence[str], prog: str) -> None:
     """Solve and print; rows without a score are left out and counted."""
     (options,) = parse([Options], arguments, prog, EXAMPLE)
-    certified, sentence = certified_of(options)
-    pairs = is_pair_table(options.scores)
-    if pairs:
+    elsewhere = asks_for_columns(options) or not _is_ours(options)
+    certified, sentence = (None, "") if elsewhere else certified_of(options)
+    pairs = False
+    if elsewhere:
+        refuse_for_pairs(options, ("gamma", "streamed"), "scores from elsewhere")
+        summary, top, (certified, sentence) = solve_elsewhere(options)
+    elif pairs := is_pair_table(options.scores):
         refuse_for_pairs(options, ("gamma", "streamed"))
         summary, top = _of_pairs(options)
     elif is_answer_table(options.scores):
@@ -67,14 +77,23 @@ def main(arguments: Sequence[str], prog: str) -> None:
     show_table(
         f"worst case in the ball of radius {options.epsilon} around {options.scores}",
         ("", "value"),
-        list(summary.items()),
+        [row for row in summary.items() if row[0] != "groups"],
     )
+    show_solved(summary, f"ε = {options.epsilon:g}")
     score = next(iter(top[0].keys() - {"sample_id", "n_q"}), "") if top else ""
-    header = ("sample_id", "n·q", score.replace("_l", "-l"))
+    header = ("sample_id", "n·q", score.replace("log_likelihood", "log-likelihood"))
     show_table("top-weighted samples", header, [tuple(t.values()) for t in top])
     say(f"{sentence}; {radius_in_words(options.epsilon, options.max_weight)}")
     if pairs and options.epsilon > 0:
         say(flips_sentence())
+
+
+def _is_ours(options: Options) -> bool:
+    """Whether klball wrote it, or it is a damaged Parquet file, whose reader says so."""
+    if options.streamed or is_own(options.scores):
+        return True
+    path = Path(options.scores)
+    return path.suffix == ".parquet" and (is_pair_table(path) or is_answer_table(path))
 
 
 def _of_pairs(options: Options) -> Answer:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -100,6 +100,9 @@ def compare_scores(
 ) -> Comparison:
     """Solve and test at (ε, γ), and at the largest radius whose ESS is at least 100.
 
+    Of scores from elsewhere the second is for an ε with less than that: at large radii a worst case of 0 and
+    1 says nothing any more.
+
     Args:
         scores: What `round_scores` made of the score tables.
         epsilon: Radius of the ball, nats.
@@ -113,7 +116,8 @@ def compare_scores(
         ValueError: No round of some pair can be solved.
     """
     asked = _analysed(scores, epsilon, gamma, resamples, progress, like_these)
-    wide = largest_epsilon_with_ess(scores)
+    enough = scores.certainty is None and asked.solutions.least_ess() >= LEAST_ESS
+    wide = None if enough else largest_epsilon_with_ess(scores)
     same = wide == epsilon and asked.solutions.gamma is None
     analysis = (
         None if wide is None or same else _analysed(scores, wide, None, resamples, progress, like_these)
@@ -137,13 +141,24 @@ def _analysed(
         drawn = bootstrap(scores, solutions, resamples=resamples, progress=progress)
         resampled, joint = drawn.inference(), joint + bootstrap_regions(drawn)
     said = verdicts(solutions, tests, effects, items, like_these)
-    return Analysis(solutions, tests, effects, spreads(solutions), items, resampled, joint, said)
+    of_rounds = spreads(solutions)
+    if not solutions.of_tokens:  # β is 0 everywhere
+        tests, effects, of_rounds = _without_beta(tests), _without_beta(effects), _without_beta(of_rounds)
+        items, resampled, joint = _without_beta(items), _without_beta(resampled), []
+    return Analysis(solutions, tests, effects, of_rounds, items, resampled, joint, said)
+
+
+Row = TypeVar("Row", PairTest, Effect, Spread, ItemInference)
+
+
+def _without_beta(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.quantity not in ("beta", PAIR)]
 
 
 def _profiles(scores: RoundScores) -> list[dict[str, Any]]:
     rows = []
     for m, model in enumerate(scores.models):
-        rounds = [robust_profile(g, RADII) for g in scores.log_likelihood[m]]
+        rounds = [robust_profile(loss=-g, epsilons=RADII) for g in scores.log_likelihood[m]]
         for k, epsilon in enumerate(RADII):
             values = [(p.robust_loss[k], p.lambda_[k], p.ess[k]) for p in rounds]
             loss, lambda_, ess = np.mean(values, axis=0).tolist()
@@ -151,6 +166,13 @@ def _profiles(scores: RoundScores) -> list[dict[str, Any]]:
                 {"model": model, "epsilon": epsilon, "robust_loss": loss, "lambda": lambda_, "ess": ess}
             )
     return rows
+
+
+OF_TOKENS = ("worst_case_per_byte", "mean_certainty", "beta", "gamma_margin")  # which other scores lack
+
+
+def _called(name: str, solutions: RoundSolutions) -> str:
+    return "mean_score" if name == "mean_log_likelihood" and not solutions.of_tokens else name
 
 
 def round_rows(analysis: Analysis) -> list[dict[str, Any]]:
@@ -164,12 +186,15 @@ def round_rows(analysis: Analysis) -> list[dict[str, Any]]:
         "lambda_",
         "beta",
     )
-    columns = (*columns, "kl", "ess", "gap", "gamma_margin")
+    columns = [*columns, "kl", "ess", "gap", "gamma_margin"]
+    if not s.of_tokens:
+        columns = [name for name in columns if name not in OF_TOKENS]
     rows = []
     for m, model in enumerate(s.models):
         for r, round_ in enumerate(s.rounds):
-            numbers = {name: float(getattr(s, name)[m, r]) for name in columns}
-            at = {"epsilon": s.epsilon, "gamma": "" if s.gamma is None else s.gamma}
+            numbers = {_called(name, s): float(getattr(s, name)[m, r]) for name in columns}
+            gamma = {"gamma": "" if s.gamma is None else s.gamma} if s.of_tokens else {}
+            at = {"epsilon": s.epsilon, **gamma}
             rows.append({"model": model, "round": round_, **at, **numbers, "status": str(s.status[m, r])})
     return rows
 
@@ -182,8 +207,10 @@ def source_summary(analysis: Analysis) -> list[dict[str, Any]]:
     for m, model in enumerate(s.models):
         row: dict[str, Any] = {"model": model, "rounds": int(usable[m].sum())}
         for name in ("mean_log_likelihood", "mean_certainty", "lambda_", "beta", "worst_case"):
+            if name in OF_TOKENS and not s.of_tokens:
+                continue
             values = getattr(s, name)[m][usable[m]]
-            row[name] = float(values.mean()) if len(values) else float("nan")
+            row[_called(name, s)] = float(values.mean()) if len(values) else float("nan")
         rows.append(row)
     return rows
 

@@ -65,7 +65,8 @@ def influence(scores: RoundScores, solutions: RoundSolutions) -> dict[str, np.nd
     """
     lam = np.where(solutions.usable() & (solutions.lambda_ > 0), solutions.lambda_, np.nan)[..., None]
     beta = np.where(np.isnan(lam), np.nan, solutions.beta[..., None])
-    g, c = scores.log_likelihood, scores.certainty
+    g = scores.log_likelihood
+    c = np.zeros_like(g) if scores.certainty is None else scores.certainty
     exponent = -(g + beta * c) / lam
     exponent -= exponent.max(axis=2, keepdims=True)
     q = np.exp(exponent)
@@ -82,7 +83,7 @@ def influence(scores: RoundScores, solutions: RoundSolutions) -> dict[str, np.nd
     bound = beta > 0
     of_cap = np.where(bound, r * dc, 0.0)
     # with the cap slack: δa = −IF/(a·V_gg), δb = 0
-    determinant = a * (vgc**2 - vgg * vcc)
+    determinant = np.where(bound, a * (vgc**2 - vgg * vcc), np.nan)
     delta_a = np.where(bound, (vcc * of_kl + (a * vgc + b * vcc) * of_cap) / determinant, -of_kl / (a * vgg))
     delta_b = np.where(bound, -(vgc * of_kl + (a * vgg + b * vgc) * of_cap) / determinant, 0.0)
     return {
@@ -218,7 +219,8 @@ def bootstrap(
     γ stays that of `solutions`. `progress` is called with (resamples done, resamples in all).
     """
     n = solutions.n
-    g, c = (values.reshape(-1, n) for values in (scores.log_likelihood, scores.certainty))
+    g = scores.log_likelihood.reshape(-1, n)
+    c = None if scores.certainty is None else scores.certainty.reshape(-1, n)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     size = max(1, ELEMENTS // g.size)
     draws: dict[str, list[np.ndarray]] = {name: [] for name in QUANTITIES}
@@ -226,8 +228,8 @@ def bootstrap(
         some = counts[start : start + size]
         k = len(some)
         s = solve_dual(
-            np.tile(g, (k, 1)),
-            np.tile(c, (k, 1)),
+            loss=-np.tile(g, (k, 1)),
+            certainty=None if c is None else np.tile(c, (k, 1)),
             epsilon=solutions.epsilon,
             gamma=solutions.gamma,
             base_weights=np.repeat(some, len(g), axis=0),

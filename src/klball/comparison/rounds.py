@@ -1,6 +1,7 @@
 """Score tables of models × rounds → one (λ, β) each, at the same ε and γ for all of them."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -8,6 +9,8 @@ import numpy as np
 from datasets import Dataset
 
 from klball.adversary.dual import solve_dual
+from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores
+from klball.scores.measure import PER_BYTE, PER_TOKEN, Measure, points
 
 COLUMNS = ("log_likelihood", "certainty", "sum_log_prob", "num_tokens", "num_bytes")
 RADII = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0)
@@ -23,42 +26,106 @@ class RoundScores:
     """Scores [models, rounds, n] on the samples that every model holds in every round.
 
     Attributes:
-        log_likelihood: g, nats per `unit`.
-        certainty: C, nats.
-        sum_log_prob: Σ log p_t, nats.
-        num_tokens: Answer tokens.
-        num_bytes: UTF-8 bytes of the answer.
+        log_likelihood: g, or any other score of which more is better, see `measure`.
+        certainty: C, nats; None where there is none (scores from elsewhere), and then no γ.
+        sum_log_prob: Σ log p_t, nats; None as well.
+        num_tokens: Answer tokens; None as well.
+        num_bytes: UTF-8 bytes of the answer; None as well.
         left_out: Rows that left all models, by reason, each counted once: "missing" in some table,
             "truncated", "unscored" (no answer tokens, or a NaN or infinite score), "no_bytes" (empty text).
+        measure: What the score is, and its unit.
+        groups: The items' groups, [n], where they have some.
     """
 
     models: list[str]
     rounds: list[str]
     sample_ids: list[str]
     log_likelihood: np.ndarray
-    certainty: np.ndarray
-    sum_log_prob: np.ndarray
-    num_tokens: np.ndarray
-    num_bytes: np.ndarray
+    certainty: np.ndarray | None
+    sum_log_prob: np.ndarray | None
+    num_tokens: np.ndarray | None
+    num_bytes: np.ndarray | None
     left_out: dict[str, int]
-    unit: Literal["token", "byte"] = "token"
+    measure: Measure = PER_TOKEN
+    groups: list[str] | None = None
 
     def per_byte(self) -> "RoundScores":
         """The same with g = Σ log p / bytes, which models with different tokenizers have in common."""
-        return replace(self, log_likelihood=self.sum_log_prob / self.num_bytes, unit="byte")
+        return replace(self, log_likelihood=self.of_bytes(), measure=PER_BYTE)
+
+    def of_bytes(self) -> np.ndarray:
+        """Σ log p / bytes. ValueError for scores from elsewhere."""
+        if self.sum_log_prob is None or self.num_bytes is None:
+            raise ValueError(f"{self.measure.noun} from elsewhere cannot be had per byte")
+        return self.sum_log_prob / self.num_bytes
 
 
-def round_scores(tables: Mapping[tuple[str, str], Dataset]) -> RoundScores:
-    """Score tables by (model, round), aligned by sample_id; models and rounds in order of appearance.
+def round_scores(tables: Mapping[tuple[str, str], Dataset] | Mapping[str, Scores]) -> RoundScores:
+    """Scores aligned by the items' ids; models and rounds in order of appearance.
+
+    Args:
+        tables: Score tables by (model, round), or by model what `klball.scores_from` gives.
 
     Raises:
         ValueError: A (model, round) is missing, a table repeats ids, or no row is in common.
     """
-    models = list(dict.fromkeys(model for model, _ in tables))
-    rounds = list(dict.fromkeys(label for _, label in tables))
-    absent = [f"{m!r} in round {r!r}" for m in models for r in rounds if (m, r) not in tables]
+    if tables and all(isinstance(table, Scores) for table in tables.values()):
+        return scores_elsewhere(tables)  # pyright: ignore[reportArgumentType]
+    return _of_tables(tables)  # pyright: ignore[reportArgumentType]
+
+
+def _refuse_absent(units: Collection[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """The models and the rounds. Raises ValueError unless every model has every round."""
+    models = list(dict.fromkeys(model for model, _ in units))
+    rounds = list(dict.fromkeys(label for _, label in units))
+    absent = [f"{m!r} in round {r!r}" for m in models for r in rounds if (m, r) not in units]
     if absent or not models:
         raise ValueError(f"no score table of {', '.join(absent[:3]) or 'any model'}: {len(absent)} missing")
+    return models, rounds
+
+
+def scores_elsewhere(scores: Mapping[str, Scores]) -> RoundScores:
+    """Scores from elsewhere by model; items that one model lacks in some round leave for all.
+
+    A model with one round has the round "all". Raises ValueError where the scores measure different things.
+    """
+    first = next(iter(scores.values()))
+    for model, own in scores.items():
+        if (own.name, own.measure.loss) != (first.name, first.measure.loss):
+            raise ValueError(
+                f"{model!r} has {own.measure.score}, {next(iter(scores))!r} {first.measure.score}: compare "
+                "the same score, with --score"
+            )
+    same = len({own.measure for own in scores.values()}) == 1
+    of_unit = {
+        (model, label if len(own.round_names) > 1 else ONE_ROUND): own.of_round(label)
+        for model, own in scores.items()
+        for label in own.round_names
+    }
+    models, rounds = _refuse_absent(of_unit)
+    lacking = {item: why for own in scores.values() for item, why in own.lacking.items()}
+    everywhere = set.intersection(*map(set, of_unit.values()))
+    kept = [item for item in next(iter(of_unit.values())) if item in everywhere]
+    anywhere = set(lacking).union(*of_unit.values())
+    counts = Counter(missing=len(anywhere - set(kept) - set(lacking))) + Counter(lacking.values())
+    if not kept:
+        raise ValueError(
+            "no item has a score of every model in every round: ids are such as "
+            f"{', '.join(repr(own.sample_ids[0]) for own in scores.values())}: name their column with --id"
+        )
+    groups = first.group_of()
+    return RoundScores(
+        *(models, rounds, kept),
+        np.array([[[of_unit[m, r][item] for item in kept] for r in rounds] for m in models]),
+        *(None, None, None, None),
+        left_out={"missing": 0, **counts},
+        measure=first.measure if same else points(first.name, first.measure.loss),
+        groups=[groups[item] for item in kept] if groups else None,
+    )
+
+
+def _of_tables(tables: Mapping[tuple[str, str], Dataset]) -> RoundScores:
+    models, rounds = _refuse_absent(tables)
     positions = {key: _positions(key, table) for key, table in tables.items()}
     everywhere = set.intersection(*(set(p) for p in positions.values()))
     anywhere = set.union(*(set(p) for p in positions.values()))
@@ -105,22 +172,23 @@ class RoundSolutions:
     An infeasible round has NaN for everything at the optimum.
 
     Attributes:
-        worst_case: E_Q[g], nats per `unit`.
-        worst_case_per_byte: The same problem for Σ log p / bytes.
+        measure: What g is, and its unit.
+        worst_case: E_Q[g].
+        worst_case_per_byte: The same problem for Σ log p / bytes; NaN for scores from elsewhere.
         lambda_: Multiplier of the ball.
         beta: Multiplier of the bound on the certainty.
         kl: KL(Q‖F), nats.
         ess: Effective sample size 1/Σq².
         gap: The solver's certificate.
         mean_log_likelihood: Plain mean of g.
-        mean_certainty: Plain mean of C.
+        mean_certainty: Plain mean of C; NaN where there is none.
         gamma_margin: γ − γ_min, ∞ without γ.
         status: As in `klball.DualSolution`.
     """
 
     models: list[str]
     rounds: list[str]
-    unit: str
+    measure: Measure
     n: int
     epsilon: float
     gamma: float | None
@@ -135,6 +203,11 @@ class RoundSolutions:
     mean_certainty: np.ndarray
     gamma_margin: np.ndarray
     status: np.ndarray
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether there are certainty, tokens and bytes: of scores from elsewhere there are none."""
+        return not bool(np.isnan(self.mean_certainty).all())
 
     def usable(self) -> np.ndarray:
         """Rounds with finite (λ, β), [models, rounds]; the others are infeasible, at γ_min, or ε = 0."""
@@ -167,13 +240,15 @@ def solve_rounds(scores: RoundScores, *, epsilon: float, gamma: Gamma = None) ->
     if gamma == "auto":
         gamma = propose_gamma(scores, epsilon)
     shape = scores.log_likelihood.shape
-    byte = scores.sum_log_prob / scores.num_bytes
-    g: Matrix = np.concatenate([_rows(scores.log_likelihood), _rows(byte)])
-    c = np.concatenate([_rows(scores.certainty)] * 2)
-    s = solve_dual(g, c, epsilon=epsilon, gamma=gamma, throw=False)
+    own = scores.certainty is not None
+    of_bytes = [_rows(scores.of_bytes())] if own else []
+    g: Matrix = np.concatenate([_rows(scores.log_likelihood), *of_bytes])
+    c = np.concatenate([_rows(scores.certainty)] * 2) if scores.certainty is not None else None
+    s = solve_dual(loss=-g, certainty=c, epsilon=epsilon, gamma=gamma, throw=False)
     status = np.array(s.status)
     bad = status == "infeasible"
-    half = len(g) // 2
+    half = shape[0] * shape[1]
+    per_byte = np.where(bad, np.nan, s.worst_case)[half:] if own else np.full(half, np.nan)
 
     def of(values: np.ndarray) -> np.ndarray:
         return np.where(bad, np.nan, values)[:half].reshape(shape[:2])
@@ -181,19 +256,21 @@ def solve_rounds(scores: RoundScores, *, epsilon: float, gamma: Gamma = None) ->
     return RoundSolutions(
         models=scores.models,
         rounds=scores.rounds,
-        unit=scores.unit,
+        measure=scores.measure,
         n=shape[2],
         epsilon=float(epsilon),
         gamma=gamma,
         worst_case=of(s.worst_case),
-        worst_case_per_byte=np.where(bad, np.nan, s.worst_case)[half:].reshape(shape[:2]),
+        worst_case_per_byte=per_byte.reshape(shape[:2]),
         lambda_=of(s.lambda_),
         beta=of(s.beta),
         kl=of(s.kl),
         ess=of(s.ess),
         gap=of(s.gap),
         mean_log_likelihood=scores.log_likelihood.mean(axis=2),
-        mean_certainty=scores.certainty.mean(axis=2),
+        mean_certainty=np.full(shape[:2], np.nan)
+        if scores.certainty is None
+        else scores.certainty.mean(axis=2),
         gamma_margin=np.full(shape[:2], np.inf) if least is None or gamma is None else gamma - least,
         status=status[:half].reshape(shape[:2]),
     )
@@ -208,7 +285,8 @@ def propose_gamma(scores: RoundScores, epsilon: float) -> float:
     """
     least = _least_certainty(scores, epsilon)
     hardest = np.unravel_index(least.argmax(), least.shape)
-    free = solve_dual(scores.log_likelihood[hardest], scores.certainty[hardest], epsilon=epsilon)
+    certainty = _certainty(scores)[hardest]
+    free = solve_dual(loss=-scores.log_likelihood[hardest], certainty=certainty, epsilon=epsilon)
     return float(least[hardest] + free.certainty) / 2
 
 
@@ -221,19 +299,26 @@ def largest_epsilon_with_ess(
 ) -> float | None:
     """The largest radius of a grid at which every model and round is feasible with ESS ≥ `least_ess`.
 
-    None where no radius qualifies (always so for fewer than `least_ess` samples).
+    None where no radius qualifies (always so for fewer than `least_ess` samples). The ball must bind: λ > 0.
     """
     for epsilon in sorted(radii, reverse=True):
         solutions = solve_rounds(scores, epsilon=epsilon, gamma=gamma)
-        if solutions.usable().all() and solutions.least_ess() >= least_ess:
+        binds = (solutions.lambda_ > 0).all()  # beyond it every score that has ties at its least is that
+        if binds and solutions.usable().all() and solutions.least_ess() >= least_ess:
             return epsilon
     return None
 
 
 def _least_certainty(scores: RoundScores, epsilon: float) -> np.ndarray:
     """γ_min of every model and round: the worst case of C itself."""
-    least = solve_dual(loss=-_rows(scores.certainty), epsilon=epsilon).worst_case
-    return least.reshape(scores.certainty.shape[:2])
+    least = solve_dual(loss=-_rows(_certainty(scores)), epsilon=epsilon).worst_case
+    return least.reshape(scores.log_likelihood.shape[:2])
+
+
+def _certainty(scores: RoundScores) -> np.ndarray:
+    if scores.certainty is None:
+        raise ValueError(f"{scores.measure.noun} from elsewhere comes without certainty: leave γ out")
+    return scores.certainty
 
 
 def _rows(values: np.ndarray) -> Matrix:

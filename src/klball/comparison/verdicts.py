@@ -10,6 +10,8 @@ from klball.comparison.effects import Effect
 from klball.comparison.hypothesis_tests import PairTest
 from klball.comparison.items import ItemInference
 from klball.comparison.rounds import MOST_UNUSABLE, RoundSolutions
+from klball.scores.elsewhere.item_scores import ONE_ROUND
+from klball.scores.measure import Measure
 
 LEAD = "worst_case"
 SMALLEST_P = 0.001  # that sentences spell out; the tables have −log10 p
@@ -17,7 +19,7 @@ SMALLEST_P = 0.001  # that sentences spell out; the tables have −log10 p
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the worst-case log-likelihood allows to say of two models.
+    """What the worst-case score allows to say of two models.
 
     claim: "items" (over items, averaged over these rounds), "rounds" (over rephrasings, on these items
     only), "undecided", or "descriptive" (no test here has a measured type I error of at most .07, or the
@@ -85,7 +87,7 @@ def _claim(
             f"Descriptive: {why}, so the rest is a selection; raise γ or lower ε. {difference}.",
         )
     over_rounds = not test.degenerate and supports_over_rounds("paired_t", LEAD, test.rounds)
-    interval = _interval(effect, effect.mean_low, effect.mean_high, effect)
+    interval = _interval(effect, effect.mean_low, effect.mean_high, effect, solutions.measure)
     if item.ess < LEAST_ESS:
         on_these = f" on these {solutions.n} items ({interval} over {like_these})" if over_rounds else ""
         return (
@@ -95,9 +97,10 @@ def _claim(
     over_items = not item.degenerate and supports_over_items(
         "delta", LEAD, ess=item.ess, n=solutions.n, epsilon=solutions.epsilon
     )
-    of_items = _interval(item, item.low, item.high, effect)
+    of_items = _interval(item, item.low, item.high, effect, solutions.measure)
     if over_items and _significant(item):
-        scope = f"for items like these {solutions.n}, {_rounds(effect.rounds)}"
+        rounds = "" if solutions.rounds == [ONE_ROUND] else f", {_rounds(effect.rounds)}"
+        scope = f"for items like these {solutions.n}{rounds}"
         return "items", f"{difference} {scope} (over items: {of_items}, Holm {_p(item)}; {ess})."
     beyond = f"undecided ({of_items})" if over_items else f"descriptive: {ess}"
     if over_rounds and _significant(test):
@@ -110,7 +113,7 @@ def _claim(
         )
     return (
         "undecided",
-        f"Undecided: {difference}{_more_rounds(effect, over_rounds)}; beyond these items {beyond}.",
+        f"Undecided: {difference}{_more_rounds(effect, over_rounds, interval)}; beyond these items {beyond}.",
     )
 
 
@@ -120,22 +123,21 @@ def _counted(rounds: int) -> str:
 
 def _comparison(effect: Effect, solutions: RoundSolutions) -> str:
     """Which of the two has the higher worst case, and by how much."""
-    size = f"{abs(effect.mean):.3g} nats per {solutions.unit}"
+    measure = solutions.measure
     a, b = effect.model_a, effect.model_b
     if math.isnan(effect.mean):
         return f"{a} and {b} have no usable round in common at ε = {solutions.epsilon:g}"
     if effect.mean == 0:
-        return f"{a} and {b} have the same worst-case log-likelihood at ε = {solutions.epsilon:g}"
-    higher, lower = (a, b) if effect.mean > 0 else (b, a)
-    who = f"{higher} has a higher worst-case log-likelihood than {lower}"
-    return f"{who} at ε = {solutions.epsilon:g}, by {size}"
+        return f"{a} and {b} have the same worst-case {measure.noun} at ε = {solutions.epsilon:g}"
+    better, worse = (a, b) if effect.mean > 0 else (b, a)
+    who = f"{better} has a {measure.better} worst-case {measure.noun} than {worse}"
+    return f"{who} at ε = {solutions.epsilon:g}, by {measure.amount(abs(effect.mean))}"
 
 
-def _more_rounds(effect: Effect, over_rounds: bool) -> str:
+def _more_rounds(effect: Effect, over_rounds: bool, interval: str) -> str:
     """How much more data a paired t would need on these items, where one may be used at all."""
     if not over_rounds or effect.degenerate:
         return ""
-    interval = _interval(effect, effect.mean_low, effect.mean_high, effect)
     if math.isinf(effect.rounds_needed):
         return f" over {effect.rounds} rounds ({interval})"
     return (
@@ -152,15 +154,17 @@ def _significant(result: PairTest | ItemInference) -> bool:
     return result.minus_log10_holm >= -math.log10(LEVEL)
 
 
-def _interval(of: Effect | ItemInference, low: float, high: float, effect: Effect) -> str:
-    """Of the difference that the sentence names: the higher model's minus the lower's."""
+def _interval(of: Effect | ItemInference, low: float, high: float, effect: Effect, measure: Measure) -> str:
+    """Of the difference that the sentence names: of scores the better model's minus the other's, of losses
+    the other's minus its."""
     if math.isnan(low) or math.isnan(high):
         return "no interval"
-    higher, lower = of.model_a, of.model_b
+    better, worse = of.model_a, of.model_b
     if effect.mean < 0:
-        higher, lower, low, high = lower, higher, -high, -low
+        better, worse, low, high = worse, better, -high, -low
     bounds = f"{low:.3g} to {high:.3g}".replace("-", "−")
-    return f"95 % interval of {higher} − {lower}: {bounds}"
+    first, second = (worse, better) if measure.loss else (better, worse)
+    return f"95 % interval of {first} − {second}: {bounds}"
 
 
 def _p(result: PairTest | ItemInference) -> str:

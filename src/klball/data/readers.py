@@ -145,12 +145,12 @@ def _refuse_rounded(name: str, values: list[Any]) -> None:
 
 
 def _rows(path: Path) -> list[Row]:
-    text = _text(path)
+    text = file_text(path)
     suffix = suffix_of(path)
     if KINDS[suffix] == "json":
-        return list(_json_rows(text, path))
+        return list(json_rows(text, path))
     if KINDS[suffix] == "csv":
-        return list(_csv_rows(text, path, "\t" if suffix == ".tsv" else ","))
+        return list(csv_rows(text, path, "\t" if suffix == ".tsv" else ","))
     return [{"text": line} for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
 
 
@@ -162,7 +162,7 @@ def _bytes(path: Path) -> bytes:
         raise ValueError(f"could not read {path}: {first_line(error)}") from error
 
 
-def _text(path: Path) -> str:
+def file_text(path: Path) -> str:
     content = _bytes(path)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(f"{path} is in UTF-16: save it as UTF-8")
@@ -173,20 +173,22 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path}, line {line}: not UTF-8: save the file as UTF-8") from error
 
 
-def _json_rows(text: str, path: Path) -> Iterator[Row]:
-    """One object a line, or one array of objects."""
+def json_rows(text: str, path: Path, as_written: bool = True) -> Iterator[Row]:
+    """One object a line, or one array of objects; as_written: numbers at their top are text."""
     if re.match(r"\s*\[", text):
         values = _loads(text, str(path))
         as_text = cache(lambda: _loads(text, str(path), numbers=str))
         for index, value in enumerate(values):
             row = _object(value, f"{path}, row {index + 1}")
-            yield _as_written(row, lambda index=index: as_text()[index])
+            yield _as_written(row, lambda index=index: as_text()[index]) if as_written else row
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
             row = _object(_loads(line, where), where)
-            yield _as_written(row, lambda line=line, where=where: _loads(line, where, numbers=str))
+            if as_written:
+                row = _as_written(row, lambda line=line, where=where: _loads(line, where, numbers=str))
+            yield row
 
 
 def _loads(text: str, where: str, numbers: Callable[[str], Any] | None = None) -> Any:
@@ -224,7 +226,7 @@ def _as_written(row: Row, as_text: Callable[[], Row]) -> Row:
     return {**row, **{name: x if isinstance(x, str) else json.dumps(x) for name, x in written.items()}}
 
 
-def _csv_rows(text: str, path: Path, delimiter: str) -> Iterator[Row]:
+def csv_rows(text: str, path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:

@@ -8,6 +8,7 @@ import numpy as np
 
 from klball.comparison.joint import JointRegion
 from klball.report.ellipse import clipped, covariance_ellipse, ellipse
+from klball.scores.measure import PER_TOKEN, Measure
 from klball.scores.perplexity import ProfilePoint
 
 FULL_COLOUR = 4.0  # −log10 p with the last colour of a heat map, whatever the others are
@@ -83,19 +84,20 @@ class HeatMap:
         return [["–" if np.isnan(value) else f"{value:.3g}" for value in row] for row in self.matrix]
 
 
-def profile_charts(points: Sequence[ProfilePoint], data: str, unit: str = "token") -> list[Chart]:
-    """ε ↦ L_ε of all models on one data set, and ε ↦ effective sample size."""
+def profile_charts(points: Sequence[ProfilePoint], data: str, measure: Measure = PER_TOKEN) -> list[Chart]:
+    """ε ↦ worst case of all models on one data set, and ε ↦ effective sample size."""
     own = [p for p in points if p.data == data]
     place = _places(p.epsilon for p in own)
     ticks = {x: f"{e:g}" for e, x in place.items() if e in (0, *TICKS)}
-    values = {"robust_loss": f"worst-case loss L(ε), nats/{unit}", "ess": "effective sample size"}
+    worst, sign = measure.profile
+    values = {"robust_loss": (worst, sign), "ess": ("effective sample size", 1)}
     titles = (f"Robust profile on {data}", f"Effective sample size on {data}")
-    note = "The loss when an adversary may re-weight the samples within radius ε. Flatter is more even."
+    note = "The value when an adversary may re-weight the samples within radius ε. Flatter is more even."
     charts = []
-    for (value, y_title), title in zip(values.items(), titles, strict=True):
+    for (value, (y_title, sign)), title in zip(values.items(), titles, strict=True):
         series = []
         for model in dict.fromkeys(p.model for p in own):
-            curve = [(p.epsilon, getattr(p, value)) for p in own if p.model == model]
+            curve = [(p.epsilon, sign * getattr(p, value)) for p in own if p.model == model]
             x, y, labels = zip(*((place[e], v, f"ε = {e:.3g}") for e, v in curve), strict=True)
             series.append(Series(model, x, y, labels=labels))
         charts.append(Chart(title, "radius ε, nats", y_title, series, note, ticks=ticks))

@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from klball.files import file_name, whole_file
 from klball.report.charts import FULL_COLOUR, Chart, HeatMap, gain_chart, profile_charts
+from klball.scores.measure import PER_TOKEN, Measure
 from klball.scores.perplexity import ProfilePoint
 
 # Okabe–Ito, ordered by lightness so that neighbours differ in grey too
@@ -123,10 +124,10 @@ def draw_heat_map(path: Path, chart: HeatMap) -> None:
         save(figure, path)
 
 
-def plot_profiles(points: Sequence[ProfilePoint], folder: Path) -> None:
-    """ε ↦ L_ε and effective sample size of every model, one figure a data set."""
+def plot_profiles(points: Sequence[ProfilePoint], folder: Path, measure: Measure = PER_TOKEN) -> None:
+    """ε ↦ worst case and effective sample size of every model, one figure a data set."""
     for data in dict.fromkeys(point.data for point in points):
-        draw(folder / f"profile-{file_name(data)}", *profile_charts(points, data))
+        draw(folder / f"profile-{file_name(data)}", *profile_charts(points, data, measure))
 
 
 def plot_rewards(token_log_probs: Sequence[Sequence[float]], path: Path) -> None:

@@ -42,16 +42,17 @@ class CertifiedWorstCase:
     n: int
     method: Literal["clopper-pearson", "band"]
 
-    def sentence(self, name: str = "the score", rows: str = "prompts") -> str:
-        """The claim in words; the bound is rounded down."""
+    def sentence(self, name: str = "the score", rows: str = "prompts", loss: bool = False) -> str:
+        """The claim in words; the bound is rounded towards its limit. loss: the scores are minus a loss."""
         low, high = self.bounds
         step = 10.0 ** (math.floor(math.log10(high - low)) - 3)
         shown = max(low, math.floor(self.lower / step) * step)
         within = f"on every mix of {rows} within ε = {self.epsilon:g} nats of yours"
+        sign, than, side = (-1, "at most", "below") if loss else (1, "at least", "above")
         if self.lower <= low:
-            said = f"{self.n} {rows} do not show that {name} is above {low:g} {within}"
+            said = f"{self.n} {rows} do not show that {name} is {side} {sign * low:g} {within}"
         else:
-            said = f"{name} is at least {shown:.4g} {within}"
+            said = f"{name} is {than} {sign * shown:.4g} {within}"
         return f"with {100 * self.confidence:g} % confidence, {said}"
 
 

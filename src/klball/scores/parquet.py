@@ -17,7 +17,7 @@ from klball.adversary.streaming import Chunk, StreamedSolution
 from klball.files import without_views
 
 G, C = "log_likelihood", "certainty"
-ELSEWHERE = "For scores from elsewhere use Python: klball.solve_dual(log_likelihoods, epsilon=…)"
+ELSEWHERE = "Scores from elsewhere: klball.scores_from, or klball solve without --streamed"
 readable = partial(files.readable, otherwise=ELSEWHERE)
 BATCH = 1 << 16  # rows decoded at once
 BUFFER = 1 << 20  # bytes of a column read at once, however large its row groups are

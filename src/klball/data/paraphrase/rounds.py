@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +91,15 @@ class Rounds:
             return rows_of(self.about["layout"], ids, prompts, answers, conversations)
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{self.path}: round {round_} holds a conversation that is not whole") from error
+
+    def texts(self, items: Collection[str]) -> dict[str, dict[str, str]]:
+        """Item → its original prompt and its answer."""
+        table = self.table(self.rounds[0]).select(["sample_id", "original", "answer"]).to_pylist()
+        return {
+            row["sample_id"]: {"prompt": row["original"], "answer": row["answer"]}
+            for row in table
+            if row["sample_id"] in items
+        }
 
     def acceptance(self) -> list[dict[str, Any]]:
         """Per round: rows, accepted, their share, how many were rejected for each of `REASONS`.

@@ -11,6 +11,7 @@ from klball.adversary.dual import solve_dual
 from klball.adversary.upweighting import radius_in_words
 from klball.comparison.analysis import SOURCE_TESTS, Analysis, Comparison, matrix_rows, source_summary
 from klball.comparison.effects import Effect
+from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.hypothesis_tests import p_matrix
 from klball.comparison.joint import LEAST_DECIDING, LEAST_ERRORS
 from klball.comparison.verdicts import LEAD
@@ -38,13 +39,13 @@ READING = (
 )
 
 
-def write_comparison_report(comparison: Comparison, rounds: Rounds, folder: Path) -> None:
+def write_comparison_report(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path) -> None:
     """report.html; for papers the scatter and heat maps as SVG and PNG, and the tables as LaTeX."""
     write_page(comparison_page(comparison, rounds, folder), folder / REPORT_FILE)
     asked, models = comparison.asked, comparison.asked.solutions.models
     if _has_cap(asked):
         draw(folder / "figures" / "multipliers", multipliers_chart(_pairs(asked)))
-    for test, quantity in SOURCE_TESTS:
+    for test, quantity in SOURCE_TESTS if asked.solutions.of_tokens else ():
         chart = _p_chart(asked, test, quantity)
         if not np.isnan(chart.matrix).all():
             draw_heat_map(folder / "figures" / f"p-{test}-{quantity}", chart)
@@ -52,16 +53,20 @@ def write_comparison_report(comparison: Comparison, rounds: Rounds, folder: Path
         caption = f"{chart.title}, unpaired, at {asked.name}"
         text = latex_table(matrix_rows(models, chart.matrix), columns, caption)
         write_text(folder / "latex" / f"p-{test}-{quantity}.tex", text)
-    caption = f"Means over rounds at {asked.name}, nats per {asked.solutions.unit}"
-    write_text(folder / "latex" / "summary.tex", latex_table(source_summary(asked), SUMMARY, caption))
+    measure = asked.solutions.measure
+    caption = f"Means over rounds at {asked.name}, {measure.score}, {measure.unit}"
+    columns = {name: title for name, title in SUMMARY.items() if name in source_summary(asked)[0]}
+    write_text(folder / "latex" / "summary.tex", latex_table(source_summary(asked), columns, caption))
     for analysis in comparison.analyses():
         own = "asked" if analysis is asked else "wide"
         rows = [_effect_row(analysis, effect) for effect in analysis.effects if effect.quantity == LEAD]
-        text = latex_table(rows, EFFECTS, f"Worst-case log-likelihood at {analysis.name}: differences a − b")
+        text = latex_table(
+            rows, EFFECTS, f"Worst-case {measure.score} at {analysis.name}: differences a − b, {measure.unit}"
+        )
         write_text(folder / "latex" / f"effects-{own}.tex", text)
 
 
-def comparison_page(comparison: Comparison, rounds: Rounds, folder: Path) -> Page:
+def comparison_page(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path) -> Page:
     """The page; `folder` holds run.json."""
     scores = comparison.scores
     n = len(scores.sample_ids)
@@ -80,8 +85,8 @@ def comparison_page(comparison: Comparison, rounds: Rounds, folder: Path) -> Pag
             samples_section(
                 "Hardest and top-weighted samples",
                 _samples(comparison, rounds),
-                f"Log-likelihoods and weights at {comparison.asked.name}, means over rounds; a weight n·q "
-                "of 1 is an even share. Prompts are the original ones.",
+                f"Scores ({scores.measure.score_title}) and weights at {comparison.asked.name}, means over "
+                "rounds; a weight n·q of 1 is an even share. Prompts are the original ones.",
                 group="model",
             ),
             _quality_section(comparison, rounds),
@@ -129,8 +134,8 @@ def _effect_row(analysis: Analysis, effect: Effect) -> dict[str, Any]:
 def _effects_section(analysis: Analysis) -> Section:
     s = analysis.solutions
     of_pair = [_effect_row(analysis, effect) for effect in analysis.effects if effect.quantity == LEAD]
-    unit = f"nats per {s.unit}"
-    lead = f"Worst-case log-likelihood, {unit}: differences between models"
+    unit, worst = s.measure.unit, f"Worst-case {s.measure.score}"
+    lead = f"{worst}, {unit}: differences between models"
     note = "95 % intervals; above 0 the first model of the pair is better. Over rounds: on these items only."
     spreads = [vars(x) for x in analysis.spreads if x.quantity == LEAD]
     ground = [
@@ -139,12 +144,13 @@ def _effects_section(analysis: Analysis) -> Section:
     ]
     columns = {
         **{"model": "model", "mean": "mean", "median": "median", "sd": "sd over rounds", "low": "lowest"},
-        **{"worst_round": "worst round", "ess": "least ESS", "margin": "least γ − γ_min"},
+        **{"worst_round": "worst round", "ess": "least ESS"},
+        **({"margin": "least γ − γ_min"} if s.of_tokens else {}),
     }
     parts: list[Part] = [
         Table(lead, of_pair, _with_reasons(EFFECTS, of_pair), note),
         _differences(analysis, of_pair, unit),
-        Table(f"Worst-case log-likelihood of each model over rounds, {unit}", ground, columns),
+        Table(f"{worst} of each model over rounds, {unit}", ground, columns),
     ]
     return Section(f"Worst case at {analysis.name}", parts, f"{radius_in_words(s.epsilon)}.")
 
@@ -167,24 +173,26 @@ def _differences(analysis: Analysis, of_pair: list[dict[str, Any]], unit: str) -
     said = "; ".join(f"{row['pair']}: {row['mean']}" for row in of_pair)
     return Plot(
         "Per-round paired differences",
-        paired_differences(points, means, f"difference of the worst-case log-likelihood, {unit}"),
+        paired_differences(points, means, f"difference of the worst-case {s.measure.score}, {unit}"),
         f"Strip plot, a strip a pair of models. Means with intervals: {said}.",
         "A dot is a round; the line at 0 is no difference.",
     )
 
 
 def _profiles_section(comparison: Comparison) -> Section:
-    unit = comparison.scores.unit
+    measure = comparison.scores.measure
+    worst, sign = measure.profile
+    rows = [{**p, "robust_loss": sign * p["robust_loss"]} for p in comparison.profiles]
     points = [
         ProfilePoint("all rounds", p["model"], p["epsilon"], p["robust_loss"], p["lambda"], p["ess"])
         for p in comparison.profiles
     ]
     columns = {
-        **{"model": "model", "epsilon": "ε", "robust_loss": f"worst-case loss, nats/{unit}"},
+        **{"model": "model", "epsilon": "ε", "robust_loss": worst},
         **{"lambda": "λ", "ess": "effective sample size"},
     }
-    table = Table("Profiles", comparison.profiles, columns, "Means over rounds, without γ.")
-    return Section("Robust profiles", [plot(profile_charts(points, "all rounds", unit)[0]), table])
+    table = Table("Profiles", rows, columns, "Means over rounds, without γ.")
+    return Section("Robust profiles", [plot(profile_charts(points, "all rounds", measure)[0]), table])
 
 
 def _has_cap(analysis: Analysis) -> bool:
@@ -203,6 +211,9 @@ def _pairs(analysis: Analysis) -> dict[str, tuple[np.ndarray, np.ndarray, list[s
 
 def _source_section(analysis: Analysis) -> Section:
     s = analysis.solutions
+    if not s.of_tokens:
+        summary = Table(f"Means over rounds, {s.measure.score}, {s.measure.unit}", source_summary(analysis))
+        return Section(f"Means at {analysis.name}", [summary], f"n = {s.n}.")
     parts: list[Part] = [Table("The source's summary: means over rounds", source_summary(analysis), SUMMARY)]
     readings = [
         {"pair": f"{v.model_a} and {v.model_b}", "reading": v.source_reading} for v in analysis.verdicts
@@ -282,23 +293,25 @@ def _tests_section(comparison: Comparison) -> Section:
     return Section("Every test over rounds", parts, note)
 
 
-def _samples(comparison: Comparison, rounds: Rounds) -> list[dict[str, Any]]:
+def _samples(comparison: Comparison, rounds: Rounds | RoundsElsewhere) -> list[dict[str, Any]]:
     scores, s = comparison.scores, comparison.asked.solutions
-    table = rounds.table(rounds.rounds[0]).select(["sample_id", "original", "answer"]).to_pylist()
-    text_of = {row["sample_id"]: {"prompt": row["original"], "answer": row["answer"]} for row in table}
     rows: list[dict[str, Any]] = []
     for m, model in enumerate(scores.models):
         usable = s.usable()[m]
-        g, c = scores.log_likelihood[m], scores.certainty[m]
+        g = scores.log_likelihood[m]
+        c = None if scores.certainty is None else scores.certainty[m][usable]
         weights = np.full(s.n, np.nan)
         if usable.any():
-            q = solve_dual(g[usable], c[usable], epsilon=s.epsilon, gamma=s.gamma).weights
+            q = solve_dual(loss=-g[usable], certainty=c, epsilon=s.epsilon, gamma=s.gamma).weights
             weights = np.asarray(q).mean(axis=0)
-        rows += sample_rows(scores.sample_ids, g.mean(axis=0), weights, model=model)
-    return [{**row, **text_of.get(row["sample_id"], {"prompt": "", "answer": ""})} for row in rows]
+        name = "log_likelihood" if s.of_tokens else scores.measure.score
+        rows += sample_rows(scores.sample_ids, g.mean(axis=0), weights, name, model=model)
+    text_of = rounds.texts({row["sample_id"] for row in rows})
+    empty = {"prompt": "", "answer": ""} if text_of else {}
+    return [{**row, **empty, **text_of.get(row["sample_id"], {})} for row in rows]
 
 
-def _quality_section(comparison: Comparison, rounds: Rounds) -> Section:
+def _quality_section(comparison: Comparison, rounds: Rounds | RoundsElsewhere) -> Section:
     scores = comparison.scores
     kept = {"kept": len(scores.sample_ids), **scores.left_out}
     status = []
@@ -316,16 +329,14 @@ def _quality_section(comparison: Comparison, rounds: Rounds) -> Section:
     ]
     reasons = list(dict.fromkeys(key for row in acceptance for key in row))
     accepted = [{key: row.get(key, 0) for key in reasons} for row in acceptance]
-    return Section(
-        "Data quality",
-        [
-            Table("Rows", [kept], note="Rows left out for all models, by the gravest reason in any table."),
-            Table("Rounds by status of the solve", status, note="Infeasible rounds enter no test."),
-            Table(
-                "Rephrasings accepted in each round",
-                accepted,
-                note="A rejected one is replaced by the original prompt. Word for word: of the accepted, "
-                "those that hold the original unchanged, with a line put before it.",
-            ),
-        ],
-    )
+    parts: list[Part] = [
+        Table("Rows", [kept], note="Rows left out for all models, by the gravest reason in any table."),
+        Table("Rounds by status of the solve", status, note="Infeasible rounds enter no test."),
+    ]
+    if accepted:
+        note = (
+            "A rejected one is replaced by the original prompt. Word for word: of the accepted, "
+            "those that hold the original unchanged, with a line put before it."
+        )
+        parts.append(Table("Rephrasings accepted in each round", accepted, note=note))
+    return Section("Data quality", parts)

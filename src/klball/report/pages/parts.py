@@ -33,18 +33,19 @@ def with_texts(rows: Sequence[dict[str, Any]], dataset: Dataset) -> list[dict[st
 
 
 def sample_rows(
-    ids: Sequence[str], g: np.ndarray, weights: np.ndarray, **labels: str
+    ids: Sequence[str], g: np.ndarray, weights: np.ndarray, score: str = "log_likelihood", **labels: str
 ) -> list[dict[str, Any]]:
     """The samples with the lowest g and with the largest weights, each once, with `labels` in front.
 
-    weights: q, which sums to 1, or NaN for none; shown as n·q, where 1 is an even share.
+    weights: q, which sums to 1, or NaN for none; shown as n·q, where 1 is an even share. score: what g is
+    called.
     """
     hard = np.argsort(g, kind="stable")[:SHOWN].tolist()
     heavy = [] if np.isnan(weights).any() else np.argsort(-weights, kind="stable")[:SHOWN].tolist()
     rows = []
     for i in dict.fromkeys([*heavy, *hard]):
         why = [name for name, places in (("hardest", hard), ("top-weighted", heavy)) if i in places]
-        numbers = {"log_likelihood": float(g[i]), "n_q": float(weights[i] * len(g))}
+        numbers = {score: float(g[i]), "n_q": float(weights[i] * len(g))}
         rows.append({**labels, "why": " and ".join(why), "sample_id": ids[i], **numbers})
     return rows
 

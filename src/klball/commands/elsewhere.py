@@ -1,0 +1,262 @@
+"""What `solve`, `evaluate` and `compare` do with per-item results that klball did not score."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from klball.commands.certified import bounds_elsewhere, certified_elsewhere
+from klball.commands.labels import labelled
+from klball.commands.options import refuse_ignored
+from klball.comparison.elsewhere import RoundsElsewhere
+from klball.comparison.rounds import RoundScores, round_scores
+from klball.files import write_csv, write_run
+from klball.report.figures import plot_profiles
+from klball.report.pages.elsewhere import write_items_page
+from klball.report.pages.parts import interval
+from klball.report.pages.tables import write_report
+from klball.scores.certified import CertifiedWorstCase, certified_worst_case
+from klball.scores.elsewhere.item_scores import Scores
+from klball.scores.elsewhere.reading import scores_from
+from klball.scores.elsewhere.report import GROUP, ItemReport, item_report
+from klball.scores.elsewhere.tables import ANSWERED, OWN
+from klball.scores.measure import Measure
+from klball.scores.parquet import score_files
+from klball.scores.perplexity import robustness_report
+from klball.scores.tables import read_scores
+from klball.terminal import is_main, say, show_table
+
+COLUMNS = ("score", "id", "group", "round", "lower_is_better")
+Certified = dict[tuple[str, float], float]
+SHOWN_RADII = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def columns_of(options: Any) -> dict[str, Any]:
+    """The keywords of `scores_from`."""
+    return {name: getattr(options, name) for name in COLUMNS}
+
+
+def asks_for_columns(options: Any) -> bool:
+    """Whether any of its options is given."""
+    return any(value is not None for value in columns_of(options).values())
+
+
+def is_own(path: str) -> bool:
+    """Whether it is klball's own score tables, a Parquet file or a folder of nothing else."""
+    try:
+        files = score_files(path)
+        names = [{*pq.read_schema(file).names} for file in files]
+    except (ValueError, OSError):
+        return False
+    return all(own >= OWN and not own >= ANSWERED for own in names)
+
+
+def read_models(options: Any) -> dict[str, Scores]:
+    """The scores of every model; what was chosen unasked is said once for all that have it in common."""
+    paths = labelled(options.scores)
+    models = {label: scores_from(path, **columns_of(options)) for label, path in paths.items()}
+    said: dict[str, list[str]] = {}
+    for label, own in models.items():
+        for note in own.notes:
+            said.setdefault(note, []).append(label)
+    for note, labels in said.items():
+        say(f"{'' if len(labels) == len(models) else ', '.join(labels) + ': '}{note}")
+    if len(models) > 1 and (numbered := [label for label, own in models.items() if own.numbered]):
+        raise ValueError(
+            f"{paths[numbered[0]]} has no column of ids: name it with --id COLUMN, or match rows by their "
+            "number with --id none"
+        )
+    return models
+
+
+def lost(scores: RoundScores) -> str:
+    """What left all models, for a sentence."""
+    return ", ".join(f"{count} {why}" for why, count in scores.left_out.items() if count) or "none"
+
+
+# --- solve --------------------------------------------------------------------------------------
+
+
+def solve_elsewhere(
+    options: Any,
+) -> tuple[dict[str, Any], list[dict[str, Any]], tuple[CertifiedWorstCase | None, str]]:
+    """Of one file: the solution in the source's own numbers, the top-weighted items, and what is certain."""
+    read = scores_from(options.scores, **columns_of(options))
+    scores = read.per_item()
+    if not options.json:
+        for note in scores.notes:
+            say(note)
+    solution = scores.solve(options.epsilon, options.max_weight)
+    own = scores.measure.own
+    mean = float(scores.values.mean())
+    summary = {
+        **{"score": scores.name, "unit": scores.measure.unit, "status": solution.status},
+        **{"lambda_": solution.lambda_, "kl": solution.kl, "mean": own(mean)},
+        **{"worst_case": own(solution.worst_case), "dual_value": own(solution.dual_value)},
+        **{"gap": solution.gap, "ess": solution.ess, "n": len(scores), "rows_left_out": len(scores.lacking)},
+    }
+    n_q = solution.weights * len(scores)
+    order = np.argsort(-n_q, kind="stable")[: max(options.top, 0)]
+    top = [
+        {"sample_id": scores.sample_ids[i], "n_q": float(n_q[i]), scores.name: own(float(scores.values[i]))}
+        for i in order.tolist()
+    ]
+    if options.json:
+        summary["notes"] = list(scores.notes)
+    if scores.groups is not None:
+        summary["groups"] = _groups(scores, solution.weights)
+    return summary, top, certified_elsewhere(scores, options)
+
+
+def _groups(scores: Scores, weights: np.ndarray) -> list[dict[str, Any]]:
+    """A row a group: items, mean score, share f, its weight q in the worst case, q/f."""
+    names = np.array(scores.groups)
+    rows = []
+    for name in sorted(set(names.tolist())):
+        own = names == name
+        share, weight = float(own.mean()), float(weights[own].sum())
+        mean = scores.measure.own(float(scores.values[own].mean()))
+        row = {"group": name, "items": int(own.sum()), "mean": mean, "f": share}
+        rows.append({**row, "q": weight, "q_f": weight / share})
+    return rows
+
+
+def show_solved(summary: dict[str, Any], title: str) -> None:
+    """The groups' table and the answer in a sentence."""
+    if groups := summary.get("groups"):
+        header = ("group", "items", f"mean ({summary['unit']})", "share f", "weight q", "q/f")
+        show_table(f"groups in the worst case, {title}", header, [tuple(row.values()) for row in groups])
+
+
+# --- evaluate -----------------------------------------------------------------------------------
+
+
+def evaluate_elsewhere(options: Any, prog: str) -> None:
+    """`klball evaluate --scores`: means, tails, groups and worst cases of results that are there."""
+    paths = labelled(options.scores)
+    reference = options.reference or next(iter(paths))
+    if reference not in paths:
+        raise ValueError(f"--reference {reference!r} is not among the scores {', '.join(paths)}")
+    folder = Path(options.output_dir)
+    if not asks_for_columns(options) and all(Path(p).is_file() and is_own(p) for p in paths.values()):
+        refuse_ignored(options, ("confidence", "bounds"), "on log-likelihoods, which are in nats")
+        tables: dict[str, Dataset] = {label: read_scores(path)[0] for label, path in paths.items()}
+        if is_main():
+            write_run(folder, options, prog)
+            write_report(robustness_report({"scores": tables}, reference), folder)
+        return
+    models = read_models(options)
+    per_item = {label: own.per_item() for label, own in models.items()}
+    aligned = round_scores(per_item)
+    of_model = {label: aligned.log_likelihood[m, 0] for m, label in enumerate(aligned.models)}
+    report = item_report(of_model, aligned.measure, reference, aligned.groups)
+    least = _certified(of_model, aligned.measure, options)
+    if not is_main():
+        return
+    write_run(folder, options, prog)
+    write_csv(folder / "scores.csv", report.records())
+    write_csv(folder / "profiles.csv", [_point(point, aligned, least) for point in report.profiles])
+    plot_profiles(report.profiles, folder, aligned.measure)
+    rounds = RoundsElsewhere(per_item)
+    write_items_page(report, aligned, rounds, folder)
+    show_items(report, aligned, least, options.confidence, folder)
+
+
+def _certified(of_model: Mapping[str, np.ndarray], measure: Measure, options: Any) -> Certified:
+    """Limits of the population's worst case by model and shown radius; none of scores without bounds."""
+    bounds = bounds_elsewhere(measure, options)
+    if bounds is None:
+        refuse_ignored(
+            options, ("confidence",), f"without --bounds: {measure.noun} has none that klball knows"
+        )
+        return {}
+    return {
+        (model, e): certified_worst_case(values, e, bounds, options.confidence).lower
+        for model, values in of_model.items()
+        for e in SHOWN_RADII
+    }
+
+
+def _point(point: Any, scores: RoundScores, least: Certified) -> dict[str, Any]:
+    own, limit = scores.measure.own, least.get((point.model, point.epsilon))
+    return {
+        "model": point.model,
+        "epsilon": point.epsilon,
+        "worst_case": own(-point.robust_loss),
+        **({"certified": "" if limit is None else own(limit)} if least else {}),
+        "lambda": point.lambda_,
+        "ess": point.ess,
+    }
+
+
+def show_items(
+    report: ItemReport, scores: RoundScores, least: Certified, confidence: float, folder: Path
+) -> None:
+    """Values, differences to the reference, and the worst case of some radii."""
+    models = list(dict.fromkeys(row["model"] for row in report.rows))
+    unit, own = report.measure.title, report.measure.own
+    n, better = len(scores.sample_ids), report.measure.better
+    say(f"{n} items; left out for all: {lost(scores)}; {better} is better")
+    body = [
+        (rows[0]["name"], rows[0]["items"], *(str(interval(r["value"], r["low"], r["high"])) for r in rows))
+        for rows in _by_name(report, models)
+    ]
+    show_table(f"{unit}: value [95 % interval]", ("mean of", "items", *models), body)
+    others = [model for model in models if model != report.reference]
+    if others:
+        keys = ("difference", "difference_low", "difference_high")
+        body = [
+            (rows[0]["name"], *(str(interval(*(row[key] for key in keys))) for row in rows))
+            for rows in _by_name(report, others)
+        ]
+        show_table(f"difference to {report.reference} on the same items, {unit}", ("mean of", *others), body)
+    worst = {(p.model, p.epsilon): p for p in report.profiles}
+    sign = "≤" if report.measure.loss else "≥"
+
+    def of_population(model: str, e: float) -> tuple[str, ...]:
+        return (f"{sign} {own(least[model, e]):.4g}",) if least else ()
+
+    body = [
+        (
+            f"{e:g}",
+            *(
+                x
+                for m in models
+                for x in (own(-worst[m, e].robust_loss), *of_population(m, e), worst[m, e].ess)
+            ),
+        )
+        for e in SHOWN_RADII
+    ]
+    more = [f"of the population, {100 * confidence:g} %"] if least else []
+    header = ("ε", *(x for m in models for x in (m, *more, f"{m}: ESS")))
+    show_table(f"worst-case {unit}, within ε nats of these items", header, body)
+    say(f"everything is in {folder}")
+
+
+def show_groups(scores: RoundScores, folder: Path) -> None:
+    """What a comparison adds where items have groups: means of each, and differences to the first model."""
+    if not scores.groups:
+        return
+    means = {model: scores.log_likelihood[m].mean(axis=0) for m, model in enumerate(scores.models)}
+    report = item_report(means, scores.measure, scores.models[0], scores.groups)
+    of_groups = [row for row in report.rows if row["name"].startswith(GROUP)]
+    write_csv(folder / "groups.csv", replace(report, rows=of_groups).records())
+    body = []
+    for rows in _by_name(replace(report, rows=of_groups), scores.models):
+        of_models = [row["value"] for row in rows]
+        differences = [
+            interval(row["difference"], row["difference_low"], row["difference_high"]) for row in rows[1:]
+        ]
+        body.append((rows[0]["name"], rows[0]["items"], *of_models, *map(str, differences)))
+    header = (*scores.models, *(f"{model} − {scores.models[0]}" for model in scores.models[1:]))
+    title = f"groups, mean {scores.measure.title}; differences with 95 % intervals over these items"
+    show_table(title, ("", "items", *header), body)
+
+
+def _by_name(report: ItemReport, models: list[str]) -> list[list[dict[str, Any]]]:
+    names = dict.fromkeys(row["name"] for row in report.rows)
+    return [[row for row in report.rows if row["name"] == n and row["model"] in models] for n in names]

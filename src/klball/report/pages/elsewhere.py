@@ -1,0 +1,139 @@
+"""The report of `klball evaluate --scores`: models side by side on items that somebody else scored."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from klball.adversary.dual import solve_dual
+from klball.comparison.elsewhere import RoundsElsewhere
+from klball.comparison.rounds import RoundScores
+from klball.report.charts import profile_charts
+from klball.report.interactive import intervals, plot
+from klball.report.page import Page, Part, Plot, Section, Table, write_page
+from klball.report.pages.parts import (
+    REPORT_FILE,
+    counted,
+    interval,
+    provenance_section,
+    sample_rows,
+    samples_section,
+)
+from klball.scores.elsewhere.report import ItemReport
+from klball.scores.measure import ACCURACY
+
+VERDICT_AT = 0.1  # the radius of the worst case that sentences name
+WEIGHED_AT = 0.5  # the radius of the weights in the sample table
+
+
+def write_items_page(report: ItemReport, scores: RoundScores, rounds: RoundsElsewhere, folder: Path) -> None:
+    """report.html."""
+    measure, n = report.measure, len(scores.sample_ids)
+    unit = measure.title
+    parts: list[Part] = [_values(report, scores.models, unit)]
+    if len(scores.models) > 1:
+        parts.append(_differences(report, unit))
+    parts.append(plot(profile_charts(report.profiles, report.profiles[0].data, measure)[0]))
+    kept = {"kept": n, **scores.left_out}
+    page = Page(
+        title=f"Robustness report: {measure.noun}",
+        subtitle=f"{len(scores.models)} model(s) on {n} items; reference: {report.reference}",
+        verdict=_verdict(report, scores.models),
+        sections=[
+            Section(f"{measure.noun.capitalize()}, {measure.better} is better", parts),
+            _samples(scores, rounds),
+            Section("Data quality", [Table("Items", [kept], note="What one model lacks leaves for all.")]),
+            provenance_section(folder, rounds.about),
+        ],
+    )
+    write_page(page, folder / REPORT_FILE)
+
+
+def _row(report: ItemReport, model: str, name: str) -> dict[str, Any]:
+    return next(row for row in report.rows if (row["model"], row["name"]) == (model, name))
+
+
+def _verdict(report: ItemReport, models: list[str]) -> list[str]:
+    """A sentence a model: mean and worst 5 % (of right and wrong, which has no tail, the worst case)."""
+    measure, said = report.measure, []
+    for model in models:
+        mean, tail = (_row(report, model, name) for name in ("mean", "cvar_0.05"))
+        rows = counted(tail["items"])
+        if measure.unit == ACCURACY:
+            worst, base = (_worst(report, name) for name in (model, report.reference))
+            alone = model == report.reference
+            than = "" if alone else f" ({report.reference}: {base:.3g})"
+            change = "" if alone else f"; the difference to {report.reference}: {_says(measure, mean)}"
+            said.append(
+                f"{model}: the mean {measure.noun} is {mean['value']:.3g}{change}. In the worst case within "
+                f"ε = {VERDICT_AT:g} nats of these items it is {worst:.3g}{than}."
+            )
+        elif len(models) == 1:
+            said.append(
+                f"{model} has a mean {measure.noun} of {mean['value']:.4g} and one of {tail['value']:.4g} on "
+                f"its worst 5 % ({rows}; unit: {measure.unit})."
+            )
+        elif model != report.reference:
+            said.append(
+                f"Against {report.reference}, the {measure.noun} of {model} is {_says(measure, mean)} on "
+                f"average and {_says(measure, tail)} on the worst 5 % of each ({rows})."
+            )
+    return said
+
+
+def _worst(report: ItemReport, model: str) -> float:
+    point = next(p for p in report.profiles if (p.model, p.epsilon) == (model, VERDICT_AT))
+    return report.measure.own(-point.robust_loss)
+
+
+def _says(measure: Any, row: dict[str, Any]) -> str:
+    value, low, high = row["difference"], row["difference_low"], row["difference_high"]
+    if value == 0:
+        return "the same"
+    size = f"{measure.amount(abs(value))} {'higher' if value > 0 else 'lower'}"
+    if math.isnan(low):
+        return f"{size} (no interval)"
+    bounds = f"95 % interval {low:.3g} to {high:.3g}".replace("-", "−")
+    return f"not clearly different ({size}, {bounds})" if low <= 0 <= high else f"{size} ({bounds})"
+
+
+def _values(report: ItemReport, models: list[str], unit: str) -> Table:
+    names = dict.fromkeys(row["name"] for row in report.rows)
+    body = []
+    for name in names:
+        found = {model: _row(report, model, name) for model in models}
+        cells = {m: interval(r["value"], r["low"], r["high"]) for m, r in found.items()}
+        body.append({"mean of": name, "items": found[models[0]]["items"], **cells})
+    return Table(
+        f"Values: {unit}",
+        body,
+        note="95 % intervals over items. cvar_α: the worst share α of each model's own; hardest_1pct: the "
+        "reference's 1 %, the same items for all. Tails of fewer than 20 items are descriptive.",
+    )
+
+
+def _differences(report: ItemReport, unit: str) -> Plot:
+    keys = ("difference", "difference_low", "difference_high")
+    series: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for row in report.rows:
+        if row["model"] != report.reference:
+            series.setdefault(row["model"], {})[row["name"]] = tuple(row[key] for key in keys)  # pyright: ignore[reportArgumentType]
+    return Plot(
+        f"Difference to {report.reference}",
+        intervals(series, f"difference to {report.reference}: {unit}", reference=0.0),
+        "Dots with 95 % intervals, paired over items; the numbers are in scores.csv.",
+    )
+
+
+def _samples(scores: RoundScores, rounds: RoundsElsewhere) -> Section:
+    rows: list[dict[str, Any]] = []
+    for m, model in enumerate(scores.models):
+        own = scores.log_likelihood[m, 0]
+        weights = solve_dual(loss=-own, epsilon=WEIGHED_AT).weights
+        rows += sample_rows(scores.sample_ids, own, weights, scores.measure.score, model=model)
+    texts = rounds.texts({row["sample_id"] for row in rows})
+    return samples_section(
+        "Hardest and top-weighted items",
+        [{**row, **texts.get(row["sample_id"], {})} for row in rows],
+        f"Weights are those of the worst case at ε = {WEIGHED_AT:g}; 1 is an even share.",
+        group="model",
+    )

@@ -1,0 +1,132 @@
+"""Columns of a source → numbers, ids and labels, or one line that says which cell is in the way."""
+
+import math
+import re
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from klball.adversary.inputs import LARGEST
+from klball.data.texts import found
+from klball.scores.elsewhere.source import Column, Source
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+TRUTH = {"true": 1.0, "false": 0.0}
+REPAIR = "drop or repair that row"
+
+
+def numbers(source: Source, name: str) -> np.ndarray:
+    """A column as float64 [rows]; true and false are 1 and 0 where there is nothing else.
+
+    Raises ValueError naming row and column for what is missing, NaN, infinite, text or of mixed types.
+    """
+    column = source.column(name, "score")
+    if isinstance(column, pa.ChunkedArray):
+        values = _of_arrow(source, name, column)
+    else:
+        values = _of_list(source, name, column)
+    bad = np.flatnonzero(~(np.abs(values) <= LARGEST))
+    if len(bad):
+        value = values[bad[0]]
+        what = "NaN" if math.isnan(value) else f"{value:g}, which no difference of scores can hold"
+        raise source.refusal(int(bad[0]), name, f"{what}: {REPAIR}")
+    return values
+
+
+def is_numeric(source: Source, name: str) -> bool:
+    """Whether a column could be a score: by its type or, of text and lists, by its first value."""
+    column = source.columns[name]
+    if isinstance(column, pa.ChunkedArray):
+        kind = column.type
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+            return True
+        if pa.types.is_decimal(kind):
+            return True
+        if not source.written:
+            return False
+    first = next((x for x in _scalars(column, 100) if x not in (None, "")), None)
+    if source.written:
+        return first is not None and (bool(NUMBER.fullmatch(first.strip())) or first.strip().lower() in TRUTH)
+    return isinstance(first, int | float | Decimal)
+
+
+def texts(source: Source, name: str, option: str) -> list[str]:
+    """A column of ids or labels as text. Raises ValueError for a missing one, a list or an object."""
+    column = source.column(name, option)
+    values = column.to_pylist() if isinstance(column, pa.ChunkedArray) else list(column)
+    whole = all(x.is_integer() for x in values if isinstance(x, float))  # pandas' ids beside a missing one
+    return [_text(source, name, option, row, value, whole) for row, value in enumerate(values)]
+
+
+def _text(source: Source, name: str, option: str, row: int, value: Any, whole: bool) -> str:
+    if isinstance(value, str) and value != "":
+        return value
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        raise source.refusal(row, name, f"the {option} is missing: {REPAIR}, or name another --{option}")
+    if isinstance(value, list | dict | bytes):
+        raise source.refusal(row, name, f"the {option} is {found(value)}: name another --{option}")
+    return str(int(value)) if isinstance(value, float) and whole else str(value)
+
+
+def _scalars(column: Column, most: int) -> list[Any]:
+    some = column[:most]
+    return some.to_pylist() if isinstance(some, pa.ChunkedArray) else list(some)
+
+
+def _of_arrow(source: Source, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        return _of_list(source, name, column.to_pylist())
+    if column.null_count:
+        row = int(pc.index(column.is_null(), True).as_py())
+        raise source.refusal(row, name, f"the score is missing: {REPAIR}")
+    return column.cast(pa.float64(), safe=False).to_numpy()
+
+
+def _of_list(source: Source, name: str, values: Any) -> np.ndarray:
+    truths = {"bool"} == {_kind(source, value) for value in values}
+    converted = np.empty(len(values))
+    for row, value in enumerate(values):
+        kind = _kind(source, value)
+        if kind == "missing":
+            raise source.refusal(row, name, f"the score is missing: {REPAIR}")
+        if kind == "number" or (kind == "bool" and truths):
+            text = value.strip().lower() if isinstance(value, str) else value
+            converted[row] = _float(TRUTH.get(text, text) if isinstance(text, str) else text)
+        elif kind == "bool":
+            raise source.refusal(row, name, f"{value} among numbers: write 1 or 0")
+        elif isinstance(value, str):
+            raise source.refusal(row, name, f"the text {value[:40]!r} is no number: {REPAIR}")
+        else:
+            raise source.refusal(row, name, f"{found(value)} is no number: {REPAIR}")
+    return converted
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _kind(source: Source, value: Any) -> str:
+    if value is None or value == "":
+        return "missing"
+    if isinstance(value, bool | np.bool_):
+        return "bool"
+    if isinstance(value, int | float | Decimal | np.number):
+        return "number"
+    if source.written and isinstance(value, str):
+        text = value.strip()
+        if text.lower() in TRUTH:
+            return "bool"
+        if NUMBER.fullmatch(text) or text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+            return "number"
+    return "other"

@@ -1,0 +1,213 @@
+"""`--score`: a column, or a weighted sum of columns, parsed and never evaluated as code."""
+
+import ast
+import math
+import re
+from collections.abc import Collection, Mapping
+
+from klball.scores.elsewhere.source import listed
+
+LONGEST = 500  # characters
+CONSTANT = ""  # the name under which a sum keeps its constant
+LOSSES = frozenset(
+    {
+        "loss",
+        "losses",
+        "nll",
+        "xent",
+        "crossentropy",
+        "perplexity",
+        "perplexities",
+        "ppl",
+        "surprisal",
+        "bpb",
+        "bpc",
+        "error",
+        "errors",
+        "err",
+        "cost",
+        "wer",
+        "cer",
+        "ter",
+        "mae",
+        "mse",
+        "rmse",
+        "mape",
+        "brier",
+        "regret",
+        "penalty",
+        "distance",
+        "hallucination",
+        "toxicity",
+    }
+)
+NEVER_NEGATIVE = frozenset(
+    {
+        "nll",
+        "perplexity",
+        "ppl",
+        "surprisal",
+        "wer",
+        "cer",
+        "mae",
+        "mse",
+        "rmse",
+        "brier",
+    }
+)
+GAINS = frozenset(
+    {
+        "likelihood",
+        "likelihoods",
+        "loglikelihood",
+        "logprob",
+        "logprobs",
+        "logp",
+        "ll",
+        "acc",
+        "accuracy",
+        "em",
+        "correct",
+        "match",
+        "f1",
+        "bleu",
+        "chrf",
+        "rouge",
+        "meteor",
+        "reward",
+        "rewards",
+        "utility",
+        "win",
+        "wins",
+        "passed",
+        "solved",
+    }
+)
+RIGHT = frozenset(
+    {
+        "acc",
+        "accuracy",
+        "em",
+        "correct",
+        "match",
+        "pass",
+        "passed",
+        "solved",
+        "success",
+        "right",
+        "includes",
+    }
+)
+MINUS = frozenset(("neg", "negative", "minus"))
+PHRASES = ("cross_entropy", "bits_per_byte", "bits_per_char")
+
+
+def words(name: str) -> set[str]:
+    """The words of a column's name, in lower case: `evalLoss_2` has eval, loss and 2."""
+    found = re.findall(r"[a-z]+\d*|\d+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
+    return {*found, *(word.rstrip("0123456789") for word in found)}
+
+
+def direction(name: str) -> int:
+    """−1 where a name says that less is better, 1 where it says that more is, 0 where it says neither."""
+    own = words(name)
+    lower = bool(own & LOSSES) or any(phrase in name.lower() for phrase in PHRASES)
+    found = -1 if lower else 1 if own & GAINS else 0
+    return -found if own & MINUS else found
+
+
+def is_right(name: str) -> bool:
+    """Whether a name says that 1 is right and 0 wrong."""
+    own = words(name)
+    return bool(own & RIGHT) or {"exact", "match"} <= own
+
+
+def weighted_sum(text: str, columns: Mapping[str, object]) -> dict[str, float]:
+    """column → coefficient, of `text`: a column's name, or such as `a + 0.1*b`, `1 - error`, `'odd name'/2`.
+
+    The constant, where there is one, is under "". Raises ValueError for anything else.
+    """
+    if text in columns:
+        return {text: 1.0}
+    try:
+        if len(text) > LONGEST:
+            raise SyntaxError(f"longer than {LONGEST} characters")
+        terms = _linear(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        said = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ValueError(
+            f'--score {text[:80]!r} is no column and no weighted sum of columns such as "a + 0.1*b" '
+            f"({said}); there are {listed(columns)}"
+        ) from error
+    for name in terms:
+        if name and name not in columns:
+            raise ValueError(f"--score: there is no column {name!r}; there are {listed(columns)}")
+    terms = {name: factor for name, factor in terms.items() if factor or not name}
+    if not any(terms):
+        raise ValueError(f"--score {text!r} has no column with a weight other than 0")
+    if not all(map(math.isfinite, terms.values())):
+        raise ValueError(f"--score {text!r} has a weight that is not finite")
+    return terms
+
+
+def _linear(node: ast.expr) -> dict[str, float]:
+    match node:
+        case ast.Name(id=name) | ast.Constant(value=str(name)) if name:
+            return {name: 1.0}
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            return {CONSTANT: float(number)}
+        case ast.UnaryOp(op=ast.UAdd() | ast.USub() as sign, operand=inner):
+            return _times(-1.0 if isinstance(sign, ast.USub) else 1.0, _linear(inner))
+        case ast.BinOp(left=left, op=operator, right=right):
+            return _joined(_linear(left), operator, _linear(right))
+    raise ValueError("only names, numbers, +, −, * and / are allowed")
+
+
+def _joined(left: dict[str, float], operator: ast.operator, right: dict[str, float]) -> dict[str, float]:
+    numbers = [set(terms) == {CONSTANT} for terms in (left, right)]
+    match operator:
+        case ast.Add():
+            found = _added(left, right)
+        case ast.Sub():
+            found = _added(left, _times(-1.0, right))
+        case ast.Mult() if any(numbers):
+            found = _times(left[CONSTANT], right) if numbers[0] else _times(right[CONSTANT], left)
+        case ast.Div() if numbers[1] and right[CONSTANT] != 0:
+            found = _times(1 / right[CONSTANT], left)
+        case ast.Mult():
+            raise ValueError("a product of two columns is no weighted sum")
+        case ast.Div():
+            raise ValueError("only a number other than 0 can divide")
+        case _:
+            raise ValueError("only names, numbers, +, −, * and / are allowed")
+    return found
+
+
+def _times(factor: float, terms: Mapping[str, float]) -> dict[str, float]:
+    return {name: factor * own for name, own in terms.items()}
+
+
+def _added(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+    return {name: a.get(name, 0.0) + b.get(name, 0.0) for name in (*a, *b)}
+
+
+def check_direction(terms: Mapping[str, float], lower_is_better: bool | None, known: Collection[str]) -> None:
+    """Raise ValueError where a column's name and the direction contradict each other.
+
+    known: the names of columns whose direction the format defines.
+    """
+    for name, factor in terms.items():
+        says = direction(name) if name and name not in known else 0
+        sign = math.copysign(1, factor) * (-1 if lower_is_better else 1)
+        if says < 0 < sign and lower_is_better is None:
+            raise ValueError(
+                f"of a column called {name!r} less is better: say so with --lower_is_better (or, if more is "
+                "better, with --lower_is_better false)"
+            )
+        if says < 0 < sign and lower_is_better:
+            raise ValueError(f"--lower_is_better contradicts the minus before {name!r}: leave one out")
+        if says > 0 > sign and lower_is_better:
+            raise ValueError(
+                f"of a column called {name!r} more is better: leave --lower_is_better out (if it holds "
+                f'losses all the same, write --score "-{name}" without the flag)'
+            )

@@ -1,0 +1,105 @@
+"""Logs of Inspect (`.eval` and JSON), read by `inspect_ai`: scorers, epochs, metadata."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from klball.scores.elsewhere.expression import direction
+from klball.scores.elsewhere.source import Source
+from klball.scores.measure import Measure, accuracy, points
+
+LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # what Inspect's own metrics make of them
+MISSING = "inspect_ai reads logs of Inspect, and is not installed: pip install 'klball[inspect]'"
+
+logger = logging.getLogger(__name__)
+
+
+class UnfinishedError(ValueError):
+    """A log whose run did not end well."""
+
+
+def is_log(value: Any) -> bool:
+    """Whether JSON is a log of Inspect."""
+    return isinstance(value, dict) and {"eval", "status", "version"} <= value.keys()
+
+
+def of_log(path: Path, kind: str, finished: bool = False) -> Source:
+    """One log: a row a sample and epoch, a column a scorer (SCORER.KEY where it gives several values).
+
+    kind: "eval" or "json". finished: raise UnfinishedError for a run that did not end well.
+    Samples that stopped with an error have no score, and are left out and counted.
+    """
+    try:
+        from inspect_ai.log import read_eval_log
+    except ImportError as error:
+        raise ValueError(f"{path}: {MISSING}") from error
+    try:
+        log = read_eval_log(str(path), format=kind)  # pyright: ignore[reportArgumentType]
+    except Exception as error:  # whatever a damaged archive or a foreign version makes it raise
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} cannot be read as a log of Inspect: {said}") from error
+    if finished and log.status != "success":
+        raise UnfinishedError(f"{path}: its run ended with status {log.status}")
+    if log.status != "success":
+        logger.warning("%s: its run ended with status %s: samples may be missing", path, log.status)
+    rows: list[dict[str, Any]] = []
+    lacking: dict[str, str] = {}
+    for sample in log.samples or []:
+        scores = _flat(sample.scores or {})
+        if sample.error is not None or not scores:
+            lacking[str(sample.id)] = "unscored"
+            continue
+        target = sample.target if isinstance(sample.target, str) else ", ".join(sample.target)
+        told = {"id": str(sample.id), "epoch": str(sample.epoch), "prompt": _text(sample.input)}
+        about = {f"metadata.{k}": v for k, v in (sample.metadata or {}).items() if isinstance(v, str | int)}
+        rows.append({**told, "answer": target, **about, **scores})
+    if not rows:
+        raise ValueError(f"{path} (status {log.status}) has no sample with a score")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    values = {name: [row.get(name) for row in rows] for name in names}
+    columns = {**values, **{name: list(map(_number, values[name])) for name in _scorers(values)}}
+    scorers = [name for name in _scorers(values) if direction(name) >= 0]
+    return Source(
+        *(str(path), columns),
+        id="id",
+        round="epoch" if len(set(columns["epoch"])) > 1 else "",
+        measures={name: _measure(name, values[name]) for name in scorers},
+        lacking=lacking,
+        task=log.eval.task,
+        model=str(log.eval.model),
+        texts=("prompt", "answer"),
+    )
+
+
+def _scorers(row: Mapping[str, Any]) -> list[str]:
+    return [k for k in row if k not in ("id", "epoch", "prompt", "answer") and not k.startswith("metadata.")]
+
+
+def _flat(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """scorer → its value; several values of one scorer each under its own name."""
+    found: dict[str, Any] = {}
+    for name, score in scores.items():
+        value = score.value
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": part for key, part in value.items()}
+        elif isinstance(value, list):
+            found |= {f"{name}.{index}": part for index, part in enumerate(value)}
+        else:
+            found[name] = value
+    return found
+
+
+def _number(value: Any) -> Any:
+    return LETTERS.get(value, value) if isinstance(value, str) else value
+
+
+def _measure(name: str, values: list[Any]) -> Measure:
+    """values: as the log has them. Letters, true and false say what is right."""
+    right = all(isinstance(value, bool) or value in LETTERS for value in values)
+    return accuracy(name) if right else points(name)
+
+
+def _text(content: Any) -> str:
+    """A prompt, or the last turn of a chat."""
+    return content if isinstance(content, str) else str(content[-1].text) if content else ""

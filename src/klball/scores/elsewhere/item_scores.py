@@ -1,0 +1,125 @@
+"""Scores of the items of one model: what `klball.scores_from` gives."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from klball.adversary.answers import DualSolution
+from klball.adversary.dual import RobustProfile, robust_profile, solve_dual
+from klball.scores.elsewhere.source import Source
+from klball.scores.measure import Measure
+
+ONE_ROUND = "all"
+
+
+@dataclass(frozen=True, repr=False)
+class Scores:
+    """Scores of the items of one model, more being better; a row an item, or an item and round.
+
+    Attributes:
+        measure: What they are, and their unit.
+        name: The column or sum that they are.
+        sample_ids: [rows].
+        values: [rows], float64: minus the source's own numbers where less is better.
+        rounds: [rows], in the order of the rounds; "all" where there is one.
+        groups: [rows], or None.
+        lacking: Items without a score in some round → "unscored", "truncated".
+        numbered: The ids are row numbers, because there is no column of ids.
+        notes: What was chosen where nothing was said, in sentences.
+    """
+
+    measure: Measure
+    name: str
+    sample_ids: list[str]
+    values: np.ndarray
+    rounds: list[str]
+    groups: list[str] | None = None
+    lacking: dict[str, str] = field(default_factory=dict)
+    numbered: bool = False
+    notes: tuple[str, ...] = ()
+    sources: tuple[tuple[Source, list[str]], ...] = field(default=())  # and their rows' ids
+
+    def __repr__(self) -> str:
+        rounds = f" in {len(self.round_names)} rounds" if len(self.round_names) > 1 else ""
+        items = len(self) // len(self.round_names) if rounds else len(self)
+        return f"Scores({items} items{rounds}: {self.measure.title})"
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    @cached_property
+    def round_names(self) -> list[str]:
+        """The rounds, in order."""
+        return list(dict.fromkeys(self.rounds))
+
+    def of_round(self, name: str) -> dict[str, float]:
+        """Item → score of one round."""
+        return {
+            i: float(v)
+            for i, v, r in zip(self.sample_ids, self.values, self.rounds, strict=True)
+            if r == name
+        }
+
+    def group_of(self) -> dict[str, str]:
+        """Item → group. Raises ValueError for an item with two."""
+        found: dict[str, str] = {}
+        for item, group in zip(self.sample_ids, self.groups or [], strict=bool(self.groups)):
+            if found.setdefault(item, group) != group:
+                raise ValueError(f"item {item!r} has two groups, {found[item]!r} and {group!r}")
+        return found
+
+    def per_item(self) -> "Scores":
+        """One row an item: the mean over rounds, of the items that every round has."""
+        if len(self.round_names) == 1:
+            return self
+        counts = Counter(self.sample_ids)
+        kept = [i for i, count in counts.items() if count == len(self.round_names)]
+        if not kept:
+            raise ValueError(
+                f"no item is in all {len(self.round_names)} rounds: an item needs the same id in each (--id)"
+            )
+        place = {item: row for row, item in enumerate(kept)}
+        total = np.zeros(len(kept))
+        for item, value in zip(self.sample_ids, self.values, strict=True):
+            if item in place:
+                total[place[item]] += value
+        groups = None if self.groups is None else [self.group_of()[item] for item in kept]
+        missing = {item: "missing" for item in counts if item not in place and item not in self.lacking}
+        return replace(
+            self,
+            sample_ids=kept,
+            values=total / len(self.round_names),
+            rounds=[ONE_ROUND] * len(kept),
+            groups=groups,
+            lacking={**self.lacking, **missing},
+            notes=(*self.notes, f"scores are means over {len(self.round_names)} rounds"),
+        )
+
+    def solve(self, epsilon: float, max_weight: float | None = None) -> DualSolution[np.ndarray]:
+        """`klball.solve_dual` of the scores per item, of whatever sign; worst_case = E_Q[score]."""
+        return solve_dual(loss=-self.per_item().values, epsilon=epsilon, max_weight=max_weight)
+
+    def profile(self, epsilons: Sequence[float]) -> RobustProfile:
+        """`klball.robust_profile` of the scores per item: robust_loss = −E_Q[score]."""
+        return robust_profile(loss=-self.per_item().values, epsilons=epsilons)
+
+    def texts_of(self, items: Collection[str]) -> dict[str, dict[str, str]]:
+        """Item → its prompt and answer, where the source has them."""
+        found: dict[str, dict[str, str]] = {}
+        for source, ids in self.sources:
+            names = {
+                kind: name for kind, name in zip(("prompt", "answer"), source.texts, strict=True) if name
+            }
+            for row, item in enumerate(ids if names else ()):
+                if item in items:
+                    found[item] = {kind: _shown(source.columns[name][row]) for kind, name in names.items()}
+        return found
+
+
+def _shown(value: Any) -> str:
+    value = value.as_py() if hasattr(value, "as_py") else value
+    return "" if value is None else str(value)

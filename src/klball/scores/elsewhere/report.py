@@ -1,0 +1,115 @@
+"""Scores of items under several models → means, tails, groups and the worst case at every radius."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from klball.adversary.dual import robust_profile
+from klball.scores.measure import ACCURACY, Measure
+from klball.scores.perplexity import CVAR_LEVELS, HARDEST, RADII, ProfilePoint, cvar, hardest
+from klball.scores.tails import influence, mean_interval, paired_interval, tail_interval, tail_size
+
+Interval = tuple[float, float, float]  # value, low, high
+GROUP = "group "
+NUMBERS = ("value", "low", "high", "difference", "difference_low", "difference_high")
+NONE = (math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class ItemReport:
+    """Rows model, name, items, value, low, high, difference, difference_low, difference_high.
+
+    Values are the source's own numbers, a loss as a loss; difference is that to the reference on the same
+    items. Intervals are of 95 %, over items; NaN where there is none. profiles: robust_loss is minus the
+    worst-case score.
+    """
+
+    measure: Measure
+    reference: str
+    rows: list[dict[str, Any]]
+    profiles: list[ProfilePoint]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows for CSV: None for no number."""
+        rows = (row.items() for row in self.rows)
+        return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row} for row in rows]
+
+
+def item_report(
+    scores: Mapping[str, np.ndarray],
+    measure: Measure,
+    reference: str,
+    groups: list[str] | None = None,
+    data: str = "scores",
+) -> ItemReport:
+    """The report of scores [n] by model, more being better, on the same items.
+
+    "mean"; "hardest_1pct": the mean of the 1 % lowest of the reference, the same items for every model, left
+    out where the edge of that 1 % lies among equal scores; "cvar_α": the mean of each model's own worst
+    share α; "group NAME": the mean of a group.
+    """
+    base = -scores[reference]
+    m = tail_size(HARDEST, len(base))
+    hard = hardest(-base)
+    ordered = np.sort(base)[::-1]
+    tied = m < len(base) and ordered[m - 1] == ordered[m]
+    names = np.array(groups or [])
+    rows = []
+    for model, own in scores.items():
+        loss = -own
+        found: dict[str, tuple[int, Interval, Interval]] = {"mean": _mean(loss, base, np.arange(len(loss)))}
+        if not tied:
+            found["hardest_1pct"] = _mean(loss, base, hard)
+        found |= {f"cvar_{level:g}": _cvar(loss, base, level) for level in CVAR_LEVELS}
+        for name in sorted(set(groups or [])):
+            found[f"{GROUP}{name}"] = _mean(loss, base, np.flatnonzero(names == name))
+        for name, (items, value, difference) in found.items():
+            shown = _own(measure, value)
+            if measure.unit == ACCURACY:
+                shown = (shown[0], max(shown[1], 0.0), min(shown[2], 1.0))  # keeps NaN
+            against = NONE if model == reference else _own(measure, difference)
+            numbers = dict(zip(NUMBERS, (*shown, *against), strict=True))
+            rows.append({"model": model, "name": name, "items": items, **numbers})
+    profiles = [point for model, own in scores.items() for point in _profile(data, model, own)]
+    return ItemReport(measure, reference, rows, profiles)
+
+
+def _own(measure: Measure, of_loss: Interval) -> Interval:
+    """A loss or a difference of losses, with its interval, as the source's own numbers."""
+    value, low, high = of_loss
+    return (value, low, high) if measure.loss else (0.0 - value, 0.0 - high, 0.0 - low)
+
+
+def _mean(loss: np.ndarray, base: np.ndarray, rows: np.ndarray) -> tuple[int, Interval, Interval]:
+    difference = (loss - base)[rows]
+    return (
+        len(rows),
+        (float(loss[rows].mean()), *_interval(loss[rows])),
+        (float(difference.mean()), *_interval(difference)),
+    )
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """Of a mean; none of equal values, whose spread is not known."""
+    return mean_interval(values) if np.ptp(values) else (math.nan, math.nan)
+
+
+def _cvar(loss: np.ndarray, base: np.ndarray, level: float) -> tuple[int, Interval, Interval]:
+    m = tail_size(level, len(loss))
+    ordered = np.sort(loss)[::-1]
+    value, other = cvar(loss, level), cvar(base, level)
+    interval = tail_interval(ordered[:m], ordered[min(m, len(loss) - 1)], level, value)
+    if ordered[0] == ordered[min(m, len(loss) - 1)]:  # one value: its spread is not known
+        interval = (math.nan, math.nan)
+    effect = influence(loss, level) - influence(base, level)
+    between = paired_interval(effect, level, value - other) if np.ptp(effect) else (math.nan, math.nan)
+    return m, (value, *interval), (value - other, *between)
+
+
+def _profile(data: str, model: str, scores: np.ndarray) -> list[ProfilePoint]:
+    profile = robust_profile(loss=-scores, epsilons=RADII)
+    columns = (profile.epsilon, profile.robust_loss, profile.lambda_, profile.ess)
+    return [ProfilePoint(data, model, *point) for point in zip(*columns, strict=True)]

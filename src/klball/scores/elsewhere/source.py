@@ -1,0 +1,62 @@
+"""Rows of per-item results as a file or frame has them, and what its format knows of the columns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from klball.scores.measure import Measure
+
+Column = Any  # pa.ChunkedArray, or a sequence of Python's values
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, log or frame.
+
+    Attributes:
+        where: What messages call it.
+        columns: Name → values, one a row.
+        written: The values are text as CSV has it, numbers included.
+        id, group, round: The columns that hold them, "" for none that the format knows.
+        measures: The scores that the format defines, the default first.
+        lacking: The ids of items without a score → why: "unscored" or "truncated".
+        task: What the items are of, where the tool has tasks.
+        label: What a round is called if every file is one.
+        model: Who was measured, where the file says so.
+        texts: The columns of prompt and answer, "" for none.
+    """
+
+    where: str
+    columns: Mapping[str, Column]
+    written: bool = False
+    id: str = ""
+    group: str = ""
+    round: str = ""
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    lacking: Mapping[str, str] = field(default_factory=dict)
+    task: str = ""
+    label: str = ""
+    model: str = ""
+    texts: tuple[str, str] = ("", "")
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def column(self, name: str, option: str) -> Column:
+        """Raises ValueError naming the option where there is no such column."""
+        if name not in self.columns:
+            raise ValueError(
+                f"{self.where} has no column {name!r} for --{option}; there are {listed(self.columns)}"
+            )
+        return self.columns[name]
+
+    def refusal(self, row: int, name: str, what: str) -> ValueError:
+        """The error of one cell; rows count from 1."""
+        return ValueError(f"{self.where}, row {row + 1} (counted from 1), {name}: {what}")
+
+
+def listed(names: Any) -> str:
+    """Names with commas, the first twenty of them."""
+    names = list(names)
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -1,0 +1,95 @@
+"""What klball makes of scores from elsewhere: worst cases, profiles and verdicts, against closed forms."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.optimize import brentq
+
+import klball
+from klball.comparison.rounds import largest_epsilon_with_ess, round_scores
+from klball.scores.elsewhere.expression import direction
+
+
+def bernoulli_worst(p, epsilon):
+    """The share of ones whose divergence from p is ε."""
+
+    def gap(q):
+        return stats.entropy([q, 1 - q], [p, 1 - p]) - epsilon
+
+    return brentq(gap, 1e-12, p)
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.1, 0.5])
+def test_the_worst_accuracy_is_the_inverse_of_the_bernoulli_divergence(epsilon):
+    scores = klball.scores_from({"correct": [1] * 70 + [0] * 30})
+    solution = scores.solve(epsilon)
+    assert solution.worst_case == pytest.approx(bernoulli_worst(0.7, epsilon), abs=1e-9)
+    profile = scores.profile([0.0, epsilon])
+    assert profile.robust_loss == pytest.approx([-0.7, -solution.worst_case])
+
+
+def test_a_shift_and_a_scale_of_the_score_shift_and_scale_the_worst_case():
+    x = np.random.default_rng(1).normal(size=200)
+    plain = klball.scores_from({"x": x}).solve(0.2)
+    moved = klball.scores_from({"x": x}, score="3*x + 100").solve(0.2)
+    assert moved.worst_case == pytest.approx(3 * plain.worst_case + 100)
+    np.testing.assert_allclose(moved.weights, plain.weights, atol=1e-12)
+    loss = klball.scores_from({"loss": -x}, lower_is_better=True).solve(0.2)
+    assert loss.worst_case == pytest.approx(plain.worst_case)
+
+
+def compared(**columns):
+    """Two models on 400 items: the second is better on average."""
+    (name, first), second = next(iter(columns.items())), list(columns.values())[1]
+    flag = {"lower_is_better": True} if direction(name) < 0 else {}
+    models = {
+        model: klball.scores_from({name: values}, id="none", **flag)
+        for model, values in (("a", first), ("b", second))
+    }
+    return klball.compare_scores(klball.round_scores(models), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("correct", "b has a higher worst-case accuracy (correct) than a at ε = 0.1, by {:.3g} in accuracy"),
+        ("judge", "b has a higher worst-case judge than a at ε = 0.1, by {:.3g} points of judge"),
+        ("loss", "b has a lower worst-case loss than a at ε = 0.1, by {:.3g} points of loss"),
+    ],
+)
+def test_verdicts_name_what_and_how_much_in_its_unit(name, sentence):
+    rng = np.random.default_rng(2)
+    first, second = rng.random(400) < 0.6, rng.random(400) < 0.8
+    if name == "loss":
+        first, second = ~first, ~second
+    found = compared(**{name: first.astype(float), "other": second.astype(float)})
+    (verdict,) = found.asked.verdicts
+    p = [1 - x.mean() if name == "loss" else x.mean() for x in (first, second)]
+    size = bernoulli_worst(p[1], 0.1) - bernoulli_worst(p[0], 0.1)
+    assert verdict.sentence.startswith(sentence.format(size)) and verdict.claim == "items"
+    who = "a − b" if name == "loss" else "b − a"
+    low, high = verdict.sentence.split(f"interval of {who}: ")[1].split(",")[0].split(" to ")
+    assert 0 < float(low) < size < float(high)
+    assert "token" not in verdict.sentence and "log-likelihood" not in verdict.sentence
+    assert {row.quantity for row in (*found.asked.tests, *found.asked.items)} == {"worst_case", "lambda_"}
+    assert found.wide is None  # an effective sample size of 100 is there
+
+
+def test_the_largest_radius_is_one_at_which_the_ball_binds():
+    scores = round_scores({m: klball.scores_from({"acc": [1.0] * 600 + [0.0] * 400}) for m in "ab"})
+    radius = largest_epsilon_with_ess(scores)
+    assert radius is not None and radius < -np.log(0.4)
+    assert klball.solve_rounds(scores, epsilon=radius).lambda_.min() > 0
+    with pytest.raises(ValueError, match="without certainty"):
+        klball.solve_rounds(scores, epsilon=0.1, gamma=1.0)
+    with pytest.raises(ValueError, match="per byte"):
+        scores.per_byte()
+
+
+def test_profiles_of_any_sign_fall_and_are_concave():
+    scores = klball.scores_from({"x": np.random.default_rng(3).normal(5, 1, 300)})
+    found = -np.array(scores.profile([0.0, 0.1, 0.2, 0.3]).robust_loss)
+    steps = [b - a for a, b in pairwise(found)]
+    assert found[0] == pytest.approx(scores.values.mean()) and steps[0] < steps[1] < steps[2] < 0
