@@ -264,10 +264,15 @@ def test_the_experiment_is_resumed_and_trains_no_finished_arm_again(tmp_path, ca
     ) == 8
     written = {path: path.stat().st_mtime_ns for path in folder.glob("seed-0/*/model.safetensors")}
     assert len(written) == 8
-    before = (folder / "points.csv").read_bytes()
     shutil.rmtree(folder / "seed-0" / "grpo")  # killed before it was measured
     shutil.rmtree(folder / "measures" / "seed-0" / "grpo")
     small(tmp_path, folder)
     after = {path: path.stat().st_mtime_ns for path in written}
     assert [path.parent.name for path in written if after[path] != written[path]] == ["grpo"]
-    assert (folder / "points.csv").read_bytes() == before
+    with (folder / "points.csv").open() as file:
+        for before, again in zip(rows, csv.DictReader(file), strict=True):
+            if before["method"] == "GRPO":  # trained anew: to the last bits, which memory may change
+                same = {k: float(v) for k, v in before.items() if k != "method"}
+                assert {k: float(again[k]) for k in same} == pytest.approx(same, rel=1e-3, abs=1e-4)
+            else:
+                assert again == before

@@ -90,7 +90,8 @@ class Reference:
         """Of one model, kept in measures/PLACE.json."""
         asked = {**self.asked, "model": model_digest(path)}
         output = self.folder / "measures" / f"{place}.json"
-        return kept(output, asked, lambda: asdict(self._measured(*load(path, self.options), place)))
+        found = kept(output, asked, lambda: asdict(self._measured(*load(path, self.options), place)))
+        return asdict(Measures(**found))  # a JSON file has another order
 
     def _measured(self, model: Any, tokenizer: Any, place: str) -> Measures:
         prompts, written = self.answers[TASK]
