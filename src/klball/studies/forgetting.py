@@ -66,11 +66,11 @@ def methods_of(options: Options, reward_model: str) -> list[Method]:
     lower = {"learning_rate": options.learning_rate / LOWER}
     radius = max(options.epsilons)
     methods = [
-        _sft("SFT", "sft"),
-        _sft(f"SFT, lr/{LOWER}", "sft-lower", **lower),
-        _sft("DFT", "dft", objective="dft"),
-        _sft("PSFT", "psft", objective="psft"),
-        _sft("SFT on own correct answers", "own-correct", own=True),
+        _sft("SFT", "sft", {}),
+        _sft(f"SFT, lr/{LOWER}", "sft-lower", lower),
+        _sft("DFT", "dft", {"objective": "dft"}),
+        _sft("PSFT", "psft", {"objective": "psft"}),
+        _sft("SFT on own correct answers", "own-correct", {}, own=True),
         Method("GRPO", "grpo", GRPORunConfig, {**rl, "radius": 0.0, "reward": REWARD}),
     ]
     if radius > 0:
@@ -81,7 +81,7 @@ def methods_of(options: Options, reward_model: str) -> list[Method]:
     return [*methods, Method("RLHF", "rlhf", GRPORunConfig, learnt)]
 
 
-def _sft(label: str, folder: str, own: bool = False, **settings: Any) -> Method:
+def _sft(label: str, folder: str, settings: dict[str, Any], own: bool = False) -> Method:
     return Method(label, folder, RobustSFTConfig, {"epsilon": 0.0, **settings}, own)
 
 

@@ -141,7 +141,7 @@ class Reference:
             **{ANSWER: [self.right[sample_id] for sample_id in own["sample_id"]]},
             **{FINISHED: [labels[-1] in ends for labels in own["labels"]]},
         )
-        return float(np.mean(found))
+        return float(np.mean(np.array(found, dtype=float)))
 
     def _scored(self, model: Any, tokenizer: Any, name: str, place: str) -> Dataset:
         with progress_bar(f"{place}: scoring {name}") as progress:

@@ -184,6 +184,6 @@ def _series(summary: Rows, x: str, y: str) -> list[Series]:
         curve = [start, *(row for row in summary if row["method"] == method)]
         labels = [f"{row['prompts']:.0f} prompts" for row in curve]
         learnt = "GRPO" in method or method == "RLHF"
-        values = ([row[name] for row in curve] for name in (x, y))
-        series.append(Series(method, *values, labels=labels, hollow=learnt))
+        places, values = ([row[name] for row in curve] for name in (x, y))
+        series.append(Series(method, places, values, labels=labels, hollow=learnt))
     return series
