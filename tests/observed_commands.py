@@ -108,13 +108,16 @@ def encoded(*arguments: Any) -> Dataset:
 
 
 def answers(*arguments: Any, **named: Any) -> Dataset:
-    return rows().add_column("input_ids", [[i] for i in range(ROWS)])
+    ids = [[i] for i in range(ROWS)]
+    made = rows().add_column("input_ids", ids).add_column("labels", ids)
+    return made.add_column("text", ["It is 7."] * ROWS)
 
 
 def answered(model: Any, tokenizer: Any, prompts: Dataset, *arguments: Any, **named: Any) -> Dataset:
-    n, samples = len(prompts), named["samples"]
+    n, samples = len(prompts), named.get("samples", 0)
     columns = {"rewards": [[1.0] * (1 + samples)] * n, "lengths": [[1] * (1 + samples)] * n}
-    return Dataset.from_dict({**columns, "finished": [True] * n, "group": prompts["sample_id"][:]})
+    columns |= {"samples": [["7"] * samples] * n, "log_likelihood": [1.0] * n, "finished": [True] * n}
+    return Dataset.from_dict({**columns, **dict.fromkeys(("group", "sample_id"), prompts["sample_id"][:])})
 
 
 def norms(model: Any, dataset: Dataset, progress: Any) -> dict[str, np.ndarray]:
@@ -179,9 +182,14 @@ REPLACED: dict[str, dict[str, dict[str, Any]]] = {
             **{"dpo_table": None, "columns_of": lambda table: ({}, 0), "outcome_of": None},
             **{"run_beliefs": lambda *given: [], "report": None},
         },
-        "studies.head_to_head": {
-            **{"load_rows": rows, "_report": None},
-            **{"behaviour_of": behaviour, "write_json": None},
+        "studies.head_to_head": {"load_rows": rows, "_report": None, "behaviour_of": behaviour},
+        "studies.forgetting": {
+            **{"load_rows": rows, "load": model, "answer_table": answered, "report": None},
+        },
+        "studies.forgetting_measures": {
+            **{"load": model, "own_answers": answers, "score": table, "answer_table": answered},
+            **{"behaviour_from": behaviour, "forgetting": lambda *models: 0.1, "end_tokens": lambda *m: [1]},
+            **{"model_digest": lambda path: path},
         },
     },
 }

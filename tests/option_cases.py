@@ -13,6 +13,7 @@ BATCH = {"maker": "openai-batch", "model_name_or_path": "m", "step": "requests"}
 OF_MODELS = {"models": ["klball/tiny"]}
 OBJECTIVES = {"experiment": "objectives"}
 PREFERENCE = {"experiment": "preference"}
+FORGETTING = {"experiment": "forgetting", "test_rows": 12}
 DPO = {"family": "dpo"}
 ANSWERS = {"generate": "true", "reward": "last-number"}
 SAMPLES = {**ANSWERS, "samples": 2}
@@ -179,6 +180,14 @@ CASES: dict[str, dict[str, Case]] = {
         "beta": (PREFERENCE, 0.3),
         "start_steps": (PREFERENCE, 7),
         "start_learning_rate": (PREFERENCE, 0.3),
+        "dataset_config": ({}, "german"),
+        "start_names": (FORGETTING, ["one", "two"]),
+        "hard_name": (FORGETTING, "other"),
+        "hard_config": (FORGETTING, "german"),
+        "pairs_name": (FORGETTING, "other"),
+        "num_generations": (FORGETTING, 3),
+        "max_completion_length": (FORGETTING, 9),
+        "rl_learning_rate": (FORGETTING, 0.3),
         "own_name": (OBJECTIVES, "word-problems"),
         "own_prompts": (OBJECTIVES, 3),
         "own_samples": (OBJECTIVES, 3),
@@ -252,6 +261,16 @@ IGNORED: dict[str, list[Case]] = {
         *((PREFERENCE, name, 7) for name in ("points", "own_prompts")),
         *((PREFERENCE, name, "x") for name in ("dataset_name", "test_name", "dataset_test_split")),
         (PREFERENCE, "static", "true"),
+        *((PREFERENCE, name, "x") for name in ("dataset_config", "hard_name", "pairs_name")),
+        *(
+            (FORGETTING, name, value)
+            for name, value in (("flips", 0.3), ("static", "true"), ("own_name", "x"))
+        ),
+        *(({}, name, 3) for name in ("num_generations", "max_completion_length")),
+        ({}, "start_names", ["x"]),
+        ({**FORGETTING, "start_steps": 0}, "start_names", ["x"]),
+        ({**PREFERENCE, "start_steps": 0}, "start_learning_rate", 0.3),
+        (OBJECTIVES, "rl_learning_rate", 0.3),
         (OBJECTIVES, "beta", 0.3),
         (OBJECTIVES, "static", "true"),
         (OBJECTIVES, "points", 3),

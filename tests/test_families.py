@@ -221,7 +221,7 @@ def test_gdpo_names_a_missing_column(column, pair_root, tmp_path):
         run(pair_root, tmp_path, "gdpo", rows="lacking.jsonl")
 
 
-@pytest.mark.parametrize("family", ["dpo", "reward", "gdpo"])
+@pytest.mark.parametrize("family", ["dpo", "reward", "gdpo", "grpo"])
 def test_the_recipe_at_scale_is_understood(family):
     arguments = ["--config", str(files("klball") / "recipes" / f"{family}-paper.yaml")]
     assert command.family_named(arguments) == family

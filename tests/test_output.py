@@ -89,6 +89,13 @@ def test_a_spreadsheet_runs_no_cell(cell, written, tmp_path):
     )
 
 
+def test_a_cell_stands_below_its_name_whatever_the_order_of_its_row(tmp_path):
+    write_csv(tmp_path / "t.csv", [{"a": 1, "b": 2}, {"b": 4, "a": 3}])
+    assert (tmp_path / "t.csv").read_text().split() == ["a,b", "1,2", "3,4"]
+    with pytest.raises(AssertionError):
+        write_csv(tmp_path / "t.csv", [{"a": 1}, {"b": 2}])
+
+
 def test_a_table_without_rows_is_an_empty_file(tmp_path):
     write_csv(tmp_path / "t.csv", [])
     assert (tmp_path / "t.csv").read_text().strip() == ""

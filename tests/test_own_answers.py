@@ -42,6 +42,7 @@ def test_a_table_is_a_score_table_and_tells_metrics(model, tokenizer, tmp_path):
     assert made["sample_id"][:] == [row["sample_id"] for row in ROWS]
     assert read_scores(tmp_path / "a.parquet")[0]["log_likelihood"][:] == [r[0] for r in made["rewards"]]
     assert set(reward.told) == {"sample_id", "answer", "kind", "completion_finished"}
+    assert all(len(row["samples"]) + 1 == len(row["rewards"]) == 4 for row in made.to_list())
     metrics = metrics_of(made, (1, 3))
     assert list(metrics) == ["accuracy", "mean_reward", "pass@1", "pass@3", "length", "finished"]
     assert np.allclose(metrics["pass@1"], metrics["mean_reward"])

@@ -69,8 +69,8 @@ def test_a_setting_that_cannot_be_is_refused(name):
 
 
 def test_a_set_without_settings_takes_none():
-    with pytest.raises(ValueError, match="word-problems takes no settings"):
-        load_rows("word-problems:flip=0.1")
+    with pytest.raises(ValueError, match="stdlib-docs takes no settings"):
+        load_rows("stdlib-docs:flip=0.1")
 
 
 @pytest.mark.parametrize("name", ["doc-preferences", "beliefs"])

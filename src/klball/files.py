@@ -184,11 +184,14 @@ def finished_part(path: Path) -> pa.Table | None:
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows of equal keys as CSV; a text that a spreadsheet would run as a formula gets a `'` before it."""
+    """Rows of equal keys, in the first one's order, as CSV; a text that a spreadsheet would run as a formula
+    gets a `'` before it."""
+    names = list(rows[0]) if rows else []
+    assert all(row.keys() == rows[0].keys() for row in rows)
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(map(_disarmed, rows[0] if rows else ()))
-        writer.writerows(map(_disarmed, row.values()) for row in rows)
+        writer.writerow(map(_disarmed, names))
+        writer.writerows([_disarmed(row[name]) for name in names] for row in rows)
 
 
 def _disarmed(value: Any) -> Any:

@@ -32,10 +32,15 @@ class DataName:
 
 
 @dataclass
-class DataSet(RowIds, DataName):
-    """One data set, with what reading it may need."""
+class DataConfig(DataName):
+    """One data set, and which of a Hub data set's configurations."""
 
     dataset_config: str | None = option(None, "Configuration of a Hub data set.")
+
+
+@dataclass
+class DataSet(RowIds, DataConfig):
+    """One data set, with what reading it may need."""
 
 
 @dataclass

@@ -10,27 +10,32 @@ from datasets import Dataset
 from klball.commands.options import DTYPES, distinct, one_of, parse, refuse_ignored
 from klball.commands.recipe import split_config
 from klball.files import write_run
-from klball.studies import head_to_head, preference, robustness
-from klball.studies.arms import OF_PAIRS, OWN, Arm, Options, data_of
+from klball.studies import forgetting, head_to_head, preference, robustness
+from klball.studies.arms import OF_RL, OF_START, OWN, Arm, Options, data_of
 from klball.terminal import say
 
 EXAMPLE = "klball reproduce --preset tiny --epsilons 0 0.05"
-EXPERIMENTS = {"robustness": robustness.run, "objectives": head_to_head.run, "preference": preference.run}
-FOLDERS = {
-    "robustness": "outputs/reproduce",
-    "objectives": "outputs/objectives",
-    "preference": "outputs/preference",
+EXPERIMENTS = {
+    "robustness": robustness.run,
+    "objectives": head_to_head.run,
+    "preference": preference.run,
+    "forgetting": forgetting.run,
 }
+FOLDERS = {name: f"outputs/{name}" for name in EXPERIMENTS} | {"robustness": "outputs/reproduce"}
 RECIPES = {  # (preset, experiment) → file, where it is not the preset's own
     ("paper", "objectives"): "objectives-paper",
     ("tiny", "preference"): "preference-tiny",
+    ("tiny", "forgetting"): "forgetting-tiny",
+    ("paper", "forgetting"): "forgetting-paper",
 }
 IGNORED = {  # experiment → options that say nothing to it
-    "robustness": (*OWN, *OF_PAIRS),
-    "objectives": ("static", "points", *OF_PAIRS),
+    "robustness": ("flips", *OWN, *OF_START, *OF_RL),
+    "objectives": ("static", "points", "flips", *OF_START, *OF_RL),
     "preference": (
-        *("static", "points", "dataset_name", "dataset_train_split", "dataset_test_split", "test_name", *OWN),
+        *("static", "points", "dataset_name", "dataset_config", "dataset_train_split"),
+        *("dataset_test_split", "test_name", *OWN, *OF_RL),
     ),
+    "forgetting": ("static", "flips", "own_name"),
 }
 PRESETS = ("tiny", "paper")
 
@@ -66,6 +71,8 @@ def _parse(arguments: list[str], prog: str) -> Options:
     distinct(options, "epsilons")
     distinct(options, "flips")
     refuse_ignored(options, IGNORED[options.experiment], f"with --experiment {options.experiment}")
+    if options.start_steps == 0:
+        refuse_ignored(options, ["start_learning_rate", "start_names"], "with --start_steps 0")
     if options.lora_r == 0:
         refuse_ignored(options, ["lora_alpha"], "with --lora_r 0, which trains all parameters")
     return options

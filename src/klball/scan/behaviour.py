@@ -85,6 +85,11 @@ def behaviour_of(
 ) -> Behaviour:
     """Measure one model against the base, with the base's answers and its own to the same prompts."""
     own = own_answers(model, tokenizer, prompts, max_new_tokens, samples, progress=progress)
+    return behaviour_from(base, model, base_answers, own)
+
+
+def behaviour_from(base: Any, model: Any, base_answers: Dataset, own: Dataset) -> Behaviour:
+    """`behaviour_of` from answers of both to the same prompts."""
     groups: dict[str, list[str]] = {}
     for row in own.to_list():
         groups.setdefault(row["sample_id"], []).append(row["text"])

@@ -5,6 +5,8 @@ interrupted experiment continues where it was.
 """
 
 import dataclasses
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,28 +19,38 @@ from trl import ModelConfig
 
 from klball.adversary.upweighting import radius_help
 from klball.data.rows import is_one_table, load_chat_template, load_rows
-from klball.files import versions
-from klball.flags import ChatTemplate, DataName, option
+from klball.files import read_json_object, versions, write_json
+from klball.flags import ChatTemplate, DataConfig, option
 from klball.models.loading import load_on_device
 from klball.scan.behaviour import own_answers
 from klball.scan.generation import encoded_prompts
 from klball.scores.parquet import score_files
 from klball.scores.tables import read_provenance, score
 from klball.terminal import progress_bar
+from klball.training.checkpoints import checkpoints_of
 from klball.training.run import train
 from klball.training.sft.config import RobustSFTConfig
 
+logger = logging.getLogger(__name__)
+
+START = "start"
 OWN = ("own_name", "own_prompts", "own_samples", "own_tokens")  # concern what comes after training
-OF_PAIRS = ("flips", "beta", "start_steps", "start_learning_rate")  # of the preference experiment
-UNRELATED = ("seeds", "epsilons", "flips", "static", "output_dir", *OWN)  # to one arm
+OF_START = ("beta", "start_steps", "start_learning_rate")  # of experiments that train their start
+OF_RL = (  # of the forgetting experiment
+    *("hard_name", "hard_config", "pairs_name", "start_names"),
+    *("num_generations", "max_completion_length", "rl_learning_rate"),
+)
+UNRELATED = ("seeds", "epsilons", "flips", "static", "output_dir", "dataset_config", *OWN)  # to one arm
 
 
 @dataclass
-class Options(ChatTemplate, DataName):
+class Options(ChatTemplate, DataConfig):
     """The experiment; a preset fills what the command line leaves out."""
 
     experiment: str = option(
-        "robustness", "robustness (radii), objectives (the head-to-head) or preference (noisy pairs)."
+        "robustness",
+        "robustness (radii), objectives (the head-to-head), preference (noisy pairs) or forgetting (SFT "
+        "and reinforcement learning at equal accuracy).",
     )
     preset: str = option("tiny", "tiny or paper.")
     model_name_or_path: str = option("klball/tiny", "Hub name or local folder.")
@@ -52,12 +64,23 @@ class Options(ChatTemplate, DataName):
     ood_split: str | None = option(None, "Its split; default: all of a file, else test.")
     ood_rows: int | None = option(None, "Its rows, the first after a shuffle.")
     epsilons: list[float] = option(
-        [0.0, 0.03, 0.05], f"Radii, nats; objectives takes the largest; {radius_help(0.05)}."
+        [0.0, 0.03, 0.05],
+        f"Radii, nats; objectives and forgetting take the largest; {radius_help(0.05)}.",
     )
     flips: list[float] = option([0.0, 0.1, 0.2, 0.3], "preference: shares of flipped labels, below .5.")
-    beta: float = option(0.1, "preference: beta of DPO.")
-    start_steps: int = option(150, "preference: steps of SFT before all arms.")
-    start_learning_rate: float = option(2e-3, "preference: their learning rate.")
+    beta: float = option(0.1, "preference: beta of DPO; forgetting: weight of RLHF's KL to the start.")
+    start_steps: int = option(150, "preference, forgetting: steps of SFT before all arms; 0: none.")
+    start_learning_rate: float = option(2e-3, "preference, forgetting: their learning rate.")
+    start_names: list[str] = option(
+        ["word-problems:level=1,count=4000", "word-problems:level=2,count=4000", "stdlib-docs"],
+        "forgetting: data of these steps, half of it the first, without the rows of the arms.",
+    )
+    hard_name: str = option("word-problems:level=2", "forgetting: harder problems, which no arm trains on.")
+    hard_config: str | None = option(None, "forgetting: their Hub configuration.")
+    pairs_name: str = option("doc-preferences", "forgetting: pairs for the reward model of RLHF.")
+    num_generations: int = option(8, "forgetting: completions of a prompt, of RL and rejection sampling.")
+    max_completion_length: int = option(96, "forgetting: longest completion, tokens.")
+    rl_learning_rate: float = option(1e-3, "forgetting: peak learning rate of RL.")
     seeds: int = option(1, "Seeds: data order and LoRA initialisation.")
     static: bool = option(False, "Add static arms beside the live ones.")
     points: int = option(2, "Evaluations over training, the last one included.")
@@ -73,11 +96,11 @@ class Options(ChatTemplate, DataName):
     max_length: int = option(1_024, "Longest row, tokens.")
     dtype: str = option("float32", "dtype of the weights.")
     own_name: str | None = option(None, "objectives: data with prompts to answer; default: the test rows.")
-    own_prompts: int = option(96, "objectives: prompts that the models answer themselves.")
-    own_samples: int = option(4, "objectives: answers to each of them.")
-    own_tokens: int = option(64, "objectives: their longest answer, tokens.")
+    own_prompts: int = option(96, "objectives, forgetting: prompts that the models answer themselves.")
+    own_samples: int = option(4, "objectives, forgetting: answers to each of them.")
+    own_tokens: int = option(64, "objectives, forgetting: their longest answer, tokens.")
     output_dir: str | None = option(
-        None, "Folder for everything; default: outputs/reproduce, outputs/objectives, outputs/preference."
+        None, "Folder for everything; default: outputs/reproduce, or outputs/ and the experiment's name."
     )
 
 
@@ -103,13 +126,14 @@ class Arm:
 def data_of(options: Options) -> dict[str, Dataset]:
     """Training, test and out-of-domain rows; a single local file is split, test rows first."""
     train_split, test_split = options.dataset_train_split, options.dataset_test_split
-    train = load_rows(options.dataset_name, train_split)
+    train = load_rows(options.dataset_name, train_split, options.dataset_config)
     if options.test_name is None and test_split is None and is_one_table(options.dataset_name):
         rows = train.shuffle(seed=0)
         held_out = min(options.test_rows or len(rows), len(rows) // 4)
         test, train = rows.select(range(held_out)), rows.select(range(held_out, len(rows)))
     else:
-        test = load_rows(options.test_name or options.dataset_name, test_split, default="test")
+        name, config = options.test_name or options.dataset_name, options.dataset_config
+        test = load_rows(name, test_split, None if options.test_name else config, default="test")
     ood = load_rows(options.ood_name, options.ood_split, options.ood_config, default="test")
     return {
         "train": first(train, options.train_rows),
@@ -183,11 +207,9 @@ def run_arm(
     train_run(config, data["train"], options.model_name_or_path, arm.label, seed, options)
     curve = []
     tables: Tables = {}
-    checkpoints = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for path in checkpoints:
+    for step, path in sorted(checkpoints_of(run).items()):
         label = f"seed-{seed}/{arm.folder}/{path.name}"
         tables = score_model(str(path), label, data, folder, options)
-        step = int(path.name.rpartition("-")[2])
         curve.append({"arm": arm.label, "seed": seed, "step": step, "tables": tables})
     return tables, curve
 
@@ -219,7 +241,7 @@ def train_run(
         "seed": seed,
         "versions": versions(),
     }
-    for name in UNRELATED:
+    for name in (*UNRELATED, *(OF_RL if options.experiment != "forgetting" else ())):
         resolved["options"].pop(name)
     with progress_bar(f"seed {seed}, {label}: training", "steps") as progress:
         template = options.chat_template_path
@@ -237,6 +259,30 @@ def _config(arm: Arm, seed: int, run: Path, steps: int, options: Options) -> Rob
         save_steps=max(1, steps // options.points),
     )
     return RobustSFTConfig(**{**run_settings(run, steps, seed, options), **more, **arm.settings})
+
+
+def start_of(options: Options, folder: Path, name: str, rows: Dataset, label: str) -> str:
+    """A model after a short SFT of all weights: where arms start, and their reference."""
+    if options.start_steps == 0:
+        return options.model_name_or_path
+    run = folder / START / name
+    settings = run_settings(run, options.start_steps, 0, options)
+    more = {"epsilon": 0.0, "learning_rate": options.start_learning_rate}
+    config = RobustSFTConfig(**{**settings, **more})
+    train_run(config, rows, options.model_name_or_path, label, 0, options, lora=False)
+    return str(run)
+
+
+def kept(output: Path, asked: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a JSON file has if it was made from the same, else what is made now and written there."""
+    if output.exists():
+        known = read_json_object(output)
+        if known.get("asked") == asked and isinstance(known.get("measures"), dict):
+            return known["measures"]
+        logger.warning("%s was made from something else: measuring again", output)
+    made = make()
+    write_json(output, {"asked": asked, "measures": made})
+    return made
 
 
 def run_settings(run: Path, steps: int, seed: int, options: Options) -> dict[str, Any]:

@@ -15,10 +15,9 @@ from klball.data.builtin import Row, load_builtin
 from klball.data.builtin.beliefs import MINORITY, belief_of
 from klball.data.readers import dataset_of
 from klball.scores.tables import score
-from klball.studies.arms import Options, first, load, num_steps, run_settings, train_run
+from klball.studies.arms import Options, first, load, num_steps, run_settings, start_of, train_run
 from klball.training.preference.beliefs import encoded_beliefs
 from klball.training.preference.config import GDPOConfig, RobustDPOConfig
-from klball.training.sft.config import RobustSFTConfig
 
 DATA, END = "beliefs", "\n"
 
@@ -27,16 +26,9 @@ def run_beliefs(options: Options, folder: Path, seed: int) -> list[dict[str, Any
     """Rows arm, seed, js_distance, minority_js, minority_share and minority_target of every arm."""
     given = first(Dataset.from_list(load_builtin(DATA, "train")), options.train_rows)
     train, test = given.to_list(), _questions(load_builtin(DATA, "test"))
-    start = folder / "start" / DATA
-    settings = {**run_settings(start, options.start_steps, 0, options), "epsilon": 0.0}
-    config = RobustSFTConfig(**{**settings, "learning_rate": options.start_learning_rate})
     answers = Dataset.from_list(list(_answers(train)))
-    train_run(
-        config, answers, options.model_name_or_path, "beliefs before preferences", 0, options, lora=False
-    )
-    found = [
-        _measured("SFT", str(start), test, folder / "scores" / "start" / "beliefs.parquet", seed, options)
-    ]
+    start = start_of(options, folder, DATA, answers, "beliefs before preferences")
+    found = [_measured("SFT", start, test, folder / "scores" / "start" / "beliefs.parquet", seed, options)]
     radius = sorted(options.epsilons)[len(options.epsilons) // 2] or max(options.epsilons)
     arms: dict[str, tuple[Any, list[Row], dict[str, Any]]] = {
         "DPO": (RobustDPOConfig, _majority_pairs(train), {"epsilon": 0.0}),
@@ -49,7 +41,7 @@ def run_beliefs(options: Options, folder: Path, seed: int) -> list[dict[str, Any
         run = folder / f"seed-{seed}" / DATA / name
         steps = num_steps(len(rows), options)
         config = kind(**{**run_settings(run, steps, seed, options), "beta": options.beta, **own})
-        train_run(config, Dataset.from_list(rows), str(start), f"beliefs, {label}", seed, options)
+        train_run(config, Dataset.from_list(rows), start, f"beliefs, {label}", seed, options)
         output = folder / "scores" / f"seed-{seed}" / DATA / f"{name}.parquet"
         found.append(_measured(label, str(run), test, output, seed, options))
     return found

@@ -5,18 +5,16 @@ with a KL ball around the data.
 """
 
 import dataclasses
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset
 
 from klball.data.rows import load_rows
-from klball.files import json_digest, read_json_object, write_csv, write_json
+from klball.files import json_digest, write_csv
 from klball.report.charts import entropy_chart
 from klball.report.figures import draw, plot_gain_against_forgetting
 from klball.report.pages.parts import BASE
@@ -30,16 +28,16 @@ from klball.studies.arms import (
     Tables,
     base_answers,
     data_of,
+    kept,
     load,
     provenance_of,
     run_arm,
     score_model,
 )
+from klball.studies.summary import means
 from klball.terminal import is_main, progress_bar, show_table
 from klball.training.accountant import HISTORY_FILE
 from klball.training.identity import model_digest
-
-logger = logging.getLogger(__name__)
 
 LOWER = 4  # the control's learning rate is this many times lower
 ENTROPY_COEF = 0.1
@@ -142,20 +140,18 @@ class _Reference:
         written = json_digest(self.written["input_ids"][:])
         own = {name: getattr(self.options, name) for name in OWN}
         asked = {"model": model_digest(path), "base_answers": written, **own}
-        if output.exists():
-            known = read_json_object(output)
-            if known.get("asked") == asked:
-                return Behaviour(**known["behaviour"])
-            logger.warning("%s was made from something else: answering again", output)
-        model, tokenizer = load(path, self.options)
-        with progress_bar(f"{label}: answering") as progress:
-            behaviour = behaviour_of(
-                *(self.model, model, tokenizer, self.prompts, self.written),
-                *(self.options.own_tokens, self.options.own_samples),
-                progress=progress,
-            )
-        write_json(output, {"asked": asked, "behaviour": asdict(behaviour)})
-        return behaviour
+
+        def made() -> dict[str, Any]:
+            model, tokenizer = load(path, self.options)
+            with progress_bar(f"{label}: answering") as progress:
+                behaviour = behaviour_of(
+                    *(self.model, model, tokenizer, self.prompts, self.written),
+                    *(self.options.own_tokens, self.options.own_samples),
+                    progress=progress,
+                )
+            return asdict(behaviour)
+
+        return Behaviour(**kept(output, asked, made))
 
 
 def _report(
@@ -188,15 +184,7 @@ def _report(
 
 def summarise(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Mean and standard deviation over seeds of every measure; no deviation (0) for one seed."""
-    rows = []
-    for arm in dict.fromkeys(outcome.arm for outcome in outcomes):
-        row: dict[str, Any] = {"arm": arm}
-        for name in MEASURES:
-            values = np.array([getattr(outcome, name) for outcome in outcomes if outcome.arm == arm])
-            row[name] = float(values.mean())
-            row[f"{name}_sd"] = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-        rows.append(row)
-    return rows
+    return means([asdict(outcome) for outcome in outcomes], ("arm",), MEASURES)
 
 
 def _cell(row: dict[str, Any], name: str, seeds: int) -> str:

@@ -29,8 +29,10 @@ PROMPTS_PER_BATCH = 4  # and 16 batches a part
 OF_ANSWERS = [
     *(("group", pa.string()), ("answer", pa.string()), ("finished", pa.bool_())),
     *(("rewards", pa.list_(pa.float64())), ("lengths", pa.list_(pa.int64()))),
+    ("samples", pa.list_(pa.string())),
 ]
-"""answer, finished: the greedy one. rewards, lengths (tokens): of the greedy one and then of every sample."""
+"""answer, finished: the greedy one. samples: the texts of the others. rewards, lengths (tokens): of the
+greedy one and then of every sample."""
 
 
 def answer_table(
@@ -190,6 +192,7 @@ def _judged(
         "finished": [row["finished"] for row in firsts],
         "rewards": [[row["reward"] for row in some] for some in answers],
         "lengths": [[len(row["ids"]) for row in some] for some in answers],
+        "samples": [[row["text"] for row in some[1:]] for some in answers],
     }
     schema = pa.schema([("row", pa.int64()), *SCHEMA, *OF_ANSWERS])
     return pa.table([pa.array(table[name], schema.field(name).type) for name in schema.names], schema=schema)

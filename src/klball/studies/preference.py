@@ -17,16 +17,14 @@ from klball.scores.accuracy import columns_of
 from klball.scores.pairs import EncodedPairs, dpo_table, encode_pairs, likelihoods
 from klball.scores.perplexity import token_nll
 from klball.scores.tables import read_scores, score
-from klball.studies.arms import Options, first, load, num_steps, run_settings, train_run
+from klball.studies.arms import START, Options, first, load, num_steps, run_settings, start_of, train_run
 from klball.studies.beliefs import run_beliefs
 from klball.studies.preference_summary import Outcome, outcome_of, report
 from klball.terminal import is_main, progress_bar
 from klball.training.preference.config import RobustDPOConfig
-from klball.training.sft.config import RobustSFTConfig
 
 DATA, GROUP = "doc-preferences", "field"
 COMPARED_AT = 0.2  # the rate of flips at which comparators run
-START = "start"
 RESCORE_STEPS = 20  # a scoring of all pairs costs as much as a fifth of an arm's steps
 
 
@@ -89,7 +87,8 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     other = first(
         load_rows(options.ood_name, options.ood_split, options.ood_config, default="test"), options.ood_rows
     )
-    start = start_of(options, folder, "stdlib-docs", sft_rows(options))
+    label = "stdlib-docs before preferences"
+    start = start_of(options, folder, "stdlib-docs", sft_rows(options), label)
     measured = _Measured(options, folder, start, test, other)
     outcomes: list[Outcome] = []
     beliefs: list[dict[str, Any]] = []
@@ -110,16 +109,6 @@ def sft_rows(options: Options) -> Dataset:
     """Questions and answers for the start, none of those that pairs are trained on."""
     rows = Dataset.from_list(load_builtin("stdlib-docs", "train")).shuffle(seed=1)
     return rows.select(range(min(len(rows), options.start_steps * options.per_device_train_batch_size)))
-
-
-def start_of(options: Options, folder: Path, name: str, rows: Dataset) -> str:
-    """The folder of a model after a short SFT of all weights: where arms start, and their reference."""
-    run = folder / START / name
-    settings = run_settings(run, options.start_steps, 0, options)
-    more = {"epsilon": 0.0, "learning_rate": options.start_learning_rate}
-    config = RobustSFTConfig(**{**settings, **more})
-    train_run(config, rows, options.model_name_or_path, f"{name} before preferences", 0, options, lora=False)
-    return str(run)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from klball.report.pages.preference import write_preference_page
 from klball.scores.accuracy import Columns, pair_report, value_of, worst_group
 from klball.scores.perplexity import hardest
 from klball.studies.arms import provenance_of
+from klball.studies.summary import means
 from klball.terminal import show_table
 from klball.training.run import DONE_FILE
 
@@ -78,9 +79,7 @@ def _top_flipped(run: Path) -> float:
 def report(outcomes: Sequence[Outcome], beliefs: Sequence[dict[str, Any]], folder: Path) -> None:
     """Tables, figures and the page."""
     summary, stops = summarise(outcomes), stopping_radii(outcomes)
-    of_beliefs = _means(
-        beliefs, ("arm",), ("js_distance", "minority_js", "minority_share", "minority_target")
-    )
+    of_beliefs = means(beliefs, ("arm",), ("js_distance", "minority_js", "minority_share", "minority_target"))
     write_csv(folder / "finals.csv", [asdict(outcome) for outcome in outcomes])
     write_csv(folder / "summary.csv", summary)
     write_csv(folder / "stops.csv", stops)
@@ -103,22 +102,7 @@ def report(outcomes: Sequence[Outcome], beliefs: Sequence[dict[str, Any]], folde
 def summarise(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Means and standard deviations (`_sd`, 0 for one seed) over seeds."""
     rows = [asdict(outcome) for outcome in outcomes]
-    return _means(rows, ("arm", "kind", "flip", "epsilon"), MEASURES)
-
-
-def _means(
-    rows: Sequence[dict[str, Any]], keys: Sequence[str], measures: Sequence[str]
-) -> list[dict[str, Any]]:
-    found = []
-    for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
-        own = [row for row in rows if tuple(row[k] for k in keys) == key]
-        made: dict[str, Any] = dict(zip(keys, key, strict=True))
-        for name in measures:
-            values = np.array([row[name] for row in own], dtype=float)
-            made[name] = float(values.mean())
-            made[f"{name}_sd"] = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-        found.append(made)
-    return found
+    return means(rows, ("arm", "kind", "flip", "epsilon"), MEASURES)
 
 
 def stopping_radii(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -87,3 +87,19 @@ def _text(mean: float, sd: float, seeds: int, ratio: tuple[float, float, float] 
     percent = [f"{100 * (part - 1):+.1f}" for part in ratio]
     interval = f" [{percent[1]}, {percent[2]}]" if not math.isnan(ratio[1]) else ""
     return f"{text}\n{percent[0]} %{interval}"
+
+
+def means(
+    rows: Sequence[dict[str, Any]], keys: Sequence[str], measures: Sequence[str]
+) -> list[dict[str, Any]]:
+    """By `keys`, the mean of every measure over the rows, and its standard deviation as `_sd`, 0 for one."""
+    found = []
+    for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
+        own = [row for row in rows if tuple(row[k] for k in keys) == key]
+        made: dict[str, Any] = dict(zip(keys, key, strict=True))
+        for name in measures:
+            values = np.array([row[name] for row in own], dtype=float)
+            made[name] = float(values.mean())
+            made[f"{name}_sd"] = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        found.append(made)
+    return found

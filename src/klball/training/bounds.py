@@ -129,7 +129,8 @@ BOUNDS: dict[str, Rule] = {
     # experiments and comparisons
     "seeds": AT_LEAST_1,
     "flips": ("a share from 0 to below .5", lambda x: 0 <= x < 0.5),
-    "start_steps": AT_LEAST_1,
+    "start_steps": NOT_NEGATIVE,
+    "rl_learning_rate": NOT_NEGATIVE,
     "start_learning_rate": NOT_NEGATIVE,
     "points": AT_LEAST_1,
     "top": NOT_NEGATIVE,

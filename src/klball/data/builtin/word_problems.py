@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -18,6 +18,8 @@ THINGS = [
 ]
 PLACES = ["a bakery", "a farm", "a library", "a market", "a museum", "a school", "a workshop"]
 NUMBER = r"\d+"
+LEVELS = {0: (), 1: ("sharing",), 2: ("boxes", "savings", "shop", "journey", "ages")}
+MOST = 20_000  # distinct stories of each kind there surely are
 WORDS = {"place": r"an? \w+", **dict.fromkeys(("name", "thing", "first", "second", "third"), r"\w+")}
 
 Story = tuple[dict[str, Any], str]  # what stands in its fields, the answer
@@ -145,17 +147,24 @@ TELLINGS = {
 }
 
 
-def rows(split: str) -> list[Row]:
-    """A thousand stories of a split, each with its own seed."""
-    return word_problems(1_000, seed=2 if split == "test" else 1)
+def rows(split: str, level: float = 0, count: float = 1_000) -> list[Row]:
+    """Stories of a split, each with its own seed; level: 1 for the easier kinds, 2 for the harder, 0 for all.
+
+    Raises ValueError for another level, and for a count that is no whole number from 1 to MOST.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"word-problems: level must be one of {', '.join(map(str, LEVELS))}, not {level:g}")
+    if not (1 <= count <= MOST and count == int(count)):
+        raise ValueError(f"word-problems: count must be a whole number from 1 to {MOST}, not {count:g}")
+    return word_problems(int(count), 2 if split == "test" else 1, LEVELS[int(level)])
 
 
-def word_problems(count: int, seed: int) -> list[Row]:
+def word_problems(count: int, seed: int, kinds: Sequence[str] = ()) -> list[Row]:
     """`count` distinct arithmetic stories with worked solutions, the same for the same seed."""
     rng = random.Random(seed)
     found: dict[str, Row] = {}
     while len(found) < count:
-        kind = rng.choice(list(STORIES))
+        kind = rng.choice(list(kinds or STORIES))
         fields, answer = STORIES[kind](rng)
         question = _original(kind).format(**fields)
         found.setdefault(question, row_of(question, answer))
