@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from datasets import Dataset
 
 from klball import Empirical, KLBall, RobustGRPOConfig, RobustSFTConfig
 from klball.training.rl.reward_ledger import RewardLedger, group_statistics
@@ -162,3 +163,10 @@ def test_a_ledger_is_kept_and_read():
     again = RewardLedger(5)
     again.load(ledger.tensors())
     assert torch.equal(again.scores()["score"], ledger.scores()["score"]) and again.kappa == ledger.kappa
+
+
+def test_a_prompt_that_leaves_no_room_for_a_completion_is_refused(tmp_path):
+    """The toy holds 32,768 positions: the second prompt alone fills them."""
+    data = Dataset.from_list([{"prompt": "a"}, {"prompt": "b " * 32_767}, {"prompt": "c"}, {"prompt": "d"}])
+    with pytest.raises(ValueError, match=r"row 2: a prompt of 32767 tokens .* exceed the 32768"):
+        toy_trainer(tmp_path, train_dataset=data)

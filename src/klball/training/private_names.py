@@ -19,6 +19,7 @@ OVERRIDDEN = {  # class → its methods that a mixin or a trainer overrides, cal
 }
 CALLED = {  # class → methods
     "transformers.Trainer": ("_get_output_dir",),
+    "trl.GRPOTrainer": ("_tokenize_prompts",),
     "torch": ("_inductor",),
     "torch._inductor": ("list_mode_options",),
 }

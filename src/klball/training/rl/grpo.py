@@ -13,6 +13,7 @@ from trl import GRPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
 from klball.data.prompts import FINISHED, refuse_told
+from klball.scores.scorer import longest_input
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
 from klball.training.batches import INDEX
@@ -35,6 +36,7 @@ from klball.training.units import Units
 logger = logging.getLogger(__name__)
 
 
+PROMPTS_AT_ONCE = 1_000  # tokenised
 OF_SETS = ("ambiguity", "radius", "alpha", "direction", "max_weight")
 DRAWS = (  # what decides which prompts a batch of rollouts has, besides the data
     *("world_size", "train_batch_size", "gradient_accumulation_steps", "seed", "shuffle_dataset"),
@@ -87,6 +89,7 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         peft_config = copy.deepcopy(kwargs.get("peft_config"))
         super().__init__(model, reward_funcs, args, train_dataset=self.samples, **kwargs)
         refuse_useless(self.model, self.args, len(self.samples), peft_config)
+        self._refuse_long_prompts()
         for reward in self.reward_funcs:
             if isinstance(reward, RewardModel):
                 reward.to(self.accelerator.device)
@@ -101,6 +104,20 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         if self.critic is not None:
             self.hooks.append(self.critic)
             self.add_callback(CriticSteps(self.critic))
+
+    def _refuse_long_prompts(self) -> None:
+        """A model whose positions end within a completion says nothing, or fails in the middle of a run."""
+        limit, new = longest_input(self.model, self.processing_class, None), self.args.max_completion_length
+        for start in range(0, len(self.samples) if limit is not None else 0, PROMPTS_AT_ONCE):
+            prompts = self.samples[start : start + PROMPTS_AT_ONCE]["prompt"]
+            lengths = [len(ids) for ids in self._tokenize_prompts(prompts)[0]]
+            if max(lengths) + new > limit:
+                row = start + lengths.index(max(lengths)) + 1
+                raise ValueError(
+                    f"train_dataset, row {row}: a prompt of {max(lengths)} tokens and "
+                    f"max_completion_length = {new} exceed the {limit} tokens that the model holds: leave it "
+                    "out, or lower max_completion_length"
+                )
 
     def _empty_accountant(self) -> Accountant:
         over_groups = self.args.group_column is not None
