@@ -35,7 +35,12 @@ class Options(RowIds, ScriptArguments):
     dataset_name: str | None = option(
         None, "Built-in name, local file or Hub name; default: stdlib-docs, for pairs doc-preferences."
     )
-    test_name: str | None = option(None, "Rows for --eval_strategy, if not a split of the above.")
+    eval_dataset: str | None = option(
+        None, "File or name of rows to evaluate on, if not a split of the above.", aliases=["--test_name"]
+    )
+    test_fraction: float | None = option(
+        None, "Share of the rows to evaluate on instead of training: whole prompts, drawn by --seed."
+    )
 
 
 @dataclasses.dataclass

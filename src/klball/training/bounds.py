@@ -12,6 +12,7 @@ NOT_NEGATIVE: Rule = ("0 or more", lambda x: 0 <= x < inf)
 AT_LEAST_1: Rule = ("at least 1", lambda x: 1 <= x < inf)
 AT_LEAST_2: Rule = ("at least 2", lambda x: 2 <= x < inf)
 BELOW_1: Rule = ("at least 0 and below 1", lambda x: 0 <= x < 1)
+PART: Rule = ("a share above 0 and below 1", lambda x: 0 < x < 1)
 SHARE: Rule = ("a share, from 0 to 1", lambda x: 0 <= x <= 1)
 FINITE: Rule = ("a finite number", lambda x: -inf < x < inf)
 
@@ -81,6 +82,8 @@ BOUNDS: dict[str, Rule] = {
     "test_rows": AT_LEAST_1,
     "ood_rows": AT_LEAST_1,
     "test_split_size": POSITIVE,
+    "test_fraction": PART,
+    "eval_fraction": PART,
     "tokens_per_batch": AT_LEAST_1,
     "pad_to_multiple_of": AT_LEAST_1,
     "dataset_num_proc": AT_LEAST_1,

@@ -8,6 +8,7 @@ from trl import DPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
 from klball.objectives.pairs import PAIR_LOSSES
+from klball.training.evaluation import WORST_CASES
 from klball.training.preference.config import RobustDPOConfig
 from klball.training.preference.forward import answers, log_ratios, pair_metrics, ratio_columns, reference
 from klball.training.preference.refusals import refuse_router_loss, refuse_unsupported
@@ -50,7 +51,14 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
     """
 
     _tag_names: ClassVar = ["klball", "robust-dpo"]
-    metrics: ClassVar = ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "logps/chosen")
+    metrics: ClassVar = (
+        "loss",
+        "rewards/margins",
+        "rewards/accuracies",
+        "rewards/chosen",
+        "logps/chosen",
+        *WORST_CASES,
+    )
     args: Any
 
     def __init__(

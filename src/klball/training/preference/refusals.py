@@ -5,7 +5,12 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 
 from klball.data.sources import as_dataset
-from klball.training.refusals import refuse_bad_settings, refuse_foreign_arguments, refuse_no_set
+from klball.training.refusals import (
+    is_no_metric,
+    refuse_bad_settings,
+    refuse_foreign_arguments,
+    refuse_no_set,
+)
 from klball.training.sharding import shards_parameters
 
 OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "max_weight", "comparator", "comparator_strength")
@@ -41,8 +46,7 @@ def refuse_unsupported(
         "dataloader_persistent_workers needs dataloader_num_workers": args.dataloader_persistent_workers
         and not args.dataloader_num_workers,
         f"metric_for_best_model={args.metric_for_best_model!r} is none of {', '.join(trainer.metrics)}": (
-            args.metric_for_best_model is not None
-            and not args.metric_for_best_model.endswith(trainer.metrics)
+            is_no_metric(args.metric_for_best_model, trainer.metrics)
         ),
         "an ambiguity set of preferences can need score, and nothing else": (
             not set(getattr(ambiguity or args.ambiguity_set(), "needs", ())) <= {"score"}

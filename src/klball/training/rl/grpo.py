@@ -15,6 +15,7 @@ from klball.adversary.sets import AmbiguitySet
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
 from klball.training.batches import INDEX
+from klball.training.evaluation import WORST_CASES
 from klball.training.rl.config import RobustGRPOConfig
 from klball.training.rl.critic import Critic, CriticSteps
 from klball.training.rl.reward_ledger import RewardLedger, group_statistics
@@ -258,6 +259,11 @@ def _refuse_unsupported(args: Any, kwargs: dict[str, Any], ambiguity: Any) -> No
     needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
     if not set(needs) <= {"score"}:
         raise ValueError(f"an ambiguity set over prompts can need their score alone, not {needs}")
+    if str(args.metric_for_best_model).endswith(WORST_CASES):
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r}: GRPO is evaluated by the rewards of new "
+            "answers, which have no worst case; name eval_reward"
+        )
     if args.group_column is not None and not needs:
         raise ValueError("group_column has no effect without an adversary: set a radius above 0")
     if ambiguity is not None and not all(hasattr(ambiguity, n) for n in ("solve", "scaled", "summary")):
