@@ -24,6 +24,8 @@ ADVERSARY: dict[str, Rule] = {
     "alpha": ("a share above 0 and at most 1", lambda x: 0 < x <= 1),
     "gamma": FINITE,
     "max_weight": AT_LEAST_1,
+    "caps": AT_LEAST_1,
+    "max_cost": NOT_NEGATIVE,
     "beta": NOT_NEGATIVE,  # of DPO above 0, of a KL to a reference also 0
     "entropy_coef": FINITE,
     "psft_clip": POSITIVE,
