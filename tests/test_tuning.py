@@ -95,7 +95,8 @@ def test_halving_trains_half_as_many_for_twice_as_long():
         rungs = rungs_of(count, True)
         assert rungs[-1] == Rung(1.0, 1) and rungs[0].challengers == count
         assert all(b.share == 2 * a.share and b.challengers == a.challengers // 2 for a, b in pairwise(rungs))
-        assert cost_of(rungs) <= 2 + math.log2(count) / 1.5
+        ends = [max(rung.share for rung in rungs if rung.challengers > k) for k in range(count)]
+        assert cost_of(rungs) == pytest.approx(1 + sum(ends)) and cost_of(rungs) <= 1 + count
     assert [last_step(share, 10) for share in (0.01, 0.25, 0.5, 1.0)] == [1, 3, 5, 10]
     assert last_step(0.3, 10) == 3  # .3 · 10 is a little more than 3
 
