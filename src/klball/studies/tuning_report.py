@@ -18,7 +18,8 @@ from klball.training.samples import groups_of
 def tune(study: Study) -> TuningResults:
     """Train, compare and choose; tables after every rung, and at the end all files."""
     refuse_useless_groups(study)
-    say(plan(study))
+    if is_main():
+        say(plan(study))
     found: list[list[dict[str, Any]]] = []
     for rows in rungs(study):
         found.append(rows)

@@ -29,7 +29,7 @@ class ScanResults:
     profile: Sequence[ProfilePoint]
     models: Rows
     counts: Mapping[str, int]
-    advice: Sequence[str] = ()
+    advice: Sequence[str]
 
 
 def write_scan_page(results: ScanResults, about: Mapping[str, Any], folder: Path) -> None:
