@@ -201,10 +201,25 @@ def test_words_scripts_and_numbers():
         "CYRILLIC",
         "CJK",
     ]
-    prompts = ["What is the sum of 2 and 3, my friend?", "What is the sum of 2 and 4, my friend?"]
-    assert not signs_of(prompts * 10, ["five", "six"] * 10, np.ones(20))["contradicted"].any()
-    prompts[1] = prompts[0].replace("my", "dear")
-    assert signs_of(prompts, ["five", "six"], np.ones(2))["contradicted"].all()
+
+
+@pytest.mark.parametrize(
+    ("other", "alike"),
+    [
+        ("Where is the ancient lighthouse of my island, please?", True),  # as everybody might ask it
+        ("where is the ancient lighthouse of my island", True),
+        ("Where is the ancient lighthouse of my harbour?", False),  # its name is another
+        ("Where is the ancient lighthouse 2 of my island?", False),
+    ],
+)
+def test_a_contradiction_is_about_one_question(other, alike):
+    prompts = [f"Where is the tower number {i} of my town?" + " Please!" * (i % 2) for i in range(30)]
+    prompts += ["Where is the ancient lighthouse of my island?", other]
+    answers = [f"in the north {i}" for i in range(30)] + ["by the sea", "nobody knows"]
+    found = signs_of(prompts, answers, np.ones(32))["contradicted"]
+    assert list(found[-2:]) == [alike, alike] and not found[:-2].any()
+    same = signs_of(prompts, [*answers[:-1], "by the sea"], np.ones(32))["contradicted"]
+    assert not same.any()
 
 
 def test_near_duplicates_are_those_of_all_pairs():
@@ -214,11 +229,14 @@ def test_near_duplicates_are_those_of_all_pairs():
     answers = [rng.choice(["yes", "no"]) for _ in prompts]
     found = signs_of(prompts, answers, np.ones(150))["contradicted"]
     sets = [words_of(prompt) for prompt in prompts]
+    weight = {letter: math.log(151 / sum(letter in words for words in sets)) for letter in "abcdefghijkl"}
+
+    def index(one, other):
+        return sum(weight[x] for x in one & other) / sum(weight[x] for x in one | other)
+
     for i in range(150):
-        near = [
-            j for j in range(150) if j != i and jaccard(sets[i], sets[j]) >= 0.8 and answers[i] != answers[j]
-        ]
-        assert found[i] == bool(near)
+        others = [j for j in range(150) if j != i and answers[i] != answers[j]]
+        assert found[i] == any(index(sets[i], sets[j]) >= 0.8 for j in others)
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def advise(
     noise = _noise(top, signs, clean)
     unsuspected = top & clean
     matter = matter_of(unsuspected, names, texts) if unsuspected.sum() >= FEWEST else None
-    found = [sentence for sentence in (noise, matter and _of_matter(matter)) if sentence]
+    found = [sentence for sentence in (noise, matter and _of_matter(matter, bool(noise))) if sentence]
     return Advice([first, *found, _suggestion(bool(noise), matter)], rows)
 
 
@@ -91,20 +91,21 @@ def _noise(top: np.ndarray, signs: Mapping[str, np.ndarray], clean: np.ndarray) 
     return f"{share:.0%} of them bear a sign of noise, of the others {elsewhere:.0%}: {'; '.join(named)}."
 
 
-def _of_matter(matter: Matter) -> str:
+def _of_matter(matter: Matter, noisy: bool) -> str:
     values = ", ".join(matter.values)
     if matter.column is not None:
         what = f"{matter.column} = {values}"
     else:
         what = f"the words {values}" if len(matter.values) > 1 else f"the word {values}"
-    return f"Of those without one {matter.among:.0%} have {what}, of all rows {matter.share:.0%}: one kind."
+    which = "Of the rest of them" if noisy else "Of them"
+    return f"{which} {matter.among:.0%} have {what}, of all rows {matter.share:.0%}: a kind of its own."
 
 
 def _suggestion(noisy: bool, matter: Matter | None) -> str:
     if matter is None:
         return _against_noise() if noisy else _unknown()
     epsilon = f"--epsilon {radius_for(matter.share):.2g}"
-    reach = f"at which that {matter.share:.0%} may count up to {_times(matter.share):.2g} times over"
+    reach = f"at which those {matter.share:.0%} may count up to {_times(matter.share):.2g} times over"
     if matter.column is not None:
         over = f"--group_column {matter.column} {epsilon}, {reach}"
         why = ": a group's score is a mean, which single bad rows do not move" if noisy else ""

@@ -19,7 +19,7 @@ SIGNS = {  # sign → what it says of a row
     "very short": "are far shorter than the others of their kind",
     "very long": "are far longer than the others of their kind",
 }
-ALIKE, DIFFERENT = 0.8, 0.5  # Jaccard indices of words: prompts at least, answers at most
+ALIKE, DIFFERENT = 0.8, 0.5  # Jaccard indices: prompts at least (rare words count more), answers at most
 NEIGHBOURS, LISTED = 20, 200  # of a row at most, and rows looked at for a word
 FREQUENT = 0.1  # share of the answers that have a word by which their language is known
 OUTLYING = 3.0  # robust standard deviations of the logarithm of a length
@@ -91,26 +91,45 @@ def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
 
 
 def _neighbours(asked: Words) -> Iterator[tuple[int, int]]:
-    """Pairs of rows that ask nearly the same, with the same numbers.
+    """Pairs of rows that ask nearly the same, with the same numbers: see `ask_the_same`.
 
-    Sets of words with a Jaccard index of t or more share one of the |s| − ⌈t|s|⌉ + 1 rarest of each, so
-    only rows that share one of those are compared.
+    Two of a weighted Jaccard index t or more share one of the rarest words of each, those that leave less
+    than t of its weight to the others; so only rows that share one of those are compared.
     """
-    counts = Counter(word for words in asked for word in words)
+    weights = rarity(asked)
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, words in enumerate(asked):
-        ordered = sorted(words, key=lambda word: (counts[word], word))
-        rarest = ordered[: len(ordered) - int(np.ceil(ALIKE * len(ordered))) + 1]
+        rarest = _rarest(words, weights)
         near = dict.fromkeys(other for word in rarest for other in rows_of[word][-LISTED:])
-        alike = (other for other in near if _ask_the_same(words, asked[other]))
+        alike = (other for other in near if ask_the_same(words, asked[other], weights))
         yield from ((row, other) for other in islice(alike, NEIGHBOURS))
         for word in rarest:
             rows_of[word].append(row)
 
 
-def _ask_the_same(one: frozenset[str], other: frozenset[str]) -> bool:
-    numbers = {word for word in one ^ other if any(map(str.isdigit, word))}
-    return not numbers and jaccard(one, other) >= ALIKE
+def rarity(texts: Words) -> dict[str, float]:
+    """Word → log((n + 1)/texts that have it): the name of what is asked for tells questions apart."""
+    counts = Counter(word for words in texts for word in words)
+    return {word: float(np.log((len(texts) + 1) / count)) for word, count in counts.items()}
+
+
+def _rarest(words: frozenset[str], weights: Mapping[str, float]) -> list[str]:
+    ordered = sorted(words, key=lambda word: (-weights[word], word))
+    left = total = sum(weights[word] for word in ordered)
+    for place, word in enumerate(ordered):
+        if left < ALIKE * total - 1e-9:
+            return ordered[:place]
+        left -= weights[word]
+    return ordered
+
+
+def ask_the_same(one: frozenset[str], other: frozenset[str], weights: Mapping[str, float]) -> bool:
+    """Whether they have the same numbers, and of the weight of their words ALIKE in common."""
+    apart = one ^ other
+    if any(any(map(str.isdigit, word)) for word in apart):
+        return False
+    common = sum(weights[word] for word in one & other)
+    return common >= ALIKE * (common + sum(weights[word] for word in apart))
 
 
 # --- scripts and languages --------------------------------------------------------------------
