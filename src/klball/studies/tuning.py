@@ -6,6 +6,7 @@ the next one needs.
 """
 
 import dataclasses
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,6 +138,7 @@ def trained(study: Study, arm: Arm, share: float) -> tuple[str, str]:
             callbacks=[Steps(progress)],
             until=share,
         )
+    gc.collect()  # a trainer refers to itself: its model would stay beside the next one
     if share == 1:
         if is_main():
             write_training_page(run, f"Robust fine-tuning, {arm.label}")
