@@ -84,6 +84,8 @@ def test_which_arms_go_on():
     names = [row["arm"] for row in rows]
     assert kept(rows, 5, "cvar", 0.01) == [names[k] for k in (1, 0, 4, 2, 3)]
     assert kept(rows, 2, "cvar", 0.01) == [names[1], names[0]]
+    early = [{**row, "share": 0.5} for row in rows]  # where 2 % are allowed
+    assert kept(early, 5, "cvar", 0.01) == [names[k] for k in (4, 2, 1, 0, 3)]
 
 
 def test_halving_trains_half_as_many_for_twice_as_long():
@@ -98,7 +100,7 @@ def test_halving_trains_half_as_many_for_twice_as_long():
         ends = [max(rung.share for rung in rungs if rung.challengers > k) for k in range(count)]
         assert cost_of(rungs) == pytest.approx(1 + sum(ends)) and cost_of(rungs) <= 1 + count
     assert [last_step(share, 10) for share in (0.01, 0.25, 0.5, 1.0)] == [1, 3, 5, 10]
-    assert last_step(0.3, 10) == 3  # .3 · 10 is a little more than 3
+    assert 0.07 * 100 > 7 and last_step(0.07, 100) == 7
 
 
 def test_arms():

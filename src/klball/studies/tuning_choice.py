@@ -58,10 +58,14 @@ def chosen(rows: Sequence[Row], tail: str, max_cost: float) -> Row | None:
 
 
 def kept(rows: Sequence[Row], count: int, tail: str, max_cost: float) -> list[str]:
-    """The arms that go on: affordable ones by their tail, then the others by their cost; NaN comes last."""
+    """The arms that go on: affordable ones by their tail, then the others by their cost; NaN comes last.
+
+    Affordable are here costs of up to `max_cost` over the share of the steps that are done, for what a radius
+    costs on the mean shrinks as training goes on.
+    """
 
     def place(row: Row) -> tuple[int, float]:
-        if is_affordable(row, max_cost) and not math.isnan(row[f"{tail}_ratio"]):
+        if is_affordable(row, max_cost / row["share"]) and not math.isnan(row[f"{tail}_ratio"]):
             return 0, row[f"{tail}_ratio"]
         return (2, 0.0) if math.isnan(row["mean_ratio"]) else (1, row["mean_ratio"])
 
