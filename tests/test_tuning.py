@@ -176,6 +176,7 @@ def test_what_the_verdict_says():
     missed = {**good, "share": 0.25}
     text = " ".join(verdict(results([dear, missed], None, [missed])))
     assert "met both conditions when it was dropped at 25 %" in text and "--epsilons 0 0.05" in text
+    assert "fewer than 10 held-out rows: law" in " ".join(verdict(results([good], good, unjudged=["law"])))
     few = {**PLAIN_ROW, "rows": 39}
     table = frontier_table([few, {**good, "rows": 39}])
     assert "hardest_1pct" not in table.headings() and "1 row, too few" in table.note

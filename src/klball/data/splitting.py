@@ -52,7 +52,7 @@ def prompts_of(rows: Dataset, text_field: str = TEXT) -> list[str]:
         rows = to_preferences(rows)
     elif "prompt" not in columns or columns & {*ANSWERS, "messages", "conversations"}:
         rows = to_trl_format(rows, conversational=False, text_field=text_field)
-    return [" ".join(_asked(row).casefold().split()) for row in rows]
+    return [" ".join(_asked(dict(row)).casefold().split()) for row in rows]
 
 
 def _asked(row: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ def _of_groups(loss: np.ndarray, plain: np.ndarray, groups: Sequence[str]) -> tu
     names = np.array(groups)
     judged = groups_judged(groups)
     if not judged:
-        return (math.nan,) * 4, ""
+        return (math.nan, math.nan, math.nan, math.nan), ""
     value, worst, own = _worst(loss, names, judged)
     before, other_worst, other = _worst(plain, names, judged)
     least = min(int((names == name).sum()) for name in (worst, other_worst))

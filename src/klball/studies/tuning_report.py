@@ -36,11 +36,15 @@ def refuse_useless_groups(study: Study) -> None:
     """Raise ValueError without the column of the groups, or where none has held-out rows enough."""
     column = study.config.group_column
     groups_of(study.train, column)
-    groups = groups_of(study.held_out, column)
-    if groups is not None and not groups_judged(list(map(str, groups))):
+    if column is not None and not groups_judged(_groups(study)):
         raise ValueError(
             f"no group of {column!r} has 10 held-out rows to be judged by: hold out more with --eval_fraction"
         )
+
+
+def _groups(study: Study) -> list[str]:
+    """Of the held-out rows; none without a column."""
+    return list(map(str, groups_of(study.held_out, study.config.group_column) or ()))
 
 
 def plan(study: Study) -> str:
@@ -76,6 +80,7 @@ def _results(study: Study, found: Sequence[list[dict[str, Any]]]) -> TuningResul
         max_cost=study.max_cost,
         cost=cost_of(rungs_of(len(study.arms) - 1, study.halving)),
         model=str(study.place_of(arm)),
+        unjudged=sorted({*_groups(study)} - {*groups_judged(_groups(study))}),
         test=None if study.test is None or best is None else _tested(study, places),
         tables={label: scored(study, *place, HELD_OUT) for label, place in places.items()},
         held_out=study.held_out,

@@ -12,7 +12,7 @@ from klball.report.interactive import plot
 from klball.report.page import Cell, Page, Section, Table, number, write_page
 from klball.report.pages.evaluation import FEW, weighed_samples
 from klball.report.pages.parts import REPORT_FILE, change, counted, provenance_section, says
-from klball.scores.frontier import CVAR, hardest_rows
+from klball.scores.frontier import CVAR, FEW_IN_GROUP, hardest_rows
 from klball.scores.tails import tail_size
 
 NAMES = {
@@ -31,7 +31,7 @@ Row = Mapping[str, Any]
 class TuningResults:
     """rows: of `frontier_row`, with arm, share and rows, each arm at its last rung, ε = 0 first; rungs: all.
 
-    chosen: one of the rows, None for ε = 0. missed: rows that were dropped though they met both conditions.
+    unjudged: groups with too few held-out rows. chosen: one of the rows, None for ε = 0. missed: rows that were dropped though they met both conditions.
     test: that of the chosen arm on rows that chose nothing. cost: in whole runs. model: the folder of the
     chosen one. tables, held_out: score tables of what is compared in texts, and their rows.
     """
@@ -44,6 +44,7 @@ class TuningResults:
     max_cost: float
     cost: float
     model: str
+    unjudged: Sequence[str] = ()
     test: Row | None = None
     tables: Mapping[str, Dataset] = field(default_factory=dict)
     held_out: Dataset | None = None
@@ -82,6 +83,11 @@ def verdict(results: TuningResults) -> list[str]:
         sentences.append(
             "The held-out rows chose the arm, so its figures on them are optimistic. On "
             f"{counted(results.test['rows'])} that chose nothing, {_against(results.test, results)}."
+        )
+    if results.unjudged:
+        sentences.append(
+            f"Not judged, with fewer than {FEW_IN_GROUP} held-out rows: {', '.join(results.unjudged)}; hold out "
+            "more with --eval_fraction."
         )
     worst = tail_size(CVAR, min(row["rows"] for row in rows))
     if results.tail == "cvar" and worst < FEW:
