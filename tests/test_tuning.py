@@ -169,9 +169,13 @@ def test_what_the_verdict_says():
     assert "optimistic" in text and "--test_fraction" in text and "out/arms/x" in text
     tested = " ".join(verdict(results([good], good, test={**good, "rows": 77})))
     assert "On 77 rows that chose nothing" in tested and "--test_fraction" not in tested
-    text = " ".join(verdict(results([dear, noisy])))
+    worse = arm(0.5, 1.1, 1.2, 1.3)
+    text = " ".join(verdict(results([worse, noisy])))
+    assert "robustness buys nothing here: of 2 arms 1 cost more than 1 % on the mean and 1 gain no" in text
+    text = " ".join(verdict(results([dear, worse, noisy])))
+    assert "buys here costs too much: of 3 arms 2 cost" in text and "--max_cost" in text
     assert (
-        "ε = 0: robustness buys nothing here: of 2 arms 1 cost more than 1 % on the mean and 1 gain" in text
+        "The cheapest that gains is ε = 0.2, samples: the perplexity of the worst 5 % is 30.0 % lower" in text
     )
     missed = {**good, "share": 0.25}
     text = " ".join(verdict(results([dear, missed], None, [missed])))

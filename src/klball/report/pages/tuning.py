@@ -29,11 +29,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TuningResults:
-    """rows: of `frontier_row`, with arm, share and rows, each arm at its last rung, ε = 0 first; rungs: all.
+    """What was compared and chosen.
 
-    unjudged: groups with too few held-out rows. chosen: one of the rows, None for ε = 0. missed: rows that were dropped though they met both conditions.
-    test: that of the chosen arm on rows that chose nothing. cost: in whole runs. model: the folder of the
-    chosen one. tables, held_out: score tables of what is compared in texts, and their rows.
+    rows: of `frontier_row`, with arm, kind, epsilon, share and rows, each arm at its last rung, ε = 0 first;
+    rungs: those of all rungs. chosen: one of the rows, None for ε = 0. missed: rows that were dropped though
+    they met both conditions. cost: in whole runs. model: the folder of the chosen one. unjudged: groups with
+    too few held-out rows. test: the row of the chosen arm on rows that chose nothing. tables, held_out: score
+    tables of what is compared in texts, and their rows.
     """
 
     rows: Sequence[Row]
@@ -64,11 +66,7 @@ def verdict(results: TuningResults) -> list[str]:
             f"{_against(chosen, results)}; up to {limit} higher was allowed."
         ]
     else:
-        costly = sum(not row["mean_ratio"] <= 1 + results.max_cost for row in rows)
-        noise = len(rows) - costly - len(results.missed)
-        why = [f"{costly} cost more than {limit} on the mean"] * bool(costly)
-        why += [f"{noise} gain no more than noise in the {OF_TAILS[results.tail]}"] * bool(noise)
-        sentences = [f"ε = 0: robustness buys nothing here: of {len(rows)} arms {' and '.join(why)}."]
+        sentences = [_why_not(rows, results, limit)]
     sentences += [
         f"{row['arm']} met both conditions when it was dropped at {100 * row['share']:g} % of the steps: "
         f"--epsilons 0 {row['epsilon']:g} trains it to the end."
@@ -86,13 +84,29 @@ def verdict(results: TuningResults) -> list[str]:
         )
     if results.unjudged:
         sentences.append(
-            f"Not judged, with fewer than {FEW_IN_GROUP} held-out rows: {', '.join(results.unjudged)}; hold out "
-            "more with --eval_fraction."
+            f"Not judged, with fewer than {FEW_IN_GROUP} held-out rows: {', '.join(results.unjudged)}; hold "
+            "out more with --eval_fraction."
         )
     worst = tail_size(CVAR, min(row["rows"] for row in rows))
     if results.tail == "cvar" and worst < FEW:
         sentences.append(f"The worst 5 % are {counted(worst)} only: hold out more for a choice to rely on.")
     return [*sentences, ONE_RUN, f"The model, trained to the end: {results.model}"]
+
+
+def _why_not(rows: Sequence[Row], results: TuningResults, limit: str) -> str:
+    costly = [row for row in rows if not row["mean_ratio"] <= 1 + results.max_cost]
+    noise = len(rows) - len(costly) - len(results.missed)
+    why = [f"{len(costly)} cost more than {limit} on the mean"] * bool(costly)
+    why += [f"{noise} gain no more than noise in the {OF_TAILS[results.tail]}"] * bool(noise)
+    counts = f"of {len(rows)} arms {' and '.join(why)}"
+    dear = [row for row in costly if row[f"{results.tail}_high"] < 1]
+    if not dear:
+        return f"ε = 0: robustness buys nothing here: {counts}."
+    cheapest = min(dear, key=lambda row: row["mean_ratio"])
+    return (
+        f"ε = 0: what robustness buys here costs too much: {counts}. The cheapest that gains is "
+        f"{cheapest['arm']}: {_against(cheapest, results)}; --max_cost says what it may cost."
+    )
 
 
 def _against(row: Row, results: TuningResults) -> str:
