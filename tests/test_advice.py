@@ -166,6 +166,21 @@ def test_rows_that_have_nothing_in_common_are_left_to_the_reader():
     assert "no sign of noise" in text and "klball tune" in text
 
 
+def test_half_of_what_dominates_may_be_one_kind():
+    text = " ".join(advise(*planted(law, lambda row, i: row)[0]).sentences)
+    assert "rare matter, not noise" in text and "those 3%" in text
+
+
+def test_signs_that_all_rows_bear_alike_are_no_reason():
+    (prompts, answers, tokens, *more), places = planted(lambda row, i: row)
+    for i in range(0, N, 2):  # every second row repeats another one, whether it weighs much or not
+        if i + 4 < N and i % 4 == 0:
+            prompts[i + 2], answers[i + 2] = prompts[i], answers[i]
+    signs = signs_of(prompts, answers, tokens)["duplicate"]
+    assert 0.4 < signs.mean() < 0.6 and 0.2 < signs[places].mean() < 0.7
+    assert "no sign of noise" in " ".join(advise(prompts, answers, tokens, *more).sentences)
+
+
 def test_what_does_not_dominate():
     arguments, _ = planted(very_short, weight=1.0)
     first, second = advise(*arguments).sentences
