@@ -170,6 +170,15 @@ REPLACED: dict[str, dict[str, dict[str, Any]]] = {
         "commands.compare": {**LOADING, "score": table, "compare_scores": Reached},
         "studies.arms": LOADING,
     },
+    "tune": {
+        "commands.training_data": {"load_rows": rows},
+        "commands.tune": {
+            "check_model": None,
+            "refuse_training_rows": None,
+            "write_run": None,
+            "tune": Reached,
+        },
+    },
     "reproduce": {
         "studies.arms": {
             **{**LOADING, "score": table, "train": trained},

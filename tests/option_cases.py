@@ -27,6 +27,7 @@ FIXED: dict[str, dict[str, Any]] = {
     "scan": {"output_dir": "OUT"},
     "paraphrase": {"output_dir": "OUT", "rounds": 3},
     "compare": {"output_dir": "OUT", "models": ["a=m", "b=n"], "rounds": 3},
+    "tune": {},
     "reproduce": {"output_dir": "OUT", "train_rows": 8, "test_rows": 8, "epsilons": [0.0, 0.1]},
 }
 DATA: dict[str, Case] = {
@@ -148,6 +149,18 @@ CASES: dict[str, dict[str, Case]] = {
         "job_index": ({"num_jobs": 2}, 1),
         "output_dir": ({}, "OUT2"),
     },
+    "tune": {
+        **{name: DATA[name] for name in ("dataset_name", "dataset_config", "id_column")},
+        "dataset_train_split": ({}, "other"),
+        "dataset_test_split": ({}, "other"),
+        "eval_dataset": ({}, "word-problems"),
+        "eval_fraction": ({}, 0.5),
+        "test_fraction": ({}, 0.3),
+        "epsilons": ({}, [0.2]),
+        "caps": ({}, [2.0]),
+        "max_cost": ({}, 0.3),
+        "halving": ({}, "false"),
+    },
     "reproduce": {
         **{name: MODEL[name] for name in ("model_name_or_path", "dtype", "max_length", "chat_template_path")},
         "dataset_name": DATA["dataset_name"],
@@ -252,6 +265,10 @@ IGNORED: dict[str, list[Case]] = {
     ]
     + [
         ({"rounds_path": "ROUNDS"}, name, "x") for name in ("dataset_name", "dataset_split", "dataset_config")
+    ],
+    "tune": [
+        ({"eval_dataset": "x"}, "eval_fraction", 0.3),
+        ({"dataset_test_split": "x"}, "eval_fraction", 0.3),
     ],
     "reproduce": [
         *(({}, name, 7) for name in ("own_prompts", "own_samples", "own_tokens")),

@@ -244,5 +244,7 @@ def test_held_out_pairs_are_evaluated_and_training_pairs_refused(family, pair_ro
     state = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
     losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
     assert len(losses) == 1 and losses[0] > 0
+    (entry,) = [entry for entry in state["log_history"] if "eval_loss" in entry]
+    assert entry["eval_cvar"] >= entry["eval_robust_loss"] >= entry["eval_loss"] - 1e-9
     with pytest.raises(ValueError, match="every row to evaluate on is also trained on"):
         run(pair_root, tmp_path / "other", family, *evaluated, str(pair_root / "pairs.jsonl"))

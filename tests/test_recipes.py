@@ -64,7 +64,7 @@ def test_help_of_every_command_shows_its_own_options_first_and_an_example(comman
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_the_example_of_every_command_is_understood(command):
     module = import_module(cli.COMMANDS[command][0])
-    classes = TRAIN if command == "train" else [module.Options]
+    classes = {"train": TRAIN, "tune": [module.Options, *TRAIN[1:]]}.get(command, [module.Options])
     parse(classes, module.EXAMPLE.split()[2:], f"klball {command}")
 
 

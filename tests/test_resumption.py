@@ -132,6 +132,31 @@ def test_a_moved_run_remembers_its_best_checkpoint(root, tmp_path):
     assert (tmp_path / "moved" / "model.safetensors").read_bytes() == whole
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["cvar", "eval_robust_loss"])
+def test_the_best_model_is_the_one_with_the_best_tail(metric, root, tmp_path):
+    """With a learning rate that ruins the model, the first is."""
+    best = ["--load_best_model_at_end", "true", "--metric_for_best_model", metric, "--learning_rate", "0.5"]
+    train(
+        root,
+        tmp_path / "run",
+        *best,
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "2",
+        "--test_fraction",
+        "0.3",
+    )
+    state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
+    name = f"eval_{metric.removeprefix('eval_')}"
+    values = {entry["step"]: entry[name] for entry in state["log_history"] if name in entry}
+    least = min(values, key=lambda step: values[step])
+    assert len(set(values.values())) == 2 and state["best_metric"] == values[least]
+    whole = (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert whole == (tmp_path / "run" / f"checkpoint-{least}" / "model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["save", "serialize_file"])
 def test_a_disk_that_is_full_in_a_checkpoint_leaves_a_run_that_goes_on(
     name, root, finished, tmp_path, monkeypatch

@@ -60,6 +60,7 @@ def test_settings_that_are_refused(settings, said):
         (dict(radius=0.0, over="group", group_column="kind"), "group_column has no effect without"),
         (dict(over="group", group_column="sort"), "no column 'sort'"),
         (dict(ambiguity=3), "is no ambiguity set"),
+        (dict(metric_for_best_model="eval_cvar"), "have no worst case; name eval_reward"),
         (dict(num_generations=8), "4 prompts do not fill one batch of rollouts, which takes 8"),
     ],
 )

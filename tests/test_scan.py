@@ -256,7 +256,7 @@ def test_scan_command(tmp_path, capsys):
     main(command)
     tables = {path.name: path.read_bytes() for path in (tmp_path / "scan").glob("*.csv")}
     assert set(tables) == {
-        *("dominating.csv", "gradient_norms.csv", "gradient_shares.csv"),
+        *("advice.csv", "dominating.csv", "gradient_norms.csv", "gradient_shares.csv"),
         *("implicit_rewards.csv", "models.csv", "profile.csv"),
     }
     with (tmp_path / "scan" / "models.csv").open() as file:

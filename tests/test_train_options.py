@@ -15,6 +15,7 @@ from klball.commands import training_options
 from klball.models.loading import load_model
 from klball.scores.perplexity import summary_of
 from klball.training import run as training_run
+from klball.training.evaluation import WORST_CASES
 from klball.training.families import family_of
 from klball.training.sft.config import RobustSFTConfig
 from klball.training.sft.refusals import METRICS, refuse_unsupported
@@ -99,7 +100,8 @@ OF_DATA = {
     ),
     "dataset_streaming": ([], [], "streaming data has no fixed set"),
     "ignore_bias_buffers": ([], [], "--ignore_bias_buffers has no effect"),
-    "test_name": (EVALUATED, ["TEST"], lambda t: len(t.eval_dataset)),
+    "eval_dataset": (EVALUATED, ["TEST"], lambda t: len(t.eval_dataset)),
+    "test_fraction": (EVALUATED, ["0.4"], lambda t: (len(t.train_dataset), len(t.eval_dataset or []))),
     "id_column": ([], ["question"], lambda t: t.train_dataset["sample_id"][0]),
 }
 OF_MIXTURE = {
@@ -236,6 +238,48 @@ def test_evaluation_is_on_rows_that_are_not_trained_on(asked):
         asked("--test_name", "TEST")
 
 
+def test_a_share_of_the_rows_is_held_out(asked):
+    held = [asked(*EVALUATED, "--test_fraction", "0.4", "--seed", seed) for seed in "0012"]
+    prompts = [[row[-1]["content"] for row in t.eval_dataset["prompt"]] for t in held]
+    assert prompts[0] == prompts[1] and len({str(found) for found in prompts}) > 1
+    for t, out in zip(held, prompts, strict=True):
+        assert len(out) == 2 and not {*out} & {row[-1]["content"] for row in t.train_dataset["prompt"]}
+    assert (
+        len(asked(*EVALUATED, "--test_fraction", "0.4", yaml=MIXTURE + "eval_strategy: epoch\n").eval_dataset)
+        == 2
+    )
+    for more in (["--eval_dataset", "TEST"], ["--dataset_test_split", "train"]):
+        with pytest.raises(ValueError, match=r"given twice: .*--test_fraction"):
+            asked(*EVALUATED, "--test_fraction", "0.4", *more)
+    with pytest.raises(ValueError, match="holds out no prompt"):
+        asked(*EVALUATED, "--test_fraction", "0.1")
+
+
+def test_a_flag_of_earlier_days_works_in_a_recipe_too(asked):
+    recipe = "dataset_name: {DATA}\neval_strategy: epoch\n"
+    assert len(asked(yaml=recipe + "test_name: {TEST}\n").eval_dataset) == 2
+    with pytest.raises(ValueError, match="test_name and eval_dataset are one option"):
+        asked(yaml=recipe + "eval_dataset: {DATA}\ntest_name: {TEST}\n")
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [
+        ("loss", False),
+        ("eval_cvar", False),
+        ("eval_robust_loss", False),
+        ("perplexity_sample", False),
+        ("eval_x_own_hardest_1pct", False),
+        ("entropy", True),
+    ],
+)
+def test_the_best_model_is_the_one_with_the_lower_loss(metric, greater, tmp_path):
+    """Of every metric but `loss` Transformers would take the greatest."""
+    settings = dict(output_dir=str(tmp_path), metric_for_best_model=metric, use_cpu=True, bf16=False)
+    assert RobustSFTConfig(**settings).greater_is_better is greater
+    assert RobustSFTConfig(**settings, greater_is_better=True).greater_is_better is True
+
+
 MIXTURE = """
 datasets:
   - {{path: json, data_files: {DATA}, split: "train[:4]"}}
@@ -264,8 +308,9 @@ def test_mixtures_of_trl(asked):
 
 def test_the_metric_of_the_best_model_is_known_before_training(tmp_path):
     scores = {name: torch.ones(2) for name in ("log_likelihood", "sum_log_prob", "num_tokens")}
-    assert set(METRICS) == set(summary_of({**scores, "entropy": torch.ones(2), "certainty": torch.ones(2)}))
-    for metric in ("loss", "eval_perplexity_token", "eval_german_entropy", "accuracy"):
+    known = summary_of({**scores, "entropy": torch.ones(2), "certainty": torch.ones(2)})
+    assert set(METRICS) == {*known, *WORST_CASES}
+    for metric in ("loss", "eval_perplexity_token", "eval_german_entropy", "eval_cvar", "accuracy"):
         config = RobustSFTConfig(output_dir=str(tmp_path), metric_for_best_model=metric, use_cpu=True)
         arguments = {"train_dataset": Dataset.from_list([{"text": "x"}])}
         if metric != "accuracy":

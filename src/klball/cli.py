@@ -21,6 +21,10 @@ COMMANDS = {  # name → (module with a class `Options`, an `EXAMPLE` and a func
         "whole experiments, from nothing to figures: robustness, objectives, preference",
     ),
     "train": ("klball.commands.train", "one robust training run: SFT, a reward model, DPO or GDPO"),
+    "tune": (
+        "klball.commands.tune",
+        "a radius for your data: radii at equal budget, their cost and gain, a choice",
+    ),
     "score": ("klball.commands.score", "model × data → score table"),
     "solve": ("klball.commands.solve", "score table → λ, β, effective sample size, top-weighted samples"),
     "scan": ("klball.commands.scan", "implicit rewards, gradient shares, forgetting, entropy, diversity"),

@@ -267,12 +267,13 @@ def refuse_foreign_folder(folder: Path, name: str) -> None:
         raise ValueError(f"{folder} holds the results of `{holder}`: choose another --output_dir")
 
 
-def write_run(folder: Path, options: Any, name: str) -> None:
-    """The resolved options and the versions of the libraries, beside the results."""
+def write_run(folder: Path, options: Any, name: str, **more: Any) -> None:
+    """The resolved options and the versions of the libraries, beside the results; more: further sections."""
     refuse_foreign_folder(folder, name)
     content = {
         "command": name,
         "options": {k: without_secrets(v) for k, v in dataclasses.asdict(options).items()},
+        **more,
         "versions": versions(),
     }
     write_json(folder / RUN_FILE, content)

@@ -1,12 +1,13 @@
 """Options that several commands share, each declared once; a command's own class inherits what it takes."""
 
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of a class of options; without a default (`MISSING`) it must be given."""
-    metadata = {"help": help}
+def option(default: Any, help: str, aliases: Sequence[str] = ()) -> Any:
+    """A field of a class of options; without a default (`MISSING`) it must be given. aliases: older flags."""
+    metadata: dict[str, Any] = {"help": help, **({"aliases": list(aliases)} if aliases else {})}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -110,13 +110,17 @@ class Parser(TrlParser):
 
     def from_recipe(self, settings: dict[str, Any], path: str) -> dict[str, Any]:
         """The recipe's values as the command line would give them. Raises ValueError naming a bad key."""
-        known = {action.dest for action in self._actions} - {"help"}
+        flags = {flag[2:]: action.dest for action in self._actions for flag in action.option_strings}
+        known = {name: dest for name, dest in flags.items() if "-" not in name and dest != "help"}
         found = {}
         for name, value in settings.items():
             if name not in known:
                 raise ValueError(f"{path}: no option {name!r}{_nearest(name, known)}")
+            option = known[name]
+            if option in found:
+                raise ValueError(f"{path}: {name} and {option} are one option: give it once")
             try:
-                found[name] = self._checked(name, _converted(value, self.types[name]))
+                found[option] = self._checked(option, _converted(value, self.types[option]))
             except ValueError as error:
                 raise ValueError(f"{path}: {name}: {_one_line(error)}") from error
         return found

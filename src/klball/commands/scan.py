@@ -14,12 +14,14 @@ from klball.adversary.dual import robust_profile, solve_dual
 from klball.adversary.upweighting import radius_help
 from klball.commands.labels import file_names
 from klball.commands.options import DTYPES, distinct, one_of, parse, refuse_ignored
+from klball.data.formats import MEANINGFUL
 from klball.data.rows import is_one_table, load_rows, texts_of, to_trl_format
 from klball.files import write_csv, write_run
 from klball.flags import DataSet, Precision, option
 from klball.models.loading import TINY, check_model, load_on_device
 from klball.report.figures import plot_gain_against_forgetting, plot_profiles, plot_rewards
 from klball.report.pages.scan import ScanResults, write_scan_page
+from klball.scan.advice import advise
 from klball.scan.behaviour import behaviour_of
 from klball.scan.gradient_norms import head_gradient_norms
 from klball.scan.implicit_rewards import gradient_shares, gradient_weights, implicit_rewards
@@ -27,12 +29,13 @@ from klball.scores.perplexity import RADII, ProfilePoint, token_mean, token_nll
 from klball.scores.scorer import TOKENS, encode_for
 from klball.scores.tables import score
 from klball.studies.arms import base_answers, provenance_of
-from klball.terminal import is_main, progress_bar, show_table
+from klball.terminal import is_main, progress_bar, say, show_table
 
 logger = logging.getLogger(__name__)
 
 EXAMPLE = "klball scan --dataset_name rows.jsonl --epsilons 0 0.05"
 DOMINATING = 20
+ADVISED = 0.5  # nats: the radius of the advice where --epsilons has none
 OF_MODELS = ("dataset_test_split", "test_name", "ood_names")
 OF_MODELS = (*OF_MODELS, "own_name", "own_prompts", "own_samples", "own_tokens")
 
@@ -79,6 +82,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
         write_scan_page(replace(found, models=compared), provenance_of(folder), folder)
         what = "tables as CSV, figures as SVG and PNG, report.html"
         show_table("written", ("folder", "what"), [(str(folder), what)])
+        for sentence in found.advice:
+            say(sentence)
 
 
 def _check(options: Options) -> None:
@@ -96,13 +101,15 @@ def _show_training_set(
     model: Any, tokenizer: Any, table: Dataset, rows: Dataset, options: Options, folder: Path
 ) -> ScanResults:
     rewards, shares = _show_rewards(table, options, folder)
-    _show_gradient_norms(model, tokenizer, _answered(rows, table), options, folder)
+    answered = _answered(rows, table)
+    _show_gradient_norms(model, tokenizer, answered, options, folder)
     return ScanResults(
         rewards,
         shares,
         dominating=_show_dominating(table, rows, options, folder),
         profile=_show_profile(table, folder),
         models=[],
+        advice=_advice(table, answered, options, folder),
         counts={"kept": len(table), "skipped": len(rows) - len(table), "truncated": sum(table["truncated"])},
     )
 
@@ -219,6 +226,23 @@ def _show_dominating(table: Dataset, rows: Dataset, options: Options, folder: Pa
     radius = max(options.epsilons)
     show_table(f"samples with the most gradient weight, nll at ε = {radius:g}", header, body)
     return records
+
+
+def _advice(table: Dataset, rows: Dataset, options: Options, folder: Path) -> list[str]:
+    """What dominates and what to do about it, from the rows themselves; its rows go to advice.csv."""
+    g, radius = np.array(table["log_likelihood"]), max(options.epsilons) or ADVISED
+    prompts, answers = zip(*map(texts_of, rows.to_list()), strict=True)
+    columns = {name: rows[name][:] for name in rows.column_names if name not in (*MEANINGFUL, "sample_id")}
+    weights = solve_dual(g, epsilon=radius).weights * len(g)
+    advice = advise(prompts, answers, np.array(table["num_tokens"]), weights, radius, columns)
+    ids = table["sample_id"][:]
+    texts = [{"prompt": prompts[row["row"]], "answer": answers[row["row"]]} for row in advice.rows]
+    records = [
+        {"sample_id": ids[row["row"]], "n_q": row["n_q"], "signs": row["signs"], **text}
+        for row, text in zip(advice.rows, texts, strict=True)
+    ]
+    write_csv(folder / "advice.csv", records)
+    return advice.sentences
 
 
 def _show_profile(table: Dataset, folder: Path) -> list[ProfilePoint]:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
@@ -35,7 +36,12 @@ class Options(RowIds, ScriptArguments):
     dataset_name: str | None = option(
         None, "Built-in name, local file or Hub name; default: stdlib-docs, for pairs doc-preferences."
     )
-    test_name: str | None = option(None, "Rows for --eval_strategy, if not a split of the above.")
+    eval_dataset: str | None = option(
+        None, "File or name of rows to evaluate on, if not a split of the above.", aliases=["--test_name"]
+    )
+    test_fraction: float | None = option(
+        None, "Share of the rows to evaluate on instead of training: whole prompts, drawn by --seed."
+    )
 
 
 @dataclasses.dataclass
@@ -48,14 +54,10 @@ def main(arguments: Sequence[str], prog: str) -> None:
     name = family_named(arguments)
     family = FAMILIES[name]
     classes = [options_of(name), family.config, ModelConfig, DatasetMixtureConfig]
-    options, config, model_options, mixture = parse(classes, arguments, prog, EXAMPLE)
+    options, config, model_options, mixture = parse_training(classes, arguments, prog, EXAMPLE)
     refuse_without_effect(options, mixture, config, model_options)
     refuse_missing_packages(config, model_options)
-    if "old_log_probs" in needs_of(OBJECTIVES.get(getattr(config, "objective", None) or "")):
-        # TRL's default of .05 is for the others; what was asked for stays
-        _, _, model_options, _ = parse(classes, arguments, prog, lora_dropout=0.0)
-    model = model_options.model_name_or_path
-    model_options.model_name_or_path = public_name(TINY if model is None else model)
+    named_model(model_options)
     resolved = {
         "command": prog,
         "data": {**dataclasses.asdict(options), **dataclasses.asdict(mixture)},
@@ -73,6 +75,23 @@ def main(arguments: Sequence[str], prog: str) -> None:
     train(rows, config, model_options, resolved, evaluation, chat_template_path=template)
     if is_main():
         write_training_page(Path(str(config.output_dir)), "Robust fine-tuning", meaning)
+
+
+def parse_training(
+    classes: Sequence[Any], arguments: Sequence[str], prog: str, example: str, **defaults: Any
+) -> tuple[Any, ...]:
+    """`parse` of own options, a configuration, those of the model, and others; PSFT has no LoRA dropout."""
+    parsed = parse(classes, arguments, prog, example, **defaults)
+    if "old_log_probs" in needs_of(OBJECTIVES.get(getattr(parsed[1], "objective", None) or "")):
+        # TRL's default of .05 is for the others; what was asked for stays
+        parsed = parse(classes, arguments, prog, lora_dropout=0.0, **defaults)
+    return parsed
+
+
+def named_model(options: ModelConfig) -> None:
+    """The embedded model where none is named, by its public name."""
+    name = options.model_name_or_path
+    options.model_name_or_path = public_name(TINY if name is None else name)
 
 
 def options_of(family: str) -> type[Options]:

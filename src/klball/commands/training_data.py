@@ -10,7 +10,9 @@ from trl import DatasetMixtureConfig, get_dataset
 
 from klball.boundary import first_line
 from klball.commands.training_options import given
+from klball.data.formats import TEXT
 from klball.data.rows import is_one_table, load_rows
+from klball.data.splitting import split_by_content
 from klball.training.identity import row_digests
 
 logger = logging.getLogger(__name__)
@@ -26,42 +28,64 @@ def training_and_evaluation_rows(
     Raises ValueError where evaluation is asked for and no rows are held out.
     """
     evaluates = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
-    reading = {"id_column": options.id_column, "form": form}
-    if field := getattr(config, "dataset_text_field", None):
-        reading["text_field"] = field
-    if mixture.datasets:
-        parts = _mixture(mixture, config.seed)
-    else:
-        parts = {"train": _training_rows(options, reading)}
-    evaluation = None
-    if evaluates and "test" in parts:
-        if options.test_name is not None:
-            raise ValueError("the test rows are given twice: --test_name and test_split_size")
+    reading = reading_of(options, config, form)
+    parts = _mixture(mixture, config.seed) if mixture.datasets else {}
+    train = parts["train"] if parts else training_rows(options, reading)
+    if not evaluates:
+        return train, None
+    _refuse_two_sources(options, "test" in parts)
+    if "test" in parts:
         evaluation = parts["test"]
-    elif evaluates:
-        evaluation = _evaluation_rows(options, mixture, reading)
-    train = parts["train"]
-    if evaluation is not None:
-        _refuse_training_rows(train, evaluation)
+    elif options.test_fraction is not None:
+        train, evaluation = split_by_content(train, options.test_fraction, config.seed, text_field_of(config))
+    else:
+        evaluation = evaluation_rows(options, mixture, reading)
+    refuse_training_rows(train, evaluation)
     return train, evaluation
 
 
-def _training_rows(options: Any, reading: dict[str, Any]) -> Dataset:
+def reading_of(options: Any, config: Any, form: Form = None) -> dict[str, Any]:
+    """Keywords of `load_rows`."""
+    field = {"text_field": config.dataset_text_field} if getattr(config, "dataset_text_field", None) else {}
+    return {"id_column": options.id_column, "form": form, **field}
+
+
+def text_field_of(config: Any) -> str:
+    """The column of plain texts."""
+    return getattr(config, "dataset_text_field", None) or TEXT
+
+
+def _refuse_two_sources(options: Any, split_size: bool) -> None:
+    asked = {
+        "test_split_size": split_size,
+        "--test_fraction": options.test_fraction is not None,
+        "--eval_dataset": options.eval_dataset is not None,
+    }
+    named = [name for name, given_one in asked.items() if given_one]
+    if len(named) > 1:
+        raise ValueError(f"the test rows are given twice: {named[1]} and {named[0]}")
+    if options.test_fraction is not None and given(options, "dataset_test_split"):
+        raise ValueError("the test rows are given twice: --test_fraction and --dataset_test_split")
+
+
+def training_rows(options: Any, reading: dict[str, Any]) -> Dataset:
+    """All rows of the data set's training split."""
     split = options.dataset_train_split
     return load_rows(options.dataset_name, split, options.dataset_config, **reading)
 
 
-def _evaluation_rows(options: Any, mixture: DatasetMixtureConfig, reading: dict[str, Any]) -> Dataset:
+def evaluation_rows(options: Any, mixture: DatasetMixtureConfig, reading: dict[str, Any]) -> Dataset:
+    """Rows of --eval_dataset, or of the data set's test split."""
     split = options.dataset_test_split if given(options, "dataset_test_split") else None
-    if options.test_name is not None:
-        return load_rows(options.test_name, split, default="test", **reading)
+    if options.eval_dataset is not None:
+        return load_rows(options.eval_dataset, split, default="test", **reading)
     if mixture.datasets:
-        raise ValueError("--eval_strategy needs test rows: give test_split_size or --test_name")
+        raise ValueError("--eval_strategy needs test rows: give --test_fraction or --eval_dataset")
     name = options.dataset_name
     if split is None and is_one_table(name):
         raise ValueError(
-            f"--eval_strategy needs test rows, and {name} has one set of rows: give --test_name, or "
-            "--dataset_train_split 'train[:90%]' --dataset_test_split 'train[90%:]'"
+            f"--eval_strategy needs test rows, and {name} has one set of rows: give --test_fraction 0.1, "
+            "or other rows as --eval_dataset"
         )
     return load_rows(name, split, options.dataset_config, default="test", **reading)
 
@@ -77,11 +101,12 @@ def _mixture(mixture: DatasetMixtureConfig, seed: int) -> dict[str, Dataset]:
         raise ValueError(f"could not load the mixture of `datasets`: {said}") from error
 
 
-def _refuse_training_rows(train: Dataset, evaluation: Dataset) -> None:
+def refuse_training_rows(train: Dataset, evaluation: Dataset) -> None:
+    """Raise ValueError if all rows to evaluate on are trained on, and warn of some."""
     known = set(row_digests(_content(train)))
     seen = sum(digest in known for digest in row_digests(_content(evaluation)))
     if seen == len(evaluation):
-        raise ValueError("every row to evaluate on is also trained on: give held-out rows, with --test_name")
+        raise ValueError("every row to evaluate on is also trained on: give others, with --eval_dataset")
     if seen:
         logger.warning("%d of %d rows to evaluate on are also trained on", seen, len(evaluation))
 

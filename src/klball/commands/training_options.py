@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 OF_LORA = tuple(name for name in ModelConfig.__dataclass_fields__ if name.startswith(("lora_", "use_")))
 OF_4BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
-OF_TESTING = ("test_name", "dataset_test_split")
+OF_TESTING = ("eval_dataset", "test_fraction", "dataset_test_split")
 OF_EVALUATION = ("eval_steps", "eval_delay", "eval_on_start", "metric_for_best_model", "do_eval")
 OF_ONE_SOURCE = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
 NEVER = {  # option → why it would have no effect

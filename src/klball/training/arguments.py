@@ -8,6 +8,10 @@ from klball.adversary.upweighting import radius_in_words
 from klball.training.bounds import BOUNDS, check_bounds
 
 REWEIGHT = ("live", "static")
+LOWER_IS_BETTER = (  # ends of the names of metrics; of the others Transformers takes the greatest
+    *("loss", "cvar", "perplexity_token", "perplexity_sample", "hardest_1pct"),
+    *("belief_kl", "belief_nll", "text_dpo", "js_distance"),
+)
 UNUSED = {"kl": ("alpha",), "chi2": ("alpha", "gamma"), "cvar": ("radius", "gamma", "max_weight")}
 
 
@@ -53,6 +57,9 @@ class RobustArguments:
     def __post_init__(self) -> None:
         check_bounds(vars(self))
         _refuse_other_types(self)
+        given: Any = self
+        if given.greater_is_better is None and str(given.metric_for_best_model).endswith(LOWER_IS_BETTER):
+            given.greater_is_better = False
         parent: Any = super()
         parent.__post_init__()
         self.ambiguity_set()  # raises for bad values

@@ -12,6 +12,7 @@ NOT_NEGATIVE: Rule = ("0 or more", lambda x: 0 <= x < inf)
 AT_LEAST_1: Rule = ("at least 1", lambda x: 1 <= x < inf)
 AT_LEAST_2: Rule = ("at least 2", lambda x: 2 <= x < inf)
 BELOW_1: Rule = ("at least 0 and below 1", lambda x: 0 <= x < 1)
+PART: Rule = ("a share above 0 and below 1", lambda x: 0 < x < 1)
 SHARE: Rule = ("a share, from 0 to 1", lambda x: 0 <= x <= 1)
 PORT: Rule = ("a port, from 1 to 65535", lambda x: 1 <= x <= 65535)
 FINITE: Rule = ("a finite number", lambda x: -inf < x < inf)
@@ -24,6 +25,8 @@ ADVERSARY: dict[str, Rule] = {
     "alpha": ("a share above 0 and at most 1", lambda x: 0 < x <= 1),
     "gamma": FINITE,
     "max_weight": AT_LEAST_1,
+    "caps": AT_LEAST_1,
+    "max_cost": NOT_NEGATIVE,
     "beta": NOT_NEGATIVE,  # of DPO above 0, of a KL to a reference also 0
     "entropy_coef": FINITE,
     "psft_clip": POSITIVE,
@@ -118,6 +121,8 @@ BOUNDS: dict[str, Rule] = {
     "test_rows": AT_LEAST_1,
     "ood_rows": AT_LEAST_1,
     "test_split_size": POSITIVE,
+    "test_fraction": PART,
+    "eval_fraction": PART,
     "tokens_per_batch": AT_LEAST_1,
     "pad_to_multiple_of": AT_LEAST_1,
     "dataset_num_proc": AT_LEAST_1,

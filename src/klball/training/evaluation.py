@@ -3,6 +3,16 @@
 from typing import Any
 
 from datasets import Dataset
+from torch import Tensor
+
+from klball.adversary.sets import AmbiguitySet, CVaR
+from klball.training.accountant import Accountant
+from klball.training.ledger import Ledger
+from klball.training.samples import groups_of
+from klball.training.units import Units
+
+WORST_SHARE = 0.05
+WORST_CASES = ("robust_loss", "cvar")  # of every family that is evaluated row by row
 
 
 class RowEvaluation:
@@ -17,6 +27,9 @@ class RowEvaluation:
     is_in_train: Any
     eval_dataset: Any
     log: Any
+    # and RobustTrainer
+    ambiguity: AmbiguitySet
+    _relax: bool
 
     def eval_rows(self, dataset: Any) -> Dataset:
         """The rows of a data set given to `evaluate`, prepared as the constructor prepares its own."""
@@ -48,6 +61,40 @@ class RowEvaluation:
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def worst_cases(
+        self, scores: dict[str, Tensor], sizes: Tensor | None, units: Dataset
+    ) -> dict[str, float]:
+        """What an adversary makes of fresh scores [n] of evaluated units, whose base weights are `sizes`.
+
+        robust_loss: the worst case of training's own set, over groups where it weighs those; none where
+        `units` lack their column. cvar: the mean loss of the worst 5 % of the units.
+        """
+        ledger = Ledger(len(scores["score"]), ("score", *(n for n in self.ambiguity.needs if n != "score")))
+        ledger.rewrite(scores)
+        found = {"cvar": -_worst_case(CVaR(WORST_SHARE), ledger, Units(sizes), relax=False)}
+        column = self.args.group_column
+        if column is None or column in units.column_names:
+            of_training = Units(sizes, groups_of(units, column))
+            found["robust_loss"] = -_worst_case(self.ambiguity, ledger, of_training, self._relax)
+        return found
+
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: it would gather logits that are never built."""
         raise ValueError("predict needs logits that are never built: use evaluate(rows) or klball.score")
+
+
+def _worst_case(ambiguity: AmbiguitySet, ledger: Ledger, units: Units, relax: bool) -> float:
+    return float(Accountant(ambiguity, ledger, units, relax).solve().worst_case)
+
+
+def refuse_metric_without_groups(args: Any, evaluation: Any) -> None:
+    """Raise ValueError if the best model is to be chosen by a worst case over groups that no row names."""
+    column = args.group_column
+    if column is None or not str(args.metric_for_best_model).endswith("robust_loss"):
+        return
+    for rows in evaluation.values() if isinstance(evaluation, dict) else [evaluation]:
+        if rows is not None and column not in rows.column_names:
+            raise ValueError(
+                f"metric_for_best_model={args.metric_for_best_model!r} is the worst case over groups, and "
+                f"the rows to evaluate on have no column {column!r}"
+            )

@@ -53,6 +53,12 @@ def refuse_no_set(ambiguity: Any) -> None:
         )
 
 
+def is_no_metric(name: str | None, known: tuple[str, ...]) -> bool:
+    """Whether an evaluation has no such metric; the name of one of several sets may stand before it."""
+    plain = (name or known[0]).removeprefix("eval_")
+    return not any(plain == metric or plain.endswith(f"_{metric}") for metric in known)
+
+
 def refuse_bad_settings(args: Any) -> None:
     """Raise ValueError for what Transformers or PyTorch would refuse only when training has begun."""
     _refuse_scheduler(args)

@@ -37,6 +37,7 @@ from klball.training.identity import (
     row_digests,
 )
 from klball.training.sharding import save_whole_model
+from klball.training.stages import StopAt, checkpoint_at
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +54,13 @@ def train(
     evaluation: Dataset | None = None,
     callbacks: Sequence[Any] = (),
     chat_template_path: str | None = None,
+    until: float = 1.0,
 ) -> None:
     """Run to the end: model, history and top-weighted samples in `config.output_dir`.
 
     The configuration's class says which of the `FAMILIES` it is. chat_template_path: for configurations
-    that have no such field.
+    that have no such field. until: the share of the steps after which to stop, with a checkpoint in place of
+    what a finished run leaves.
 
     Resumes from the newest whole checkpoint if the folder's `run.json` is `resolved` on the same rows and
     model, and raises ValueError if it is another run's. `config.resume_from_checkpoint`: where to begin
@@ -82,6 +85,8 @@ def train(
     if started and (folder / DONE_FILE).exists():
         if is_main():
             say(f"{folder} already holds this run, finished")
+        return
+    if started and until < 1 and checkpoint_at(folder, until) is not None:
         return
     resume_from = _resumption(
         folder,
@@ -110,9 +115,13 @@ def train(
     if is_main():  # only now: settings that the trainer refuses leave no run behind
         _remove_unfinished(folder, resume_from)
         write_json(folder / RUN_FILE, resolved)
+    if until < 1:
+        trainer.add_callback(StopAt(until))
     if callbacks:  # they show the progress; the figures are in the history
         trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume_from)
+    if until < 1 and trainer.state.global_step < trainer.state.max_steps:
+        return
     save_whole_model(trainer, str(folder))
     hidden = [column for column in HIDDEN if family.form is not None and column in numbered.column_names]
     rows = arguments["train_dataset"]

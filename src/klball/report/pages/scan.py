@@ -31,6 +31,7 @@ class ScanResults:
     profile: Sequence[ProfilePoint]
     models: Rows
     counts: Mapping[str, int]
+    advice: Sequence[str]
 
 
 def write_scan_page(results: ScanResults, about: Mapping[str, Any], folder: Path) -> None:
@@ -71,6 +72,7 @@ def _verdict(results: ScanResults) -> list[str]:
                 f"At ε = {most:g} the heaviest 1 % of samples hold {robust['samples']:.1%}, and the "
                 f"adversary looks at {robust['ess']:.0f} samples in effect, of {results.counts['kept']}."
             )
+    sentences += results.advice
     return sentences + (gain_verdict(results.models) if len(results.models) > 1 else [])
 
 

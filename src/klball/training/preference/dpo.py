@@ -9,6 +9,7 @@ from trl import DPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
 from klball.objectives.pairs import PAIR_LOSSES, LogRatios
+from klball.training.evaluation import WORST_CASES
 from klball.training.preference.config import RobustDPOConfig
 from klball.training.preference.forward import (
     REFERENCE,
@@ -58,7 +59,14 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
     """
 
     _tag_names: ClassVar = ["klball", "robust-dpo"]
-    metrics: ClassVar = ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "logps/chosen")
+    metrics: ClassVar = (
+        "loss",
+        "rewards/margins",
+        "rewards/accuracies",
+        "rewards/chosen",
+        "logps/chosen",
+        *WORST_CASES,
+    )
     args: Any
 
     def __init__(

@@ -10,6 +10,7 @@ from trl import DPOTrainer
 from klball.adversary.sets import AmbiguitySet
 from klball.objectives.pairs import PAIR_LOSSES
 from klball.training.batches import INDEX
+from klball.training.evaluation import WORST_CASES
 from klball.training.preference.belief_losses import belief_metrics, belief_terms
 from klball.training.preference.beliefs import COLUMNS, BeliefCollator, encoded_beliefs, fits
 from klball.training.preference.config import GDPOConfig
@@ -60,7 +61,15 @@ class GDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncom
 
     _tag_names: ClassVar = ["klball", "gdpo"]
     columns: ClassVar = ("prompt", "beliefs", "p_star")
-    metrics: ClassVar = ("loss", "belief_kl", "belief_nll", "text_dpo", "js_distance", "belief_accuracy")
+    metrics: ClassVar = (
+        "loss",
+        "belief_kl",
+        "belief_nll",
+        "text_dpo",
+        "js_distance",
+        "belief_accuracy",
+        *WORST_CASES,
+    )
     args: Any
 
     def __init__(

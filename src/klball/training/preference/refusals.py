@@ -8,6 +8,7 @@ from trl import RewardConfig
 from klball.data.preferences import refuse_margin
 from klball.data.sources import as_dataset
 from klball.training.refusals import (
+    is_no_metric,
     refuse_bad_settings,
     refuse_foreign_arguments,
     refuse_no_model,
@@ -52,8 +53,7 @@ def refuse_unsupported(
         "dataloader_persistent_workers needs dataloader_num_workers": args.dataloader_persistent_workers
         and not args.dataloader_num_workers,
         f"metric_for_best_model={args.metric_for_best_model!r} is none of {', '.join(trainer.metrics)}": (
-            args.metric_for_best_model is not None
-            and not args.metric_for_best_model.endswith(trainer.metrics)
+            is_no_metric(args.metric_for_best_model, trainer.metrics)
         ),
         "an ambiguity set of preferences can need score, and nothing else": (
             not set(getattr(ambiguity or args.ambiguity_set(), "needs", ())) <= {"score"}

@@ -9,6 +9,7 @@ from trl import RewardTrainer
 
 from klball.adversary.sets import AmbiguitySet
 from klball.objectives.pairs import bradley_terry
+from klball.training.evaluation import WORST_CASES
 from klball.training.preference.config import RobustRewardConfig
 from klball.training.preference.refusals import refuse_other_task, refuse_unsupported, refuse_untrained_head
 from klball.training.preference.trainer import (
@@ -43,7 +44,7 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
     """
 
     _tag_names: ClassVar = ["klball", "robust-reward"]
-    metrics: ClassVar = ("loss", "accuracy", "margin", "mean_reward")
+    metrics: ClassVar = ("loss", "accuracy", "margin", "mean_reward", *WORST_CASES)
     args: Any
 
     def __init__(

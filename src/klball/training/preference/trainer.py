@@ -15,7 +15,7 @@ from klball.data.ids import with_sample_ids
 from klball.data.sources import as_dataset
 from klball.scores.scorer import batches_by_length
 from klball.training.batches import INDEX
-from klball.training.evaluation import RowEvaluation
+from klball.training.evaluation import RowEvaluation, refuse_metric_without_groups
 from klball.training.preference.comparators import Comparator, GroupEG, comparator_named
 from klball.training.refusals import refuse_useless
 from klball.training.robust import RobustTrainer
@@ -52,6 +52,7 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
         """After TRL's constructor. peft_config: as the user gave it."""
         args = self.args
         refuse_useless(self.model, args, len(self.train_dataset), peft_config)
+        refuse_metric_without_groups(args, self.eval_dataset)
         self._sharded = shards_parameters(self.accelerator, certainty=False)
         self.train_dataset, samples = self.numbered_units(self.train_dataset)
         groups = groups_of(samples, args.group_column)
@@ -172,9 +173,12 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
         return self._prepare_dataset(rows, self.processing_class, self.args, "eval")
 
     def eval_metrics(self, rows: Dataset) -> dict[str, float]:
-        """Unweighted means over all rows; `loss` is the plain one."""
-        found = self.step_metrics(self.score_dataset(rows, "evaluating"))
-        return {"loss" if name == "plain_loss" else name: value for name, value in found.items()}
+        """Unweighted means over all rows; `loss` is the plain one, worst cases are of training's scores."""
+        columns = self.score_dataset(rows, "evaluating")
+        _, units = self.numbered_units(rows)
+        worst = self.worst_cases({"score": columns["score"]}, self.unit_sizes(units), units)
+        means = self.step_metrics(columns)
+        return {**{"loss" if name == "plain_loss" else name: means[name] for name in means}, **worst}
 
 
 def units_of(losses: Tensor, columns: Mapping[str, Tensor]) -> UnitBatch:

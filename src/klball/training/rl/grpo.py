@@ -17,6 +17,7 @@ from klball.scores.scorer import longest_input
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
 from klball.training.batches import INDEX
+from klball.training.evaluation import WORST_CASES
 from klball.training.refusals import (
     refuse_bad_settings,
     refuse_foreign_arguments,
@@ -108,7 +109,9 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
     def _refuse_long_prompts(self) -> None:
         """A model whose positions end within a completion says nothing, or fails in the middle of a run."""
         limit, new = longest_input(self.model, self.processing_class, None), self.args.max_completion_length
-        for start in range(0, len(self.samples) if limit is not None else 0, PROMPTS_AT_ONCE):
+        if limit is None or new is None:
+            return
+        for start in range(0, len(self.samples), PROMPTS_AT_ONCE):
             prompts = self.samples[start : start + PROMPTS_AT_ONCE]["prompt"]
             lengths = [len(ids) for ids in self._tokenize_prompts(prompts)[0]]
             if max(lengths) + new > limit:
@@ -303,6 +306,11 @@ def _refuse_unsupported(args: Any, rewards: Any, kwargs: dict[str, Any], ambigui
     needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
     if not set(needs) <= {"score"}:
         raise ValueError(f"an ambiguity set over prompts can need their score alone, not {needs}")
+    if str(args.metric_for_best_model).endswith(WORST_CASES):
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r}: GRPO is evaluated by the rewards of new "
+            "answers, which have no worst case; name eval_reward"
+        )
     if args.group_column is not None and not needs:
         raise ValueError("group_column has no effect without an adversary: set a radius above 0")
     if ambiguity is not None and any(getattr(args, n) != getattr(type(args), n) for n in OF_SETS):

@@ -11,7 +11,9 @@ from klball.data.formats import refuse_unknown_tokens
 from klball.data.sources import as_dataset
 from klball.models.loading import check_base
 from klball.objectives.tokens import NEEDS, OBJECTIVES, needs_of
+from klball.training.evaluation import WORST_CASES
 from klball.training.refusals import (
+    is_no_metric,
     refuse_bad_settings,
     refuse_foreign_arguments,
     refuse_no_model,
@@ -21,7 +23,10 @@ from klball.training.sft.config import RobustSFTConfig
 
 OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "gamma", "max_weight")
 SCORES = ("score", "certainty")
-METRICS = ("loss", "perplexity_token", "perplexity_sample", "own_hardest_1pct", "entropy", "certainty")
+METRICS = (
+    *("loss", "perplexity_token", "perplexity_sample", "own_hardest_1pct", "entropy", "certainty"),
+    *WORST_CASES,
+)
 
 
 def refuse_unsupported(
@@ -49,8 +54,7 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         ),
         "compute_metrics needs logits that are never built: use klball.score": kwargs.get("compute_metrics"),
         f"metric_for_best_model={args.metric_for_best_model!r} is none of {', '.join(METRICS)}": (
-            args.metric_for_best_model is not None
-            and not args.metric_for_best_model.endswith(METRICS)  # of one of several evaluation sets, too
+            is_no_metric(args.metric_for_best_model, METRICS)
         ),
         "on_infeasible needs gamma: without it every weight is feasible": args.on_infeasible != "relax"
         and args.gamma is None

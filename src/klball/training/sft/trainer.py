@@ -18,7 +18,7 @@ from klball.objectives.tokens import Objective, needs_of, objective_named
 from klball.scores.perplexity import summary_of
 from klball.scores.scorer import SCORE_COLUMNS, Scorer
 from klball.training.batches import INDEX, input_lengths
-from klball.training.evaluation import RowEvaluation
+from klball.training.evaluation import RowEvaluation, refuse_metric_without_groups
 from klball.training.refusals import refuse_useless
 from klball.training.robust import RobustTrainer
 from klball.training.samples import groups_of, numbered, refuse_nonfinite
@@ -92,6 +92,7 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         self.objective = objective or objective_named(args.objective or str(args.loss_type), args)
         super().__init__(model, args, **kwargs)
         refuse_useless(self.model, args, len(self.train_dataset), kwargs.get("peft_config"))
+        refuse_metric_without_groups(args, self.eval_dataset)
         if self.aux_loss_enabled:
             raise ValueError(
                 "the router loss of mixture-of-experts is not supported: set router_aux_loss_coef=0.0"
@@ -183,7 +184,9 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
     def score_units(self, when: str) -> dict[str, Tensor]:
         """g and, where it is needed, C of all samples."""
         logger.info("scoring %d rows %s …", len(self.samples), when)
-        table = self.score_dataset(self.samples, f"scoring {when}")
+        return self._unit_scores(self.score_dataset(self.samples, f"scoring {when}"))
+
+    def _unit_scores(self, table: dict[str, Tensor]) -> dict[str, Tensor]:
         scores = {"score": table["log_likelihood"]}
         if "certainty" in self.ambiguity.needs:
             scores["certainty"] = table["certainty"]
@@ -243,5 +246,7 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         return self._prepare_dataset(rows, self.processing_class, self.args, False, None, "eval")
 
     def eval_metrics(self, rows: Dataset) -> dict[str, float]:
-        """Of the score table: `loss` is the mean NLL over all tokens."""
-        return summary_of(self.score_dataset(rows))
+        """Of the score table: `loss` is the mean NLL over all tokens; worst cases are of training's g."""
+        table = self.score_dataset(rows)
+        sizes = table["num_tokens"] if self.args.normalization == "token" else None
+        return {**summary_of(table), **self.worst_cases(self._unit_scores(table), sizes, rows)}

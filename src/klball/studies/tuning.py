@@ -1,0 +1,187 @@
+"""A radius for the user's own data: arms at equal budget, compared on held-out rows, and one of them chosen.
+
+Every arm is an ordinary run of `klball train`. With halving it stops at a share of its steps, with the
+checkpoint that the same run goes on from if it is kept: what was trained at one rung is the beginning of what
+the next one needs.
+"""
+
+import dataclasses
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from trl import ModelConfig
+
+from klball.data.encoding import load_chat_template
+from klball.files import file_name
+from klball.models.loading import load_on_device
+from klball.report.pages.parts import BASE
+from klball.report.pages.training import write_training_page
+from klball.scores.frontier import frontier_row
+from klball.scores.perplexity import hardest
+from klball.scores.tables import score
+from klball.studies.arms import Steps
+from klball.studies.tuning_choice import kept, rungs_of
+from klball.terminal import is_main, progress_bar
+from klball.training.run import train
+from klball.training.samples import groups_of
+from klball.training.sft.config import RobustSFTConfig
+from klball.training.stages import checkpoint_at
+
+PLAIN = "ε = 0"
+HELD_OUT, TEST = "held-out", "test"
+OF_ADVERSARY = (  # settings that say nothing to ε = 0
+    *("ambiguity", "direction", "max_weight", "epsilon_warmup", "group_column", "reweight"),
+    *("rescore_steps", "gamma", "certainty_gradient", "on_infeasible"),
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train; kind: "samples", "groups" or a cap, between which radii do not compare."""
+
+    label: str
+    kind: str
+    epsilon: float
+    settings: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """Its name on disk."""
+        return file_name(self.label.replace("ε = ", "eps-").replace(", ", "-").replace(" ", "-"))
+
+
+def arms_of(epsilons: Sequence[float], caps: Sequence[float], group_column: str | None) -> list[Arm]:
+    """ε = 0; every radius over samples; with every cap; and over groups where a column names them."""
+    fields = {field.name: field.default for field in dataclasses.fields(RobustSFTConfig)}
+    plain = {name: fields[name] for name in OF_ADVERSARY}
+    arms = [Arm(PLAIN, "plain", 0.0, {"epsilon": 0.0, **plain})]
+    kinds: list[tuple[str, dict[str, Any]]] = [("samples", {"max_weight": None, "group_column": None})]
+    kinds += [(f"cap {cap:g}", {"max_weight": cap, "group_column": None}) for cap in caps]
+    if group_column is not None:
+        kinds.append(("groups", {"max_weight": None, "group_column": group_column}))
+    for kind, settings in kinds:
+        suffix = "" if kind == "samples" else f", {kind}"
+        for epsilon in sorted({*epsilons} - {0.0}):
+            arms.append(Arm(f"ε = {epsilon:g}{suffix}", kind, epsilon, {"epsilon": epsilon, **settings}))
+    return arms
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is tuned. config: of every arm, but for what an arm sets; resolved: what its run.json says."""
+
+    train: Dataset
+    held_out: Dataset
+    test: Dataset | None
+    config: RobustSFTConfig
+    model: ModelConfig
+    resolved: dict[str, Any]
+    folder: Path
+    epsilons: Sequence[float]
+    caps: Sequence[float]
+    max_cost: float
+    halving: bool
+
+    @cached_property
+    def arms(self) -> list[Arm]:
+        """ε = 0 first."""
+        return arms_of(self.epsilons, self.caps, self.config.group_column)
+
+    @property
+    def tail(self) -> str:
+        """The measure that robustness has to buy."""
+        return "cvar" if self.config.group_column is None else "worst_group"
+
+    def place_of(self, arm: Arm) -> Path:
+        """The folder of an arm's run."""
+        return self.folder / "arms" / arm.folder
+
+
+def rungs(study: Study) -> Iterator[list[dict[str, Any]]]:
+    """The rows of every rung's arms, that of ε = 0 first, once all of them are trained and scored."""
+    plain, *alive = study.arms
+    base = scored(study, str(study.model.model_name_or_path), BASE, HELD_OUT)
+    for rung in rungs_of(len(alive), study.halving):
+        share = rung.share
+        tables = {arm.label: _at(study, arm, share) for arm in (plain, *alive)}
+        rows = [
+            {"arm": arm.label, "kind": arm.kind, "epsilon": arm.epsilon, "share": share, **numbers}
+            for arm, numbers in zip(
+                (plain, *alive), compared(study, tables, base, study.held_out), strict=True
+            )
+        ]
+        if share < 1:
+            going_on = kept(rows[1:], len(alive) // 2, study.tail, study.max_cost)
+            alive = [arm for arm in alive if arm.label in going_on]
+        yield rows
+
+
+def _at(study: Study, arm: Arm, share: float) -> Dataset:
+    """The held-out scores of an arm trained to this share of its steps."""
+    return scored(study, *trained(study, arm, share), HELD_OUT)
+
+
+def trained(study: Study, arm: Arm, share: float) -> tuple[str, str]:
+    """The folder of an arm's model at this share of the steps, trained if need be, and a name for it."""
+    run = study.place_of(arm)
+    config = dataclasses.replace(study.config, output_dir=str(run), disable_tqdm=True, **arm.settings)
+    part = "" if share == 1 else f" to {100 * share:g} % of the steps"
+    with progress_bar(f"{arm.label}: training{part}", "steps") as progress:
+        train(
+            *(study.train, config, dataclasses.replace(study.model), study.resolved),
+            callbacks=[Steps(progress)],
+            until=share,
+        )
+    gc.collect()  # a trainer refers to itself: its model would stay beside the next one
+    if share == 1:
+        if is_main():
+            write_training_page(run, f"Robust fine-tuning, {arm.label}")
+        return whole(study, arm)
+    checkpoint = checkpoint_at(run, share)
+    if checkpoint is None:
+        raise ValueError(
+            f"{run} has no whole checkpoint at {100 * share:g} % of its steps: it was trained without a stop "
+            "there; give --halving false, or another --output_dir"
+        )
+    return str(checkpoint), f"{arm.folder}/{checkpoint.name}"
+
+
+def whole(study: Study, arm: Arm) -> tuple[str, str]:
+    """The folder of an arm's model once it is trained to the end, and a name for it."""
+    return str(study.place_of(arm)), f"{arm.folder}/whole"
+
+
+def scored(study: Study, model_name: str, label: str, part: str) -> Dataset:
+    """A score table on the held-out or the test rows, from disk where it is finished."""
+    rows = study.test if part == TEST else study.held_out
+    assert rows is not None
+    revision = study.model.model_revision if label == BASE else None
+    model, tokenizer = load_on_device(model_name, study.model.dtype or "auto", revision)
+    load_chat_template(tokenizer, study.config.chat_template_path)
+    output = study.folder / "scores" / label / f"{part}.parquet"
+    with progress_bar(f"{label}: scoring the {part} rows") as progress:
+        return score(
+            *(model, tokenizer, rows),
+            max_length=study.config.max_length,
+            output=output,
+            progress=progress,
+        )
+
+
+def compared(study: Study, tables: dict[str, Dataset], base: Dataset, rows: Dataset) -> list[dict[str, Any]]:
+    """`frontier_row` of all tables against the first, on rows that fit uncut; the base has the hardest."""
+    fit = ~np.array(base["truncated"][:]) & (np.array(base["num_tokens"][:]) > 0)
+    if not fit.any():
+        raise ValueError(f"no held-out row fits uncut in max_length = {study.config.max_length}")
+    groups = groups_of(rows, study.config.group_column)
+    named = None if groups is None else [str(group) for group, fits in zip(groups, fit, strict=True) if fits]
+    losses = [-np.array(table["log_likelihood"][:], dtype=float)[fit] for table in (base, *tables.values())]
+    first, *others = losses
+    hard = hardest(-first)
+    return [{**frontier_row(loss, others[0], hard, named), "rows": len(loss)} for loss in others]
