@@ -108,7 +108,8 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
 
     def _refuse_long_prompts(self) -> None:
         """A model whose positions end within a completion says nothing, or fails in the middle of a run."""
-        limit, new = longest_input(self.model, self.processing_class, None), self.args.max_completion_length
+        tokenizer: Any = self.processing_class
+        limit, new = longest_input(self.model, tokenizer, None), self.args.max_completion_length
         if limit is None or new is None:
             return
         for start in range(0, len(self.samples), PROMPTS_AT_ONCE):
