@@ -152,7 +152,7 @@ def test_score_solve_and_evaluate(data, tmp_path, capsys):
         (["score", "--dataset_name", "none.jsonl"], "no data file"),
         (["score", "--model_name_or_path", "no-owner/no-model"], "could not load model 'no-owner/no-model'"),
         (["solve", "--scores", "none.parquet"], "there is no none.parquet"),
-        (["solve", "--scores", __file__], "not a readable Parquet"),
+        (["solve", "--scores", __file__], "test_commands.py, line "),
         (["evaluate", "--models", "a=x", "a=y"], "labels repeat"),
         (["evaluate", "--reference", "other"], "not among the models"),
         (["reproduce", "--preset", "huge"], "--preset must be one of tiny, paper"),

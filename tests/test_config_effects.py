@@ -77,7 +77,7 @@ def trained(folder, tokenizer, data="prompts", **settings) -> list[float]:
         turns = [[("user", q), ("assistant", a)] for q, a in pairs]
         rows = [{"messages": [{"role": r, "content": c} for r, c in chat]} for chat in turns]
     else:
-        rows = [{"prompt": f"{q}\n", "completion": a, "source": len(a) % 3} for q, a in pairs]
+        rows = [{"prompt": f"{q}\n", "completion": a, "source": len(a) % 2} for q, a in pairs]
     model = small_qwen(len(tokenizer))
     trainer = RobustSFTTrainer(
         model,

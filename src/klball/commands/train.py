@@ -82,7 +82,8 @@ def parse_training(
 ) -> tuple[Any, ...]:
     """`parse` of own options, a configuration, those of the model, and others; PSFT has no LoRA dropout."""
     parsed = parse(classes, arguments, prog, example, **defaults)
-    if "old_log_probs" in needs_of(OBJECTIVES.get(getattr(parsed[1], "objective", None) or "")):
+    objective = OBJECTIVES.get(getattr(parsed[1], "objective", None) or "")
+    if parsed[2].use_peft and "old_log_probs" in needs_of(objective):
         # TRL's default of .05 is for the others; what was asked for stays
         parsed = parse(classes, arguments, prog, lora_dropout=0.0, **defaults)
     return parsed
