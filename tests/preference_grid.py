@@ -61,6 +61,7 @@ CASES["dpo-group-eg"] = dict(
     family="dpo", comparator="group-eg", comparator_strength=0.5, epsilon=0.0, group_column="source"
 )
 CASES["reward-trim"] = dict(family="reward", comparator="trim", comparator_strength=0.15, epsilon=0.3)
+CASES["dpo-own-trim"] = dict(CASES["reward-trim"], family="dpo", lora=True, learning_rate=0.001)
 
 FAST = {"dpo-none", "dpo-ball", "dpo-groups", "dpo-cvar", "dpo-precomputed", "dpo-lora", "dpo-group-eg"}
 FAST |= {"dpo-own-precomputed", "reward-ball", "gdpo-ball"}

@@ -267,3 +267,12 @@ def test_help_lists_these_options_under_their_own_heading(capsys):
             main([command, "--help"])
         own, _, elsewhere = capsys.readouterr().out.partition("options of scores from elsewhere")
         assert "--scores" in own and "--lower_is_better" in elsewhere and "--lower_is_better" not in own
+
+
+def test_what_is_certain_of_a_loss_is_in_its_own_numbers(folder, capsys):
+    words = ("solve", "--scores", str(folder / "a.csv"), "--lower_is_better", "--bounds", "0", "30", "--json")
+    found = json.loads(run(capsys, *words))
+    certified = found["certified"]
+    assert certified["bounds"] == [0, 30] and certified["mean"] == pytest.approx(found["mean"])
+    assert certified["worst_case"] == pytest.approx(found["worst_case"]) and "lower" not in certified
+    assert certified["worst_case"] < certified["upper"] <= 30

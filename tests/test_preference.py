@@ -20,6 +20,7 @@ from klball import (
     no_preference_radius,
     solve_dual,
 )
+from klball.adversary.trimming import Trimmed
 from klball.objectives.pairs import PAIR_LOSSES, LogRatios, bradley_terry
 from klball.training.accountant import Accountant
 from klball.training.preference.comparators import GroupEG, comparator_named
@@ -372,3 +373,23 @@ def test_static_weights_of_the_start_are_refused(tmp_path):
     case = dict(family="dpo", epsilon=0.1, reweight="static", own_start=True)
     with pytest.raises(ValueError, match="needs ref_model"):
         trainer_for(case, "8x1", str(tmp_path))
+
+
+def test_a_reference_of_the_same_weights_is_the_own_start_too(tmp_path):
+    """`klball train` without an adapter loads one beside the model."""
+    case = dict(family="dpo", ambiguity=KLBall(0.3))
+    trainer, _ = trainer_for(case, "8x1", str(tmp_path), model=small_qwen(len(tokenizer()), seed=1))
+    assert trainer.common_start() == pytest.approx(-math.log(2))
+    trainer, _ = trainer_for(case, "8x1", str(tmp_path))  # of another seed
+    assert trainer.common_start() is None
+
+
+def test_trimming_judges_pairs_that_were_not_solved_for_by_their_fresh_score():
+    scores = torch.tensor([-3.0, -2.0, -1.0, -0.5], dtype=torch.float64)
+    solution = Trimmed(Empirical(), 0.25).solve({"score": scores})
+    fresh = torch.tensor([-9.0, -2.5, -2.0, -0.1], dtype=torch.float64)
+    base = torch.full_like(fresh, 0.25)
+    outside = solution.density({"score": fresh, "unit": torch.full((4,), -1), "base": base})
+    assert outside.tolist() == pytest.approx([0, 4 / 3, 4 / 3, 4 / 3])
+    inside = solution.density({"score": fresh, "unit": torch.arange(4), "base": base})
+    assert inside.tolist() == pytest.approx([0, 4 / 3, 4 / 3, 4 / 3])

@@ -13,7 +13,9 @@ from preference_grid import ARRANGEMENTS, CASES, FAST, TWO_PROCESSES
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5
-WIDER = {"dpo-own-precomputed": 1e-4}  # λ is as small as the losses differ at first: rounding over λ counts
+WIDER = dict.fromkeys(
+    ("dpo-own-precomputed", "dpo-own-trim"), 1e-4
+)  # λ is as small as losses differ
 
 
 @cache

@@ -104,6 +104,8 @@ def test_the_worst_case_of_an_evaluation_is_over_groups_where_training_is(tmp_pa
     assert set(
         evaluation.worst_cases({"score": torch.tensor(-loss)}, None, rows.remove_columns("source"))
     ) == {"cvar"}
+    alone = evaluation.worst_cases({"score": torch.tensor(-loss[:4])}, None, rows.select(range(4)))
+    assert alone["robust_loss"] == pytest.approx(2.5)  # rows of one group have its mean
 
 
 def test_a_worst_case_over_groups_that_no_row_names_chooses_no_model(tmp_path):

@@ -92,6 +92,11 @@ def test_the_results_beside_them_say_which_metric_is_better_lower(tmp_path):
     assert scores.values.tolist() == [-0.5, -0.25] and scores.measure.loss
     other = write_samples(tmp_path / "x", "t", [sample(0, bias=0.5)], higher={"bias": True})
     assert klball.scores_from(other).values.tolist() == [0.5]
+    unsaid = write_samples(tmp_path / "y", "t", [sample(0, bias=0.5)], higher={"bias": None})
+    assert klball.scores_from(unsaid).values.tolist() == [0.5]  # of a metric whose task says nothing
+    for score, flag in (("bias", False), ("0.5*bias", None), ("-bias", True)):
+        with pytest.raises(ValueError, match="lower_is_better"):
+            klball.scores_from(path, score=score, lower_is_better=flag)
 
 
 def test_a_folder_is_one_model_with_its_tasks_and_runs(tmp_path):

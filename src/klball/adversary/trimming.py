@@ -3,6 +3,7 @@
 Mathematics: mathematics.md, "Other balls, and the other direction".
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -54,7 +55,8 @@ class Trimmed:
         assert inner.weights is not None  # solved afresh
         weights = torch.zeros_like(g)
         weights[there] = inner.weights
-        return TrimmedSolution(inner, weights, kept, f, self.alpha)
+        edge = float(g[kept < 1].max()) if bool((kept < 1).any()) else -math.inf
+        return TrimmedSolution(inner, weights, kept, f, self.alpha, edge)
 
     def relaxed(self, error: InfeasibleError) -> "Trimmed":
         return replace(self, inner=self.inner.relaxed(error))
@@ -71,7 +73,7 @@ class TrimmedSolution:
     """kept: the share of its base weight that a unit keeps, [n]: 0, 1, or between at the edge.
 
     Which units are left out is decided by the scores that were solved for, not by fresh ones: at the edge
-    rounding would decide.
+    rounding would decide. A unit that was not among them is left out up to the `edge`.
     """
 
     inner: Solution
@@ -79,6 +81,7 @@ class TrimmedSolution:
     kept: Tensor
     base: Tensor
     alpha: float
+    edge: float
     start: None = None
 
     @property
@@ -104,9 +107,12 @@ class TrimmedSolution:
 
     def density(self, scores: Scores) -> Tensor:
         g, unit = scores["score"], scores["unit"]
-        kept = self.kept.to(g.dtype).to(g.device)[unit]
+        inside, place = unit >= 0, unit.clamp(min=0)
+        own = self.kept.to(g.dtype).to(g.device)[place]
+        kept = torch.where(inside, own, (g > self.edge).to(g.dtype))
         factor = kept / (1 - self.alpha)
-        position = ((self.kept > 0).cumsum(0) - 1).clamp(min=0).to(g.device)[unit]
+        position = ((self.kept > 0).cumsum(0) - 1).clamp(min=0).to(g.device)[place]
+        position = torch.where(inside, position, -1)
         base = torch.where(kept > 0, scores["base"] * factor, 1.0)
         inner: dict[str, Any] = {**scores, "unit": position, "base": base}
         return torch.where(kept > 0, factor * self.inner.density(inner), 0.0)

@@ -1,6 +1,7 @@
 """What commands print of certified worst cases: a sentence of scores, a cell of a report."""
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,18 @@ def bounds_elsewhere(measure: Measure, options: Any) -> Bounds | None:
         return SHARES
     bounds = given_bounds(options)
     return (-bounds[1], -bounds[0]) if bounds is not None and measure.loss else bounds
+
+
+def record(found: CertifiedWorstCase | None, loss: bool = False) -> dict[str, Any] | None:
+    """For JSON; of a loss in its own numbers, with `upper` for `lower`."""
+    if found is None:
+        return None
+    given = asdict(found)
+    if loss:
+        low, high = given.pop("bounds")
+        own = {"mean": -given["mean"], "worst_case": -given["worst_case"], "bounds": (-high, -low)}
+        given = {"upper": -given.pop("lower"), **given, **own}
+    return given
 
 
 def _column(path: str) -> np.ndarray:

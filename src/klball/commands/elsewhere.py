@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from klball.commands.certified import bounds_elsewhere, certified_elsewhere
+from klball.commands.certified import bounds_elsewhere, certified_elsewhere, record
 from klball.commands.labels import labelled
 from klball.commands.options import refuse_ignored
 from klball.comparison.elsewhere import RoundsElsewhere
@@ -19,7 +19,7 @@ from klball.report.figures import plot_profiles
 from klball.report.pages.elsewhere import write_items_page
 from klball.report.pages.parts import interval
 from klball.report.pages.tables import write_report
-from klball.scores.certified import CertifiedWorstCase, certified_worst_case
+from klball.scores.certified import certified_worst_case
 from klball.scores.elsewhere.item_scores import Scores
 from klball.scores.elsewhere.reading import scores_from
 from klball.scores.elsewhere.report import GROUP, ItemReport, item_report
@@ -83,7 +83,7 @@ def lost(scores: RoundScores) -> str:
 
 def solve_elsewhere(
     options: Any,
-) -> tuple[dict[str, Any], list[dict[str, Any]], tuple[CertifiedWorstCase | None, str]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]], tuple[dict[str, Any] | None, str]]:
     """Of one file: the solution in the source's own numbers, the top-weighted items, and what is certain."""
     read = scores_from(options.scores, **columns_of(options))
     scores = read.per_item()
@@ -109,7 +109,8 @@ def solve_elsewhere(
         summary["notes"] = list(scores.notes)
     if scores.groups is not None:
         summary["groups"] = _groups(scores, solution.weights)
-    return summary, top, certified_elsewhere(scores, options)
+    certified, sentence = certified_elsewhere(scores, options)
+    return summary, top, (record(certified, scores.measure.loss), sentence)
 
 
 def _groups(scores: Scores, weights: np.ndarray) -> list[dict[str, Any]]:

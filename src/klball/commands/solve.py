@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from klball.adversary.dual import solve_dual
 from klball.adversary.streaming import solve_dual_streamed
 from klball.adversary.upweighting import radius_help, radius_in_words
-from klball.commands.certified import certified_of
+from klball.commands.certified import certified_of, record
 from klball.commands.elsewhere import asks_for_columns, is_own, show_solved, solve_elsewhere
 from klball.commands.options import parse
 from klball.commands.pairs import flips_sentence, refuse_for_pairs, solve_pairs
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
     """Solve and print; rows without a score are left out and counted."""
     (options,) = parse([Options], arguments, prog, EXAMPLE)
     elsewhere = asks_for_columns(options) or not _is_ours(options)
-    certified, sentence = (None, "") if elsewhere else certified_of(options)
+    found, sentence = (None, "") if elsewhere else certified_of(options)
+    certified = record(found)
     pairs = False
     if elsewhere:
         refuse_for_pairs(options, ("gamma", "streamed"), "scores from elsewhere")
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         finite = {
             k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in summary.items()
         }
-        print(json.dumps({**finite, "certified": certified and asdict(certified), "top": top}))
+        print(json.dumps({**finite, "certified": certified, "top": top}))
         return
     show_table(
         f"worst case in the ball of radius {options.epsilon} around {options.scores}",

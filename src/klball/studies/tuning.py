@@ -18,6 +18,7 @@ from datasets import Dataset
 from trl import ModelConfig
 
 from klball.data.encoding import load_chat_template
+from klball.data.ids import group_names
 from klball.files import file_name
 from klball.models.loading import load_on_device
 from klball.report.pages.parts import BASE
@@ -28,8 +29,8 @@ from klball.scores.tables import score
 from klball.studies.arms import Steps
 from klball.studies.tuning_choice import kept, rungs_of
 from klball.terminal import is_main, progress_bar
+from klball.training.identity import settings_of
 from klball.training.run import train
-from klball.training.samples import groups_of
 from klball.training.sft.config import RobustSFTConfig
 from klball.training.stages import checkpoint_at
 
@@ -131,10 +132,11 @@ def trained(study: Study, arm: Arm, share: float) -> tuple[str, str]:
     """The folder of an arm's model at this share of the steps, trained if need be, and a name for it."""
     run = study.place_of(arm)
     config = dataclasses.replace(study.config, output_dir=str(run), disable_tqdm=True, **arm.settings)
+    resolved = {**study.resolved, "arm": arm.label, "training": settings_of(config)}
     part = "" if share == 1 else f" to {100 * share:g} % of the steps"
     with progress_bar(f"{arm.label}: training{part}", "steps") as progress:
         train(
-            *(study.train, config, dataclasses.replace(study.model), study.resolved),
+            *(study.train, config, dataclasses.replace(study.model), resolved),
             callbacks=[Steps(progress)],
             until=share,
         )
@@ -179,7 +181,8 @@ def compared(study: Study, tables: dict[str, Dataset], base: Dataset, rows: Data
     fit = ~np.array(base["truncated"][:]) & (np.array(base["num_tokens"][:]) > 0)
     if not fit.any():
         raise ValueError(f"no held-out row fits uncut in max_length = {study.config.max_length}")
-    groups = groups_of(rows, study.config.group_column)
+    column = study.config.group_column
+    groups = None if column is None else group_names(rows, column)
     named = None if groups is None else [str(group) for group, fits in zip(groups, fit, strict=True) if fits]
     losses = [-np.array(table["log_likelihood"][:], dtype=float)[fit] for table in (base, *tables.values())]
     first, *others = losses

@@ -106,7 +106,8 @@ class Accountant:
 
     def _tell_of_point_mass(self, solution: Solution) -> None:
         total = self.units.count(self.ledger)
-        if self._heard or solution.status != "point_mass" or 2 * solution.ess >= total:
+        all_known = self.ledger.complete or bool(self.units.names)  # of others a step has gradients
+        if self._heard or not all_known or solution.status != "point_mass" or 2 * solution.ess >= total:
             return
         self._heard = True
         logger.warning(

@@ -6,9 +6,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from klball.adversary.sets import AmbiguitySet, CVaR
+from klball.data.ids import group_names
 from klball.training.accountant import Accountant
 from klball.training.ledger import Ledger
-from klball.training.samples import groups_of
 from klball.training.units import Units
 
 WORST_SHARE = 0.05
@@ -74,7 +74,7 @@ class RowEvaluation:
         found = {"cvar": -_worst_case(CVaR(WORST_SHARE), ledger, Units(sizes), relax=False)}
         column = self.args.group_column
         if column is None or column in units.column_names:
-            of_training = Units(sizes, groups_of(units, column))
+            of_training = Units(sizes, None if column is None else group_names(units, column))
             found["robust_loss"] = -_worst_case(self.ambiguity, ledger, of_training, self._relax)
         return found
 

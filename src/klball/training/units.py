@@ -59,7 +59,7 @@ class Units:
 
     def fresh(self, ledger: Ledger) -> bool:
         """Whether a sample's own fresh score decides its density."""
-        return self.of_sample is None and ledger.filled and bool(ledger.known.any())
+        return self.of_sample is None and (ledger.complete or (ledger.filled and int(ledger.known.sum()) > 1))
 
     def count(self, ledger: Ledger) -> int:
         """Units that have a score, 1 where none has."""

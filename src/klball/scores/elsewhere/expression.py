@@ -3,9 +3,10 @@
 import ast
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from klball.scores.elsewhere.source import listed
+from klball.scores.measure import Measure
 
 LONGEST = 500  # characters
 CONSTANT = ""  # the name under which a sum keeps its constant
@@ -191,19 +192,27 @@ def _added(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
     return {name: a.get(name, 0.0) + b.get(name, 0.0) for name in (*a, *b)}
 
 
-def check_direction(terms: Mapping[str, float], lower_is_better: bool | None, known: Collection[str]) -> None:
+def check_direction(
+    terms: Mapping[str, float], lower_is_better: bool | None, known: Mapping[str, Measure]
+) -> None:
     """Raise ValueError where a column's name and the direction contradict each other.
 
-    known: the names of columns whose direction the format defines.
+    known: what the format itself says of columns; such a column alone needs no flag.
     """
+    if lower_is_better is None and [*terms.values()] == [1.0] and {*terms} <= {*known}:
+        return
     for name, factor in terms.items():
-        says = direction(name) if name and name not in known else 0
+        says = direction(name) if name else 0
+        if name in known:
+            says = -1 if known[name].loss else 1
         sign = math.copysign(1, factor) * (-1 if lower_is_better else 1)
         if says < 0 < sign and lower_is_better is None:
             raise ValueError(
                 f"of a column called {name!r} less is better: say so with --lower_is_better (or, if more is "
                 "better, with --lower_is_better false)"
             )
+        if says < 0 < sign and lower_is_better is False and name in known:
+            raise ValueError(f"the format says that of {name!r} less is better: leave --lower_is_better out")
         if says < 0 < sign and lower_is_better:
             raise ValueError(f"--lower_is_better contradicts the minus before {name!r}: leave one out")
         if says > 0 > sign and lower_is_better:

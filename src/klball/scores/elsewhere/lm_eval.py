@@ -95,7 +95,8 @@ def _results(path: Path) -> dict[str, Any]:
 
 def _measure(name: str, values: Sequence[Any], higher: Mapping[str, Any]) -> Measure:
     metric = name.partition(",")[0]
-    if not higher.get(metric, direction(metric) >= 0):
+    told = higher.get(metric)  # null: the task does not say
+    if not (direction(metric) >= 0 if told is None else told):
         return points(name, loss=True)
     return accuracy(name) if is_right(metric) and all(value in (0, 1) for value in values) else points(name)
 

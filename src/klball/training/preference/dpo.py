@@ -83,7 +83,9 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
         refuse_unsupported(RobustDPOTrainer, RobustDPOConfig, args, positional, given, ambiguity)
         static = args.reweight == "static"
         args, peft_config = prepared_arguments(args, kwargs)
-        self._own_start = ref_model is None and REFERENCE[0] not in kwargs["train_dataset"].column_names
+        self._own_start = REFERENCE[0] not in kwargs["train_dataset"].column_names and (
+            ref_model is None or _same_weights(model, ref_model)
+        )
         if self._own_start and static:
             raise ValueError(
                 "reweight='static' needs ref_model here: while the policy is its own reference, all pairs "
@@ -125,3 +127,14 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
 
     def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
         return {"plain_loss": -float(columns["score"].mean()), **pair_metrics(columns, self.beta)}
+
+
+def _same_weights(model: Any, reference: Any) -> bool:
+    """Whether two loaded models are one, weight by weight; not known of sharded ones."""
+    if not isinstance(model, torch.nn.Module):
+        return False
+    own, others = dict(model.named_parameters()), dict(reference.named_parameters())
+    return own.keys() == others.keys() and all(
+        values.numel() > 0 and values.device == others[name].device and torch.equal(values, others[name])
+        for name, values in own.items()
+    )
