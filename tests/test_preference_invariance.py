@@ -13,9 +13,7 @@ from preference_grid import ARRANGEMENTS, CASES, FAST, TWO_PROCESSES
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5
-WIDER = dict.fromkeys(
-    ("dpo-own-precomputed", "dpo-own-trim"), 1e-4
-)  # λ is as small as losses differ
+WIDER = dict.fromkeys(("dpo-own-precomputed", "dpo-own-trim"), 1e-4)  # λ is as small as losses differ
 
 
 @cache
