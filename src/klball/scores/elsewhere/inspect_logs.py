@@ -31,7 +31,7 @@ def of_log(path: Path, kind: str, finished: bool = False) -> Source:
     Samples that stopped with an error have no score, and are left out and counted.
     """
     try:
-        from inspect_ai.log import read_eval_log
+        from inspect_ai.log import read_eval_log  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise ValueError(f"{path}: {MISSING}") from error
     try:
