@@ -276,3 +276,14 @@ def test_what_is_certain_of_a_loss_is_in_its_own_numbers(folder, capsys):
     assert certified["bounds"] == [0, 30] and certified["mean"] == pytest.approx(found["mean"])
     assert certified["worst_case"] == pytest.approx(found["worst_case"]) and "lower" not in certified
     assert certified["worst_case"] < certified["upper"] <= 30
+
+
+def test_a_profile_of_losses_says_what_is_certain_in_their_numbers(folder, capsys, tmp_path):
+    words = ("--lower_is_better", "--bounds", "0", "30", "--output_dir", tmp_path / "o")
+    said = run(capsys, "evaluate", "--scores", f"a={folder / 'a.csv'}", *words)
+    rows = list(csv.DictReader((tmp_path / "o" / "profiles.csv").open()))
+    least = {float(r["epsilon"]): float(r["certified"]) for r in rows if r["certified"]}
+    worst = {float(r["epsilon"]): float(r["worst_case"]) for r in rows}
+    assert all(worst[e] < limit <= 30 for e, limit in least.items()) and f"≤ {least[0.05]:.4g}" in said
+    solved = run(capsys, "solve", "--scores", folder / "a.csv", *words[:4])
+    assert "loss is at most" in " ".join(solved.split())

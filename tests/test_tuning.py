@@ -322,6 +322,8 @@ def test_a_radius_is_chosen_and_nothing_is_trained_twice(many, tmp_path, monkeyp
         [(name, step) for name in ("eps-0", "eps-0.05", "eps-0.2") for step in (1, 2)]
         + [(name, step) for name in ("eps-0", kept_folder) for step in (3, 4)]
     )
+    told = json.loads((tmp_path / "a" / "arms" / kept_folder / "run.json").read_text())
+    assert told["arm"] == finalist and finalist == f"ε = {told['training']['epsilon']:g}"
     assert choice["runs"] == 2.5 and Path(choice["model"], "adapter_model.safetensors").exists()
     for name in ("report.html", "figures/frontier.png", "figures/frontier.svg", "frontier.csv", "run.json"):
         assert (tmp_path / "a" / name).stat().st_size
