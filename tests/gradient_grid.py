@@ -29,6 +29,7 @@ from klball import (
     KLBall,
     RobustSFTConfig,
     RobustSFTTrainer,
+    Trimmed,
 )
 from klball.models.loading import load_model
 
@@ -63,6 +64,7 @@ for name, ambiguity in {
     "cvar": CVaR(0.6),
     "chi2": ChiSquareBall(0.5),
     "chi2-capped": ChiSquareBall(0.5, max_weight=1.5),
+    "trimmed": Trimmed(KLBall(0.3), 0.2),
     "guide": ReverseKLBall(0.3),  # one that klball does not ship
 }.items():
     CASES[f"nll-{name}-token"] = dict(objective="nll", ambiguity=ambiguity, normalization="token")

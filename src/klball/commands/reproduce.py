@@ -30,12 +30,12 @@ RECIPES = {  # (preset, experiment) → file, where it is not the preset's own
 }
 IGNORED = {  # experiment → options that say nothing to it
     "robustness": ("flips", *OWN, *OF_START, *OF_RL),
-    "objectives": ("static", "points", "flips", *OF_START, *OF_RL),
+    "objectives": ("static", "variants", "points", "flips", *OF_START, *OF_RL),
     "preference": (
-        *("static", "points", "dataset_name", "dataset_config", "dataset_train_split"),
+        *("static", "variants", "points", "dataset_name", "dataset_config", "dataset_train_split"),
         *("dataset_test_split", "test_name", *OWN, *OF_RL),
     ),
-    "forgetting": ("static", "flips", "own_name"),
+    "forgetting": ("static", "variants", "flips", "own_name"),
 }
 PRESETS = ("tiny", "paper")
 
@@ -70,6 +70,7 @@ def _parse(arguments: list[str], prog: str) -> Options:
     one_of(options, "dtype", DTYPES)
     distinct(options, "epsilons")
     distinct(options, "flips")
+    distinct(options, "variants")
     refuse_ignored(options, IGNORED[options.experiment], f"with --experiment {options.experiment}")
     if options.start_steps == 0:
         refuse_ignored(options, ["start_learning_rate", "start_names"], "with --start_steps 0")

@@ -120,8 +120,8 @@ def curve_chart(title: str, rows: Rows, column: str) -> Chart:
 
 
 def radius_chart(rows: Rows, column: str) -> Chart:
-    """A measure at the end by ε (rows kind, seed, epsilon, `column`; the base has no epsilon)."""
-    trained = [row for row in rows if row["epsilon"] is not None]
+    """A measure at the end by ε (rows kind, seed, epsilon, `column`), of live and static arms."""
+    trained = [row for row in rows if row["kind"] in ("live", "static")]
     place = _places(row["epsilon"] for row in trained)
     ticks = {x: f"{e:g}" for e, x in place.items()}
     series = []

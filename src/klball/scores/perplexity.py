@@ -1,7 +1,7 @@
 """Score tables → the robustness report: perplexity on everything, on the hardest 1 %, out of domain."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from klball.adversary.dual import robust_profile
 from klball.scores.tails import influence, mean_interval, paired_interval, tail_interval, tail_size
 
 HARDEST = 0.01
+HARD = 0.05
 CVAR_LEVELS = (0.01, 0.05, 0.1, 0.25)
 RADII = (0.0, 0.01, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0)
 RESAMPLES = 1_000
@@ -73,14 +74,19 @@ class RobustnessReport:
 
 
 def robustness_report(
-    tables: dict[str, dict[str, Dataset]], reference: str, resamples: int = RESAMPLES
+    tables: dict[str, dict[str, Dataset]],
+    reference: str,
+    resamples: int = RESAMPLES,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> RobustnessReport:
     """Compare models on the same rows: tables[data][model] is a score table.
 
     perplexity_token = exp(−Σ log p / Σ T); perplexity_sample = exp(−mean g); bits_per_byte =
     −Σ log p / (ln 2 · Σ bytes), the only one comparable across tokenizers; hardest_1pct: exp(−mean g)
-    of the 1 % lowest g under the reference model, the same rows for every model; own_hardest_1pct:
-    under the model itself; cvar_α: mean −g of the model's own worst share α, nats.
+    of the 1 % lowest g under the reference model, the same rows for every model; own_hardest_1pct and
+    own_hardest_5pct: exp of the mean loss of the model's own worst 1 and 5 %; cvar_α: that of a share α, in
+    nats; worst_group, where `groups` has the rows' groups: the largest perplexity_sample of a group, each
+    model's own.
     Rows that any model cut or could not score leave the report for all models.
     Raises ValueError for tables of different samples.
     """
@@ -90,7 +96,7 @@ def robustness_report(
     for data, of_model in tables.items():
         if reference not in of_model:
             raise ValueError(f"the reference model {reference!r} has no scores on {data!r}")
-        columns, rows[data] = _common_rows(data, of_model)
+        columns, rows[data] = _common_rows(data, of_model, (groups or {}).get(data))
         metrics += _metrics(data, columns, reference, resamples)
         for model, scores in columns.items():
             profile = robust_profile(scores["log_likelihood"], RADII)
@@ -104,9 +110,12 @@ def robustness_report(
 
 
 Columns = dict[str, np.ndarray]
+GROUP = "group"
 
 
-def _common_rows(data: str, of_model: dict[str, Dataset]) -> tuple[dict[str, Columns], dict[str, int]]:
+def _common_rows(
+    data: str, of_model: dict[str, Dataset], groups: Sequence[str] | None
+) -> tuple[dict[str, Columns], dict[str, int]]:
     """The usable rows of every model, and the counts of kept, cut and unscored ones."""
     ids = {model: table["sample_id"][:] for model, table in of_model.items()}
     first = next(iter(ids.values()))
@@ -125,6 +134,9 @@ def _common_rows(data: str, of_model: dict[str, Dataset]) -> tuple[dict[str, Col
         model: {name: np.array(table[name][:], dtype=float)[keep] for name in names}
         for model, table in of_model.items()
     }
+    if groups is not None:
+        for own in columns.values():
+            own[GROUP] = np.unique(np.array(groups)[keep], return_inverse=True)[1]
     count = {"kept": int(keep.sum()), "truncated": int(cut.sum()), "unscored": int((empty & ~cut).sum())}
     return columns, count
 
@@ -145,7 +157,8 @@ def _metrics(data: str, columns: dict[str, Columns], reference: str, resamples: 
                 f"cvar_{level:g}": _of_cvar(own["log_likelihood"], base["log_likelihood"], level)
                 for level in CVAR_LEVELS
             },
-            "own_hardest_1pct": _of_own(own["log_likelihood"], base["log_likelihood"]),
+            "own_hardest_1pct": _of_own(own["log_likelihood"], base["log_likelihood"], HARDEST),
+            "own_hardest_5pct": _of_own(own["log_likelihood"], base["log_likelihood"], HARD),
         }
         metrics += [Metric(data, model, name, *map(float, numbers)) for name, numbers in found.items()]
     return metrics
@@ -170,13 +183,18 @@ def _statistics(c: Columns, counts: np.ndarray) -> dict[str, np.ndarray]:
     tokens, log_prob, num_bytes = (counts @ c[name] for name in ("num_tokens", "sum_log_prob", "num_bytes"))
     with np.errstate(divide="ignore"):
         bits = -log_prob / math.log(2) / num_bytes
-    return {
+    found = {
         "perplexity_token": np.exp(-log_prob / tokens),
         "perplexity_sample": np.exp(-(counts @ g) / n),
         "bits_per_byte": np.where(num_bytes > 0, bits, np.nan),  # answers without a text, such as tool calls
         "certainty": (counts @ c["certainty"]) / n,
         "entropy": (counts @ c["entropy"]) / n,
     }
+    if GROUP in c:
+        member = np.eye(int(c[GROUP].max()) + 1)[c[GROUP]]
+        with np.errstate(invalid="ignore"):  # a group that a resample lacks
+            found["worst_group"] = np.exp(-np.nanmin((counts * g) @ member / (counts @ member), axis=1))
+    return found
 
 
 def _of_draws(draws: np.ndarray, reference: np.ndarray, n: int) -> Numbers:
@@ -205,12 +223,12 @@ def _of_hardest(g: np.ndarray, reference: np.ndarray, hard: np.ndarray) -> Numbe
     return tuple(map(_exp, (-g[hard].mean(), low, high, difference.mean(), *bounds)))  # pyright: ignore[reportReturnType]
 
 
-def _of_own(g: np.ndarray, reference: np.ndarray) -> Numbers:
+def _of_own(g: np.ndarray, reference: np.ndarray, share: float) -> Numbers:
     """exp of the mean loss of each model's own worst share."""
-    value, base = cvar(-g, HARDEST), cvar(-reference, HARDEST)
-    effect = influence(-g, HARDEST) - influence(-reference, HARDEST)
-    bounds = paired_interval(effect, HARDEST, value - base)
-    numbers = (value, *_own_tail(-g, HARDEST, value), value - base, *bounds)
+    value, base = cvar(-g, share), cvar(-reference, share)
+    effect = influence(-g, share) - influence(-reference, share)
+    bounds = paired_interval(effect, share, value - base)
+    numbers = (value, *_own_tail(-g, share, value), value - base, *bounds)
     return tuple(map(_exp, numbers))  # pyright: ignore[reportReturnType]
 
 
@@ -264,7 +282,10 @@ def summary_of(scores: dict[str, Tensor]) -> dict[str, float]:
 
 def decided_by(name: str, rows: int) -> int:
     """How many of `rows` samples a metric rests on: those of the tail, where it is one."""
-    share = {"hardest_1pct": HARDEST, "own_hardest_1pct": HARDEST, **{f"cvar_{x:g}": x for x in CVAR_LEVELS}}
+    share = {
+        **{"hardest_1pct": HARDEST, "own_hardest_1pct": HARDEST, "own_hardest_5pct": HARD},
+        **{f"cvar_{x:g}": x for x in CVAR_LEVELS},
+    }
     return tail_size(share[name], rows) if name in share else rows
 
 

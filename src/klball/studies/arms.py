@@ -40,7 +40,10 @@ OF_RL = (  # of the forgetting experiment
     *("hard_name", "hard_config", "pairs_name", "start_names"),
     *("num_generations", "max_completion_length", "rl_learning_rate"),
 )
-UNRELATED = ("seeds", "epsilons", "flips", "static", "output_dir", "dataset_config", *OWN)  # to one arm
+UNRELATED = (  # to one arm
+    *("seeds", "epsilons", "flips", "static", "variants", "output_dir", "dataset_config"),
+    *OWN,
+)
 
 
 @dataclass
@@ -83,6 +86,11 @@ class Options(ChatTemplate, DataConfig):
     rl_learning_rate: float = option(1e-3, "forgetting: peak learning rate of RL.")
     seeds: int = option(1, "Seeds: data order and LoRA initialisation.")
     static: bool = option(False, "Add static arms beside the live ones.")
+    variants: list[str] = option(
+        [],
+        "robustness: more arms, at the middle radius above 0: cap=NUMBER, trim=SHARE, group=COLUMN, "
+        "optimistic; lower is SFT at a quarter of the learning rate.",
+    )
     points: int = option(2, "Evaluations over training, the last one included.")
     learning_rate: float = option(4e-3, "Peak learning rate of AdamW.")
     per_device_train_batch_size: int = option(16, "Samples of one forward pass.")
@@ -106,11 +114,15 @@ class Options(ChatTemplate, DataConfig):
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: how tables call it, its folder, and what it changes in RobustSFTConfig."""
+    """One way to train: how tables call it, its folder, and what it changes in RobustSFTConfig.
+
+    variant: none of those that differ from SFT in the radius and `reweight` alone.
+    """
 
     label: str
     folder: str
     settings: dict[str, Any]
+    variant: bool = False
 
     @property
     def epsilon(self) -> float:
@@ -119,8 +131,8 @@ class Arm:
 
     @property
     def kind(self) -> str:
-        """Whether its weights follow the model ("live") or not ("static")."""
-        return self.settings.get("reweight", "live")
+        """Whether its weights follow the model ("live") or not ("static"); "variant" of a variant."""
+        return "variant" if self.variant else self.settings.get("reweight", "live")
 
 
 def data_of(options: Options) -> dict[str, Dataset]:

@@ -25,7 +25,7 @@ from klball.scores.tables import LIBRARIES, PLACES, SCHEMA
 from klball.training.rl.rewards import FINISHED, Reward
 
 KIND = "answers"
-PROMPTS_PER_BATCH = 4  # and 16 batches a part
+PROMPTS_PER_BATCH, ON_ACCELERATOR = 4, 64  # and 16 batches a part
 OF_ANSWERS = [
     *(("group", pa.string()), ("answer", pa.string()), ("finished", pa.bool_())),
     *(("rewards", pa.list_(pa.float64())), ("lengths", pa.list_(pa.int64()))),
@@ -86,7 +86,8 @@ def answer_table(
         refuse_other(output, provenance_in(output, finished.schema), about, PLACES)
         return Dataset(finished)
     order = sorted(range(len(tokens)), key=lambda row: (len(tokens[row]), row))
-    batches = [order[k : k + PROMPTS_PER_BATCH] for k in range(0, len(order), PROMPTS_PER_BATCH)]
+    size = PROMPTS_PER_BATCH if next(model.parameters()).device.type == "cpu" else ON_ACCELERATOR
+    batches = [order[k : k + size] for k in range(0, len(order), size)]
 
     def part_of(batches: list[list[int]]) -> pa.Table:
         rows = list(chain.from_iterable(batches))

@@ -44,7 +44,7 @@ def summarise(
     With several seeds the interval is a t interval of the paired log ratios over seeds; with one seed
     there is none, and the text says so.
     """
-    plain = next((arm.label for arm in arms if arm.epsilon == 0), None)
+    plain = next((arm.label for arm in arms if arm.epsilon == 0 and not arm.variant), None)
     rows = []
     for name in (base, *(arm.label for arm in arms)):
         row: dict[str, Any] = {"arm": name}

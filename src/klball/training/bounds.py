@@ -23,6 +23,7 @@ ADVERSARY: dict[str, Rule] = {
     "radius": NOT_NEGATIVE,
     "epsilon_warmup": SHARE,
     "alpha": ("a share above 0 and at most 1", lambda x: 0 < x <= 1),
+    "trim": BELOW_1,
     "gamma": FINITE,
     "max_weight": AT_LEAST_1,
     "caps": AT_LEAST_1,

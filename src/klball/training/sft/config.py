@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from trl import SFTConfig
 
 from klball.adversary.sets import AmbiguitySet, CertaintyKLBall
+from klball.adversary.trimming import Trimmed
 from klball.adversary.upweighting import radius_help
 from klball.objectives.tokens import OBJECTIVES
 from klball.training.arguments import RobustArguments, one_of
@@ -25,6 +26,7 @@ class RobustSFTConfig(RobustArguments, SFTConfig):
         max_weight: Largest q_i/f_i that the adversary may use, at least 1.
         epsilon_warmup: Share of the steps over which the radius grows from 0.
         group_column: The adversary weighs the groups that this column names, not single samples.
+        trim: Share of the samples, the hardest, that is left out; the adversary has the rest.
         gamma: Bound on the mean self-certainty, nats.
         reweight: "live" (weights follow the model) or "static" (fixed from the starting model).
         objective: Token objective: "nll", "dft", "dft-sequence" or "psft"; None follows `loss_type`.
@@ -48,6 +50,12 @@ class RobustSFTConfig(RobustArguments, SFTConfig):
     epsilon: float = field(
         default=0.05,
         metadata={"help": f"Radius of the ball, of KL in nats; 0 is plain SFT; {radius_help(0.05)}."},
+    )
+    trim: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the samples, the hardest, left out as doubtful before the rest is weighed."
+        },
     )
     gamma: float | None = field(
         default=None, metadata={"help": "Upper bound on the mean self-certainty under the weights, nats."}
@@ -96,8 +104,8 @@ class RobustSFTConfig(RobustArguments, SFTConfig):
             raise ValueError("certainty_gradient needs reweight='live': static weights have no multiplier")
 
     def ambiguity_set(self) -> AmbiguitySet:
-        """That of the shared fields, with a bound on the certainty where there is a gamma."""
+        """That of the shared fields, with a bound on the certainty where there is a gamma, and trimmed."""
         found = super().ambiguity_set()
-        if self.gamma is None:
-            return found
-        return CertaintyKLBall(self.epsilon, self.gamma, self.max_weight, self.direction)
+        if self.gamma is not None:
+            found = CertaintyKLBall(self.epsilon, self.gamma, self.max_weight, self.direction)
+        return Trimmed(found, self.trim) if self.trim else found

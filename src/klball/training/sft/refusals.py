@@ -21,7 +21,7 @@ from klball.training.refusals import (
 )
 from klball.training.sft.config import RobustSFTConfig
 
-OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "gamma", "max_weight")
+OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "trim", "gamma", "max_weight")
 SCORES = ("score", "certainty")
 METRICS = (
     *("loss", "perplexity_token", "perplexity_sample", "own_hardest_1pct", "entropy", "certainty"),
@@ -91,7 +91,8 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         ),
         "context, sequence and tensor parallelism are not supported": args.parallelism_config,
         "give the objective once: objective= or RobustSFTConfig(objective=...)": objective and args.objective,
-        "give the ambiguity set once: ambiguity= or epsilon, gamma and max_weight": ambiguity is not None
+        "give the ambiguity set once: ambiguity= or epsilon, trim, gamma and max_weight": ambiguity
+        is not None
         and any(getattr(args, name) != getattr(RobustSFTConfig, name) for name in OF_SETS),
     }
     for message, present in problems.items():
