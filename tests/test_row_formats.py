@@ -268,7 +268,7 @@ def test_texts_can_be_shown_for_every_format(row):
             "row 1 .*No such turns",
         ),
         ("{{ messages[0].content + 1 }}{% generation %}{% endgeneration %}", "row 1 .*cannot render"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", r"\{% generation %\}.*--chat_template_path"),
+        ("{{ messages[-1].content }}", r"\{% generation %\}.*--chat_template_path"),
     ],
 )
 def test_templates_that_do_not_fit_are_one_line(template, message, tokenizer, tmp_path):

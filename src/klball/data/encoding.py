@@ -1,7 +1,7 @@
 """Rows → token ids and answer labels, by the tokenisation that trains: TRL's."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from klball.boundary import first_line
 from klball.data.conversations import text_of_turn, tools_of
 from klball.data.formats import IGNORED, MASKS, TEXT, is_chat, refuse_unknown_tokens, to_trl_format
 from klball.data.ids import with_sample_ids
+from klball.data.marking import marked_template
 from klball.data.sources import as_dataset
 
 RENDERING_ERRORS = (  # what a template's own code can raise
@@ -64,16 +65,18 @@ def require_template(tokenizer: Any) -> None:
 def training_template(tokenizer: Any, rows: Dataset) -> str | None:
     """The template that marks assistant turns, where rows are `messages` and the tokenizer's own does not.
 
-    Raises ValueError if TRL cannot mark them in it.
+    TRL's, where it has one for this template; else one made from it. Raises ValueError if there is neither.
     """
     if "messages" not in rows.column_names or has_generation_markers(tokenizer.chat_template):
         return None
-    try:
+    with suppress(ValueError):
         return get_training_chat_template(tokenizer)
+    try:
+        return marked_template(tokenizer)
     except ValueError as error:
         raise ValueError(
-            "the chat template does not mark assistant turns with {% generation %}; give one that "
-            "does with --chat_template_path"
+            "the chat template does not mark assistant turns with {% generation %}, and they cannot be found "
+            f"in it ({error}); give one that marks them with --chat_template_path"
         ) from error
 
 

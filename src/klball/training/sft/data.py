@@ -48,11 +48,14 @@ class RowFormat:
         )
 
 
-def prepare_arguments(model: Any, args: RobustSFTConfig, kwargs: dict[str, Any]) -> RowFormat:
+def prepare_arguments(
+    model: Any, args: RobustSFTConfig, kwargs: dict[str, Any]
+) -> tuple[RowFormat, str | None]:
     """Settles, in `args` and `kwargs` for TRL's constructor, what depends on the data's format.
 
     Training and evaluation data in TRL's formats, training rows with their `sample_id`; which tokens count;
-    the tokenizer. Raises ValueError for rows that cannot be used, or a setting without effect on them.
+    the tokenizer. Also the chat template that marks assistant turns, where the tokenizer's does not.
+    Raises ValueError for rows that cannot be used, or a setting without effect on them.
     """
     refuse_other_model(model, args)
     processing_class = kwargs.get("processing_class") or _processing_class(model, args)
@@ -74,11 +77,12 @@ def prepare_arguments(model: Any, args: RobustSFTConfig, kwargs: dict[str, Any])
     if args.assistant_only_loss is None:
         args.assistant_only_loss = "messages" in rows.column_names
     args.completion_only_loss = _completion_only(args, rows)
+    template = None
     if is_chat(rows) and args.chat_template_path is None:
         require_template(processing_class)
         if args.assistant_only_loss:
-            training_template(processing_class, rows)
-    return row_format
+            template = training_template(processing_class, rows)
+    return row_format, template
 
 
 def _completion_only(args: RobustSFTConfig, rows: Dataset) -> bool | None:

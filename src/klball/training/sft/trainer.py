@@ -13,6 +13,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from klball.adversary.sets import AmbiguitySet
 from klball.data.encoding import rendering_errors_named
+from klball.data.marking import chat_template_of
 from klball.models.loading import causal_lm
 from klball.objectives.tokens import Objective, needs_of, objective_named
 from klball.scores.perplexity import summary_of
@@ -87,10 +88,12 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         args = args or RobustSFTConfig(output_dir="robust-sft")
         refuse_unsupported(args, positional, kwargs, objective, ambiguity)
         args = copy.copy(args)
-        self._row_format = prepare_arguments(model, args, kwargs)
+        self._row_format, template = prepare_arguments(model, args, kwargs)
         given_tokens = "input_ids" in kwargs["train_dataset"].column_names
         self.objective = objective or objective_named(args.objective or str(args.loss_type), args)
-        super().__init__(model, args, **kwargs)
+        with chat_template_of(kwargs["processing_class"], template):
+            super().__init__(model, args, **kwargs)
+        self.chat_template = template or self.chat_template
         refuse_useless(self.model, args, len(self.train_dataset), kwargs.get("peft_config"))
         refuse_metric_without_groups(args, self.eval_dataset)
         if self.aux_loss_enabled:
