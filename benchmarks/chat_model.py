@@ -39,7 +39,7 @@ from klball import (
     RobustSFTTrainer,
 )
 from klball.cli import prepare_process
-from klball.data.rows import encode, load_rows, to_preferences, to_trl_format
+from klball.data.rows import encode, load_rows, to_preferences
 from klball.models.loading import REWARD, load_model
 from table import Row, interleaved, row, table
 from turns import in_turns, paired
@@ -163,9 +163,10 @@ def _columns(times: np.ndarray, kind: int) -> tuple[np.ndarray, np.ndarray]:
 
 def scoring(folder: str, device: str, repeats: int) -> list[Row]:
     """Speed against the naive loop over the same rows, and the largest difference of their answers."""
-    model, tokenizer = load_model(folder, "bfloat16" if device == "cuda" else "float32")
+    loaded, tokenizer = load_model(folder, "bfloat16" if device == "cuda" else "float32")
+    model: Any = loaded
     model.to(device).eval()
-    rows = encode(to_trl_format(rows_of("sft")), tokenizer)
+    rows = encode(rows_of("sft"), tokenizer)
     rows = rows.select(np.argsort([len(ids) for ids in rows["input_ids"]]).tolist())
     ours, naive = partial(klball_scores, model, rows), partial(naive_scores, model, rows, BATCH)
     error = float(np.abs(np.array(ours()) - np.array(naive())).max())

@@ -77,7 +77,7 @@ def robustness_report(
     tables: dict[str, dict[str, Dataset]],
     reference: str,
     resamples: int = RESAMPLES,
-    groups: Mapping[str, Sequence[str]] | None = None,
+    groups: Mapping[str, Sequence[str | int]] | None = None,
 ) -> RobustnessReport:
     """Compare models on the same rows: tables[data][model] is a score table.
 
@@ -114,7 +114,7 @@ GROUP = "group"
 
 
 def _common_rows(
-    data: str, of_model: dict[str, Dataset], groups: Sequence[str] | None
+    data: str, of_model: dict[str, Dataset], groups: Sequence[str | int] | None
 ) -> tuple[dict[str, Columns], dict[str, int]]:
     """The usable rows of every model, and the counts of kept, cut and unscored ones."""
     ids = {model: table["sample_id"][:] for model, table in of_model.items()}

@@ -5,7 +5,7 @@ whole test set, on its hardest 1 % (chosen by the base model), on each model's o
 group, and out of domain, over training and by ε.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ VARIANTS: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {  # kind →
     "trim": ("hardest {} left out", lambda value: {"trim": float(value)}),
     "group": ("over {}", lambda value: {"group_column": value}),
 }
-Groups = Mapping[str, list[str]]  # data set → the group of every row
+Groups = Mapping[str, Sequence[str | int]]  # data set → the group of every row
 WORST_GROUP = ("test", "worst_group", "Perplexity on each model's own worst group")
 
 
