@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PrinterCallback, Qwen3Config, Qwen3ForCausalLM
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import compute_flops_per_token, get_peak_flops
@@ -120,14 +121,18 @@ def naive_scores(model: Any, rows: Dataset, batch: int) -> list[float]:
     found = []
     for start in range(0, len(rows), batch):
         columns = rows[start : start + batch]
-        ids = torch.tensor(columns["input_ids"], device=model.device)
-        labels = torch.tensor(columns["labels"], device=model.device)[:, 1:]
+        ids = _padded(columns["input_ids"], 0).to(model.device)  # on the right, where no token looks
+        labels = _padded(columns["labels"], IGNORED).to(model.device)[:, 1:]
         with torch.no_grad():
             log_p = model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
         mask = labels != IGNORED
         chosen = log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * mask
         found += (chosen.sum(1) / mask.sum(1)).tolist()
     return found
+
+
+def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
 def klball_scores(model: Any, rows: Dataset) -> list[float]:
