@@ -21,7 +21,7 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 SCRIPTS = sorted([*(ROOT / "examples").glob("*.py"), ROOT / "scripts" / "readme_figure.py"])
 PUBLIC = {"klball": klball, "klball.report": klball.report}
 OLD_ROOMS = re.compile(
-    r"klball[./](robust|evaluation|experiments|ambiguity)\b|\b(robust|evaluation|experiments)/"
+    r"klball[./](robust|evaluation|experiments|ambiguity)\b|\b(robust|evaluation)/"
 )
 
 
