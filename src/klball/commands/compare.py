@@ -231,6 +231,7 @@ def _score_units(
     state = PartialState(cpu=True)
     mine = _share(models, numbers, options, state.process_index)
     with progress_bar("Scoring", "model × round") as progress:
+        progress(0, len(mine))
         for done, _ in enumerate(_scored(models, mine, rounds, options, folder), start=1):
             progress(done, len(mine))
     state.wait_for_everyone()
