@@ -19,7 +19,7 @@ from klball.report.figures import plot_profiles
 from klball.report.pages.elsewhere import write_items_page
 from klball.report.pages.parts import interval
 from klball.report.pages.tables import write_report
-from klball.scores.certified import certified_worst_case
+from klball.scores.certified import certified_worst_case, limit
 from klball.scores.elsewhere.item_scores import Scores
 from klball.scores.elsewhere.reading import scores_from
 from klball.scores.elsewhere.report import GROUP, ItemReport, item_report
@@ -216,10 +216,11 @@ def show_items(
         ]
         show_table(f"difference to {report.reference} on the same items, {unit}", ("mean of", *others), body)
     worst = {(p.model, p.epsilon): p for p in report.profiles}
-    sign = "≤" if report.measure.loss else "≥"
+    loss = report.measure.loss
 
     def of_population(model: str, e: float) -> tuple[str, ...]:
-        return (f"{sign} {own(least[model, e]):.4g}",) if least else ()
+        shown = limit(own(least[model, e]), least=not loss) if least else ""
+        return (f"{'≤' if loss else '≥'} {shown}",) if least else ()
 
     body = [
         (
