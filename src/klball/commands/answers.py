@@ -70,9 +70,7 @@ def evaluate_answers(options: Any, prog: str) -> None:
     if options.reward_model is not None:  # else refused once the answers are there
         refuse_ignored(options, ("pass_at",), "with --reward_model: pass@k counts rewards of 1")
         if bounds is None:
-            refuse_ignored(
-                options, ("confidence",), "without --bounds: a learnt reward has none that is known"
-            )
+            refuse_ignored(options, ("confidence",), "without --bounds: a learnt reward has none known")
     folder = Path(options.output_dir)
     models, datasets = labelled(options.models), labelled(options.datasets)
     for labels in (models, datasets):
