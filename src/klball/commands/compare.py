@@ -88,10 +88,11 @@ def main(arguments: Sequence[str], prog: str) -> None:
     refuse_ignored(options, COLUMNS, "without --scores")
     options.epsilon = SOURCES if options.epsilon is None else options.epsilon
     folder = Path(options.output_dir)
-    rounds = _rounds(options, folder)
-    models = _models(options)
+    models = _models(options) if options.models else {}
     for name in models.values():
         check_model(name)
+    rounds = _rounds(options, folder)
+    models = models or _embedded()
     if options.rounds is not None and options.rounds > len(rounds.rounds):
         raise ValueError(f"--rounds is {options.rounds}, but {rounds.path} holds {len(rounds.rounds)}")
     numbers = rounds.rounds[: options.rounds]
@@ -199,9 +200,7 @@ def _rounds(options: Options, folder: Path) -> Rounds:
 
 
 def _models(options: Options) -> dict[str, str]:
-    """name → path; without --models, the embedded model and what `klball reproduce` makes of it."""
-    if not options.models:
-        return _embedded()
+    """name → path."""
     models = labelled(options.models)
     file_names(models)
     if len(models) < 2:
@@ -210,6 +209,7 @@ def _models(options: Options) -> dict[str, str]:
 
 
 def _embedded() -> dict[str, str]:
+    """The embedded model and what `klball reproduce` makes of it."""
     options, folder, data, arms = tiny_experiment((0.0, 0.05))
     models = {"base": TINY}
     for arm in arms:
