@@ -9,6 +9,7 @@ from klball.commands.leftovers import no_leftovers
 from small_runs import write_rows
 
 ROWS, PAIRS = ("--dataset_name", "ROWS"), ("--dataset_name", "PAIRS")
+OVER, EXACT = ("--over", "group"), ("--reward", "exact", "--max_completion_length", "4")
 NOT_THERE = ("--group_column", "nothere")
 LORA = ("--use_peft", "--lora_target_modules", "nothere")
 
@@ -31,9 +32,9 @@ def pairs(root):
         (["train", "--family", "dpo", *PAIRS, *NOT_THERE], "no column 'nothere'"),
         (["train", "--family", "dpo", *PAIRS, "--reweight", "static"], "would weigh all pairs alike"),
         (["train", "--family", "reward", *PAIRS, *NOT_THERE], "no column 'nothere'"),
-        (["train", "--family", "gdpo", *NOT_THERE, "--over", "group"], "no column 'nothere'"),
+        (["train", "--family", "gdpo", *OVER, *NOT_THERE], "no column 'nothere'"),
         (
-            ["train", "--family", "grpo", "--reward", "exact", *NOT_THERE, "--over", "group"],
+            ["train", "--family", "grpo", *EXACT, *OVER, *NOT_THERE],
             "no column 'nothere'",
         ),
         (["tune", *ROWS, *NOT_THERE], "no column 'nothere'"),
