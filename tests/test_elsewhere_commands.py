@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -229,7 +230,16 @@ def test_compare_on_files_alone(folder, capsys, tmp_path):
     said = compare(capsys, tmp_path, folder, "{}.jsonl", "--group", "lang")
     sentence = "b has a higher worst-case accuracy (correct) than a at ε = 0.1"
     assert sentence in said and "rows left out for all: 1 missing" in said
-    assert (tmp_path / "verdicts.txt").read_text().startswith(f"ε = 0.1: {sentence}")
+    plain, exact, average = (tmp_path / "verdicts.txt").read_text().splitlines()
+    amount = r"\(by 0\.\d+ in accuracy\)"
+    assert re.fullmatch(
+        rf"b is better than a on hard items {amount} and on average {amount}, for items like these 299\.",
+        plain,
+    )
+    assert exact.startswith(f"ε = 0.1: {sentence}") and average.startswith(
+        "On average b has a higher accuracy"
+    )
+    assert said.index("b is better than a") < said.index("groups, mean") < said.index(sentence)
     (row, other) = read_csv(tmp_path / "asked" / "rounds.csv")
     assert float(row["worst_case"]) == pytest.approx(bernoulli_worst(float(row["mean_score"]), 0.1))
     assert other["round"] == "all" and "beta" not in row and "mean_certainty" not in row

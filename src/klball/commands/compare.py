@@ -14,7 +14,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from klball.adversary.upweighting import radius_help
-from klball.commands.comparison_tables import show, write
+from klball.commands.comparison_tables import show, show_lines, write
 from klball.commands.elsewhere import COLUMNS, asks_for_columns, is_own, read_models, show_groups
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
@@ -113,6 +113,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     comparison = _compared(tables, gamma, options, rounds.like_these(len(numbers)))
     write(comparison, rounds, folder)
     write_comparison_report(comparison, rounds, folder)
+    show_lines(comparison)
     show(comparison, rounds, folder)
 
 
@@ -142,6 +143,7 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
             comparison = compare_scores(scores, *settings)
     write(comparison, rounds, folder)
     write_comparison_report(comparison, rounds, folder)
+    show_lines(comparison)
     show_groups(comparison.scores, folder)
     show(comparison, rounds, folder)
 

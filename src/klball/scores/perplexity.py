@@ -11,9 +11,10 @@ from scipy import stats
 from torch import Tensor
 
 from klball.adversary.dual import robust_profile
-from klball.scores.tails import influence, mean_interval, paired_interval, tail_interval, tail_size
+from klball.scores.tails import FEW, influence, mean_interval, paired_interval, tail_interval, tail_size
 
 HARDEST = 0.01
+CVAR = 0.05
 CVAR_LEVELS = (0.01, 0.05, 0.1, 0.25)
 RADII = (0.0, 0.01, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0)
 RESAMPLES = 1_000
@@ -80,7 +81,8 @@ def robustness_report(
     perplexity_token = exp(−Σ log p / Σ T); perplexity_sample = exp(−mean g); bits_per_byte =
     −Σ log p / (ln 2 · Σ bytes), the only one comparable across tokenizers; hardest_1pct: exp(−mean g)
     of the 1 % lowest g under the reference model, the same rows for every model; own_hardest_1pct:
-    under the model itself; cvar_α: mean −g of the model's own worst share α, nats.
+    under the model itself; worst_5pct: the same of its worst 5 %; cvar_α: mean −g of the model's own worst
+    share α, nats.
     Rows that any model cut or could not score leave the report for all models.
     Raises ValueError for tables of different samples.
     """
@@ -145,7 +147,8 @@ def _metrics(data: str, columns: dict[str, Columns], reference: str, resamples: 
                 f"cvar_{level:g}": _of_cvar(own["log_likelihood"], base["log_likelihood"], level)
                 for level in CVAR_LEVELS
             },
-            "own_hardest_1pct": _of_own(own["log_likelihood"], base["log_likelihood"]),
+            "own_hardest_1pct": _of_own(own["log_likelihood"], base["log_likelihood"], HARDEST),
+            "worst_5pct": _of_own(own["log_likelihood"], base["log_likelihood"], CVAR),
         }
         metrics += [Metric(data, model, name, *map(float, numbers)) for name, numbers in found.items()]
     return metrics
@@ -205,12 +208,12 @@ def _of_hardest(g: np.ndarray, reference: np.ndarray, hard: np.ndarray) -> Numbe
     return tuple(map(_exp, (-g[hard].mean(), low, high, difference.mean(), *bounds)))  # pyright: ignore[reportReturnType]
 
 
-def _of_own(g: np.ndarray, reference: np.ndarray) -> Numbers:
+def _of_own(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
     """exp of the mean loss of each model's own worst share."""
-    value, base = cvar(-g, HARDEST), cvar(-reference, HARDEST)
-    effect = influence(-g, HARDEST) - influence(-reference, HARDEST)
-    bounds = paired_interval(effect, HARDEST, value - base)
-    numbers = (value, *_own_tail(-g, HARDEST, value), value - base, *bounds)
+    value, base = cvar(-g, level), cvar(-reference, level)
+    effect = influence(-g, level) - influence(-reference, level)
+    bounds = paired_interval(effect, level, value - base)
+    numbers = (value, *_own_tail(-g, level, value), value - base, *bounds)
     return tuple(map(_exp, numbers))  # pyright: ignore[reportReturnType]
 
 
@@ -264,8 +267,14 @@ def summary_of(scores: dict[str, Tensor]) -> dict[str, float]:
 
 def decided_by(name: str, rows: int) -> int:
     """How many of `rows` samples a metric rests on: those of the tail, where it is one."""
-    share = {"hardest_1pct": HARDEST, "own_hardest_1pct": HARDEST, **{f"cvar_{x:g}": x for x in CVAR_LEVELS}}
+    share = {"hardest_1pct": HARDEST, "own_hardest_1pct": HARDEST, "worst_5pct": CVAR}
+    share |= {f"cvar_{x:g}": x for x in CVAR_LEVELS}
     return tail_size(share[name], rows) if name in share else rows
+
+
+def few_hardest(rows: int) -> bool:
+    """Whether the hardest 1 % of so many samples are too few to judge by: the worst 5 % then come first."""
+    return tail_size(HARDEST, rows) < FEW
 
 
 def token_nll(table: Dataset) -> float:
