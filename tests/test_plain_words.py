@@ -40,7 +40,7 @@ UNITS = ("0.2 nats per token", "0.01 nats per token")
 )
 def test_a_line_says_who_is_better_where_and_by_how_much(hard, average, line):
     sides = Side("on hard prompts", hard, UNITS[0]), Side("on average", average, UNITS[1])
-    assert plain_line("b", "a", *sides, "SCOPE") == line.format(*UNITS)
+    assert plain_line("b", "a", sides, "SCOPE") == line.format(*UNITS)
 
 
 def scores(columns, **flags):
@@ -53,7 +53,7 @@ def of_items(values, name="judge"):
     return {"id": [str(i) for i in range(len(values))], name: values}
 
 
-def test_better_on_hard_items_and_worse_on_average():
+def test_better_on_hard_items_and_worse_on_average(tmp_path):
     """The worst items of a gain .3, all others lose .05."""
     rng = np.random.default_rng(0)
     a = rng.normal(size=2_000)
@@ -76,7 +76,7 @@ def test_better_on_hard_items_and_worse_on_average():
     as_loss = klball.compare_scores(scores(lost, lower_is_better=True), 0.5)
     assert as_loss.lines() == [line.replace("points of judge", "points of loss")]
     assert f"a has a lower loss than b, by {loss:.3g} points of loss" in as_loss.on_average()[0]
-    page = comparison_page(found, RoundsElsewhere({}), __file__)
+    page = comparison_page(found, RoundsElsewhere({}), tmp_path)
     assert page.headline == [line] and page.verdict[-1] == average
 
 

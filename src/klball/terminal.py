@@ -118,6 +118,12 @@ def say(text: str, style: str = "") -> None:
     console.print(Text(visible(text), style=style))
 
 
+def say_verdicts(lines: Sequence[str]) -> None:
+    """Which model is better where, in a plain line each, before the tables that it rests on."""
+    for line in ("Verdicts", *(f"• {line}" for line in lines), "") if lines else ():
+        say(line, style="bold" if line == "Verdicts" else "")
+
+
 def show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table; numbers to the right, everything else to the left. No text is taken for markup."""
     if not is_main():

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from klball.adversary.upweighting import radius_help
-from klball.commands.comparison_tables import show, show_lines, write
+from klball.commands.comparison_tables import show, write
 from klball.commands.elsewhere import COLUMNS, asks_for_columns, is_own, read_models, show_groups
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
@@ -34,7 +34,7 @@ from klball.scores.elsewhere.item_scores import ONE_ROUND
 from klball.scores.parquet import score_files
 from klball.scores.tables import read_scores, score, warn_of_formats
 from klball.studies.arms import load, run_arm
-from klball.terminal import is_main, progress_bar, say
+from klball.terminal import is_main, progress_bar, say, say_verdicts
 
 EXAMPLE = "klball compare --models sft=outputs/sft robust=outputs/robust --dataset_name rows.jsonl"
 
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     comparison = _compared(tables, gamma, options, rounds.like_these(len(numbers)))
     write(comparison, rounds, folder)
     write_comparison_report(comparison, rounds, folder)
-    show_lines(comparison)
+    say_verdicts(comparison.lines())
     show(comparison, rounds, folder)
 
 
@@ -143,7 +143,7 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
             comparison = compare_scores(scores, *settings)
     write(comparison, rounds, folder)
     write_comparison_report(comparison, rounds, folder)
-    show_lines(comparison)
+    say_verdicts(comparison.lines())
     show_groups(comparison.scores, folder)
     show(comparison, rounds, folder)
 

@@ -64,14 +64,6 @@ def _profiles(comparison: Comparison) -> list[dict[str, Any]]:
     return [{name: row[name] for name in order} for row in worst]
 
 
-def show_lines(comparison: Comparison) -> None:
-    """Which model is better where, a plain line a pair."""
-    say("Verdicts", style="bold")
-    for line in comparison.lines():
-        say(f"• {line}")
-    say("")
-
-
 def show(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path) -> None:
     """What the plain lines rest on, the verdicts in full, the source's tables."""
     scores = comparison.scores

@@ -16,8 +16,9 @@ from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.rounds import RoundScores, round_scores
 from klball.files import write_csv, write_run
 from klball.report.figures import plot_profiles
-from klball.report.pages.elsewhere import write_items_page
-from klball.report.pages.parts import interval
+from klball.report.pages.elsewhere import item_lines, write_items_page
+from klball.report.pages.evaluation import plain_lines
+from klball.report.pages.parts import few_in_words, interval
 from klball.report.pages.tables import write_report
 from klball.scores.certified import certified_worst_case, limit
 from klball.scores.elsewhere.item_scores import Scores
@@ -28,7 +29,7 @@ from klball.scores.measure import Measure
 from klball.scores.parquet import score_files
 from klball.scores.perplexity import robustness_report
 from klball.scores.tables import read_scores
-from klball.terminal import is_main, say, show_table
+from klball.terminal import is_main, say, say_verdicts, show_table
 
 COLUMNS = ("score", "id", "group", "round", "lower_is_better")
 Certified = dict[tuple[str, float], float]
@@ -148,7 +149,9 @@ def evaluate_elsewhere(options: Any, prog: str) -> None:
         tables: dict[str, Dataset] = {label: read_scores(path)[0] for label, path in paths.items()}
         if is_main():
             write_run(folder, options, prog)
-            write_report(robustness_report({"scores": tables}, reference), folder)
+            found = robustness_report({"scores": tables}, reference)
+            say_verdicts(plain_lines(found))
+            write_report(found, folder)
         return
     models = read_models(options)
     per_item = {label: own.per_item() for label, own in models.items()}
@@ -164,6 +167,7 @@ def evaluate_elsewhere(options: Any, prog: str) -> None:
     plot_profiles(report.profiles, folder, aligned.measure)
     rounds = RoundsElsewhere(per_item)
     write_items_page(report, aligned, rounds, folder)
+    say_verdicts(item_lines(report))
     show_items(report, aligned, least, options.confidence, folder)
 
 
@@ -207,6 +211,8 @@ def show_items(
         for rows in _by_name(report, models)
     ]
     show_table(f"{unit}: value [95 % interval]", ("mean of", "items", *models), body)
+    if few := few_in_words(n, "item"):
+        say(few)
     others = [model for model in models if model != report.reference]
     if others:
         keys = ("difference", "difference_low", "difference_high")

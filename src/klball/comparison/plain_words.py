@@ -1,5 +1,6 @@
 """Which of two models is better where, in one line for somebody who will read no second one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from klball.comparison.averages import MeanDifference
@@ -9,6 +10,7 @@ from klball.comparison.verdicts import Verdict
 
 CHOSEN = {1: "better than", -1: "worse than", 0: "not clearly different from"}
 AGAIN = {1: "better", -1: "worse", 0: "not clearly different"}
+AVERAGE = "on average"
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,10 @@ class Side:
         return f" (by {self.by})" if self.better and self.by else ""
 
 
-def plain_line(model: str, other: str, hard: Side, average: Side, scope: str) -> str:
+def plain_line(model: str, other: str, sides: Sequence[Side], scope: str) -> str:
     """ "b is better than a on hard prompts (by .2 nats per token), but worse on average (by .01 …), SCOPE."""
-    judged = [side for side in (hard, average) if side.better is not None]
-    unknown = [side.where for side in (hard, average) if side.better is None]
+    judged = [side for side in sides if side.better is not None]
+    unknown = [side.where for side in sides if side.better is None]
     if not judged:
         return f"Whether {model} is better than {other} cannot be told: the data do not suffice."
     first, *more = judged
@@ -56,7 +58,9 @@ def line_of_verdict(verdict: Verdict, effect: Effect, mean: MeanDifference, solu
     return plain_line(
         verdict.model_b,
         verdict.model_a,
-        Side(f"on hard {what}", better, measure.amount(abs(effect.mean))),
-        Side("on average", mean.better, measure.amount(abs(mean.value))),
+        (
+            Side(f"on hard {what}", better, measure.amount(abs(effect.mean))),
+            Side(AVERAGE, mean.better, measure.amount(abs(mean.value))),
+        ),
         scope,
     )

@@ -213,13 +213,13 @@ def _of_own(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
     value, base = cvar(-g, level), cvar(-reference, level)
     effect = influence(-g, level) - influence(-reference, level)
     bounds = paired_interval(effect, level, value - base)
-    numbers = (value, *_own_tail(-g, level, value), value - base, *bounds)
+    numbers = (value, *own_tail(-g, level, value), value - base, *bounds)
     return tuple(map(_exp, numbers))  # pyright: ignore[reportReturnType]
 
 
 def _of_cvar(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
     value, base = cvar(-g, level), cvar(-reference, level)
-    interval = _own_tail(-g, level, value)
+    interval = own_tail(-g, level, value)
     if not (value > 0 and base > 0):  # no loss at all: there is no ratio
         return (value, *interval, math.nan, math.nan, math.nan)
     effect = influence(-g, level) / value - influence(-reference, level) / base
@@ -227,7 +227,7 @@ def _of_cvar(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
     return (value, *interval, value / base, _exp(low), _exp(high))
 
 
-def _own_tail(loss: np.ndarray, level: float, value: float) -> tuple[float, float]:
+def own_tail(loss: np.ndarray, level: float, value: float) -> tuple[float, float]:
     """The interval of the mean of the worst `level`; its edge is the next loss."""
     m = tail_size(level, len(loss))
     ordered = np.sort(loss)[::-1]

@@ -1,7 +1,8 @@
 """The robustness experiment: what robust fine-tuning costs and buys.
 
 Base model, SFT (ε = 0) and robust SFT at each radius, at equal budget; perplexity on the whole test set, on
-its hardest 1 % (chosen by the base model) and out of domain, over training and by ε.
+its hardest 1 % (chosen by the base model), on the worst 5 % of each, and out of domain, over training and by
+ε.
 """
 
 from collections.abc import Iterator
@@ -13,17 +14,18 @@ from datasets import Dataset
 from klball.files import write_csv
 from klball.report.charts import curve_chart, radius_chart
 from klball.report.figures import draw
-from klball.report.pages.parts import BASE
+from klball.report.pages.parts import BASE, counted
 from klball.report.pages.reproduction import write_robustness_page
-from klball.report.pages.tables import write_report
-from klball.scores.perplexity import RESAMPLES, robustness_report
+from klball.report.pages.tables import tails_in_order, write_report
+from klball.scores.perplexity import RESAMPLES, RobustnessReport, decided_by, robustness_report
 from klball.studies.arms import Arm, Options, Tables, data_of, provenance_of, run_arm, score_model
-from klball.studies.summary import finals_of, summarise
+from klball.studies.summary import Measures, finals_of, summarise
 from klball.terminal import is_main, show_table
 
 MEASURES = {  # column → (data set, metric of the report, title)
     "whole": ("test", "perplexity_sample", "Perplexity on the whole test set"),
     "hardest_1pct": ("test", "hardest_1pct", "Perplexity on the hardest 1 % (chosen by the base model)"),
+    "worst_5pct": ("test", "worst_5pct", "Perplexity on the worst 5 % (CVaR, each model's own)"),
     "out_of_domain": ("ood", "perplexity_sample", "Perplexity out of domain"),
 }
 
@@ -49,11 +51,25 @@ def run(options: Options, folder: Path) -> Iterator[int]:
 def _show_so_far(of_model: dict[str, Tables]) -> None:
     """The models scored already, while the next one trains: no intervals yet."""
     report = _report_of(of_model, resamples=1)
+    measures = measures_of(report)
     values = {
-        model: [report.value(data, model, metric).value for data, metric, _ in MEASURES.values()]
+        model: [report.value(data, model, metric).value for data, metric, _ in measures.values()]
         for model in of_model
     }
-    show_table("perplexity so far", ("model", *MEASURES), [(model, *row) for model, row in values.items()])
+    show_table("perplexity so far", ("model", *measures), [(model, *row) for model, row in values.items()])
+
+
+def measures_of(report: RobustnessReport) -> Measures:
+    """The measures with the rows of their tails, the worst 5 % before the hardest 1 % where those are few."""
+    kept = report.rows["test"]["kept"]
+    titles = tails_in_order({column: title for column, (_, _, title) in MEASURES.items()}, kept)
+    found = {}
+    for column, title in titles.items():
+        data, metric, _ = MEASURES[column]
+        if data == "test" and (rows := decided_by(metric, kept)) < kept:
+            title = f"{title}: {counted(rows)}"
+        found[column] = (data, metric, title)
+    return found
 
 
 def arms_of(options: Options) -> list[Arm]:
@@ -80,24 +96,25 @@ def _report(
         return
     reports = {seed: _report_of(of_model) for seed, of_model in tables.items()}
     write_report(reports[0], folder)
-    finals = finals_of(reports, arms, MEASURES, BASE)
-    rows = summarise(finals, reports, arms, MEASURES, BASE)
+    measures = measures_of(reports[0])
+    finals = finals_of(reports, arms, measures, BASE)
+    rows = summarise(finals, reports, arms, measures, BASE)
     write_csv(folder / "finals.csv", finals)
     write_csv(folder / "summary.csv", [{k: v for k, v in row.items() if "text" not in k} for row in rows])
     points = [_curve_point(point, tables[0][BASE]) for point in curves]
     start = next(row for row in finals if row["arm"] == BASE)
     seeds = range(len(reports))
     points += [{**start, "arm": arm.label, "seed": seed, "step": 0} for arm in arms for seed in seeds]
-    write_csv(folder / "curves.csv", [{k: p[k] for k in ("arm", "seed", "step", *MEASURES)} for p in points])
-    charts = {column: curve_chart(title, points, column) for column, (_, _, title) in MEASURES.items()}
+    write_csv(folder / "curves.csv", [{k: p[k] for k in ("arm", "seed", "step", *measures)} for p in points])
+    charts = {column: curve_chart(title, points, column) for column, (_, _, title) in measures.items()}
     for column, chart in charts.items():
         draw(folder / "figures" / column, chart, radius_chart(finals, column))
-    header = ("arm", *(column.replace("_", " ") for column in MEASURES))
-    body = [(row["arm"], *(row[f"{column}_text"] for column in MEASURES)) for row in rows]
+    header = ("arm", *(column.replace("_", " ") for column in measures))
+    body = [(row["arm"], *(row[f"{column}_text"] for column in measures)) for row in rows]
     title = f"Perplexity, {len(reports)} seed(s): mean ± sd over seeds (change against ε = 0 [95 % interval])"
     show_table(title, header, body)
     write_robustness_page(
-        *(rows, finals, list(charts.values()), {column: title for column, (_, _, title) in MEASURES.items()}),
+        *(rows, finals, list(charts.values()), {column: title for column, (_, _, title) in measures.items()}),
         *(reports[0], _by_data(tables[0]), data),
         *(provenance_of(folder), folder),
     )
