@@ -32,9 +32,9 @@ class Outcome:
     """One arm, one seed, on clean held-out pairs.
 
     pairs: how many; accuracy; worst_group: the least of the fields; worst_5pct: mean loss of the arm's own
-    worst 5 % (CVaR); hardest_1pct: that of the pairs that plain DPO on clean labels finds hardest; margin: mean
-    βΔ; loss: mean; forgetting: nats per token on other data; top_flipped: the share of flipped pairs among the
-    20 of largest weight (NaN without weights).
+    worst 5 % (CVaR); hardest_1pct: that of the pairs that plain DPO on clean labels finds hardest; margin:
+    mean βΔ; loss: mean; forgetting: nats per token on other data; top_flipped: the share of flipped pairs
+    among the 20 of largest weight (NaN without weights).
     """
 
     arm: str

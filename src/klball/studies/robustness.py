@@ -66,9 +66,9 @@ def measures_of(report: RobustnessReport) -> Measures:
     found = {}
     for column, title in titles.items():
         data, metric, _ = MEASURES[column]
-        if data == "test" and (rows := decided_by(metric, kept)) < kept:
-            title = f"{title}: {counted(rows)}"
-        found[column] = (data, metric, title)
+        rows = decided_by(metric, kept)
+        of_tail = f": {counted(rows)}" if data == "test" and rows < kept else ""
+        found[column] = (data, metric, title + of_tail)
     return found
 
 
