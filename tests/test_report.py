@@ -222,8 +222,7 @@ def test_phone_width_and_contrast(browser, path, scheme):
     widths = page.evaluate("[...document.querySelectorAll('.plot .main-svg')].map(x => x.clientWidth)")
     assert max(widths) <= 390
     figures = page.evaluate(
-        "[...document.querySelectorAll('.plot')].map(x => [x.closest('figure').querySelector('h3').textContent, "
-        "x._fullLayout._size.w / x.clientWidth])"
+        "[...document.querySelectorAll('.plot')].map(x => [x.id, x._fullLayout._size.w / x.clientWidth])"
     )
     assert len(figures) == 7 and not {name: share for name, share in figures if share < 0.7}
     names = page.evaluate("[...document.querySelectorAll('.plot .annotation-text')].map(x => x.textContent)")
