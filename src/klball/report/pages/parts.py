@@ -97,6 +97,8 @@ def few_in_words(rows: int, of: str = "row") -> str:
 
 def interval(value: float, low: float, high: float) -> Cell:
     """A number with its interval; without one where a bound is NaN."""
+    if math.isnan(value):
+        return Cell(value, "–")
     text = f"{value:.4g}" if math.isnan(low) else f"{value:.4g} [{low:.4g}, {high:.4g}]"
     return Cell(value, text.replace("-", "−"))
 
