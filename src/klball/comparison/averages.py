@@ -67,15 +67,13 @@ def _enough(rounds: int) -> bool:
 
 def mean_differences(scores: RoundScores) -> list[MeanDifference]:
     """Of every pair of models, over items and then over rounds; paired t."""
-    found: list[MeanDifference] = []
-    for over, axis in (("items", 0), ("rounds", 1)):
-        own = [
-            _difference(scores.models[a], scores.models[b], over, d.mean(axis=axis))
-            for a, b in combinations(range(len(scores.models)), 2)
-            for d in [scores.log_likelihood[a] - scores.log_likelihood[b]]
-        ]
-        found += _corrected(own)
-    return found
+    pairs = [
+        (scores.models[a], scores.models[b], scores.log_likelihood[a] - scores.log_likelihood[b])
+        for a, b in combinations(range(len(scores.models)), 2)
+    ]
+    over_items = [_difference(a, b, "items", d.mean(axis=0)) for a, b, d in pairs]
+    over_rounds = [_difference(a, b, "rounds", d.mean(axis=1)) for a, b, d in pairs]
+    return _corrected(over_items) + _corrected(over_rounds)
 
 
 def _difference(a: str, b: str, over: Literal["items", "rounds"], d: np.ndarray) -> MeanDifference:
