@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 from importlib import import_module
 
 import numpy as np
@@ -13,7 +14,8 @@ from scipy.special import rel_entr
 import klball
 from klball.adversary.upweighting import radius_in_words
 from klball.commands import solve, train
-from klball.scores.certified import LONGEST, band, staying_below
+from klball.commands.certified import cell
+from klball.scores.certified import LONGEST, band, limit, staying_below
 from observed_commands import rows, table
 
 
@@ -199,6 +201,37 @@ def test_sentences_round_down_and_say_when_nothing_is_known():
         "with 90 % confidence, 2 pairs do not show that accuracy is above 0 on every mix of pairs within "
         "ε = 0.5 nats of yours"
     )
+
+
+@pytest.mark.parametrize("loss", [False, True])
+def test_a_shown_bound_is_never_beyond_the_bound(loss):
+    """Of cells and of sentences, whatever the scale: a lower bound is shown no higher, an upper no lower."""
+    draws = np.random.default_rng(0).normal(size=2_000)
+    for value in [
+        *draws,
+        *(1_000 + draws[:200]),
+        *(1e-7 * draws[:200]),
+        0.0,
+        0.99996,
+        1.0,
+        -0.99996,
+        99_999.7,
+    ]:
+        shown = Fraction(limit(value, least=not loss))
+        assert shown >= Fraction(value) if loss else shown <= Fraction(value)
+        assert abs(shown - Fraction(value)) <= abs(Fraction(value)) / 1000
+    for low, high in ((0.0, 1.0), (1_000.0, 1_001.0), (-2e-6, 3e-6), (0.0, 7e6)):
+        values = low + (high - low) * np.random.default_rng(1).beta(9, 1, size=150)
+        for epsilon in (0.0, 0.01, 0.05, 0.3):
+            found = klball.certified_worst_case(values, epsilon, (low, high))
+            text = found.sentence("s", loss=loss).partition("at most " if loss else "at least ")[2].split()[0]
+            shown = -Fraction(text) if loss else Fraction(text)
+            assert shown <= Fraction(found.lower) < shown + Fraction((high - low) / 1e2)
+
+
+def test_cells_and_tables_show_bounds_so():
+    row = {"value": 1.0, "low": math.nan, "high": math.nan, "certified": 0.91237}
+    assert cell(row) == "1 (≥ 0.9123)"
 
 
 # --- what commands say --------------------------------------------------------------------------

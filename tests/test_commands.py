@@ -207,7 +207,12 @@ def test_reproduce_is_resumable_and_complete(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / "out/summary.csv").open()))
     assert [row["arm"] for row in rows] == ["base", "SFT (ε = 0)", "ε = 0.05", "ε = 0.05, static"]
-    assert len(list((tmp_path / "out/figures").glob("*.svg"))) == 3
+    assert len(list((tmp_path / "out/figures").glob("*.svg"))) == 4
+    columns = list(rows[0])
+    assert columns.index("worst_5pct") < columns.index("hardest_1pct")  # which are one row of 100
+    page = (tmp_path / "out/report.html").read_text()
+    assert "on its worst 5 % (CVaR; descriptive: 5 rows; the hardest 1 % are 1 row)" in page
+    assert "on test the hardest 1 % are 1 row, too few to judge by" in " ".join(done.stdout.split())
 
 
 @pytest.mark.slow

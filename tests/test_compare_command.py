@@ -138,7 +138,9 @@ def test_tables_of_another_model_or_length_are_refused_by_every_job(change, base
 
 def test_few_items_and_framed_prompts_are_said(whole):
     """22 items: no claim leads, the dropped comparison is named, and nobody speaks of rephrasings."""
-    lines = (whole / "verdicts.txt").read_text().splitlines()
+    plain, *lines, average = (whole / "verdicts.txt").read_text().splitlines()
+    assert plain.startswith("Whether ") and plain.endswith("cannot be told: the data do not suffice.")
+    assert "(over 22 items: 95 % interval" in average
     assert lines[0].startswith("No comparison at an effective sample size of 100 or more: there are only 22")
     assert all("Descriptive: ESS" in line and "framings like these" in line for line in lines[1:])
     assert not any("rephrasing" in line for line in lines)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -229,7 +230,16 @@ def test_compare_on_files_alone(folder, capsys, tmp_path):
     said = compare(capsys, tmp_path, folder, "{}.jsonl", "--group", "lang")
     sentence = "b has a higher worst-case accuracy (correct) than a at ε = 0.1"
     assert sentence in said and "rows left out for all: 1 missing" in said
-    assert (tmp_path / "verdicts.txt").read_text().startswith(f"ε = 0.1: {sentence}")
+    plain, exact, average = (tmp_path / "verdicts.txt").read_text().splitlines()
+    amount = r"\(by 0\.\d+ in accuracy\)"
+    assert re.fullmatch(
+        rf"b is better than a on hard items {amount} and on average {amount}, for items like these 299\.",
+        plain,
+    )
+    assert exact.startswith(f"ε = 0.1: {sentence}") and average.startswith(
+        "On average b has a higher accuracy"
+    )
+    assert said.index("b is better than a") < said.index("groups, mean") < said.index(sentence)
     (row, other) = read_csv(tmp_path / "asked" / "rounds.csv")
     assert float(row["worst_case"]) == pytest.approx(bernoulli_worst(float(row["mean_score"]), 0.1))
     assert other["round"] == "all" and "beta" not in row and "mean_certainty" not in row
@@ -284,6 +294,10 @@ def test_a_profile_of_losses_says_what_is_certain_in_their_numbers(folder, capsy
     rows = list(csv.DictReader((tmp_path / "o" / "profiles.csv").open()))
     least = {float(r["epsilon"]): float(r["certified"]) for r in rows if r["certified"]}
     worst = {float(r["epsilon"]): float(r["worst_case"]) for r in rows}
-    assert all(worst[e] < limit <= 30 for e, limit in least.items()) and f"≤ {least[0.05]:.4g}" in said
+    assert all(worst[e] < most <= 30 for e, most in least.items())
+    shown = [float(word) for word in said.split("≤ ")[1:] for word in word.split()[:1]]
+    assert shown and all(
+        most <= x <= most * 1.001 for x, most in zip(shown, sorted(least.values()), strict=True)
+    )
     solved = run(capsys, "solve", "--scores", folder / "a.csv", *words[:4])
     assert "loss is at most" in " ".join(solved.split())

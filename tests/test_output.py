@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import save_file
 
 from klball import cli, terminal
 from klball.commands.labels import file_names, labelled
 from klball.files import without_secrets, write_csv, write_run
+from klball.models.loading import TINY, load_model
 from klball.plain_text import visible
+from klball.scores.tables import score
 from klball.terminal import progress_bar, say, show_table
 
 MARKUP = (
@@ -51,6 +54,26 @@ def test_a_bar_on_a_terminal_shows_texts_as_they_are(monkeypatch):
     with progress_bar("[/INST] a[red] \x1b[2J", "[rows]") as progress:
         progress(1, 2)
     assert "[/INST] a[red] ␛[2J" in terminal.getvalue() and "[rows]" in terminal.getvalue()
+
+
+def test_what_is_finished_already_draws_no_bar(monkeypatch, tmp_path):
+    """A cached table shows nothing; one to be made is shown before its first part is."""
+    rows = Dataset.from_list([{"prompt": "Add 1 and 1.", "completion": " 2"}] * 2)
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    def scored():
+        model, tokenizer = load_model(TINY)
+        with progress_bar("base on test") as progress:
+            score(model, tokenizer, rows, output=tmp_path / "scores.parquet", progress=progress)
+
+    scored()
+    assert "base on test" in terminal.getvalue() and "2/2" in terminal.getvalue()
+    terminal.seek(0)
+    terminal.truncate()
+    scored()
+    assert "base on test" not in terminal.getvalue()
 
 
 @pytest.mark.parametrize("text", CONTROL)

@@ -155,6 +155,9 @@ def test_the_report_is_of_everything_the_hardest_groups_and_the_worst_case():
     assert left_out == 0
     assert value_of(report, "accuracy", "all") == pytest.approx(right.mean())
     assert value_of(report, "loss", "hardest 1 %") == pytest.approx(np.sort(loss)[-4:].mean())
+    assert value_of(report, "loss", "worst 5 %") == pytest.approx(np.sort(loss)[-20:].mean())
+    parts = [(row["part"], row["pairs"]) for row in report if row["metric"] == "loss"]
+    assert parts[:3] == [("all", 400), ("worst 5 %", 20), ("hardest 1 %", 4)]
     assert value_of(report, "loss", "group few") == pytest.approx(loss[:40].mean())
     assert worst_group(report) == min(right[:40].mean(), right[40:].mean())
     for epsilon in (0.05, 0.5):

@@ -371,7 +371,7 @@ def test_what_all_pairs_cost_at_the_start_weighs_none(warmup_steps, precomputed,
 
 def test_static_weights_of_the_start_are_refused(tmp_path):
     case = dict(family="dpo", epsilon=0.1, reweight="static", own_start=True)
-    with pytest.raises(ValueError, match="needs ref_model"):
+    with pytest.raises(ValueError, match="would weigh all pairs alike"):
         trainer_for(case, "8x1", str(tmp_path))
 
 

@@ -61,6 +61,13 @@ CHARTS = {
 }
 
 
+LONG = (
+    "all of it",
+    "the hardest 1 % as the reference chose them: 1 row",
+    "group of/an-author-and-a-model-350M",
+)
+
+
 def a_page() -> Page:
     pairs = {m: (RNG.normal(size=9), RNG.normal(size=9), [str(i) for i in range(9)]) for m in ("base", NASTY)}
     matrix = np.array([[np.nan, 3.2], [3.2, np.nan]])
@@ -70,7 +77,7 @@ def a_page() -> Page:
     heat = HeatMap("p-values", "−log10 p", ["base", NASTY], matrix, NASTY)
     plots = {
         "strips": interactive.paired_differences(strips, {f"base − {NASTY}": (0.1, -0.2, 0.4)}, "difference"),
-        "dots": interactive.intervals({"tuned": {"all of it": (0.9, 0.8, 1.1)}}, "ratio", 1.0),
+        "dots": interactive.intervals({"tuned": dict.fromkeys(LONG, (0.9, 0.8, 1.1))}, "ratio", 1.0),
     }
     return Page(
         title=f"A report {NASTY}",
@@ -214,6 +221,12 @@ def test_phone_width_and_contrast(browser, path, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     widths = page.evaluate("[...document.querySelectorAll('.plot .main-svg')].map(x => x.clientWidth)")
     assert max(widths) <= 390
+    figures = page.evaluate(
+        "[...document.querySelectorAll('.plot')].map(x => [x.id, x._fullLayout._size.w / x.clientWidth])"
+    )
+    assert len(figures) == 7 and not {name: share for name, share in figures if share < 0.7}
+    names = page.evaluate("[...document.querySelectorAll('.plot .annotation-text')].map(x => x.textContent)")
+    assert "all of it" in names
     background = colour(page, "body", "backgroundColor")
     assert (luminance(background) < 0.1) == (scheme == "dark")
     for selector in (

@@ -12,8 +12,8 @@ from klball.data.paraphrase.rounds import write_rounds
 from klball.data.paraphrase.samples import samples_of
 from klball.report.page import Plot, Table, number, render
 from klball.report.pages.comparison import _regions, comparison_page, write_comparison_report
-from klball.report.pages.evaluation import _verdict
-from klball.report.pages.parts import change, sample_rows, says
+from klball.report.pages.evaluation import COMPARED, _compared, _verdict, plain_lines
+from klball.report.pages.parts import change, counted, few_in_words, sample_rows, says
 from klball.report.pages.reproduction import gain_verdict
 from klball.scores.perplexity import Metric, RobustnessReport
 from simulated_rounds import simulated
@@ -45,8 +45,10 @@ def test_comparison_page(rounds, tmp_path, gamma):
         gamma = float(np.median(solutions.gamma - solutions.gamma_margin))
     comparison = compare_scores(scores, 0.5, gamma, 0, {"m0": {"dtype": "float32"}})
     page = comparison_page(comparison, rounds, tmp_path)
-    for verdict, sentence in zip(comparison.asked.verdicts, page.verdict[-3:], strict=True):
+    for verdict, sentence in zip(comparison.asked.verdicts, page.verdict[-6:-3], strict=True):
         assert sentence.endswith(verdict.sentence)
+    assert page.headline == comparison.lines() and len(page.headline) == 3
+    assert page.verdict[-3:] == comparison.on_average()
     (table,) = parts(page, Table, "Worst-case log-likelihood, nats per token: differences")[-1:]
     effects = [e for e in comparison.asked.effects if e.quantity == "worst_case"]
     shown = [row["mean"].value for row in table.rows]
@@ -98,17 +100,46 @@ def metric(name, model, ratio, low, high):
     return Metric("data", model, name, 10.0, 9.0, 11.0, ratio, low, high)
 
 
-@pytest.mark.parametrize(("kept", "warned"), [(100, True), (1901, False)])
-def test_few_hardest_rows_are_descriptive(kept, warned):
+@pytest.mark.parametrize(
+    ("kept", "tail", "line"),
+    [
+        (20, "worst 5 % (CVaR; descriptive: 1 row; the hardest 1 % are 1 row)", None),
+        (100, "worst 5 % (CVaR; descriptive: 5 rows; the hardest 1 % are 1 row)", None),
+        (400, "worst 5 % (CVaR; 20 rows; the hardest 1 % are 4 rows)", "worst 5 %"),
+        (1901, "hardest 1 %", "hardest 1 %"),
+    ],
+)
+def test_the_worst_5_percent_come_first_where_the_hardest_1_percent_are_few(kept, tail, line):
+    """The rule: fewer than 20 rows; and the worst 5 % of fewer than 20 carry no claim either."""
+    others = {"hardest_1pct": (0.9, 0.8, 0.95), "worst_5pct": (0.9, 0.8, 0.95)}
     metrics = [
-        metric(name, model, *(1.0, 1.0, 1.0) if model == "base" else (0.9, 0.8, 0.95))
-        for name in ("hardest_1pct", "perplexity_sample")
+        metric(name, model, *((1.0, 1.0, 1.0) if model == "base" else others.get(name, (1.1, 1.05, 1.2))))
+        for name in (*COMPARED, "bits_per_byte")
         for model in ("base", "tuned")
     ]
     report = RobustnessReport("base", metrics, [], {"data": {"kept": kept, "truncated": 0, "unscored": 0}})
     (sentence,) = _verdict(report, ["base", "tuned"])
-    assert ("descriptive: only 1 row)" in sentence) == warned
-    assert sentence.count("10.0 % lower (95 % interval −20.0 to −5.0 %)") == 2
+    assert f"10.0 % lower (95 % interval −20.0 to −5.0 %) on the {tail} and 10.0 % higher" in sentence
+    (plain,) = plain_lines(report)
+    if line:
+        assert plain == (
+            f"tuned is better than base on the {line} (by 10.0 % of perplexity), but worse on average (by "
+            f"10.0 % of perplexity), for rows like these {kept} of data."
+        )
+    else:
+        assert "Nothing can be said on the worst 5 %" in plain or "cannot be told" in plain
+    titles = list(_compared(report, "data").values())
+    hard = titles.index(f"hardest 1 % (chosen by the reference): {counted(-(-kept // 100))}")
+    worst = titles.index(f"worst 5 % (CVaR, each its own): {counted(-(-kept // 20))}")
+    assert (worst < hard) == (kept < 1901)
+    assert bool(few_in_words(kept)) == (kept < 1901)
+
+
+def test_what_to_read_where_few_rows_are_hard():
+    assert few_in_words(60) == (
+        "the hardest 1 % are 1 row, too few to judge by: read the worst 5 % (CVaR, 3 rows, descriptive too)"
+    )
+    assert few_in_words(500, "pair").endswith("read the worst 5 % (CVaR, 25 pairs)")
 
 
 def test_ratios_in_words_and_cells():

@@ -242,7 +242,7 @@ def test_score_tables_with_token_log_probs_add_up(tokenizer, tmp_path):
 
 
 def test_summary_is_mean_and_deviation_over_seeds():
-    outcomes = [Outcome("SFT", seed, *(float(seed + k) for k in range(9))) for seed in range(3)]
+    outcomes = [Outcome("SFT", seed, *(float(seed + k) for k in range(10))) for seed in range(3)]
     (row,) = summarise(outcomes)
     assert row["task_nll"] == 1 and row["gain"] == 2 and row["gain_sd"] == pytest.approx(1)
 

@@ -73,6 +73,25 @@ def test_log_likelihoods_of_choices(tmp_path):
     np.testing.assert_allclose(relative, np.log([odds[0, 1] / odds[0].sum(), odds[1, 2] / odds[1].sum()]))
 
 
+def test_choices_that_were_also_scored_without_their_question(tmp_path):
+    """acc_mutual_info: lm-eval appends log P(choice) to log P(choice | question)."""
+
+    def row(doc_id, *log_probs):
+        of_row = choices(doc_id, *log_probs)
+        return {**of_row, "metrics": ["acc", "acc_mutual_info"], "acc_mutual_info": 1.0}
+
+    path = write_samples(tmp_path, "mi", [row(0, -3.0, -2.0, -9.0, -1.0), row(1, -1.0, -4.0, -0.5, -7.0)])
+    assert klball.scores_from(path, score="log_likelihood").values.tolist() == [-2.0, -4.0]
+    assert klball.scores_from(path, score="num_choices").values.tolist() == [2, 2]
+    assert klball.scores_from(path, score="choice").values.tolist() == [1, 0]
+    relative = klball.scores_from(path, score="choice_log_prob").values
+    np.testing.assert_allclose(relative, -np.log1p(np.exp([-1.0, 3.0])))
+    assert klball.scores_from(path, score="acc_mutual_info").measure.unit == "accuracy"
+    path = write_samples(tmp_path / "odd", "mi", [row(0, -3.0, -2.0, -9.0)])
+    with pytest.raises(ValueError, match=r"row 1 \(counted from 1\): acc_mutual_info needs every choice"):
+        klball.scores_from(path)
+
+
 def test_what_lm_eval_calls_a_perplexity_of_a_sample_is_a_log_likelihood(tmp_path):
     rows = [{**sample(k, perplexity=-2.0 - k, acc=1), "resps": [[[-2.0 - k, True]]]} for k in range(2)]
     path = write_samples(tmp_path, "ll", rows, higher={"perplexity": False, "acc": True})

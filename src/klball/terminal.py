@@ -13,7 +13,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -87,8 +87,14 @@ def progress_bar(title: str, unit: str = "rows") -> Iterator[Any]:
         *(TextColumn(unit, markup=False), TimeRemainingColumn()),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        tasks: list[TaskID] = []
+
+        def show(done: int, total: int | None) -> None:
+            if not tasks:  # only now: what is finished already reports nothing, and needs no empty bar
+                tasks.append(progress.add_task(title))
+            progress.update(tasks[0], completed=done, total=total)
+
+        yield show
 
 
 class _ProgressLines:
@@ -110,6 +116,12 @@ class _ProgressLines:
 def say(text: str, style: str = "") -> None:
     """Print text as it is: brackets and colons are no markup, control characters are made visible."""
     console.print(Text(visible(text), style=style))
+
+
+def say_verdicts(lines: Sequence[str]) -> None:
+    """Which model is better where, in a plain line each, before the tables that it rests on."""
+    for line in ("Verdicts", *(f"• {line}" for line in lines), "") if lines else ():
+        say(line, style="bold" if line == "Verdicts" else "")
 
 
 def show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

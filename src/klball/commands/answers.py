@@ -10,7 +10,7 @@ from datasets import Dataset
 from klball.adversary.upweighting import radius_in_words
 from klball.commands.certified import SHARES, cell, certain, certified, given_bounds
 from klball.commands.labels import file_names, labelled
-from klball.commands.options import one_of
+from klball.commands.options import one_of, refuse_ignored
 from klball.data.prompts import check_prompts, require_answers, to_prompts
 from klball.data.rows import first_rows, load_rows
 from klball.files import file_name, write_csv, write_run
@@ -67,6 +67,10 @@ def evaluate_answers(options: Any, prog: str) -> None:
     bounds = given_bounds(
         options, "" if options.reward is None else "with --reward, whose rewards are 0 or 1"
     )
+    if options.reward_model is not None:  # else refused once the answers are there
+        refuse_ignored(options, ("pass_at",), "with --reward_model: pass@k counts rewards of 1")
+        if bounds is None:
+            refuse_ignored(options, ("confidence",), "without --bounds: a learnt reward has none known")
     folder = Path(options.output_dir)
     models, datasets = labelled(options.models), labelled(options.datasets)
     for labels in (models, datasets):

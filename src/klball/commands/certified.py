@@ -9,7 +9,7 @@ import numpy as np
 from klball.commands.options import refuse_ignored
 from klball.report.pages.parts import interval
 from klball.scores.accuracy import columns_of
-from klball.scores.certified import CertifiedWorstCase, certified_worst_case
+from klball.scores.certified import CertifiedWorstCase, certified_worst_case, limit
 from klball.scores.elsewhere.item_scores import Scores
 from klball.scores.measure import ACCURACY, Measure
 from klball.scores.pairs import is_pair_table, read_pairs
@@ -110,7 +110,7 @@ def certified(
 def cell(row: dict[str, Any]) -> str:
     """A value of a report with its interval; of a worst case what it is at least, where that is certified."""
     text = str(interval(row["value"], row["low"], row["high"]))
-    return text if math.isnan(row["certified"]) else f"{text} (≥ {row['certified']:.4g})"
+    return text if math.isnan(row["certified"]) else f"{text} (≥ {limit(row['certified'])})"
 
 
 def certain(confidence: float) -> str:

@@ -34,7 +34,7 @@ from klball.scores.elsewhere.item_scores import ONE_ROUND
 from klball.scores.parquet import score_files
 from klball.scores.tables import read_scores, score, warn_of_formats
 from klball.studies.arms import load, run_arm
-from klball.terminal import is_main, progress_bar, say
+from klball.terminal import is_main, progress_bar, say, say_verdicts
 
 EXAMPLE = "klball compare --models sft=outputs/sft robust=outputs/robust --dataset_name rows.jsonl"
 
@@ -88,10 +88,11 @@ def main(arguments: Sequence[str], prog: str) -> None:
     refuse_ignored(options, COLUMNS, "without --scores")
     options.epsilon = SOURCES if options.epsilon is None else options.epsilon
     folder = Path(options.output_dir)
-    rounds = _rounds(options, folder)
-    models = _models(options)
+    models = _models(options) if options.models else {}
     for name in models.values():
         check_model(name)
+    rounds = _rounds(options, folder)
+    models = models or _embedded()
     if options.rounds is not None and options.rounds > len(rounds.rounds):
         raise ValueError(f"--rounds is {options.rounds}, but {rounds.path} holds {len(rounds.rounds)}")
     numbers = rounds.rounds[: options.rounds]
@@ -112,6 +113,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     comparison = _compared(tables, gamma, options, rounds.like_these(len(numbers)))
     write(comparison, rounds, folder)
     write_comparison_report(comparison, rounds, folder)
+    say_verdicts(comparison.lines())
     show(comparison, rounds, folder)
 
 
@@ -141,6 +143,7 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
             comparison = compare_scores(scores, *settings)
     write(comparison, rounds, folder)
     write_comparison_report(comparison, rounds, folder)
+    say_verdicts(comparison.lines())
     show_groups(comparison.scores, folder)
     show(comparison, rounds, folder)
 
@@ -199,9 +202,7 @@ def _rounds(options: Options, folder: Path) -> Rounds:
 
 
 def _models(options: Options) -> dict[str, str]:
-    """name → path; without --models, the embedded model and what `klball reproduce` makes of it."""
-    if not options.models:
-        return _embedded()
+    """name → path."""
     models = labelled(options.models)
     file_names(models)
     if len(models) < 2:
@@ -210,6 +211,7 @@ def _models(options: Options) -> dict[str, str]:
 
 
 def _embedded() -> dict[str, str]:
+    """The embedded model and what `klball reproduce` makes of it."""
     options, folder, data, arms = tiny_experiment((0.0, 0.05))
     models = {"base": TINY}
     for arm in arms:
@@ -231,6 +233,7 @@ def _score_units(
     state = PartialState(cpu=True)
     mine = _share(models, numbers, options, state.process_index)
     with progress_bar("Scoring", "model × round") as progress:
+        progress(0, len(mine))
         for done, _ in enumerate(_scored(models, mine, rounds, options, folder), start=1):
             progress(done, len(mine))
     state.wait_for_everyone()

@@ -49,7 +49,9 @@ def write(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path
             matrix = p_matrix(analysis.tests, test, quantity, analysis.solutions.models)
             write_csv(own / f"p-{test}-{quantity}.csv", matrix_rows(analysis.solutions.models, matrix))
     sentences = [f"{analysis.name}: {sentence}" for analysis, sentence in comparison.said()]
-    lines = [line for line in (comparison.caution(), *sentences) if line]
+    lines = [line for line in (*comparison.lines(), comparison.caution(), *sentences) if line]
+    lines += comparison.on_average()
+    write_csv(folder / "averages.csv", [asdict(difference) for difference in comparison.averages])
     write_text(folder / "verdicts.txt", "\n".join(lines) + "\n")
 
 
@@ -63,7 +65,7 @@ def _profiles(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def show(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path) -> None:
-    """What can be relied on first, then the verdicts, then the source's tables."""
+    """What the plain lines rest on, the verdicts in full, the source's tables."""
     scores = comparison.scores
     many = "" if scores.rounds == [ONE_ROUND] else f" × {len(scores.rounds)} rounds"
     lost = ", ".join(f"{count} {reason}" for reason, count in scores.left_out.items() if count) or "none"
@@ -74,9 +76,9 @@ def show(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path)
     for analysis in comparison.analyses():
         _show_ground(analysis)
         say(radius_in_words(analysis.solutions.epsilon))
-    say("\nVerdicts", style="bold")
+    say("\nVerdicts in full", style="bold")
     lines = [f"at {analysis.name}: {sentence}" for analysis, sentence in comparison.said()]
-    for line in (comparison.caution(), *lines):
+    for line in (comparison.caution(), *lines, *comparison.on_average()):
         if line:
             say(f"• {line}")
     if comparison.asked.solutions.of_tokens:

@@ -16,10 +16,11 @@ from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.rounds import RoundScores, round_scores
 from klball.files import write_csv, write_run
 from klball.report.figures import plot_profiles
-from klball.report.pages.elsewhere import write_items_page
-from klball.report.pages.parts import interval
+from klball.report.pages.elsewhere import item_lines, write_items_page
+from klball.report.pages.evaluation import plain_lines
+from klball.report.pages.parts import few_in_words, interval
 from klball.report.pages.tables import write_report
-from klball.scores.certified import certified_worst_case
+from klball.scores.certified import certified_worst_case, limit
 from klball.scores.elsewhere.item_scores import Scores
 from klball.scores.elsewhere.reading import scores_from
 from klball.scores.elsewhere.report import GROUP, ItemReport, item_report
@@ -28,7 +29,7 @@ from klball.scores.measure import Measure
 from klball.scores.parquet import score_files
 from klball.scores.perplexity import robustness_report
 from klball.scores.tables import read_scores
-from klball.terminal import is_main, say, show_table
+from klball.terminal import is_main, say, say_verdicts, show_table
 
 COLUMNS = ("score", "id", "group", "round", "lower_is_better")
 Certified = dict[tuple[str, float], float]
@@ -148,7 +149,9 @@ def evaluate_elsewhere(options: Any, prog: str) -> None:
         tables: dict[str, Dataset] = {label: read_scores(path)[0] for label, path in paths.items()}
         if is_main():
             write_run(folder, options, prog)
-            write_report(robustness_report({"scores": tables}, reference), folder)
+            found = robustness_report({"scores": tables}, reference)
+            say_verdicts(plain_lines(found))
+            write_report(found, folder)
         return
     models = read_models(options)
     per_item = {label: own.per_item() for label, own in models.items()}
@@ -164,6 +167,7 @@ def evaluate_elsewhere(options: Any, prog: str) -> None:
     plot_profiles(report.profiles, folder, aligned.measure)
     rounds = RoundsElsewhere(per_item)
     write_items_page(report, aligned, rounds, folder)
+    say_verdicts(item_lines(report))
     show_items(report, aligned, least, options.confidence, folder)
 
 
@@ -207,6 +211,8 @@ def show_items(
         for rows in _by_name(report, models)
     ]
     show_table(f"{unit}: value [95 % interval]", ("mean of", "items", *models), body)
+    if few := few_in_words(n, "item"):
+        say(few)
     others = [model for model in models if model != report.reference]
     if others:
         keys = ("difference", "difference_low", "difference_high")
@@ -216,10 +222,11 @@ def show_items(
         ]
         show_table(f"difference to {report.reference} on the same items, {unit}", ("mean of", *others), body)
     worst = {(p.model, p.epsilon): p for p in report.profiles}
-    sign = "≤" if report.measure.loss else "≥"
+    loss = report.measure.loss
 
     def of_population(model: str, e: float) -> tuple[str, ...]:
-        return (f"{sign} {own(least[model, e]):.4g}",) if least else ()
+        shown = limit(own(least[model, e]), least=not loss) if least else ""
+        return (f"{'≤' if loss else '≥'} {shown}",) if least else ()
 
     body = [
         (

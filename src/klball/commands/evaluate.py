@@ -16,12 +16,12 @@ from klball.data.rows import first_rows, load_rows
 from klball.files import file_name, write_run
 from klball.flags import Certifying, ChatTemplate, Precision, RowIds, ScoreColumns, Split, option
 from klball.models.loading import TINY, check_model
-from klball.report.pages.evaluation import write_evaluation_page
+from klball.report.pages.evaluation import plain_lines, write_evaluation_page
 from klball.report.pages.tables import write_report
 from klball.scores.perplexity import robustness_report
 from klball.scores.tables import read_provenance, score, warn_of_formats
 from klball.studies.arms import load
-from klball.terminal import is_main, progress_bar
+from klball.terminal import is_main, progress_bar, say_verdicts
 
 EXAMPLE = "klball evaluate --models base=klball/tiny robust=outputs/run --datasets rows.jsonl"
 
@@ -97,6 +97,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         write_run(folder, options, prog)
         warn_of_formats(about.values())
         report = robustness_report(tables, reference)
+        say_verdicts(plain_lines(report))
         write_report(report, folder)
         write_evaluation_page(report, tables, rows, about, folder)
 

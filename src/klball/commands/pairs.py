@@ -17,6 +17,7 @@ from klball.data.rows import first_rows, load_chat_template, load_rows, to_prefe
 from klball.files import RUN_FILE, read_json_object, write_csv, write_run
 from klball.models.loading import REWARD, adapter_base, load_on_device
 from klball.objectives.pairs import no_preference_radius
+from klball.report.pages.parts import few_in_words
 from klball.scores.accuracy import WORST, columns_of, pair_report
 from klball.scores.certified import certified_worst_case
 from klball.scores.pairs import dpo_table, encode_pairs, likelihoods, read_pairs, reward_table
@@ -153,6 +154,8 @@ def show_report(
     ]
     title = f"{title}: value [95 % interval] {certain(confidence)}"
     show_table(title, ("metric", "pairs of", "pairs", *reports), body)
+    if few := few_in_words(len(columns[first]["loss"]), "pair"):
+        say(few)
     for label, own in columns.items():
         found = certified_worst_case(own["accuracy"], WORST, confidence=confidence)
         say(f"{label}: {found.sentence('accuracy', 'pairs')}")

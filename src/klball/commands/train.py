@@ -9,6 +9,7 @@ from typing import Any
 
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
+from klball.commands.leftovers import no_leftovers
 from klball.commands.options import parse
 from klball.commands.pairs import say_of_flips
 from klball.commands.recipe import read_recipe, split_config
@@ -72,9 +73,11 @@ def main(arguments: Sequence[str], prog: str) -> None:
     if (meaning := config.radius_in_words()) and is_main():
         say(meaning)
     template = getattr(options, "chat_template_path", None)
-    train(rows, config, model_options, resolved, evaluation, chat_template_path=template)
+    folder = Path(str(config.output_dir))
+    with no_leftovers(folder):
+        train(rows, config, model_options, resolved, evaluation, chat_template_path=template)
     if is_main():
-        write_training_page(Path(str(config.output_dir)), "Robust fine-tuning", meaning)
+        write_training_page(folder, "Robust fine-tuning", meaning)
 
 
 def parse_training(

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
+from klball.commands.leftovers import no_leftovers
 from klball.commands.options import distinct, refuse_ignored
 from klball.commands.train import named_model, parse_training
 from klball.commands.training_data import (
@@ -70,7 +71,6 @@ def main(arguments: Sequence[str], prog: str) -> None:
     folder = Path(str(config.output_dir))
     train, held_out, test = _rows(options, config)
     sections: dict[str, Any] = {"model": asdict(model), "training": settings_of(config)}
-    write_run(folder, options, prog, **sections)
     began = time.monotonic()
     study = Study(
         *(train, held_out, test, config, model),
@@ -86,7 +86,9 @@ def main(arguments: Sequence[str], prog: str) -> None:
         max_cost=options.max_cost,
         halving=options.halving,
     )
-    results = tune(study)
+    with no_leftovers(folder):
+        write_run(folder, options, prog, **sections)
+        results = tune(study)
     if is_main():
         minutes = (time.monotonic() - began) / 60
         say(f"{results.cost:g} runs, {minutes:.1f} minutes in this call; everything is in {folder}")

@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from klball.adversary.dual import robust_profile
+from klball.comparison.averages import MeanDifference, mean_differences
 from klball.comparison.effects import Effect, Spread, effect_sizes, spreads
 from klball.comparison.hypothesis_tests import PAIR, PairTest, pairwise_tests
 from klball.comparison.items import ItemInference, bootstrap, delta_inference
 from klball.comparison.joint import JointRegion, bootstrap_regions, delta_regions
+from klball.comparison.plain_words import line_of_verdict
 from klball.comparison.rounds import (
     LEAST_ESS,
     Gamma,
@@ -19,10 +21,11 @@ from klball.comparison.rounds import (
     largest_epsilon_with_ess,
     solve_rounds,
 )
-from klball.comparison.verdicts import Verdict, verdicts
+from klball.comparison.verdicts import LEAD, Verdict, verdicts
 from klball.scores.parts import Progress
 from klball.scores.perplexity import RADII
 
+CLAIMS = ("items", "rounds", "undecided", "descriptive")  # the one that says most first
 SOURCE_TESTS = (("welch_t", "lambda_"), ("welch_t", "beta"), ("hotelling", PAIR))
 
 
@@ -59,6 +62,7 @@ class Comparison:
         wide: That at the largest ε with ESS ≥ 100, without γ, if there is one.
         profiles: Rows model, ε, worst-case loss, λ, ESS: means over rounds.
         about: The models' provenance.
+        averages: Differences of means, beside the worst cases.
     """
 
     scores: RoundScores
@@ -66,10 +70,35 @@ class Comparison:
     wide: Analysis | None
     profiles: list[dict[str, Any]]
     about: dict[str, Any]
+    averages: list[MeanDifference]
 
     def analyses(self) -> list[Analysis]:
         """The one with the larger effective sample size first: its claims hold the most."""
         return [a for a in (self.wide, self.asked) if a is not None]
+
+    def lines(self) -> list[str]:
+        """Every pair of models in one plain line, claims first."""
+        return [line_of_verdict(*of_pair) for of_pair in self._pairs()]
+
+    def on_average(self) -> list[str]:
+        """The differences of means that the lines speak of, in full."""
+        return [mean.sentence(self.scores.measure) for _, _, mean, _ in self._pairs()]
+
+    def _pairs(self) -> list[tuple[Verdict, Effect, MeanDifference, RoundSolutions]]:
+        """Of every pair the verdict that claims most, what it is of, and the difference of the means."""
+        effects = {(id(a), e.model_a, e.model_b, e.quantity): e for a in self.analyses() for e in a.effects}
+        means = {(d.model_a, d.model_b, d.over): d for d in self.averages}
+        of_pair: dict[tuple[str, str], list[tuple[Verdict, Analysis]]] = {}
+        for analysis in self.analyses():
+            for verdict in analysis.verdicts:
+                of_pair.setdefault((verdict.model_a, verdict.model_b), []).append((verdict, analysis))
+        most = [min(found, key=lambda one: CLAIMS.index(one[0].claim)) for found in of_pair.values()]
+        found = []
+        for verdict, analysis in sorted(most, key=lambda one: CLAIMS.index(one[0].claim)):
+            pair = (verdict.model_a, verdict.model_b)
+            mean = means[*pair, "rounds" if verdict.claim == "rounds" else "items"]
+            found.append((verdict, effects[id(analysis), *pair, LEAD], mean, analysis.solutions))
+        return found
 
     def said(self) -> list[tuple[Analysis, str]]:
         """The verdicts' sentences, claims before what only describes."""
@@ -122,7 +151,8 @@ def compare_scores(
     analysis = (
         None if wide is None or same else _analysed(scores, wide, None, resamples, progress, like_these)
     )
-    return Comparison(scores, asked, analysis, _profiles(scores), about or {})
+    profiles, averages = _profiles(scores), mean_differences(scores)
+    return Comparison(scores, asked, analysis, profiles, about or {}, averages)
 
 
 def _analysed(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+SMALLEST_P = 0.001  # that sentences spell out; the tables have −log10 p
 FDistribution: Any = stats.make_distribution(stats.f)
 
 
@@ -27,6 +28,12 @@ class PValue:
 def degenerate(reason: str) -> PValue:
     """No p-value, for this reason."""
     return PValue(np.nan, np.nan, reason)
+
+
+def p_in_words(minus_log10_p: float) -> str:
+    """ "p = 0.023", "p < 0.001"."""
+    p = 10**-minus_log10_p
+    return f"p = {p:.3f}" if p >= SMALLEST_P else f"p < {SMALLEST_P}"
 
 
 def p_of_f(statistic: float, df_between: float, df_within: float) -> float:

@@ -9,12 +9,12 @@ from klball.comparison.calibration import LEAST_ESS, LEVEL, supports_over_items,
 from klball.comparison.effects import Effect
 from klball.comparison.hypothesis_tests import PairTest
 from klball.comparison.items import ItemInference
+from klball.comparison.p_values import p_in_words
 from klball.comparison.rounds import MOST_UNUSABLE, RoundSolutions
 from klball.scores.elsewhere.item_scores import ONE_ROUND
 from klball.scores.measure import Measure
 
 LEAD = "worst_case"
-SMALLEST_P = 0.001  # that sentences spell out; the tables have −log10 p
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,17 @@ def _claim(
     if over_items and _significant(item):
         rounds = "" if solutions.rounds == [ONE_ROUND] else f", {_rounds(effect.rounds)}"
         scope = f"for items like these {solutions.n}{rounds}"
-        return "items", f"{difference} {scope} (over items: {of_items}, Holm {_p(item)}; {ess})."
+        return (
+            "items",
+            f"{difference} {scope} (over items: {of_items}, {_holm(item)}; {ess}).",
+        )
     beyond = f"undecided ({of_items})" if over_items else f"descriptive: {ess}"
     if over_rounds and _significant(test):
         scope = f"on these {solutions.n} items only, over {like_these}"
-        return "rounds", f"{difference} {scope} ({interval}, Holm {_p(test)}); beyond these items {beyond}."
+        return (
+            "rounds",
+            f"{difference} {scope} ({interval}, {_holm(test)}); beyond these items {beyond}.",
+        )
     if not over_rounds and not over_items:
         return (
             "descriptive",
@@ -162,14 +168,18 @@ def _interval(of: Effect | ItemInference, low: float, high: float, effect: Effec
     better, worse = of.model_a, of.model_b
     if effect.mean < 0:
         better, worse, low, high = worse, better, -high, -low
-    bounds = f"{low:.3g} to {high:.3g}".replace("-", "−")
+    return bounds_in_words(better, worse, low, high, measure)
+
+
+def _holm(result: PairTest | ItemInference) -> str:
+    return f"Holm {p_in_words(result.minus_log10_holm)}"
+
+
+def bounds_in_words(better: str, worse: str, low: float, high: float, measure: Measure) -> str:
+    """The interval of the better model's score minus the other's, of losses the other way round."""
     first, second = (worse, better) if measure.loss else (better, worse)
+    bounds = f"{low:.3g} to {high:.3g}".replace("-", "−")
     return f"95 % interval of {first} − {second}: {bounds}"
-
-
-def _p(result: PairTest | ItemInference) -> str:
-    p = 10**-result.minus_log10_holm
-    return f"p = {p:.3f}" if p >= SMALLEST_P else f"p < {SMALLEST_P}"
 
 
 def _source_reading(effects: dict[tuple[str, str, str], Effect], pair: tuple[str, str]) -> str:

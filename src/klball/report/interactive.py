@@ -93,8 +93,10 @@ def intervals(
         ticktext=[_plain(row) for row in rows],
         range=[len(rows) - 0.5, -0.5],
         showgrid=False,
+        zeroline=False,
     )
-    figure.update_layout(height=180 + 18 * len(rows) * (1 + len(series)))
+    free = 0.5 - 0.3 * (1 - 1 / max(1, len(series)))  # above the dots of a row, for its name on a phone
+    figure.update_layout(height=180 + 18 * len(rows) * (1 + len(series)), meta={"room": free})
     return figure
 
 
@@ -172,8 +174,9 @@ def paired_differences(
         ticktext=[_plain(pair).replace(" − ", "<br>− ") for pair in pairs],
         range=[len(pairs) - 0.4, -0.6],
         showgrid=False,
+        zeroline=False,
     )
-    figure.update_layout(height=200 + 70 * len(pairs))
+    figure.update_layout(height=200 + 70 * len(pairs), meta={"room": 0.26})
     return figure
 
 

@@ -3,6 +3,7 @@
 // Figures name these colours; the page replaces them by its own, which differ in dark mode.
 const STAND_INS = { "#000000": "--ink", "#dddddd": "--grid", "#0072B2": "--blue" };
 const PRINT_WIDTH = 680;
+const LINE = 16;  // pixels
 
 function drawPlots(width) {
   const style = getComputedStyle(document.documentElement);
@@ -14,7 +15,7 @@ function drawPlots(width) {
     const figure = JSON.parse(text);
     const box = document.getElementById(source.dataset.plot);
     const narrow = box.clientWidth < 560;
-    if (narrow) fitNarrow(figure.layout);
+    if (narrow) fitNarrow(figure, box.clientWidth);
     if (width) Object.assign(figure.layout, { width, autosize: false });
     Plotly.react(box, figure.data, figure.layout, {
       responsive: true,
@@ -30,17 +31,48 @@ function wrap(text, width) {
   return text.replace(new RegExp(`(.{1,${width}})(\\s|$)`, "g"), "$1<br>").slice(0, -4);
 }
 
-// Names of rows would leave no room for the plot: they take several short lines, and rows more height.
-function fitNarrow(layout) {
-  if (layout.yaxis.ticktext) {
-    layout.yaxis.ticktext = layout.yaxis.ticktext.map((text) => wrap(text.replaceAll("<br>", " "), 13));
-    layout.yaxis.tickfont = { size: 11 };
-    const lines = Math.max(...layout.yaxis.ticktext.map((text) => text.split("<br>").length));
-    layout.height = Math.max(layout.height, 200 + 15 * lines * layout.yaxis.ticktext.length);
-  }
+// Names beside the plot would leave no room for it.
+function fitNarrow(figure, width) {
+  const layout = figure.layout;
   for (const axis of [layout.xaxis, layout.yaxis]) {
     if (axis.title.text) axis.title.text = wrap(axis.title.text, 34);
   }
+  if (layout.yaxis.ticktext) nameAbove(layout, width);
+  for (const trace of figure.data) {
+    if (trace.type === "heatmap") letterHeatMap(trace, layout);
+  }
+}
+
+// Names of rows stand above them; layout.meta.room is the share of a row that is free there.
+function nameAbove(layout, width) {
+  const names = layout.yaxis.ticktext.map((text) => wrap(text.replaceAll("<br>", " "), Math.floor(width / 8)));
+  const paper = getComputedStyle(document.documentElement).getPropertyValue("--paper").trim();
+  const lines = Math.max(...names.map((text) => text.split("<br>").length));
+  const rowHeight = (LINE * lines + 8) / layout.meta.room;
+  layout.height = Math.max(layout.height, 170 + rowHeight * names.length);
+  layout.yaxis.showticklabels = false;
+  layout.yaxis.ticks = "";
+  layout.annotations = names.map((text, row) => ({
+    text, x: 0, xref: "paper", xanchor: "left", y: layout.yaxis.tickvals[row] - 0.5, yanchor: "top",
+    align: "left", showarrow: false, font: { size: 12 }, bgcolor: paper,
+  }));
+}
+
+// Long names become letters, explained below; the scale lies above the cells.
+function letterHeatMap(trace, layout) {
+  trace.colorbar = {
+    ...trace.colorbar, orientation: "h", thickness: 10, y: 1.02, yanchor: "bottom", title: { side: "top",
+      text: trace.colorbar.title.text.replace("<br>", " ") },
+  };
+  layout.height += 60;
+  if (Math.max(...trace.x.map((name) => name.length)) <= 8) return;
+  const letters = trace.x.map((_, place) => String.fromCodePoint(65 + place));
+  for (const axis of [layout.xaxis, layout.yaxis]) {
+    Object.assign(axis, { tickvals: letters.map((_, place) => place), ticktext: letters });
+  }
+  layout.xaxis.title = { text: trace.x.map((name, place) => `${letters[place]}: ${name}`).join("<br>"), standoff: 12 };
+  layout.xaxis.title.font = { size: 12 };
+  layout.height += 17 * letters.length;
 }
 
 function sortValue(cell) {

@@ -131,12 +131,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A report: the verdict in sentences comes first."""
+    """A report: the verdict comes first, where there is one in plain lines (headline), then in sentences."""
 
     title: str
     verdict: Sequence[str]
     sections: Sequence[Section]
     subtitle: str = ""
+    headline: Sequence[str] = ()
 
 
 def write_page(page: Page, path: str | Path) -> None:

@@ -79,6 +79,8 @@ def sample_answers(
     rows: dict[int, list[dict[str, Any]]] = {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        if progress is not None:
+            progress(0, len(order))
         for start in range(0, len(order), PROMPTS_PER_BATCH):
             batch = order[start : start + PROMPTS_PER_BATCH]
             answers = _generate(model, [prompts[i] for i in batch for _ in range(samples)], settings)

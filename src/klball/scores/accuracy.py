@@ -9,8 +9,8 @@ from datasets import Dataset
 
 from klball.adversary.dual import robust_profile
 from klball.scores.certified import certified_worst_case
-from klball.scores.perplexity import RADII, hardest
-from klball.scores.tails import mean_interval
+from klball.scores.perplexity import CVAR, RADII, cvar, few_hardest, hardest, own_tail
+from klball.scores.tails import mean_interval, tail_size
 
 WORST = 0.05  # nats, of the worst case that is reported beside the profile
 
@@ -44,7 +44,8 @@ def pair_report(
 ) -> list[dict[str, Any]]:
     """Rows metric, part, pairs, value, low, high (95 % intervals of means), certified; NaN for none.
 
-    part: "all", "hardest 1 %" (by the reference's losses, or its own), "group NAME", "worst ε". Sources of
+    part: "all", "worst 5 %" (CVaR, of its own losses), "hardest 1 %" (by the reference's losses, or its own),
+    the former first where the latter are few, "group NAME", "worst ε". Sources of
     the worst case: the loss over the pairs, the accuracy over them. certified: the bound of
     `certified_worst_case` on the accuracy.
     """
@@ -60,6 +61,8 @@ def pair_report(
             low, high = mean_interval(values)
             rows.append(_row(metric, part, len(values), float(values.mean()), low, high))
     n = len(columns["loss"])
+    order = [(row["metric"], row["part"]) for row in rows]
+    rows.insert(order.index(("loss", "hardest 1 %")) + (not few_hardest(n)), _worst(columns["loss"]))
     profile = robust_profile(-columns["loss"], RADII)
     for epsilon, loss in zip(profile.epsilon, profile.robust_loss, strict=True):
         rows.append(_row("loss", f"worst ε = {epsilon:g}", n, float(loss)))
@@ -67,6 +70,12 @@ def pair_report(
         worst = _row("accuracy", f"worst ε = {epsilon:g}", n, found.worst_case)
         rows.append({**worst, "certified": found.lower})
     return rows
+
+
+def _worst(loss: np.ndarray) -> dict[str, Any]:
+    """The mean of the largest losses."""
+    value = cvar(loss, CVAR)
+    return _row("loss", "worst 5 %", tail_size(CVAR, len(loss)), value, *own_tail(loss, CVAR, value))
 
 
 def _row(

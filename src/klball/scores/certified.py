@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -45,15 +46,21 @@ class CertifiedWorstCase:
     def sentence(self, name: str = "the score", rows: str = "prompts", loss: bool = False) -> str:
         """The claim in words; the bound is rounded towards its limit. loss: the scores are minus a loss."""
         low, high = self.bounds
-        step = 10.0 ** (math.floor(math.log10(high - low)) - 3)
-        shown = max(low, math.floor(self.lower / step) * step)
+        last = Decimal(1).scaleb(math.floor(math.log10(high - low)) - 3)  # digit, as fine as the bounds allow
+        shown = max(Decimal(low), Decimal(self.lower).quantize(last, ROUND_FLOOR)).normalize()
         within = f"on every mix of {rows} within ε = {self.epsilon:g} nats of yours"
         sign, than, side = (-1, "at most", "below") if loss else (1, "at least", "above")
         if self.lower <= low:
             said = f"{self.n} {rows} do not show that {name} is {side} {sign * low:g} {within}"
         else:
-            said = f"{name} is {than} {sign * shown:.4g} {within}"
+            said = f"{name} is {than} {sign * shown:f} {within}"
         return f"with {100 * self.confidence:g} % confidence, {said}"
+
+
+def limit(value: float, least: bool = True) -> str:
+    """Four digits of a bound, rounded towards its safe side: a least value down, a most value up."""
+    rounding = ROUND_FLOOR if least else ROUND_CEILING
+    return f"{float(Context(prec=4, rounding=rounding).create_decimal_from_float(value)):.4g}"
 
 
 def certified_worst_case(

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from klball.scores.perplexity import HARDEST, cvar
-from klball.scores.tails import influence, mean_interval, paired_interval, tail_size
+from klball.scores.perplexity import CVAR, cvar
+from klball.scores.tails import influence, mean_interval, paired_interval
 
-CVAR = 0.05
 FEW_IN_GROUP = 10  # rows: the mean of fewer says little of a group
 MEASURES = ("mean", "cvar", "hardest_1pct", "worst_group")
 
@@ -81,8 +80,3 @@ def groups_judged(groups: Sequence[str]) -> list[str]:
     """The groups with enough rows to be the worst."""
     names, counts = np.unique(np.array(groups), return_counts=True)
     return [str(name) for name, count in zip(names, counts, strict=True) if count >= FEW_IN_GROUP]
-
-
-def hardest_rows(rows: int) -> int:
-    """How many are the hardest 1 %."""
-    return tail_size(HARDEST, rows)

@@ -39,6 +39,8 @@ def table_in_parts(
     total = sum(map(len, batches))
     tables = []
     done = 0
+    if progress is not None:
+        progress(0, total)
     for index, part in enumerate(parts):
         if index % processes == process:
             tables.append(_part(part, part_of, folder, index))

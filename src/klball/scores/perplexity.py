@@ -11,10 +11,10 @@ from scipy import stats
 from torch import Tensor
 
 from klball.adversary.dual import robust_profile
-from klball.scores.tails import influence, mean_interval, paired_interval, tail_interval, tail_size
+from klball.scores.tails import FEW, influence, mean_interval, paired_interval, tail_interval, tail_size
 
 HARDEST = 0.01
-HARD = 0.05
+CVAR = 0.05
 CVAR_LEVELS = (0.01, 0.05, 0.1, 0.25)
 RADII = (0.0, 0.01, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0)
 RESAMPLES = 1_000
@@ -84,7 +84,7 @@ def robustness_report(
     perplexity_token = exp(−Σ log p / Σ T); perplexity_sample = exp(−mean g); bits_per_byte =
     −Σ log p / (ln 2 · Σ bytes), the only one comparable across tokenizers; hardest_1pct: exp(−mean g)
     of the 1 % lowest g under the reference model, the same rows for every model; own_hardest_1pct and
-    own_hardest_5pct: exp of the mean loss of the model's own worst 1 and 5 %; cvar_α: that of a share α, in
+    worst_5pct: exp of the mean loss of the model's own worst 1 and 5 %; cvar_α: that of a share α, in
     nats; worst_group, where `groups` has the rows' groups: the largest perplexity_sample of a group, each
     model's own.
     Rows that any model cut or could not score leave the report for all models.
@@ -158,7 +158,7 @@ def _metrics(data: str, columns: dict[str, Columns], reference: str, resamples: 
                 for level in CVAR_LEVELS
             },
             "own_hardest_1pct": _of_own(own["log_likelihood"], base["log_likelihood"], HARDEST),
-            "own_hardest_5pct": _of_own(own["log_likelihood"], base["log_likelihood"], HARD),
+            "worst_5pct": _of_own(own["log_likelihood"], base["log_likelihood"], CVAR),
         }
         metrics += [Metric(data, model, name, *map(float, numbers)) for name, numbers in found.items()]
     return metrics
@@ -223,18 +223,18 @@ def _of_hardest(g: np.ndarray, reference: np.ndarray, hard: np.ndarray) -> Numbe
     return tuple(map(_exp, (-g[hard].mean(), low, high, difference.mean(), *bounds)))  # pyright: ignore[reportReturnType]
 
 
-def _of_own(g: np.ndarray, reference: np.ndarray, share: float) -> Numbers:
+def _of_own(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
     """exp of the mean loss of each model's own worst share."""
-    value, base = cvar(-g, share), cvar(-reference, share)
-    effect = influence(-g, share) - influence(-reference, share)
-    bounds = paired_interval(effect, share, value - base)
-    numbers = (value, *_own_tail(-g, share, value), value - base, *bounds)
+    value, base = cvar(-g, level), cvar(-reference, level)
+    effect = influence(-g, level) - influence(-reference, level)
+    bounds = paired_interval(effect, level, value - base)
+    numbers = (value, *own_tail(-g, level, value), value - base, *bounds)
     return tuple(map(_exp, numbers))  # pyright: ignore[reportReturnType]
 
 
 def _of_cvar(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
     value, base = cvar(-g, level), cvar(-reference, level)
-    interval = _own_tail(-g, level, value)
+    interval = own_tail(-g, level, value)
     if not (value > 0 and base > 0):  # no loss at all: there is no ratio
         return (value, *interval, math.nan, math.nan, math.nan)
     effect = influence(-g, level) / value - influence(-reference, level) / base
@@ -242,7 +242,7 @@ def _of_cvar(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
     return (value, *interval, value / base, _exp(low), _exp(high))
 
 
-def _own_tail(loss: np.ndarray, level: float, value: float) -> tuple[float, float]:
+def own_tail(loss: np.ndarray, level: float, value: float) -> tuple[float, float]:
     """The interval of the mean of the worst `level`; its edge is the next loss."""
     m = tail_size(level, len(loss))
     ordered = np.sort(loss)[::-1]
@@ -282,11 +282,14 @@ def summary_of(scores: dict[str, Tensor]) -> dict[str, float]:
 
 def decided_by(name: str, rows: int) -> int:
     """How many of `rows` samples a metric rests on: those of the tail, where it is one."""
-    share = {
-        **{"hardest_1pct": HARDEST, "own_hardest_1pct": HARDEST, "own_hardest_5pct": HARD},
-        **{f"cvar_{x:g}": x for x in CVAR_LEVELS},
-    }
+    share = {"hardest_1pct": HARDEST, "own_hardest_1pct": HARDEST, "worst_5pct": CVAR}
+    share |= {f"cvar_{x:g}": x for x in CVAR_LEVELS}
     return tail_size(share[name], rows) if name in share else rows
+
+
+def few_hardest(rows: int) -> bool:
+    """Whether the hardest 1 % of so many samples are too few to judge by: the worst 5 % then come first."""
+    return tail_size(HARDEST, rows) < FEW
 
 
 def token_nll(table: Dataset) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.05
+FEW = 20  # samples in a tail: the mean of fewer is descriptive, and the hardest 1 % are not judged by
 
 
 def tail_size(share: float, n: int) -> int:

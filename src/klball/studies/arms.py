@@ -329,5 +329,8 @@ class Steps(TrainerCallback):
     def __init__(self, progress: Any):
         self.progress = progress
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress(state.global_step, state.max_steps)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress(state.global_step, state.max_steps)

@@ -17,7 +17,7 @@ from klball.data.rows import load_rows
 from klball.files import json_digest, write_csv
 from klball.report.charts import entropy_chart
 from klball.report.figures import draw, plot_gain_against_forgetting
-from klball.report.pages.parts import BASE
+from klball.report.pages.parts import BASE, few_in_words
 from klball.report.pages.reproduction import write_objectives_page
 from klball.scan.behaviour import Behaviour, behaviour_of
 from klball.scores.perplexity import robustness_report, token_mean, token_nll
@@ -35,7 +35,7 @@ from klball.studies.arms import (
     score_model,
 )
 from klball.studies.summary import means
-from klball.terminal import is_main, progress_bar, show_table
+from klball.terminal import is_main, progress_bar, say, show_table
 from klball.training.accountant import HISTORY_FILE
 from klball.training.identity import model_digest
 
@@ -45,7 +45,7 @@ ENTROPY_COEF = 0.1
 
 @dataclass(frozen=True)
 class Outcome:
-    """One arm, one seed. Nats per token, but for the perplexity of the hardest 1 % and the diversity.
+    """One arm, one seed. Nats per token, but for the perplexities of two tails and the diversity.
 
     task_nll, other_nll: token mean NLL on test rows and out of domain; gain: the base's task_nll minus
     this one. entropy: token mean on the test answers. The rest as in `Behaviour`.
@@ -55,6 +55,7 @@ class Outcome:
     seed: int
     task_nll: float
     gain: float
+    worst_5pct: float
     hardest_1pct: float
     other_nll: float
     entropy: float
@@ -127,6 +128,7 @@ class _Reference:
             seed=seed,
             task_nll=token_nll(tables["test"]),
             gain=token_nll(self.tables["test"]) - token_nll(tables["test"]),
+            worst_5pct=report.value("test", label, "worst_5pct").value,
             hardest_1pct=report.value("test", label, "hardest_1pct").value,
             other_nll=token_nll(tables["ood"]),
             entropy=token_mean(tables["test"], "entropy"),
@@ -163,11 +165,14 @@ def _report(
     summary = summarise(outcomes)
     write_csv(folder / "summary.csv", summary)
     seeds = 1 + max(outcome.seed for outcome in outcomes)
-    title = f"{seeds} seed(s): mean ± sd; nats per token, hardest 1 % as perplexity"
+    title = f"{seeds} seed(s): mean ± sd; nats per token, worst 5 % and hardest 1 % as perplexity"
     header = ("arm", *(name.replace("_", " ") for name in MEASURES))
     show_table(
         title, header, [(row["arm"], *(_cell(row, name, seeds) for name in MEASURES)) for row in summary]
     )
+    kept = robustness_report({"test": {BASE: base["test"]}}, BASE, 1).rows["test"]["kept"]
+    if few := few_in_words(kept):
+        say(f"of the test rows {few}")
     plot_gain_against_forgetting(summary, folder / "figures" / "gain-against-forgetting")
     curves: dict[str, Sequence[Any]] = {
         arm.label: [

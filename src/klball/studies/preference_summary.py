@@ -15,12 +15,13 @@ from klball.files import write_csv
 from klball.objectives.pairs import no_preference_radius
 from klball.report.charts import Chart, Series
 from klball.report.figures import draw
+from klball.report.pages.parts import few_in_words
 from klball.report.pages.preference import write_preference_page
 from klball.scores.accuracy import Columns, pair_report, value_of, worst_group
-from klball.scores.perplexity import hardest
+from klball.scores.perplexity import CVAR, cvar, hardest
 from klball.studies.arms import provenance_of
 from klball.studies.summary import means
-from klball.terminal import show_table
+from klball.terminal import say, show_table
 from klball.training.run import DONE_FILE
 
 STOPPED = 0.1  # of the margin that plain DPO learns
@@ -30,9 +31,10 @@ STOPPED = 0.1  # of the margin that plain DPO learns
 class Outcome:
     """One arm, one seed, on clean held-out pairs.
 
-    accuracy; worst_group: the least of the fields; hardest_1pct: mean loss of the pairs that plain DPO on
-    clean labels finds hardest; margin: mean βΔ; loss: mean; forgetting: nats per token on other data;
-    top_flipped: the share of flipped pairs among the 20 of largest weight (NaN without weights).
+    pairs: how many; accuracy; worst_group: the least of the fields; worst_5pct: mean loss of the arm's own
+    worst 5 % (CVaR); hardest_1pct: that of the pairs that plain DPO on clean labels finds hardest; margin:
+    mean βΔ; loss: mean; forgetting: nats per token on other data; top_flipped: the share of flipped pairs
+    among the 20 of largest weight (NaN without weights).
     """
 
     arm: str
@@ -40,8 +42,10 @@ class Outcome:
     flip: float
     epsilon: float
     seed: int
+    pairs: int
     accuracy: float
     worst_group: float
+    worst_5pct: float
     hardest_1pct: float
     margin: float
     loss: float
@@ -49,7 +53,10 @@ class Outcome:
     top_flipped: float
 
 
-MEASURES = ("accuracy", "worst_group", "hardest_1pct", "margin", "loss", "forgetting", "top_flipped")
+MEASURES = (
+    *("accuracy", "worst_group", "worst_5pct", "hardest_1pct", "margin", "loss", "forgetting"),
+    "top_flipped",
+)
 
 
 def outcome_of(
@@ -59,9 +66,10 @@ def outcome_of(
     rows = pair_report(columns)
     hard = hardest(-reference["loss"])
     return Outcome(
-        *(arm.label, arm.kind, arm.flip, arm.epsilon, seed),
+        *(arm.label, arm.kind, arm.flip, arm.epsilon, seed, len(columns["loss"])),
         accuracy=value_of(rows, "accuracy", "all"),
         worst_group=worst_group(rows),
+        worst_5pct=cvar(columns["loss"], CVAR),
         hardest_1pct=float(columns["loss"][hard].mean()),
         margin=float(columns["margin"].mean()),
         loss=value_of(rows, "loss", "all"),
@@ -88,6 +96,8 @@ def report(outcomes: Sequence[Outcome], beliefs: Sequence[dict[str, Any]], folde
     header = ("flips", "arm", *(name.replace("_", " ") for name in MEASURES))
     body = [(f"{row['flip']:g}", row["arm"], *(row[name] for name in MEASURES)) for row in summary]
     show_table(f"clean held-out pairs, means over {seeds} seed(s)", header, body)
+    if few := few_in_words(outcomes[0].pairs, "pair"):
+        say(few)
     header = ("flips η", "predicted ε₀(η)", f"learning stops: margin below {STOPPED:g} of plain DPO's")
     show_table("where learning stops", header, [(f"{r['flip']:g}", r["predicted"], r["text"]) for r in stops])
     columns = [name for name in of_beliefs[0] if not name.endswith("_sd")] if of_beliefs else []
@@ -96,7 +106,9 @@ def report(outcomes: Sequence[Outcome], beliefs: Sequence[dict[str, Any]], folde
     )
     charts = [accuracy_chart(summary), margin_chart(summary)]
     draw(folder / "figures" / "radius", *charts)
-    write_preference_page(summary, stops, of_beliefs, charts, seeds, MEASURES, provenance_of(folder), folder)
+    write_preference_page(
+        summary, stops, of_beliefs, charts, seeds, MEASURES, few, provenance_of(folder), folder
+    )
 
 
 def summarise(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

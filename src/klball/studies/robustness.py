@@ -1,8 +1,7 @@
 """The robustness experiment: what robust fine-tuning costs and buys.
 
 Base model, SFT (ε = 0), robust SFT at each radius and variants of it, at equal budget; perplexity on the
-whole test set, on its hardest 1 % (chosen by the base model), on each model's own hardest 5 % and worst
-group, and out of domain, over training and by ε.
+whole test set, on its hardest 1 % (chosen by the base model), on each model's own worst 5 % and worst group, and out of domain, over training and by ε.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,19 +14,19 @@ from klball.data.ids import group_names
 from klball.files import write_csv
 from klball.report.charts import curve_chart, radius_chart
 from klball.report.figures import draw
-from klball.report.pages.parts import BASE
+from klball.report.pages.parts import BASE, counted
 from klball.report.pages.reproduction import write_robustness_page
-from klball.report.pages.tables import write_report
-from klball.scores.perplexity import RESAMPLES, robustness_report
+from klball.report.pages.tables import tails_in_order, write_report
+from klball.scores.perplexity import RESAMPLES, RobustnessReport, decided_by, robustness_report
 from klball.studies.arms import Arm, Options, Tables, data_of, provenance_of, run_arm, score_model
 from klball.studies.head_to_head import LOWER
-from klball.studies.summary import finals_of, summarise
+from klball.studies.summary import Measures, finals_of, summarise
 from klball.terminal import is_main, show_table
 
 MEASURES = {  # column → (data set, metric of the report, title)
     "whole": ("test", "perplexity_sample", "Perplexity on the whole test set"),
     "hardest_1pct": ("test", "hardest_1pct", "Perplexity on the hardest 1 % (chosen by the base model)"),
-    "own_hardest_5pct": ("test", "own_hardest_5pct", "Perplexity on each model's own hardest 5 % (exp CVaR)"),
+    "worst_5pct": ("test", "worst_5pct", "Perplexity on the worst 5 % (CVaR, each model's own)"),
     "out_of_domain": ("ood", "perplexity_sample", "Perplexity out of domain"),
 }
 VARIANTS: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {  # kind → label, settings of its value
@@ -61,7 +60,8 @@ def run(options: Options, folder: Path) -> Iterator[int]:
 
 def _show_so_far(of_model: dict[str, Tables], groups: Groups) -> None:
     """The models scored already, while the next one trains: no intervals yet."""
-    report, measures = _report_of(of_model, groups, resamples=1), measures_of(groups)
+    report = _report_of(of_model, groups, resamples=1)
+    measures = measures_of(report)
     values = {
         model: [report.value(data, model, metric).value for data, metric, _ in measures.values()]
         for model in of_model
@@ -69,9 +69,19 @@ def _show_so_far(of_model: dict[str, Tables], groups: Groups) -> None:
     show_table("perplexity so far", ("model", *measures), [(model, *row) for model, row in values.items()])
 
 
-def measures_of(groups: Groups) -> dict[str, tuple[str, str, str]]:
-    """MEASURES, and the worst group where there are groups."""
-    return {**MEASURES, "worst_group": WORST_GROUP} if groups else MEASURES
+def measures_of(report: RobustnessReport) -> Measures:
+    """The measures with the rows of their tails, the worst 5 % before the hardest 1 % where those are few."""
+    kept = report.rows["test"]["kept"]
+    grouped = any(metric.name == "worst_group" for metric in report.metrics)
+    known = {**MEASURES, "worst_group": WORST_GROUP} if grouped else MEASURES
+    titles = tails_in_order({column: title for column, (_, _, title) in known.items()}, kept)
+    found = {}
+    for column, title in titles.items():
+        data, metric, _ = known[column]
+        rows = decided_by(metric, kept)
+        of_tail = f": {counted(rows)}" if data == "test" and rows < kept else ""
+        found[column] = (data, metric, title + of_tail)
+    return found
 
 
 def _groups(options: Options, data: dict[str, Dataset]) -> Groups:
@@ -131,9 +141,9 @@ def _report(
 ) -> None:
     if not is_main():
         return
-    measures = measures_of(groups)
     reports = {seed: _report_of(of_model, groups) for seed, of_model in tables.items()}
     write_report(reports[0], folder)
+    measures = measures_of(reports[0])
     finals = finals_of(reports, arms, measures, BASE)
     rows = summarise(finals, reports, arms, measures, BASE)
     write_csv(folder / "finals.csv", finals)
@@ -169,6 +179,8 @@ def _report_of(of_model: dict[str, Tables], groups: Groups, resamples: int = RES
 
 def _curve_point(point: dict[str, Any], base: Tables, groups: Groups) -> dict[str, Any]:
     report = _report_of({BASE: base, "point": point["tables"]}, groups, 1)  # only values matter here
-    measures = measures_of(groups).items()
-    values = {column: report.value(data, "point", metric).value for column, (data, metric, _) in measures}
+    values = {
+        column: report.value(data, "point", metric).value
+        for column, (data, metric, _) in measures_of(report).items()
+    }
     return {"arm": point["arm"], "seed": point["seed"], "step": point["step"], **values}

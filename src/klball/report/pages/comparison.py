@@ -73,9 +73,11 @@ def comparison_page(comparison: Comparison, rounds: Rounds | RoundsElsewhere, fo
     return Page(
         title="Which model is more reliable?",
         subtitle=f"{len(scores.models)} models, {len(scores.rounds)} rounds of {n} samples",
+        headline=comparison.lines(),
         verdict=[
             *filter(None, [comparison.caution()]),
             *(_said(analysis, sentence) for analysis, sentence in comparison.said()),
+            *comparison.on_average(),
         ],
         sections=[
             *(_effects_section(analysis) for analysis in comparison.analyses()),

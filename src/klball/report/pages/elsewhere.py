@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from klball.adversary.dual import solve_dual
+from klball.comparison.calibration import LEAST_ESS
 from klball.comparison.elsewhere import RoundsElsewhere
+from klball.comparison.plain_words import AVERAGE, Side, plain_line
 from klball.comparison.rounds import RoundScores
 from klball.report.charts import profile_charts
 from klball.report.interactive import intervals, plot
@@ -19,7 +21,8 @@ from klball.report.pages.parts import (
     samples_section,
 )
 from klball.scores.elsewhere.report import ItemReport
-from klball.scores.measure import ACCURACY
+from klball.scores.measure import ACCURACY, Measure
+from klball.scores.tails import FEW
 
 VERDICT_AT = 0.1  # the radius of the worst case that sentences name
 WEIGHED_AT = 0.5  # the radius of the weights in the sample table
@@ -37,6 +40,7 @@ def write_items_page(report: ItemReport, scores: RoundScores, rounds: RoundsElse
     page = Page(
         title=f"Robustness report: {measure.noun}",
         subtitle=f"{len(scores.models)} model(s) on {n} items; reference: {report.reference}",
+        headline=item_lines(report),
         verdict=_verdict(report, scores.models),
         sections=[
             Section(f"{measure.noun.capitalize()}, {measure.better} is better", parts),
@@ -80,6 +84,30 @@ def _verdict(report: ItemReport, models: list[str]) -> list[str]:
     return said
 
 
+def item_lines(report: ItemReport) -> list[str]:
+    """Every model against the reference in a line. The worst case of right and wrong has no test here."""
+    measure, lines = report.measure, []
+    for model in dict.fromkeys(row["model"] for row in report.rows):
+        if model != report.reference:
+            mean, tail = (_row(report, model, name) for name in ("mean", "cvar_0.05"))
+            sides = [_side(measure, AVERAGE, mean, LEAST_ESS)]
+            if measure.unit != ACCURACY:
+                sides.insert(0, _side(measure, "on the worst 5 %", tail, FEW))
+            scope = f"for items like these {mean['items']}"
+            lines.append(plain_line(model, report.reference, sides, scope))
+    return lines
+
+
+def _side(measure: Measure, where: str, row: dict[str, Any], least: float) -> Side:
+    """A difference to the reference in the source's own numbers."""
+    value, low, high = row["difference"], row["difference_low"], row["difference_high"]
+    if row["items"] < least or (math.isnan(low) and value != 0):
+        return Side(where, None)
+    clear = value != 0 and not low <= 0 <= high
+    higher = 1 if value > 0 else -1
+    return Side(where, (-higher if measure.loss else higher) if clear else 0, measure.amount(abs(value)))
+
+
 def _worst(report: ItemReport, model: str) -> float:
     point = next(p for p in report.profiles if (p.model, p.epsilon) == (model, VERDICT_AT))
     return report.measure.own(-point.robust_loss)
@@ -107,7 +135,7 @@ def _values(report: ItemReport, models: list[str], unit: str) -> Table:
         f"Values: {unit}",
         body,
         note="95 % intervals over items. cvar_α: the worst share α of each model's own; hardest_1pct: the "
-        "reference's 1 %, the same items for all. Tails of fewer than 20 items are descriptive.",
+        f"reference's 1 %, the same items for all. Tails of fewer than {FEW} items are descriptive.",
     )
 
 

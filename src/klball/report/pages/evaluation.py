@@ -1,5 +1,6 @@
 """The report of `klball evaluate`: models side by side on every data set."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from datasets import Dataset
 
 from klball.adversary.dual import solve_dual
 from klball.adversary.upweighting import radius_in_words
+from klball.comparison.calibration import LEAST_ESS
+from klball.comparison.plain_words import AVERAGE, Side, plain_line
 from klball.report.charts import profile_charts
 from klball.report.interactive import intervals, plot
 from klball.report.page import Page, Part, Plot, Section, Table, write_page
@@ -23,18 +26,22 @@ from klball.report.pages.parts import (
     says,
     with_texts,
 )
+from klball.report.pages.tables import tails_in_order
 from klball.scores.accuracy import WORST
-from klball.scores.perplexity import RobustnessReport, decided_by
+from klball.scores.perplexity import Metric, RobustnessReport, decided_by, few_hardest
+from klball.scores.tails import FEW
 
-FEW = 20  # rows; a bootstrap of fewer says little
-TAILS = "Tails of fewer than 20 rows are descriptive, and one row has no interval."
+TAILS = (
+    f"Tails of fewer than {FEW} rows are descriptive, and one row has no interval. Where the hardest 1 % are "
+    "so few, the worst 5 % (CVaR) come first."
+)
 WEIGHED_AT = 0.5  # the radius of the weights in the sample table
 COMPARED = {
     "perplexity_sample": "perplexity, mean over samples",
     "perplexity_token": "perplexity, mean over tokens",
     "hardest_1pct": "hardest 1 % (chosen by the reference)",
     "own_hardest_1pct": "hardest 1 % (each its own)",
-    "cvar_0.05": "worst 5 % (CVaR of the loss)",
+    "worst_5pct": "worst 5 % (CVaR, each its own)",
 }
 
 Tables = Mapping[str, Mapping[str, Dataset]]  # data → model → score table
@@ -52,6 +59,7 @@ def write_evaluation_page(
     page = Page(
         title="Robustness report",
         subtitle=f"{len(models)} model(s) on {', '.join(report.rows)}; reference: {report.reference}",
+        headline=plain_lines(report),
         verdict=_verdict(report, models),
         sections=[
             *evaluation_sections(report, models),
@@ -116,43 +124,90 @@ def _common(of_model: Mapping[str, Dataset]) -> np.ndarray:
     return np.flatnonzero(~np.logical_or.reduce(lost))
 
 
+def plain_lines(report: RobustnessReport) -> list[str]:
+    """Every model against the reference on every data set, in a line each."""
+    lines = []
+    for data, counts in report.rows.items():
+        kept, (tail, where) = counts["kept"], _tail(counts["kept"])
+        for model in dict.fromkeys(metric.model for metric in report.metrics):
+            if model != report.reference:
+                hard, whole = (report.value(data, model, name) for name in (tail, "perplexity_sample"))
+                sides = (
+                    _side(f"on the {where}", hard, decided_by(tail, kept) >= FEW),
+                    _side(AVERAGE, whole, kept >= LEAST_ESS),
+                )
+                lines.append(
+                    plain_line(model, report.reference, sides, f"for rows like these {kept} of {data}")
+                )
+    return lines
+
+
+def _side(where: str, metric: Metric, enough: bool) -> Side:
+    """A ratio of perplexities to the reference's: below 1 is better."""
+    by = f"{abs(100 * (metric.ratio - 1)):.1f} % of perplexity"
+    if not enough or math.isnan(metric.ratio_low):
+        return Side(where, None)
+    clear = not metric.ratio_low <= 1 <= metric.ratio_high
+    return Side(where, (1 if metric.ratio < 1 else -1) if clear else 0, by)
+
+
+def _tail(rows: int) -> tuple[str, str]:
+    """The metric of hard rows that is judged by, and what it is called."""
+    return ("worst_5pct", "worst 5 %") if few_hardest(rows) else ("hardest_1pct", "hardest 1 %")
+
+
 def _verdict(report: RobustnessReport, models: list[str]) -> list[str]:
     sentences = []
-    for data in report.rows:
+    for data, counts in report.rows.items():
+        tail, where = _tail(counts["kept"])
         few = few_rows(report, data)
         for model in models:
-            hard, whole = (report.value(data, model, name) for name in ("hardest_1pct", "perplexity_sample"))
+            hard, whole = (report.value(data, model, name) for name in (tail, "perplexity_sample"))
             if model == report.reference:
                 if len(models) == 1:
                     sentences.append(
                         f"On {data}, {model} has perplexity {whole.value:.4g} on the whole set and "
-                        f"{hard.value:.4g} on its hardest 1 %{few}."
+                        f"{hard.value:.4g} on its {where}{few}."
                     )
                 continue
             parts = [says(m.ratio, m.ratio_low, m.ratio_high) for m in (hard, whole)]
             sentences.append(
                 f"On {data}, against {report.reference}, the perplexity of {model} is {parts[0]} on the "
-                f"hardest 1 %{few} and {parts[1]} on the whole set."
+                f"{where}{few} and {parts[1]} on the whole set."
             )
     return sentences
 
 
 def few_rows(report: RobustnessReport, data: str) -> str:
-    """A warning where the hardest 1 % are too few for their interval to mean much."""
-    rows = decided_by("hardest_1pct", report.rows[data]["kept"])
-    return f" (descriptive: only {counted(rows)})" if rows < FEW else ""
+    """How many rows the worst 5 % are, where the hardest 1 % are too few; else ""."""
+    kept = report.rows[data]["kept"]
+    if not few_hardest(kept):
+        return ""
+    worst, hard = (decided_by(name, kept) for name in ("worst_5pct", "hardest_1pct"))
+    descriptive = "descriptive: " if worst < FEW else ""
+    return f" (CVaR; {descriptive}{counted(worst)}; the hardest 1 % are {counted(hard)})"
+
+
+def _compared(report: RobustnessReport, data: str) -> dict[str, str]:
+    """Metric → title with the rows of a tail, the worst 5 % before the hardest 1 % where those are few."""
+    kept = report.rows[data]["kept"]
+    names = {
+        name: title if decided_by(name, kept) == kept else f"{title}: {counted(decided_by(name, kept))}"
+        for name, title in COMPARED.items()
+    }
+    return tails_in_order(names, kept)
 
 
 def _effects_table(report: RobustnessReport, data: str, others: list[str]) -> Table:
-    rows = []
+    rows, names = [], _compared(report, data)
     for model in others:
-        metrics = {name: report.value(data, model, name) for name in COMPARED}
+        metrics = {name: report.value(data, model, name) for name in names}
         cells = {name: change(m.ratio, m.ratio_low, m.ratio_high) for name, m in metrics.items()}
         rows.append({"model": model, **cells})
     return Table(
         f"Change against {report.reference}",
         rows,
-        {"model": "model", **COMPARED},
+        {"model": "model", **names},
         "Ratio to the reference on the same samples, minus 1; paired 95 % interval over samples. Below 0 is "
         f"better. {TAILS}",
     )
@@ -161,7 +216,7 @@ def _effects_table(report: RobustnessReport, data: str, others: list[str]) -> Ta
 def _effects_plot(report: RobustnessReport, data: str, others: list[str]) -> Plot:
     series = {}
     for model in others:
-        found = {label: report.value(data, model, name) for name, label in COMPARED.items()}
+        found = {label: report.value(data, model, name) for name, label in _compared(report, data).items()}
         series[model] = {label: (m.ratio, m.ratio_low, m.ratio_high) for label, m in found.items()}
     return Plot(
         f"Ratio to {report.reference} on {data}",
@@ -171,7 +226,7 @@ def _effects_plot(report: RobustnessReport, data: str, others: list[str]) -> Plo
 
 
 def _metrics_table(report: RobustnessReport, data: str, models: list[str]) -> Table:
-    names = {**COMPARED, "bits_per_byte": "bits per byte"}
+    names = {**_compared(report, data), "bits_per_byte": "bits per byte"}
     rows = []
     for model in models:
         metrics = {name: report.value(data, model, name) for name in names}

@@ -12,6 +12,8 @@ from datasets import Dataset
 from klball.data.rows import texts_of, to_trl_format, with_sample_ids
 from klball.files import versions
 from klball.report.page import Cell, Record, Section, Table
+from klball.scores.perplexity import CVAR, HARDEST, few_hardest
+from klball.scores.tails import FEW, tail_size
 
 SHOWN = 20  # samples of each kind
 REPORT_FILE = "report.html"
@@ -76,13 +78,27 @@ def provenance_section(folder: Path, tables: Mapping[str, Any]) -> Section:
     return Section("Provenance", records, "What the numbers depend on, in full.")
 
 
-def counted(rows: int) -> str:
+def counted(rows: int, of: str = "row") -> str:
     """ "1 row", "7 rows"."""
-    return "1 row" if rows == 1 else f"{rows} rows"
+    return f"1 {of}" if rows == 1 else f"{rows} {of}s"
+
+
+def few_in_words(rows: int, of: str = "row") -> str:
+    """What to read where the hardest 1 % of so many rows are too few; "" where they are enough."""
+    if not few_hardest(rows):
+        return ""
+    hard, worst = tail_size(HARDEST, rows), tail_size(CVAR, rows)
+    also = "" if worst >= FEW else ", descriptive too"
+    return (
+        f"the hardest 1 % are {counted(hard, of)}, too few to judge by: read the worst 5 % "
+        f"(CVaR, {counted(worst, of)}{also})"
+    )
 
 
 def interval(value: float, low: float, high: float) -> Cell:
     """A number with its interval; without one where a bound is NaN."""
+    if math.isnan(value):
+        return Cell(value, "–")
     text = f"{value:.4g}" if math.isnan(low) else f"{value:.4g} [{low:.4g}, {high:.4g}]"
     return Cell(value, text.replace("-", "−"))
 

@@ -22,10 +22,14 @@ def write_preference_page(
     charts: Sequence[Chart],
     seeds: int,
     measures: Sequence[str],
+    few: str,
     about: Mapping[str, Any],
     folder: Path,
 ) -> None:
-    """report.html; the rows are those of summary.csv and stops.csv, and means of beliefs.csv over seeds."""
+    """report.html; the rows are those of summary.csv and stops.csv, and means of beliefs.csv over seeds.
+
+    few: of `few_in_words`, for the held-out pairs.
+    """
     page = Page(
         title="Preference learning against the worst case",
         subtitle=f"{len(summary)} arms at equal budget, {seeds} seed(s)",
@@ -44,7 +48,7 @@ def write_preference_page(
                 [_values("Clean held-out pairs", summary, ("flip", "arm"), measures)],
                 "pairs: a pessimistic ball over pairs. optimistic: easy pairs weigh more. groups: a "
                 "pessimistic ball over fields. trimmed: the hardest share is left out first. KLDPO and group "
-                "EG are pessimistic, Dr. DPO is optimistic.",
+                "EG are pessimistic, Dr. DPO is optimistic." + (f" Of the pairs {few}." if few else ""),
             ),
             Section("Beliefs", [_values("Held-out questions", beliefs, ("arm",), _measures(beliefs))]),
             provenance_section(folder, about),

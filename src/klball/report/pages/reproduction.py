@@ -16,7 +16,15 @@ from klball.report.pages.evaluation import (
     quality_section,
     weighed_samples,
 )
-from klball.report.pages.parts import BASE, REPORT_FILE, change, number_sd, provenance_section, says
+from klball.report.pages.parts import (
+    BASE,
+    REPORT_FILE,
+    change,
+    few_in_words,
+    number_sd,
+    provenance_section,
+    says,
+)
 from klball.scores.perplexity import RobustnessReport, robustness_report
 
 Rows = Sequence[dict[str, Any]]
@@ -65,11 +73,14 @@ def _compared(summary: Rows, measures: Measures) -> list[dict[str, Any]]:
 
 
 def _robustness_verdict(summary: Rows, measures: Measures, seeds: int, report: RobustnessReport) -> list[str]:
-    few = {"hardest_1pct": few_rows(report, "test")} if "test" in report.rows else {}
+    few = few_rows(report, "test") if "test" in report.rows else ""
+    left_out = "hardest_1pct" if few else "worst_5pct"  # one tail is enough for a sentence
     sentences = []
     for row in _compared(summary, measures):
         parts = [
-            f"{says(*_ratio(row, column))} on {_where(column)}{few.get(column, '')}" for column in measures
+            f"{says(*_ratio(row, column))} on {_where(column)}{few if column == 'worst_5pct' else ''}"
+            for column in measures
+            if column != left_out
         ]
         sentences.append(f"{row['arm']} against SFT: perplexity is {', '.join(parts[:-1])} and {parts[-1]}.")
     if seeds == 1:
@@ -78,7 +89,10 @@ def _robustness_verdict(summary: Rows, measures: Measures, seeds: int, report: R
 
 
 def _where(column: str) -> str:
-    names = {"whole": "the whole test set", "hardest_1pct": "its hardest 1 %", "out_of_domain": "other data"}
+    names = {
+        **{"whole": "the whole test set", "hardest_1pct": "its hardest 1 %", "worst_5pct": "its worst 5 %"},
+        **{"out_of_domain": "other data"},
+    }
     return names[column]
 
 
@@ -114,6 +128,7 @@ def write_objectives_page(
 ) -> None:
     """report.html of the head-to-head; summary: rows arm, each measure and its _sd; base: its tables."""
     counts = robustness_report({data: dict(of_model) for data, of_model in base.items()}, BASE, 1).rows
+    note = f" Of the test rows {few}." if (few := few_in_words(counts["test"]["kept"])) else ""
     columns = {name: name.replace("_", " ") for name in summary[0] if not name.endswith("_sd")}
     values = [
         {"arm": r["arm"], **{c: number_sd(r[c], r[f"{c}_sd"]) for c in columns if c != "arm"}}
@@ -135,8 +150,8 @@ def write_objectives_page(
                         "All measures",
                         values,
                         columns,
-                        "Mean ± sd over seeds; nats per token, but for the hardest 1 % (perplexity), "
-                        "distinct 2 and self bleu.",
+                        "Mean ± sd over seeds; nats per token, but for the hardest 1 % and the worst 5 % "
+                        f"(perplexities), distinct 2 and self bleu.{note}",
                     ),
                 ],
             ),

@@ -2,17 +2,18 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from klball.files import write_csv
 from klball.report.figures import plot_profiles
-from klball.report.pages.parts import counted
-from klball.scores.perplexity import Metric, RobustnessReport, decided_by
-from klball.terminal import show_table
+from klball.report.pages.parts import counted, few_in_words
+from klball.scores.perplexity import Metric, RobustnessReport, decided_by, few_hardest
+from klball.terminal import say, show_table
 
 SHOWN = {  # metric → column of the printed table
     **{"perplexity_token": "ppl, token", "perplexity_sample": "ppl, sample", "bits_per_byte": "bits/byte"},
-    **{"hardest_1pct": "hardest 1%", "own_hardest_1pct": "own 1%", "cvar_0.05": "CVaR 5%"},
+    **{"hardest_1pct": "hardest 1%", "own_hardest_1pct": "own 1%", "worst_5pct": "worst 5% (CVaR)"},
 }
 
 
@@ -22,14 +23,26 @@ def write_report(report: RobustnessReport, folder: Path) -> None:
         hard = counted(decided_by("hardest_1pct", counts["kept"]))
         dropped = f"{counts['truncated']} cut, {counts['unscored']} without answer: left out for all models"
         title = f"{data}: {counted(counts['kept'])} ({dropped}); hardest 1 % = {hard} by {report.reference}"
+        names = tails_in_order(SHOWN, counts["kept"])
         body = []
         for model in dict.fromkeys(m.model for m in report.metrics):
-            metrics = [report.value(data, model, name) for name in SHOWN]
+            metrics = [report.value(data, model, name) for name in names]
             body.append([model, *(_with_half(m) for m in metrics)])
-        show_table(title, ("model", *SHOWN.values()), body)
+        show_table(title, ("model", *names.values()), body)
+        if few := few_in_words(counts["kept"]):
+            say(f"on {data} {few}")
     write_csv(folder / "metrics.csv", report.records())
     write_csv(folder / "profiles.csv", [dataclasses.asdict(point) for point in report.profiles])
     plot_profiles(report.profiles, folder)
+
+
+def tails_in_order(names: Mapping[str, str], rows: int) -> dict[str, str]:
+    """Metric → title, the worst 5 % before the hardest 1 % where those are few."""
+    if not few_hardest(rows):
+        return dict(names)
+    hardest = [name for name in names if "hardest" in name]
+    order = [*(name for name in names if name not in hardest), *hardest]
+    return {name: names[name] for name in order}
 
 
 def _with_half(metric: Metric) -> str:

@@ -10,10 +10,11 @@ from datasets import Dataset
 from klball.report.charts import Chart, frontier_chart
 from klball.report.interactive import plot
 from klball.report.page import Cell, Page, Section, Table, number, write_page
-from klball.report.pages.evaluation import FEW, weighed_samples
+from klball.report.pages.evaluation import weighed_samples
 from klball.report.pages.parts import REPORT_FILE, change, counted, provenance_section, says
-from klball.scores.frontier import CVAR, FEW_IN_GROUP, hardest_rows
-from klball.scores.tails import tail_size
+from klball.scores.frontier import FEW_IN_GROUP
+from klball.scores.perplexity import CVAR, HARDEST
+from klball.scores.tails import FEW, tail_size
 
 NAMES = {
     "mean": "perplexity of all rows",
@@ -121,7 +122,7 @@ def _ratios(row: Row, name: str) -> tuple[float, float, float]:
 def frontier_table(rows: Sequence[Row], title: str = "Frontier") -> Table:
     """Changes against ε = 0, and its values; rows of tails are counted, too few of the hardest left out."""
     held_out = min((row["rows"] for row in rows), default=0)
-    worst, hard = tail_size(CVAR, held_out), hardest_rows(held_out)
+    worst, hard = tail_size(CVAR, held_out), tail_size(HARDEST, held_out)
     names = {
         **NAMES,
         "cvar": f"worst 5 % ({counted(worst)})",

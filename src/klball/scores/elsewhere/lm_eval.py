@@ -16,6 +16,7 @@ FILE = re.compile(r"samples_(?P<task>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d
 MARKS = {"doc_id", "resps", "filtered_resps"}
 OF_LENGTH = {"word_perplexity": "word", "byte_perplexity": "byte"}  # of a sample: [log-likelihood, length]
 LIKELIHOODS = ("perplexity", "bits_per_byte", *OF_LENGTH)  # of a sample these are log-likelihoods
+UNASKED = "acc_mutual_info"  # with it the choices come twice: given the question, then given nothing
 
 Row = Mapping[str, Any]
 
@@ -65,18 +66,19 @@ def _items(rows: Sequence[Row], where: str) -> list[dict[str, Any]]:
     items: dict[str, dict[str, Any]] = {}
     seen: set[tuple[str, str]] = set()
     for number, row in enumerate(rows):
+        at = f"{where}, row {number + 1} (counted from 1)"
         if not is_sample(row):
-            raise ValueError(f"{where}, row {number + 1} (counted from 1): no row of lm-eval's samples")
+            raise ValueError(f"{at}: no row of lm-eval's samples")
         key = str(row["doc_id"]) + (f"-{row['doc_hash'][:8]}" if row.get("doc_hash") else "")
         name = str(row.get("filter"))
         if (key, name) in seen:
-            raise ValueError(f"{where}, row {number + 1} (counted from 1): document {key} again ({name})")
+            raise ValueError(f"{at}: document {key} again ({name})")
         seen.add((key, name))
         item = items.setdefault(key, {"id": key, "doc_id": str(row["doc_id"])})
         for metric in row.get("metrics", ()):
             if metric not in LIKELIHOODS:
                 item[f"{metric},{name}" if several else str(metric)] = row.get(metric)
-        item |= {**_likelihoods(row), "prompt": _prompt(row), "answer": str(row.get("target", ""))}
+        item |= {**_likelihoods(row, at), "prompt": _prompt(row), "answer": str(row.get("target", ""))}
         doc = row.get("doc")
         for column, value in doc.items() if isinstance(doc, Mapping) else ():
             if isinstance(value, str | int | float):
@@ -101,7 +103,7 @@ def _measure(name: str, values: Sequence[Any], higher: Mapping[str, Any]) -> Mea
     return accuracy(name) if is_right(metric) and all(value in (0, 1) for value in values) else points(name)
 
 
-def _likelihoods(row: Row) -> dict[str, Any]:
+def _likelihoods(row: Row, where: str) -> dict[str, Any]:
     """What `resps` and the perplexities hold: of one answer, of several choices, or of a whole text."""
     whole = {name: row[name] for name in OF_LENGTH if isinstance(row.get(name), list)}
     if whole:
@@ -112,6 +114,13 @@ def _likelihoods(row: Row) -> dict[str, Any]:
     if not all(isinstance(answer, list | tuple) and len(answer) == 2 for answer in answers):
         return {}
     found = np.array([float(answer[0]) for answer in answers])  # text in newer versions
+    if UNASKED in row.get("metrics", ()):
+        if len(found) % 2:
+            raise ValueError(
+                f"{where}: {UNASKED} needs every choice twice, with the question and without it, and there "
+                f"are {len(found)} log-likelihoods"
+            )
+        found = found[: len(found) // 2]
     if len(found) == 1:
         return {"log_likelihood": float(found[0])}
     of_choice = {"choice": int(found.argmax()), "num_choices": len(found)}

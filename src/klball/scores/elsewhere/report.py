@@ -9,7 +9,7 @@ import numpy as np
 
 from klball.adversary.dual import robust_profile
 from klball.scores.measure import ACCURACY, Measure
-from klball.scores.perplexity import CVAR_LEVELS, HARDEST, RADII, ProfilePoint, cvar, hardest
+from klball.scores.perplexity import CVAR_LEVELS, HARDEST, RADII, ProfilePoint, cvar, few_hardest, hardest
 from klball.scores.tails import influence, mean_interval, paired_interval, tail_interval, tail_size
 
 Interval = tuple[float, float, float]  # value, low, high
@@ -61,9 +61,9 @@ def item_report(
     for model, own in scores.items():
         loss = -own
         found: dict[str, tuple[int, Interval, Interval]] = {"mean": _mean(loss, base, np.arange(len(loss)))}
-        if not tied:
-            found["hardest_1pct"] = _mean(loss, base, hard)
-        found |= {f"cvar_{level:g}": _cvar(loss, base, level) for level in CVAR_LEVELS}
+        hardest_ones = {} if tied else {"hardest_1pct": _mean(loss, base, hard)}
+        worst = {f"cvar_{level:g}": _cvar(loss, base, level) for level in CVAR_LEVELS}
+        found |= {**worst, **hardest_ones} if few_hardest(len(base)) else {**hardest_ones, **worst}
         for name in sorted(set(groups or [])):
             found[f"{GROUP}{name}"] = _mean(loss, base, np.flatnonzero(names == name))
         for name, (items, value, difference) in found.items():

@@ -88,8 +88,8 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
         )
         if self._own_start and static:
             raise ValueError(
-                "reweight='static' needs ref_model here: while the policy is its own reference, all pairs "
-                "cost the same"
+                "reweight='static' would weigh all pairs alike: the policy starts as its own reference, and "
+                "then all pairs cost the same. Use 'live', or in Python another model as ref_model"
             )
         super().__init__(model, ref_model, args, **kwargs)
         refuse_router_loss(self)

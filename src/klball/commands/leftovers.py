@@ -1,0 +1,31 @@
+"""What a refused command leaves behind: nothing that it had not finished."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from klball.files import RUN_FILE
+from klball.terminal import is_main
+
+
+@contextmanager
+def no_leftovers(folder: Path) -> Iterator[None]:
+    """On an error, remove the folders and run.json that the block made, unless it made other files too.
+
+    Libraries make the output folder before they look at all settings, and a run.json alone would refuse the
+    next try for having other settings.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    before = {*folder.rglob("*")} if folder.is_dir() else set()
+    try:
+        yield
+    except Exception:
+        made = [path for path in folder.rglob("*") if path not in before]
+        files = [path for path in made if not path.is_dir()]
+        if is_main() and all(path.name == RUN_FILE for path in files):
+            for path in files:
+                path.unlink(missing_ok=True)
+            for path in (*sorted(made, reverse=True), *missing):
+                with suppress(OSError):  # it is no folder, or somebody else's files are in it
+                    path.rmdir()
+        raise

@@ -1,0 +1,66 @@
+"""Which of two models is better where, in one line for somebody who will read no second one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from klball.comparison.averages import MeanDifference
+from klball.comparison.effects import Effect
+from klball.comparison.rounds import RoundSolutions
+from klball.comparison.verdicts import Verdict
+
+CHOSEN = {1: "better than", -1: "worse than", 0: "not clearly different from"}
+AGAIN = {1: "better", -1: "worse", 0: "not clearly different"}
+AVERAGE = "on average"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model against another on a part of the data.
+
+    where: "on hard prompts". better: 1, or −1 for worse, 0 for not clearly different, None where the data
+    do not suffice to tell. by: the size of the difference with its unit.
+    """
+
+    where: str
+    better: int | None
+    by: str = ""
+
+    def amount(self) -> str:
+        """The size in brackets, of a difference that is clear."""
+        return f" (by {self.by})" if self.better and self.by else ""
+
+
+def plain_line(model: str, other: str, sides: Sequence[Side], scope: str) -> str:
+    """ "b is better than a on hard prompts (by .2 nats per token), but worse on average (by .01 …), SCOPE."""
+    judged = [side for side in sides if side.better is not None]
+    unknown = [side.where for side in sides if side.better is None]
+    if not judged:
+        return f"Whether {model} is better than {other} cannot be told: the data do not suffice."
+    first, *more = judged
+    line = f"{model} is {CHOSEN[first.better or 0]} {other} {first.where}{first.amount()}"
+    for side in more:
+        if side.better == first.better:
+            word = " and" if side.better else " or"
+        else:
+            word = f"{', but' if first.better and side.better else ' and'} {AGAIN[side.better or 0]}"
+        line += f"{word} {side.where}{side.amount()}"
+    line += f", {scope}."
+    return line + "".join(f" Nothing can be said {where}: the data do not suffice." for where in unknown)
+
+
+def line_of_verdict(verdict: Verdict, effect: Effect, mean: MeanDifference, solutions: RoundSolutions) -> str:
+    """The line of a pair: b against a. effect: of the worst case; mean: over what the verdict is over."""
+    measure, what = solutions.measure, "prompts" if solutions.of_tokens else "items"
+    better = {"undecided": 0, "descriptive": None}.get(verdict.claim, 1 if effect.mean < 0 else -1)
+    scope = f"for {what} like these {solutions.n}"
+    if mean.over == "rounds":
+        scope = f"on these {solutions.n} {what} only"
+    return plain_line(
+        verdict.model_b,
+        verdict.model_a,
+        (
+            Side(f"on hard {what}", better, measure.amount(abs(effect.mean))),
+            Side(AVERAGE, mean.better, measure.amount(abs(mean.value))),
+        ),
+        scope,
+    )
