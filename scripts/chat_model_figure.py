@@ -9,7 +9,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 PERCENT = re.compile(r"([+−][\d.]+) % \[([+−][\d.]+), ([+−][\d.]+)\]")
 SECTION = re.compile(r"## On a real chat model\n(.*?)\n## ", re.DOTALL)
-COLUMNS = {0: "whole test set", 2: "own hardest 5 %", 4: "GSM8K, not trained on"}
+COLUMNS = {0: "whole test set", 2: "own worst 5 %", 4: "GSM8K, not trained on"}
 COLOUR = "#a03c00"
 
 
