@@ -10,10 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 import klball
 import klball.report
 from klball import upweighting
+from klball.cli import COMMANDS
+from klball.commands.flag_names import ALWAYS, known_flags
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"])
@@ -164,6 +168,80 @@ def test_what_the_guide_says_of_radii():
     assert len(rows) == 5
     for epsilon, times in rows:
         assert times == ", ".join(f"{upweighting(float(epsilon), share):.2g}" for share in (0.01, 0.05, 0.2))
+
+
+def commands_of(path):
+    """The words of every klball command in a page, the lines of a block or of a pair of backticks."""
+    text = path.read_text(encoding="utf-8")
+    inline = re.findall(r"`(klball [^`]*)`", text)
+    lines = re.findall(r"^(?: {4}|> ?)?(klball (?:.|\\\n)*?)$", text, re.M)
+    lines += re.findall(r"-m (klball .*)", text)
+    for line in [*inline, *lines]:
+        words = line.replace("…", "").partition("  #")[0].split()
+        if len(words) > 1 and words[1] in COMMANDS:
+            yield words[1], [word.strip(".,;:)`'\"") for word in words[2:]]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_in_pages_have_flags_that_exist(path):
+    for command, words in commands_of(path):
+        flags = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--config", *ALWAYS}
+        assert flags <= known_flags(COMMANDS[command][0]), (command, words)
+
+
+def test_commands_are_found_in_pages():
+    found = [command for path in PAGES for command, _ in commands_of(path)]
+    assert {*found} == {*COMMANDS} and len(found) > 50
+
+
+def model_of(name):
+    """Published shapes; the parameters are counted by Transformers."""
+    qwen = dict(num_attention_heads=16, num_key_value_heads=8, head_dim=128, vocab_size=151_936)
+    llama = dict(num_key_value_heads=8, vocab_size=128_256)
+    width, layers, mlp, kind, more = {
+        "Qwen3-0.6B": (1024, 28, 3072, Qwen3Config, dict(qwen, tie_word_embeddings=True)),
+        "Qwen3-1.7B": (2048, 28, 6144, Qwen3Config, dict(qwen, tie_word_embeddings=True)),
+        "Qwen3-4B": (
+            2560,
+            36,
+            9728,
+            Qwen3Config,
+            dict(qwen, num_attention_heads=32, tie_word_embeddings=True),
+        ),
+        "Qwen3-8B": (4096, 36, 12288, Qwen3Config, dict(qwen, num_attention_heads=32)),
+        "Llama-3.1-8B": (4096, 32, 14336, LlamaConfig, dict(llama, num_attention_heads=32)),
+        "Llama-3.1-70B": (8192, 80, 28672, LlamaConfig, dict(llama, num_attention_heads=64)),
+    }[name]
+    more = {"tie_word_embeddings": False, **more}
+    config = kind(hidden_size=width, num_hidden_layers=layers, intermediate_size=mlp, **more)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config), 2 * 8192 * (width * layers + 8 * width + 4 * mlp)
+
+
+def test_what_the_guide_says_of_gpu_memory():
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+B) \|((?: [\d.]+ \|){6})$", text, re.M)
+    assert len(rows) == 6
+    for name, printed in rows:
+        model, activations = model_of(name)
+        linear = [
+            part
+            for path, part in model.named_modules()
+            if type(part) is torch.nn.Linear and "lm_head" not in path
+        ]
+        every = sum(p.numel() for p in model.parameters())
+        blocks = sum(part.weight.numel() for part in linear)
+        adapters = 16 * 16 * sum(sum(part.weight.shape) for part in linear)
+        states = (
+            0.5625 * blocks + 2 * (every - blocks) + adapters,
+            2 * every + adapters,
+            8 * every,
+            18 * every,
+        )
+        expected = [every / 1e9, activations / 1e9]
+        expected += [(x + activations + 1.5e9) / 1e9 for x in states]
+        numbers = [float(x) for x in printed.split("|")[:-1]]
+        assert numbers == pytest.approx(expected, abs=0.051), name
 
 
 def test_the_site_is_made_without_a_warning(tmp_path):
