@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -175,7 +176,7 @@ def commands_of(path):
     text = path.read_text(encoding="utf-8")
     inline = re.findall(r"`(klball [^`]*)`", text)
     lines = re.findall(r"^(?: {4}|> ?)?(klball (?:.|\\\n)*?)$", text, re.M)
-    lines += re.findall(r"-m (klball .*)", text)
+    lines += re.findall(r"-m (klball [^`\n]*)", text)
     for line in [*inline, *lines]:
         words = line.replace("…", "").partition("  #")[0].split()
         if len(words) > 1 and words[1] in COMMANDS:
@@ -194,54 +195,42 @@ def test_commands_are_found_in_pages():
     assert {*found} == {*COMMANDS} and len(found) > 50
 
 
-def model_of(name):
-    """Published shapes; the parameters are counted by Transformers."""
-    qwen = dict(num_attention_heads=16, num_key_value_heads=8, head_dim=128, vocab_size=151_936)
-    llama = dict(num_key_value_heads=8, vocab_size=128_256)
-    width, layers, mlp, kind, more = {
-        "Qwen3-0.6B": (1024, 28, 3072, Qwen3Config, dict(qwen, tie_word_embeddings=True)),
-        "Qwen3-1.7B": (2048, 28, 6144, Qwen3Config, dict(qwen, tie_word_embeddings=True)),
-        "Qwen3-4B": (
-            2560,
-            36,
-            9728,
-            Qwen3Config,
-            dict(qwen, num_attention_heads=32, tie_word_embeddings=True),
-        ),
-        "Qwen3-8B": (4096, 36, 12288, Qwen3Config, dict(qwen, num_attention_heads=32)),
-        "Llama-3.1-8B": (4096, 32, 14336, LlamaConfig, dict(llama, num_attention_heads=32)),
-        "Llama-3.1-70B": (8192, 80, 28672, LlamaConfig, dict(llama, num_attention_heads=64)),
-    }[name]
-    more = {"tie_word_embeddings": False, **more}
-    config = kind(hidden_size=width, num_hidden_layers=layers, intermediate_size=mlp, **more)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config), 2 * 8192 * (width * layers + 8 * width + 4 * mlp)
+SHAPES = {  # published: width, layers, width of the MLP, heads, of keys, vocabulary, tied embeddings
+    "Qwen3-0.6B": (1024, 28, 3072, 16, 8, 151_936, True),
+    "Qwen3-1.7B": (2048, 28, 6144, 16, 8, 151_936, True),
+    "Qwen3-4B": (2560, 36, 9728, 32, 8, 151_936, True),
+    "Qwen3-8B": (4096, 36, 12288, 32, 8, 151_936, False),
+    "Llama-3.1-8B": (4096, 32, 14336, 32, 8, 128_256, False),
+    "Llama-3.1-70B": (8192, 80, 28672, 64, 8, 128_256, False),
+}
+NAMES = (
+    *("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"),
+    *("num_key_value_heads", "vocab_size", "tie_word_embeddings"),
+)
 
 
-def test_what_the_guide_says_of_gpu_memory():
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_the_guide_says_of_gpu_memory(name):
+    """Parameters as Transformers builds them."""
     text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\S+B) \|((?: [\d.]+ \|){6})$", text, re.M)
-    assert len(rows) == 6
-    for name, printed in rows:
-        model, activations = model_of(name)
-        linear = [
-            part
-            for path, part in model.named_modules()
-            if type(part) is torch.nn.Linear and "lm_head" not in path
-        ]
-        every = sum(p.numel() for p in model.parameters())
-        blocks = sum(part.weight.numel() for part in linear)
-        adapters = 16 * 16 * sum(sum(part.weight.shape) for part in linear)
-        states = (
-            0.5625 * blocks + 2 * (every - blocks) + adapters,
-            2 * every + adapters,
-            8 * every,
-            18 * every,
-        )
-        expected = [every / 1e9, activations / 1e9]
-        expected += [(x + activations + 1.5e9) / 1e9 for x in states]
-        numbers = [float(x) for x in printed.split("|")[:-1]]
-        assert numbers == pytest.approx(expected, abs=0.051), name
+    rows = dict(re.findall(r"^\| (\S+B) \|((?: [\d.]+ \|){6})$", text, re.M))
+    assert {*rows} == {*SHAPES}
+    kind = partial(Qwen3Config, head_dim=128) if name.startswith("Qwen3") else LlamaConfig
+    config = kind(**dict(zip(NAMES, SHAPES[name], strict=True)))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    width, layers, mlp = SHAPES[name][:3]
+    tokens, every = 8192, sum(p.numel() for p in model.parameters())
+    linear = [part for part in model.base_model.modules() if type(part) is torch.nn.Linear]
+    blocks = sum(part.weight.numel() for part in linear)
+    adapters = 16 * 16 * sum(sum(part.weight.shape) for part in linear)
+    activations = 2 * tokens * (width * layers + 8 * width + 4 * mlp)
+    quantised = 0.5625 * blocks + 2 * (every - blocks) + adapters
+    whole = [
+        states + activations + 1.5e9 for states in (quantised, 2 * every + adapters, 8 * every, 18 * every)
+    ]
+    printed = [float(x) for x in rows[name].split("|")[:-1]]
+    assert printed == pytest.approx([x / 1e9 for x in (every, activations, *whole)], abs=0.051)
 
 
 def test_the_site_is_made_without_a_warning(tmp_path):

@@ -112,6 +112,7 @@ def test_neighbours_are_told_apart_in_grey_and_text_is_legible_at_half_size():
     assert min(sizes) / 2 >= 6  # points
 
 
+@pytest.mark.slow
 def test_the_example_of_the_guide(tmp_path, monkeypatch):
     guide = Path(__file__).parents[1] / "docs" / "report.md"
     block = re.search(r"## Figures in Python\n\n```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.S)
