@@ -239,3 +239,12 @@ def test_the_site_is_made_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "reference.html").read_text(encoding="utf-8")
     assert 'id="klball.solve_dual"' in reference and "effective sample size" in reference
+
+
+def test_the_focal_loss_of_the_guide():
+    blocks = python_of(ROOT / "docs" / "choosing.md")
+    (block,) = (b for b in blocks if "def focal" in b)
+    names = {}
+    exec(block.partition("trainer =")[0], names)
+    p = torch.tensor([0.1, 0.5, 0.999])
+    assert names["focal"](p.log()) == pytest.approx(-((1 - p) ** 2) * p.log(), abs=1e-6)

@@ -28,6 +28,10 @@ class Shown:
         return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self.shown().items())})"
 
     def _repr_html_(self) -> str:
+        return self.as_table()
+
+    def as_table(self) -> str:
+        """`shown` as an HTML table."""
         rows = (f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in self.shown().items())
         return f"<table><caption>{type(self).__name__}</caption>{''.join(rows)}</table>"
 

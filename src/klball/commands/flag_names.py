@@ -73,7 +73,7 @@ def _flags(name: str, file: Path) -> Iterator[str]:
         yield from _flags(base.id, file)
     for field in found.body:
         if isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field.annotation):
-            names = [field.target.id]
+            names = [ast.unparse(field.target)]
             words = {word.arg: word.value for word in getattr(field.value, "keywords", ())}
             given = [*getattr(field.value, "args", ()), words.get("default", field.value)]
             if getattr(given[0], "value", None) is True:

@@ -87,7 +87,7 @@ class Comparison(Shown):
 
     def _repr_html_(self) -> str:
         said = "".join(f"<li>{escape(sentence)}</li>" for _, sentence in self.said())
-        return f"{super()._repr_html_()}<ul>{said}</ul>"
+        return f"{self.as_table()}<ul>{said}</ul>"
 
     def caution(self) -> str:
         """What comes first where there is no ground for more; "" where there is."""

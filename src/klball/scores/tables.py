@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -71,8 +72,7 @@ class ScoreTable(Dataset):
         return f"ScoreTable({len(self)} rows: {mean}; {left}; {', '.join(self.column_names)})"
 
     def _repr_html_(self) -> str:
-        first = self.select(range(min(FEW, len(self)))).to_pandas()
-        return f"<p>{escape(repr(self))}</p>{first.to_html(index=False)}"
+        return f"<p>{escape(repr(self))}</p>{pd.DataFrame(self[:FEW]).to_html(index=False)}"
 
 
 def score(
