@@ -1,11 +1,12 @@
 """How public results show themselves: one short line, and a table that a notebook can hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+from transformers import TrainingArguments
 
 import klball
 from klball.shown import Shown
@@ -104,3 +105,25 @@ class Odd(Shown):
 def test_values_are_brief(value, shown):
     assert repr(Odd(value)) == f"Odd(values={shown})"
     assert Cells(Odd(value)._repr_html_()).texts == ["Odd", "values", shown]
+
+
+def test_every_public_result_is_one_of_these():
+    """Of the public dataclasses all that are no settings, sets or rewards."""
+    public = {name: getattr(klball, name) for name in klball.__all__}
+    data = {name: cls for name, cls in public.items() if isinstance(cls, type) and is_dataclass(cls)}
+    results = {
+        name
+        for name, cls in data.items()
+        if not (
+            issubclass(cls, TrainingArguments)
+            or hasattr(cls, "solve")
+            or any("__call__" in vars(base) for base in cls.__mro__)
+        )
+    }
+    results |= {"Scores"}
+    assert {"DualSolution", "StreamedSolution", "Comparison", "Rounds"} <= results
+    assert all(issubclass(data[name], Shown) for name in results), results
+
+
+def test_a_file_of_rounds_says_where_it_is(tmp_path):
+    assert repr(klball.Rounds(tmp_path / "none", {})) == f"Rounds(path={tmp_path}/none)"

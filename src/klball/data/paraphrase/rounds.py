@@ -58,7 +58,7 @@ Progress = Callable[[int, int], None]  # rounds done, rounds in all
 class Rounds(Shown):
     """A rounds file: the same samples in every round, each with the prompt to use and its answer."""
 
-    shows = ("path", "rounds", "sample_ids")
+    shows = ("path",)  # a repr reads no file
 
     path: Path
     about: dict[str, Any]  # the provenance
