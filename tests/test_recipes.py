@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import re
+import shlex
 from dataclasses import MISSING, dataclass, field
 from importlib import import_module
 from inspect import get_annotations
@@ -10,7 +12,9 @@ import pytest
 from trl import DatasetMixtureConfig, ModelConfig
 
 from klball import cli
-from klball.commands.options import Parser, parse
+from klball.commands.flag_names import known_flags
+from klball.commands.headings import HEADING_OF, HEADINGS
+from klball.commands.options import OTHER_TITLE, Parser, parse
 from klball.commands.train import Options as TrainOptions
 from klball.training.sft.config import RobustSFTConfig
 
@@ -47,25 +51,60 @@ def refused(arguments, capsys):
     return error
 
 
+def sections(shown):
+    """Heading → the options under it, in the order of the help."""
+    found, title = {}, ""
+    for line in shown.splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            title = line[:-1]
+        elif line.startswith("  --"):
+            found.setdefault(title, []).append(re.match(r"  --(\w+)", line)[1])
+    return found
+
+
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_of_every_command_shows_its_own_options_first_and_an_example(command, capsys):
+def test_help_has_an_example_then_options_under_headings_and_those_of_trl_last(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])
     shown = capsys.readouterr().out
     assert caught.value.code == 0
-    own = [f"--{name}" for cls in own_classes(command) for name in get_annotations(cls)]
-    assert all(name in shown for name in own)
-    assert shown.index("options of klball") < min(map(shown.index, own))
-    assert f"example:\n  klball {command} " in shown
-    if command == "train":
-        assert shown.index("--epsilon") < shown.index("options of TRL") < shown.index("--adam_beta2")
+    assert shown.split("\n\n")[1].startswith(f"example:\n  klball {command} ")
+    groups = sections(shown)
+    titles = list(groups)
+    own = {name for cls in own_classes(command) for name in get_annotations(cls)}
+    special = groups[f"options of klball {command}"]
+    assert titles[0] == f"options of klball {command}" and 0 < len(special) < 13
+    assert {name.removeprefix("no_") for name in special} <= own - {*HEADING_OF}
+    others = groups.pop(OTHER_TITLE, [])
+    assert own <= {name for names in groups.values() for name in names}
+    assert all(HEADING_OF[name] == title for title in titles[1:-1] for name in groups[title])
+    assert bool(others) == (command in ("train", "tune"))
+    if others:
+        assert titles[-1] == OTHER_TITLE and len(others) > 100 and not own & {*others}
+        assert "epsilon" in groups["adversary"] and "adam_beta2" in others
+
+
+def test_every_heading_has_options_that_are_there():
+    known = {flag[2:] for module, _ in cli.COMMANDS.values() for flag in known_flags(module)}
+    assert {*HEADING_OF} <= known
+    assert sum(len(names.split()) for names in HEADINGS.values()) == len(HEADING_OF)  # none stands twice
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_the_example_of_every_command_is_understood(command):
     module = import_module(cli.COMMANDS[command][0])
-    classes = {"train": TRAIN, "tune": [module.Options, *TRAIN[1:]]}.get(command, [module.Options])
-    parse(classes, module.EXAMPLE.split()[2:], f"klball {command}")
+    classes = [module.Options, *getattr(module, "ALSO", ()), *([RobustSFTConfig] * (command == "train"))]
+    parse(classes, shlex.split(module.EXAMPLE)[2:], f"klball {command}")
+
+
+@pytest.mark.slow
+def test_the_examples_run_one_after_the_other(tmp_path, monkeypatch):
+    """As they are printed, in an empty folder; reproduce takes minutes, and has tests of its own."""
+    monkeypatch.chdir(tmp_path)
+    order = ("train", "score", "solve", "evaluate", "scan", "paraphrase", "compare", "tune")
+    assert {*order, "reproduce"} == {*cli.COMMANDS}
+    for command in order:
+        cli.main(shlex.split(import_module(cli.COMMANDS[command][0]).EXAMPLE)[1:])
 
 
 def test_no_option_is_declared_twice():

@@ -1,6 +1,7 @@
 """Score tables on disk: damage, foreign files, what a kill leaves, and what the tables say of their rows."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +63,13 @@ def test_a_view_of_strings_is_read_as_strings(table_path):
     ("change", "words"),
     [
         ({"model": torch.nn.Linear(2, 2)}, "Linear is no causal language model"),
+        ({"model": 3}, "model must be a loaded model, or the name or path of one, not int '3'"),
+        ({"model": "/no/such"}, "/no/such"),
+        ({"model": Path("no-such"), "tokenizer": None}, "no-such"),
+        ({"dataset": None}, "dataset must be a datasets.Dataset, not NoneType"),
+        ({"dataset": "rows.jsonl"}, r"read it with klball.load_rows\('rows.jsonl'\)"),
+        ({"dataset": [{"question": "a"}]}, "are of no known format"),
+        ({"tokenizer": None}, "tokenizer must be a loaded tokenizer, not NoneType"),
         ({"tokenizer": 3}, "tokenizer must be a loaded tokenizer, not int"),
         ({"tokens_per_batch": float("nan")}, "tokens_per_batch must be a whole number"),
         ({"tokens_per_batch": 0}, "tokens_per_batch must be a whole number"),
@@ -72,12 +80,24 @@ def test_a_view_of_strings_is_read_as_strings(table_path):
 )
 def test_score_refuses_what_it_cannot_use(change, words, tiny_model, tokenizer):
     given = {"model": tiny_model, "tokenizer": tokenizer, "dataset": [{"question": "a", "answer": "b"}]}
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as caught:
         klball.score(**{**given, **change})
+    assert "\n" not in str(caught.value)
 
 
 def test_score_takes_rows_in_a_list(tiny_model, tokenizer):
     assert len(klball.score(tiny_model, tokenizer, [{"question": "a", "answer": "b"}])) == 1
+
+
+def test_score_takes_the_name_or_path_of_a_model(tokenizer, tmp_path):
+    rows = [{"question": "a", "answer": "b"}]
+    model, _ = klball.load_model("klball/tiny")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = klball.score(model, tokenizer, rows).to_list()
+    for name in ("klball/tiny", str(tmp_path), tmp_path):
+        assert klball.score(name, dataset=rows).to_list() == loaded
+    assert klball.score("klball/tiny", tokenizer, rows).to_list() == loaded
 
 
 def test_a_damaged_provenance_is_one_line(table_path):

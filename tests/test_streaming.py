@@ -343,7 +343,7 @@ reading.SAMPLE = 200
 dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
 parts = stream_scores(folder, sharded=True)
 for gamma in (None, 14.9):
-    print(repr(solve_dual_streamed(parts, epsilon=0.3, gamma=gamma, sharded=True)))
+    print(vars(solve_dual_streamed(parts, epsilon=0.3, gamma=gamma, sharded=True)))
 try:
     solve_dual_streamed(parts, epsilon=0.3, gamma=10.0, sharded=True)
 except ValueError as error:
@@ -366,8 +366,8 @@ def test_two_processes_agree_to_the_bit_and_with_one(scores, tmp_path_factory):
     ]
     first, second = (worker.communicate(timeout=120)[0] for worker in workers)
     assert first == second
-    names = {"StreamedSolution": StreamedSolution, "nan": math.nan, "inf": math.inf}
+    names = {"nan": math.nan, "inf": math.inf}
     *solutions, infeasible = first.splitlines()
     for line, gamma in zip(solutions, (None, 14.9), strict=True):
-        assert_same(eval(line, names), solve_dual(g, c, epsilon=0.3, gamma=gamma), g, c)
+        assert_same(StreamedSolution(**eval(line, names)), solve_dual(g, c, epsilon=0.3, gamma=gamma), g, c)
     assert infeasible.startswith("infeasible")

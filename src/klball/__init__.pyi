@@ -1,4 +1,5 @@
 # The public names: docs and examples import no others (tests/test_docs.py).
+from . import plot as plot
 from .adversary.dual import DualSolution as DualSolution
 from .adversary.dual import DualSolutions as DualSolutions
 from .adversary.dual import InfeasibleError as InfeasibleError

@@ -102,6 +102,9 @@ def _run(arguments: list[str], heard: list[int]) -> None:
         raise ValueError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
     prepare_process()
     _set_environment(rest)
+    from klball.commands.flag_names import refuse_unknown
+
+    refuse_unknown(COMMANDS[name][0], rest)
     command = import_module(COMMANDS[name][0])
     _go_on_unless(heard)
     command.main(rest, prog=f"klball {name}")

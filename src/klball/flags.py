@@ -55,7 +55,6 @@ class Split:
 class ScoreColumns:
     """What the columns of scores from elsewhere are."""
 
-    HEADING = "options of scores from elsewhere (CSV, JSON lines, Parquet, lm-eval, Inspect)"
     score: str | None = option(
         None,
         'The column, or a sum such as "a + 0.1*b"; default: the tool\'s first, or the only numeric one.',

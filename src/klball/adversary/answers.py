@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from klball.shown import Shown
+
 Weights_co = TypeVar("Weights_co", covariant=True)  # an array, a tensor, or None after a warm start
 
 
@@ -28,7 +30,7 @@ def infeasible(epsilon: str, gamma: float, least: float, where: str = "") -> Inf
 
 
 @dataclass(frozen=True, repr=False)
-class DualSolution(Generic[Weights_co]):
+class DualSolution(Shown, Generic[Weights_co]):
     """A solved problem.
 
     Attributes:
@@ -71,7 +73,7 @@ class DualSolution(Generic[Weights_co]):
 
 
 @dataclass(frozen=True, repr=False)
-class DualSolutions(Generic[Weights_co]):
+class DualSolutions(Shown, Generic[Weights_co]):
     """A batch of solved problems: what is a number in `DualSolution` is an array [rounds] here.
 
     Arrays are tensors where the scores were one.
@@ -104,8 +106,8 @@ class DualSolutions(Generic[Weights_co]):
         return f"DualSolutions({counts}: {spans}, gap at most {np.asarray(self.gap).max():.1g})"
 
 
-@dataclass(frozen=True)
-class StreamedSolution:
+@dataclass(frozen=True, repr=False)
+class StreamedSolution(Shown):
     """`DualSolution` without the weights, which `density` gives for any of the rows.
 
     Attributes:

@@ -18,6 +18,7 @@ from klball.adversary import inputs
 from klball.adversary.answers import DualSolution, DualSolutions, InfeasibleError
 from klball.adversary.inputs import Array
 from klball.adversary.problem import Problem
+from klball.shown import Shown
 
 __all__ = [
     "DualSolution",
@@ -129,8 +130,8 @@ def solve_dual(
     return units.solution(*of) if g.ndim == 1 else units.solutions(*of, like)
 
 
-@dataclass(frozen=True)
-class RobustProfile:
+@dataclass(frozen=True, repr=False)
+class RobustProfile(Shown):
     """ε ↦ (L_ε, λ, ESS): lists of the same length as `epsilon`. L_ε = −E_Q[g], and dL_ε/dε = λ."""
 
     epsilon: list[float]

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from klball.adversary.answers import DualSolution
+from klball.shown import Shown
 
 Scores = Mapping[str, Tensor]
 """By name, each [n]: "score" (larger is better) and, where the set needs it, "certainty". For `density`
 also "unit" (the positions of the scored units among the n, −1 for one that is not) and "base" (their base
 weights f)."""
+
+
+SUMMARY = ("status", "worst_case", "kl", "ess")
 
 
 class Solution(Protocol):
@@ -62,12 +66,14 @@ class Solution(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class TiltSolution:
+@dataclass(frozen=True, repr=False)
+class TiltSolution(Shown):
     """The answer in a KL ball: q/f = min(c, exp((μ − g − βC)/λ)); where λ is 0 or ∞, the weights' own.
 
     sign: −1 where the direction is optimistic; `dual` is then the solution for −g.
     """
+
+    shows = SUMMARY
 
     dual: DualSolution[Tensor | None]
     cap: float | None = None
@@ -123,9 +129,11 @@ class TiltSolution:
         return torch.minimum(density, 1 / base)
 
 
-@dataclass(frozen=True)
-class DensitySolution:
+@dataclass(frozen=True, repr=False)
+class DensitySolution(Shown):
     """An answer whose density is a function of sign·score; where that `steps`, the weights' own."""
+
+    shows = SUMMARY
 
     weights: Tensor
     kl: float

@@ -14,7 +14,8 @@ from torch import Tensor
 from klball.adversary import inputs
 from klball.adversary.dual import InfeasibleError
 from klball.adversary.sets import AmbiguitySet
-from klball.adversary.solution import Scores, Solution
+from klball.adversary.solution import SUMMARY, Scores, Solution
+from klball.shown import Shown
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,15 @@ class Trimmed:
         return self.inner.summary(solution.inner)
 
 
-@dataclass(frozen=True)
-class TrimmedSolution:
+@dataclass(frozen=True, repr=False)
+class TrimmedSolution(Shown):
     """kept: the share of its base weight that a unit keeps, [n]: 0, 1, or between at the edge.
 
     Which units are left out is decided by the scores that were solved for, not by fresh ones: at the edge
     rounding would decide. A unit that was not among them is left out up to the `edge`.
     """
+
+    shows = SUMMARY
 
     inner: Solution
     weights: Tensor

@@ -36,7 +36,10 @@ from klball.scores.tables import read_scores, score, warn_of_formats
 from klball.studies.arms import load, run_arm
 from klball.terminal import is_main, progress_bar, say, say_verdicts
 
-EXAMPLE = "klball compare --models sft=outputs/sft robust=outputs/robust --dataset_name rows.jsonl"
+EXAMPLE = (
+    "klball compare --models base=klball/tiny robust=outputs/run --dataset_name word-problems --rounds 5 "
+    "--max_rows 50"
+)
 
 
 OF_MODELS = (

@@ -23,7 +23,9 @@ from klball.scores.tables import read_provenance, score, warn_of_formats
 from klball.studies.arms import load
 from klball.terminal import is_main, progress_bar, say_verdicts
 
-EXAMPLE = "klball evaluate --models base=klball/tiny robust=outputs/run --datasets rows.jsonl"
+EXAMPLE = (
+    "klball evaluate --models base=klball/tiny robust=outputs/run --datasets word-problems --max_rows 100"
+)
 
 OF_MODELS = (
     *("models", "datasets", "max_rows", "dtype", "max_length", "chat_template_path"),

@@ -8,7 +8,6 @@ import os
 import re
 from argparse import ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,6 +16,8 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 import torch
 from trl import TrlParser
 
+from klball.commands.flag_names import did_you_mean
+from klball.commands.headings import HEADING_OF, HEADINGS
 from klball.commands.recipe import read_recipe, split_config
 from klball.files import refuse_foreign_folder
 from klball.terminal import quieten
@@ -24,7 +25,6 @@ from klball.training.bounds import check_bounds
 
 logger = logging.getLogger(__name__)
 
-OWN_TITLE = "options of klball"
 OTHER_TITLE = "options of TRL and Transformers"
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 FAULTS = (ValueError, TypeError, KeyError, ImportError, OSError, RuntimeError)  # of a library's own checks
@@ -35,7 +35,7 @@ def parse(
 ) -> tuple[Any, ...]:
     """The dataclasses filled from `--config FILE.yaml` and the command line; see `parse_options`.
 
-    `example` ends the help; `defaults` replace those of the classes. Raises ValueError also for an
+    `example` begins the help; `defaults` replace those of the classes. Raises ValueError also for an
     `--output_dir` that holds what another command wrote.
     """
     quieten()
@@ -51,7 +51,7 @@ def parse_options(
 ) -> tuple[Any, ...]:
     """The dataclasses filled from `--config FILE.yaml` and the command line, by TRL's own parser.
 
-    `example` ends the help; `defaults` replace those of the classes. `~` stands for the home folder in
+    `example` begins the help; `defaults` replace those of the classes. `~` stands for the home folder in
     every value. Raises ValueError in one line for anything unknown, abbreviated, of a wrong type, or NaN.
     """
     path, arguments = split_config(arguments)
@@ -81,7 +81,7 @@ class Parser(TrlParser):
             classes,
             prog=prog,
             usage=f"{prog} [--config recipe.yaml] [options]",
-            epilog=f"example:\n  {example}" if example else None,
+            description=f"example:\n  {example}" if example else None,
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
@@ -89,13 +89,11 @@ class Parser(TrlParser):
         self._group_own(classes)
 
     def _group_own(self, classes: Sequence[Any]) -> None:
-        """klball's options under their own title, before the hundreds that come from TRL."""
+        """klball's options under their headings, before the hundreds that come from TRL."""
         own = {name for c in classes for name in _own_fields(c)}
-        headings = {name: title for c in classes for name, title in _headings(c)}
-        groups = {
-            title: self.add_argument_group(title)
-            for title in dict.fromkeys([OWN_TITLE, *headings.values(), OTHER_TITLE])
-        }
+        special = f"options of {self.prog}"
+        titles = (special, *HEADINGS, OTHER_TITLE)
+        groups = {title: self.add_argument_group(title) for title in titles}
         for action in list(self._optionals._group_actions):
             if action.dest == "help":
                 continue
@@ -105,7 +103,7 @@ class Parser(TrlParser):
             if mine and action.help:  # writers of klball's help need not know argparse's signs
                 action.help = re.sub(r"%(?!\()", "%%", action.help.replace("%%", "%"))
             self._optionals._group_actions.remove(action)
-            title = headings.get(action.dest, OWN_TITLE) if mine else OTHER_TITLE
+            title = HEADING_OF.get(action.dest, special) if mine else OTHER_TITLE
             groups[title]._group_actions.append(action)
 
     def from_recipe(self, settings: dict[str, Any], path: str) -> dict[str, Any]:
@@ -115,7 +113,7 @@ class Parser(TrlParser):
         found = {}
         for name, value in settings.items():
             if name not in known:
-                raise ValueError(f"{path}: no option {name!r}{_nearest(name, known)}")
+                raise ValueError(f"{path}: no option {name!r}{did_you_mean(name, known)}")
             option = known[name]
             if option in found:
                 raise ValueError(f"{path}: {name} and {option} are one option: give it once")
@@ -183,9 +181,8 @@ class Parser(TrlParser):
         flags = [word.partition("=")[0] for word in rest if word.startswith("-")]
         if not flags:
             raise ValueError(f"{rest[0]!r} belongs to no option")
-        raise ValueError(
-            f"no option {flags[0]}{_nearest(flags[0], set(self._option_string_actions) - {'--help', '-h'})}"
-        )
+        known = {*self._option_string_actions} - {"--help", "-h"}
+        raise ValueError(f"no option {flags[0]}{did_you_mean(flags[0], known)}")
 
     def error(self, message: str) -> NoReturn:
         """One line in place of argparse's usage, which has 160."""
@@ -238,21 +235,6 @@ def _own_fields(cls: Any) -> Iterator[str]:
     for base in cls.__mro__:
         if base.__module__.split(".")[0] not in ("trl", "transformers", "builtins"):
             yield from inspect.get_annotations(base)
-
-
-def _headings(cls: Any) -> Iterator[tuple[str, str]]:
-    """Fields of a class of options that has a heading of its own in the help."""
-    for base in cls.__mro__:
-        if "HEADING" in vars(base):
-            yield from ((name, base.HEADING) for name in inspect.get_annotations(base))
-
-
-def _nearest(name: str, known: Any) -> str:
-    plain = name.replace("-", "_")
-    names = {option.replace("-", "_"): option for option in sorted(known)}  # --a_b before --a-b
-    begins = [option for option in names if option.startswith(plain) and plain.strip("_")]
-    near = sorted(begins, key=len) or get_close_matches(plain, names, 1)
-    return f": did you mean {names[near[0]]}?" if near else "; --help lists them"
 
 
 def _one_line(error: BaseException) -> str:
@@ -311,7 +293,9 @@ def _as_kind(value: Any, kind: Any) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):  # TRL's list of data sets
         unknown = next((key for key in value if key not in kind.__dataclass_fields__), None)
         if unknown is not None:
-            raise _UnknownKeyError(f"no key {unknown!r}{_nearest(str(unknown), kind.__dataclass_fields__)}")
+            raise _UnknownKeyError(
+                f"no key {unknown!r}{did_you_mean(str(unknown), kind.__dataclass_fields__)}"
+            )
         return value
     if origin is Literal:
         fits = value in get_args(kind)

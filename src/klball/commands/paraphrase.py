@@ -18,7 +18,7 @@ from klball.files import json_digest, write_csv, write_run
 from klball.flags import DataSet, Split, option
 from klball.terminal import progress_bar, say, show_table
 
-EXAMPLE = "klball paraphrase --dataset_name rows.jsonl --rounds 20"
+EXAMPLE = "klball paraphrase --dataset_name word-problems --max_rows 50 --rounds 20"
 BATCH = ("step", "base_url", "results", "allow_missing", "requests_per_file")
 MODEL = ("model_name_or_path", "temperature", "max_new_tokens")
 MAKERS = {  # and the options that only they use; those of a batch are for all its steps together

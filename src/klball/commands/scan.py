@@ -33,7 +33,7 @@ from klball.terminal import is_main, progress_bar, say, show_table
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE = "klball scan --dataset_name rows.jsonl --epsilons 0 0.05"
+EXAMPLE = "klball scan --dataset_name word-problems --max_rows 100 --epsilons 0 0.05"
 DOMINATING = 20
 ADVISED = 0.5  # nats: the radius of the advice where --epsilons has none
 OF_MODELS = ("dataset_test_split", "test_name", "ood_names")

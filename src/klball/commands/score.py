@@ -16,7 +16,7 @@ from klball.scores.tables import score
 from klball.studies.arms import load
 from klball.terminal import is_main, progress_bar, show_table
 
-EXAMPLE = "klball score --model_name_or_path outputs/run --dataset_name rows.jsonl"
+EXAMPLE = "klball score --model_name_or_path klball/tiny --dataset_name word-problems --max_rows 100"
 
 
 @dataclass

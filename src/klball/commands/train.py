@@ -25,7 +25,11 @@ from klball.training.families import FAMILIES
 from klball.training.identity import settings_of
 from klball.training.run import train
 
-EXAMPLE = "klball train --dataset_name rows.jsonl --epsilon 0.05 --use_peft --output_dir outputs/run"
+EXAMPLE = (
+    "klball train --dataset_name word-problems --dataset_train_split 'train[:200]' --epsilon 0.05 --use_peft "
+    "--max_steps 20 --output_dir outputs/run"
+)
+ALSO = (ModelConfig, DatasetMixtureConfig)
 logger = logging.getLogger(__name__)
 
 
@@ -54,7 +58,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     """Train, or finish what an interrupted run of the same command began."""
     name = family_named(arguments)
     family = FAMILIES[name]
-    classes = [options_of(name), family.config, ModelConfig, DatasetMixtureConfig]
+    classes = [options_of(name), family.config, *ALSO]
     options, config, model_options, mixture = parse_training(classes, arguments, prog, EXAMPLE)
     refuse_without_effect(options, mixture, config, model_options)
     refuse_missing_packages(config, model_options)

@@ -30,7 +30,11 @@ from klball.terminal import is_main, say
 from klball.training.identity import settings_of
 from klball.training.sft.config import RobustSFTConfig
 
-EXAMPLE = "klball tune --dataset_name rows.jsonl --use_peft --output_dir outputs/tune"
+EXAMPLE = (
+    "klball tune --dataset_name word-problems --dataset_train_split 'train[:200]' --epsilons 0 0.05 0.2 "
+    "--use_peft --max_steps 20 --output_dir outputs/tune"
+)
+ALSO = (RobustSFTConfig, ModelConfig)
 NOT_OURS = {  # options of training that have no place here → why
     ("epsilon",): "here: --epsilons has the radii",
     ("max_weight",): "here: --caps has the caps",
@@ -63,8 +67,9 @@ class Options(DataSet):
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Train what is not there yet, then choose; every arm goes on where it was."""
-    classes = [Options, RobustSFTConfig, ModelConfig]
-    options, config, model = parse_training(classes, arguments, prog, EXAMPLE, output_dir="outputs/tune")
+    options, config, model = parse_training(
+        [Options, *ALSO], arguments, prog, EXAMPLE, output_dir="outputs/tune"
+    )
     _check(options, config, model)
     named_model(model)
     check_model(str(model.model_name_or_path), model.model_revision, config.trust_remote_code)

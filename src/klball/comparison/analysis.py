@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from klball.comparison.rounds import (
 from klball.comparison.verdicts import LEAD, Verdict, verdicts
 from klball.scores.parts import Progress
 from klball.scores.perplexity import RADII
+from klball.shown import Shown, brief
 
 CLAIMS = ("items", "rounds", "undecided", "descriptive")  # the one that says most first
 SOURCE_TESTS = (("welch_t", "lambda_"), ("welch_t", "beta"), ("hotelling", PAIR))
@@ -52,8 +54,8 @@ class Analysis:
         return f"ε = {self.solutions.epsilon:g}{gamma}"
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Models compared over rounds.
 
     Attributes:
@@ -105,6 +107,16 @@ class Comparison:
         found = [(a, v) for a in self.analyses() for v in a.verdicts]
         claims = [(a, v.sentence) for a, v in found if v.claim != "descriptive"]
         return claims + [(a, v.sentence) for a, v in found if v.claim == "descriptive"]
+
+    def shown(self) -> dict[str, str]:
+        s = self.scores
+        of = {"models": s.models, "rounds": len(s.rounds), "items": len(s.sample_ids)}
+        at = "; ".join(analysis.name for analysis in self.analyses())
+        return {**{name: brief(value) for name, value in of.items()}, "at": at}
+
+    def _repr_html_(self) -> str:
+        said = "".join(f"<li>{escape(sentence)}</li>" for _, sentence in self.said())
+        return f"{self.as_table()}<ul>{said}</ul>"
 
     def caution(self) -> str:
         """What comes first where there is no ground for more; "" where there is."""

@@ -11,6 +11,7 @@ from datasets import Dataset
 from klball.adversary.dual import solve_dual
 from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores
 from klball.scores.measure import PER_BYTE, PER_TOKEN, Measure, points
+from klball.shown import Shown
 
 COLUMNS = ("log_likelihood", "certainty", "sum_log_prob", "num_tokens", "num_bytes")
 RADII = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0)
@@ -21,8 +22,8 @@ Gamma = float | Literal["auto"] | None
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 
-@dataclass(frozen=True)
-class RoundScores:
+@dataclass(frozen=True, repr=False)
+class RoundScores(Shown):
     """Scores [models, rounds, n] on the samples that every model holds in every round.
 
     Attributes:
@@ -36,6 +37,8 @@ class RoundScores:
         measure: What the score is, and its unit.
         groups: The items' groups, [n], where they have some.
     """
+
+    shows = ("models", "rounds", "sample_ids", "log_likelihood", "left_out")
 
     models: list[str]
     rounds: list[str]
@@ -165,8 +168,8 @@ def _reasons(parts: list[dict[str, np.ndarray]], n: int) -> np.ndarray:
     return reasons
 
 
-@dataclass(frozen=True)
-class RoundSolutions:
+@dataclass(frozen=True, repr=False)
+class RoundSolutions(Shown):
     """Worst cases of every model and round at one (ε, γ); all arrays are [models, rounds].
 
     An infeasible round has NaN for everything at the optimum.
@@ -185,6 +188,8 @@ class RoundSolutions:
         gamma_margin: γ − γ_min, ∞ without γ.
         status: As in `klball.DualSolution`.
     """
+
+    shows = ("models", "rounds", "n", "epsilon", "gamma", "worst_case", "lambda_", "beta", "ess")
 
     models: list[str]
     rounds: list[str]

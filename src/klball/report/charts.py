@@ -190,10 +190,9 @@ def gain_chart(summary: Rows) -> Chart:
 
 
 def frontier_chart(rows: Rows, tail: str, tail_name: str) -> Chart:
-    """What each arm costs on the mean and buys in the tail, against ε = 0, which is the origin.
+    """What each arm costs on the mean and buys in the tail, against the first (ε = 0), which is the origin.
 
-    rows: of `klball.scores.frontier.frontier_row`, with arm and share, the part of its steps that it had;
-    ε = 0 first.
+    rows: of `klball.scores.frontier.frontier_row`, with arm and share, the part of its steps that it had.
     """
 
     def percent(row: Mapping[str, Any], name: str) -> tuple[float, np.ndarray]:
@@ -208,11 +207,11 @@ def frontier_chart(rows: Rows, tail: str, tail_name: str) -> Chart:
         series.append(Series(row["arm"], [x], [y], x_error, y_error, hollow=hollow))
     return Chart(
         "What robustness costs and buys",
-        "perplexity on all rows against ε = 0, %",
-        f"{tail_name} against ε = 0, %",
+        f"perplexity on all rows against {plain['arm']}, %",
+        f"{tail_name} against {plain['arm']}, %",
         series,
         "Down, the tail is better; to the left, the mean. Bars: paired 95 % intervals over held-out rows. "
-        "Open marks: dropped before the end, and compared with ε = 0 at the same step.",
+        f"Open marks: dropped before the end, and compared with {plain['arm']} at the same step.",
         joined=False,
     )
 

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib import rc_context
+from matplotlib.figure import Figure  # without pyplot, which may open windows
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from klball.files import file_name, whole_file
@@ -47,7 +45,6 @@ def save(figure: Figure, path: Path) -> None:
     for suffix, options in formats.items():
         with whole_file(path.with_name(path.name + suffix), suffix) as temporary:
             figure.savefig(temporary, **options)
-    plt.close(figure)
 
 
 def name_of(label: str) -> str:
@@ -64,19 +61,35 @@ def logarithmic(axis: Any) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
+class NotebookFigure(Figure):
+    """A figure that notebooks show, though pyplot does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        content = BytesIO()
+        self.savefig(content, format="png", dpi=100)
+        return content.getvalue()
+
+
 def draw(path: Path, *charts: Chart) -> None:
-    """Charts side by side, one legend for all, as SVG and PNG."""
+    """`drawn`, as SVG and PNG."""
+    with rc_context(STYLE):
+        save(drawn(*charts), path)
+
+
+def drawn(*charts: Chart) -> Figure:
+    """Charts side by side, one legend for all."""
     names = dict.fromkeys(series.name for chart in charts for series in chart.series)
     styles = dict(zip(names, line_styles(), strict=False))
-    with plt.rc_context(STYLE):
+    with rc_context(STYLE):
         size = (5 * len(charts) + 1 + 0.11 * max(map(len, map(name_of, names)), default=0), 4.4)
-        figure, axes = plt.subplots(1, len(charts), figsize=size, squeeze=False)
+        figure = NotebookFigure(figsize=size)
+        axes = figure.subplots(1, len(charts), squeeze=False)
         handles: dict[str, Any] = {}
         for axis, chart in zip(axes[0], charts, strict=True):
             _draw_on(axis, chart, styles)
             handles |= {label: h for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles, loc="outside right upper")
-        save(figure, path)
+    return figure
 
 
 def _draw_on(axis: Any, chart: Chart, styles: dict[str, Any]) -> None:
@@ -109,9 +122,10 @@ def _draw_on(axis: Any, chart: Chart, styles: dict[str, Any]) -> None:
 
 def draw_heat_map(path: Path, chart: HeatMap) -> None:
     """A heat map with its numbers in the cells, as SVG and PNG."""
-    with plt.rc_context({**STYLE, "axes.grid": False}):
+    with rc_context({**STYLE, "axes.grid": False}):
         side = 2.5 + 0.8 * len(chart.names)
-        figure, axis = plt.subplots(figsize=(side + 1, side))
+        figure = Figure(figsize=(side + 1, side))
+        axis = figure.subplots()
         image = axis.imshow(np.ma.masked_invalid(chart.matrix), cmap="cividis", vmin=0, vmax=FULL_COLOUR)
         for row, cells in enumerate(chart.cells()):
             for column, text in enumerate(cells):
@@ -132,8 +146,9 @@ def plot_profiles(points: Sequence[ProfilePoint], folder: Path, measure: Measure
 
 def plot_rewards(token_log_probs: Sequence[Sequence[float]], path: Path) -> None:
     """Histograms of the log implicit reward, per token and per sample."""
-    with plt.rc_context(STYLE):
-        figure, (tokens, samples) = plt.subplots(1, 2, figsize=(10, 4))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10, 4))
+        tokens, samples = figure.subplots(1, 2)
         tokens.hist(-np.concatenate([np.asarray(row) for row in token_log_probs]), bins=60, color=COLOURS[1])
         samples.hist([-float(np.sum(row)) for row in token_log_probs], bins=60, color=COLOURS[1])
         logarithmic(tokens)

@@ -12,6 +12,7 @@ from scipy.special import gammaln
 
 from klball.adversary import inputs
 from klball.adversary.dual import solve_dual
+from klball.shown import Shown
 
 SPACING = 0.25  # between the ranks of a band, in standard deviations of a rank
 MOST_RANKS = 1_000
@@ -19,8 +20,8 @@ LONGEST = 100_000  # scores; beyond them a union bound over the ranks is wide by
 HALVINGS = 12
 
 
-@dataclass(frozen=True)
-class CertifiedWorstCase:
+@dataclass(frozen=True, repr=False)
+class CertifiedWorstCase(Shown):
     """What holds of E_Q[score] for every Q within KL(Q‖P) ≤ ε of the population P.
 
     Attributes:

@@ -96,7 +96,7 @@ def robustness_report(
     for data, of_model in tables.items():
         if reference not in of_model:
             raise ValueError(f"the reference model {reference!r} has no scores on {data!r}")
-        columns, rows[data] = _common_rows(data, of_model, (groups or {}).get(data))
+        columns, rows[data] = common_rows(data, of_model, (groups or {}).get(data))
         metrics += _metrics(data, columns, reference, resamples)
         for model, scores in columns.items():
             profile = robust_profile(scores["log_likelihood"], RADII)
@@ -113,8 +113,8 @@ Columns = dict[str, np.ndarray]
 GROUP = "group"
 
 
-def _common_rows(
-    data: str, of_model: dict[str, Dataset], groups: Sequence[str | int] | None
+def common_rows(
+    data: str, of_model: dict[str, Dataset], groups: Sequence[str | int] | None = None
 ) -> tuple[dict[str, Columns], dict[str, int]]:
     """The usable rows of every model, and the counts of kept, cut and unscored ones."""
     ids = {model: table["sample_id"][:] for model, table in of_model.items()}

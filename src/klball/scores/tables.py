@@ -2,9 +2,12 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -23,7 +26,7 @@ from klball.files import (
     versions,
     with_provenance,
 )
-from klball.models.loading import causal_lm, public_name
+from klball.models.loading import causal_lm, load_on_device, public_name
 from klball.models.weights import weights_hash
 from klball.scores.parquet import ELSEWHERE, check_columns, readable, score_files
 from klball.scores.parts import Progress, table_in_parts
@@ -36,6 +39,7 @@ from klball.scores.scorer import (
     encode_for,
     score_encoded,
 )
+from klball.shown import FEW
 
 SCHEMA = pa.schema(
     [
@@ -56,10 +60,25 @@ PLACES = {"model", "revision"}  # where a model was found; the hash of its weigh
 logger = logging.getLogger(__name__)
 
 
+class ScoreTable(Dataset):
+    """A score table, which shows what is in it."""
+
+    def __repr__(self) -> str:
+        if not {*SCHEMA.names} <= {*self.column_names}:
+            return super().__repr__()
+        g = [x for x in self["log_likelihood"] if x is not None]
+        mean = f"mean log-likelihood {np.mean(g):.4g} nats/token, lowest {min(g):.4g}" if g else "no score"
+        left = f"{sum(self['truncated'])} cut, {len(self) - len(g)} without an answer"
+        return f"ScoreTable({len(self)} rows: {mean}; {left}; {', '.join(self.column_names)})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{pd.DataFrame(self[:FEW]).to_html(index=False)}"
+
+
 def score(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: Dataset,
+    model: torch.nn.Module | str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dataset: Dataset | Sequence[dict[str, Any]] | None = None,
     *,
     max_length: int | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
@@ -74,9 +93,10 @@ def score(
     answer tokens, null if T = 0), sum_log_prob (nats), num_tokens T, num_bytes, truncated.
 
     Args:
-        model: A causal language model; it is set to evaluation while it scores.
-        tokenizer: Its tokenizer; the chat template is used as in training.
-        dataset: Rows in any supported format.
+        model: A causal language model, which is set to evaluation while it scores; or the name or path of
+            one, adapters included, to be loaded in float32 onto the accelerator.
+        tokenizer: Its tokenizer, whose chat template is used as in training; of a name it is loaded too.
+        dataset: Rows in any supported format: a Dataset, a DataFrame, a list of dictionaries.
         max_length: Longer rows lose their end; None: the model's limit.
         tokens_per_batch: Most tokens of one forward pass.
         output: A Parquet file, written part by part: killed and run again, it continues and the file is
@@ -86,10 +106,11 @@ def score(
         alone: This process works on a table of its own, and shares none with others.
 
     Raises:
-        ValueError: Unusable rows, non-finite logits, or an `output` made from something else.
+        ValueError: No such model, unusable rows, non-finite logits, or an `output` made from something else.
     """
-    _refuse_arguments(model, tokenizer, max_length, tokens_per_batch, output)
-    dataset = as_dataset(dataset)
+    _refuse_arguments(model, max_length, tokens_per_batch, output)
+    dataset = as_dataset(dataset, "dataset")
+    model, tokenizer = _loaded(model, tokenizer)
     was_training = model.training
     model.eval()
     encoded = encode_for(model, tokenizer, dataset, max_length)
@@ -114,18 +135,25 @@ def score(
         alone,
     )
     model.train(was_training)
-    return Dataset(table) if output is None else read_scores(output)[0]
+    return ScoreTable(table) if output is None else read_scores(output)[0]
 
 
-def _refuse_arguments(
-    model: Any, tokenizer: Any, max_length: Any, tokens_per_batch: Any, output: Any
-) -> None:
-    if not isinstance(output, str | Path | None):
-        raise ValueError(f"output must be the path of a file, not {output!r}")
-    if not isinstance(model, torch.nn.Module):
-        raise ValueError(f"model must be a loaded model, not {type(model).__name__} {str(model)[:60]!r}")
+def _loaded(model: Any, tokenizer: Any) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """Of a name both, unless there is a tokenizer."""
+    if isinstance(model, str | Path):
+        model, own = load_on_device(str(model))
+        tokenizer = own if tokenizer is None else tokenizer
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ValueError(f"tokenizer must be a loaded tokenizer, not {type(tokenizer).__name__}")
+    return model, tokenizer
+
+
+def _refuse_arguments(model: Any, max_length: Any, tokens_per_batch: Any, output: Any) -> None:
+    if not isinstance(output, str | Path | None):
+        raise ValueError(f"output must be the path of a file, not {output!r}")
+    if not isinstance(model, torch.nn.Module | str | Path):
+        found = f"{type(model).__name__} {str(model)[:60]!r}"
+        raise ValueError(f"model must be a loaded model, or the name or path of one, not {found}")
     if type(tokens_per_batch) is not int or tokens_per_batch < 1:
         raise ValueError(f"tokens_per_batch must be a whole number, at least 1, not {tokens_per_batch!r}")
     if max_length is not None and type(max_length) is not int:
@@ -145,7 +173,7 @@ def read_scores(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
     for file, table in zip(files, tables, strict=True):
         check_columns(file, table.schema, SCHEMA.names)
     table = pa.concat_tables(tables, promote_options="none" if len(tables) == 1 else "permissive")
-    return Dataset(table), provenance_in(files[0], tables[0].schema)
+    return ScoreTable(table), provenance_in(files[0], tables[0].schema)
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from klball.files import (
     whole_file,
     with_provenance,
 )
+from klball.shown import Shown
 
 SCHEMA = pa.schema(
     [
@@ -53,9 +54,11 @@ Replies = Callable[[int], Sequence[Reply]]  # round → a reply per sample, in t
 Progress = Callable[[int, int], None]  # rounds done, rounds in all
 
 
-@dataclass(frozen=True)
-class Rounds:
+@dataclass(frozen=True, repr=False)
+class Rounds(Shown):
     """A rounds file: the same samples in every round, each with the prompt to use and its answer."""
+
+    shows = ("path",)  # a repr reads no file
 
     path: Path
     about: dict[str, Any]  # the provenance

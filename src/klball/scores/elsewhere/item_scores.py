@@ -12,12 +12,13 @@ from klball.adversary.answers import DualSolution
 from klball.adversary.dual import RobustProfile, robust_profile, solve_dual
 from klball.scores.elsewhere.source import Source
 from klball.scores.measure import Measure
+from klball.shown import Shown
 
 ONE_ROUND = "all"
 
 
 @dataclass(frozen=True, repr=False)
-class Scores:
+class Scores(Shown):
     """Scores of the items of one model, more being better; a row an item, or an item and round.
 
     Attributes:
@@ -31,6 +32,8 @@ class Scores:
         numbered: The ids are row numbers, because there is no column of ids.
         notes: What was chosen where nothing was said, in sentences.
     """
+
+    shows = ("name", "values", "round_names", "lacking", "notes")
 
     measure: Measure
     name: str
