@@ -58,6 +58,10 @@ class RobustTrainer(Accounted):
         """The score of every sample before training, if it is one for all; they are not scored then."""
         return None
 
+    def start_noise(self) -> float:
+        """How far rounding may move a score from the common start."""
+        return 0.0
+
     def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
         """What every logging step reports of the rows of `unit_batch` that counted."""
         return {}
@@ -83,7 +87,7 @@ class RobustTrainer(Accounted):
         names = ("score", *(name for name in self.ambiguity.needs if name != "score"))
         return Accountant(
             ambiguity=self.ambiguity,
-            ledger=Ledger(len(self.samples), names, self.common_start()),
+            ledger=Ledger(len(self.samples), names, self.common_start(), self.start_noise()),
             units=self._units,
             relax=self._relax,
             frozen=self.args.reweight == "static",

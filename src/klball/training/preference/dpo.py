@@ -18,6 +18,7 @@ from klball.training.preference.forward import (
     pair_metrics,
     ratio_columns,
     reference,
+    rounding,
 )
 from klball.training.preference.refusals import refuse_router_loss, refuse_unsupported
 from klball.training.preference.trainer import (
@@ -121,9 +122,22 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
         """Minus the loss of any pair while the policy is still its reference."""
         if not self._own_start:
             return None
-        zero, one = torch.zeros(1), torch.ones(1)
-        at_start = LogRatios(chosen=zero, rejected=zero, chosen_tokens=one, rejected_tokens=one)
-        return -float(self._pair_loss(at_start, self.beta, self.label_smoothing))
+        return -self._loss_at(0.0, 1.0)
+
+    def start_noise(self) -> float:
+        """What rounding makes of a loss at the start: in bf16 it exceeds what first steps change."""
+        if not self._own_start:
+            return 0.0
+        rows = self.train_dataset
+        tokens = sum(map(len, rows["chosen_ids"])) / len(rows)
+        apart = rounding(self.model, self.accelerator, 2 * tokens)
+        return max(abs(self._loss_at(x, tokens) - self._loss_at(0.0, tokens)) for x in (apart, -apart))
+
+    def _loss_at(self, apart: float, tokens: float) -> float:
+        """ℓ of a pair of answers of so many tokens whose log-ratios differ by that."""
+        ratio, zero, count = torch.tensor([apart]), torch.zeros(1), torch.tensor([tokens])
+        ratios = LogRatios(chosen=ratio, rejected=zero, chosen_tokens=count, rejected_tokens=count)
+        return float(self._pair_loss(ratios, self.beta, self.label_smoothing))
 
     def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
         return {"plain_loss": -float(columns["score"].mean()), **pair_metrics(columns, self.beta)}
