@@ -84,6 +84,7 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
         refuse_unsupported(RobustDPOTrainer, RobustDPOConfig, args, positional, given, ambiguity)
         static = args.reweight == "static"
         args, peft_config = prepared_arguments(args, kwargs)
+        self.given_rows = kwargs["train_dataset"]
         self._own_start = REFERENCE[0] not in kwargs["train_dataset"].column_names and (
             ref_model is None or _same_weights(model, ref_model)
         )

@@ -59,6 +59,7 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
         given = {**kwargs, "model": model}
         refuse_unsupported(RobustRewardTrainer, RobustRewardConfig, args, positional, given, ambiguity)
         args, peft_config = prepared_arguments(args, kwargs)
+        self.given_rows = kwargs["train_dataset"]
         refuse_other_task(peft_config)
         super().__init__(model, args, **kwargs)
         refuse_untrained_head(self.model)

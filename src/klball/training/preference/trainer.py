@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from klball.adversary.sets import AmbiguitySet
 from klball.data.ids import with_sample_ids
+from klball.data.preferences import texts_of_pair
 from klball.data.sources import as_dataset
 from klball.scores.scorer import batches_by_length
 from klball.training.batches import INDEX
@@ -75,6 +76,9 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
     def unit_sizes(self, samples: Dataset) -> Tensor | None:
         """Base weights of the units up to a factor, [n]; None for 1/n."""
         return None
+
+    def texts_of(self, row: dict[str, Any], unit: int) -> dict[str, str]:
+        return texts_of_pair(row)
 
     def checkpoint_files(self) -> dict[str, tuple[str, ...]]:
         return dict(GroupEG.files) if isinstance(self.comparator, GroupEG) else {}

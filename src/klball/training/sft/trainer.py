@@ -12,7 +12,7 @@ from trl import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from klball.adversary.sets import AmbiguitySet
-from klball.data.encoding import rendering_errors_named
+from klball.data.encoding import rendering_errors_named, texts_of
 from klball.models.loading import causal_lm
 from klball.objectives.tokens import Objective, needs_of, objective_named
 from klball.scores.perplexity import summary_of
@@ -69,6 +69,7 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
     """
 
     _tag_names: ClassVar = ["klball", "robust-sft"]
+    entry: ClassVar = ("log_likelihood", 1)
     # what TRL's own annotations leave open
     args: RobustSFTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     train_dataset: Dataset  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -88,7 +89,8 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         refuse_unsupported(args, positional, kwargs, objective, ambiguity)
         args = copy.copy(args)
         self._row_format = prepare_arguments(model, args, kwargs)
-        given_tokens = "input_ids" in kwargs["train_dataset"].column_names
+        self.given_rows = kwargs["train_dataset"]
+        given_tokens = "input_ids" in self.given_rows.column_names
         self.objective = objective or objective_named(args.objective or str(args.loss_type), args)
         super().__init__(model, args, **kwargs)
         refuse_useless(self.model, args, len(self.train_dataset), kwargs.get("peft_config"))
@@ -156,6 +158,9 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
 
     def checkpoint_files(self) -> dict[str, tuple[str, ...]]:
         return checkpoint_files(self.objective)
+
+    def texts_of(self, row: dict[str, Any], unit: int) -> dict[str, str]:
+        return dict(zip(("prompt", "answer"), texts_of(row), strict=True))
 
     # --- the ledger ---------------------------------------------------------------------------
 
