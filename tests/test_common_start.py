@@ -85,7 +85,14 @@ def test_a_point_mass_among_few_known_units_is_no_warning(caplog):
 def test_rounding_tells_no_pairs_apart(bf16, settings, tmp_path):
     """A model that stays where it is, and the reference computed before in batches of another shape."""
     case = dict(family="dpo", ambiguity=KLBall(0.3), own_start=True, precompute_ref_log_probs=True)
-    more = dict(precompute_ref_batch_size=3, epsilon_warmup=0.0, learning_rate=0.0, bf16=bf16, use_cpu=True)
+    more = dict(
+        precompute_ref_batch_size=3,
+        use_cpu=True,
+        epsilon_warmup=0.0,
+        rescore_steps=0,
+        learning_rate=0.0,
+        bf16=bf16,
+    )
     wide = small_qwen(len(tokenizer()), hidden_size=128, intermediate_size=256, head_dim=64)
     trainer, _ = trainer_for({**case, **more, **settings}, "8x1", str(tmp_path), model=wide)
     trainer.train()
@@ -97,7 +104,7 @@ def test_rounding_tells_no_pairs_apart(bf16, settings, tmp_path):
 
 def test_what_exceeds_rounding_is_known_in_bf16(tmp_path):
     case = dict(family="dpo", ambiguity=KLBall(0.3), own_start=True, precompute_ref_log_probs=True)
-    more = dict(epsilon_warmup=0.0, learning_rate=0.05, bf16=True, use_cpu=True)
+    more = dict(use_cpu=True, epsilon_warmup=0.0, rescore_steps=0, learning_rate=0.05, bf16=True)
     trainer, _ = trainer_for({**case, **more}, "8x1", str(tmp_path))
     trainer.train()
     assert trainer.accountant.ledger.known.any() and trainer.accountant.history[-1]["max_weight"] != 1
@@ -108,6 +115,6 @@ def test_the_tolerance_follows_the_dtype_and_the_length(dtype):
     """Of parameters, or of autocast where that is less exact."""
     for own, context in ((dtype, nullcontext()), (torch.float32, torch.autocast("cpu", dtype))):
         accelerator = SimpleNamespace(device=torch.device("cpu"), autocast=lambda c=context: c)
-        model = torch.nn.Linear(2, 2, dtype=own)
+        model = small_qwen(64).to(own)
         short, long = (rounding(model, accelerator, tokens) for tokens in (100, 400))
         assert long == pytest.approx(2 * short) == pytest.approx(2 * 80 * torch.finfo(dtype).eps)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
 from datasets import Dataset
 from transformers import PrinterCallback, set_seed
 from trl import (
@@ -167,10 +167,17 @@ def load_for_training(config: Any, options: ModelConfig) -> tuple[Any, Any]:
             raise ValueError("a quantised model is trained through an adapter: add --use_peft")
         settings = {
             "quantization_config": quantization,
-            "device_map": {"": PartialState().local_process_index},
+            "device_map": _device_map(),
             **settings,
         }
     return load_model(name, revision=settings.pop("revision", revision), trainable=True, **settings)
+
+
+def _device_map() -> str | None:
+    """Where TRL's trainers put a model that they load."""
+    state = PartialState()
+    spread = state.distributed_type in (DistributedType.MULTI_GPU, DistributedType.DEEPSPEED)
+    return None if spread or state.device.type in ("cpu", "mps") else "auto"
 
 
 def _same_place(one: str | Path, other: str | Path) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 from trl import DPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
+from klball.models.weights import weights_of
 from klball.objectives.pairs import PAIR_LOSSES, LogRatios
 from klball.training.evaluation import WORST_CASES
 from klball.training.preference.config import RobustDPOConfig
@@ -148,7 +149,7 @@ def _same_weights(model: Any, reference: Any) -> bool:
     """Whether two loaded models are one, weight by weight; not known of sharded ones."""
     if not isinstance(model, torch.nn.Module):
         return False
-    own, others = dict(model.named_parameters()), dict(reference.named_parameters())
+    own, others = dict(weights_of(model)), dict(weights_of(reference))
     return own.keys() == others.keys() and all(
         values.numel() > 0 and values.device == others[name].device and torch.equal(values, others[name])
         for name, values in own.items()

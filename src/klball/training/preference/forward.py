@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from klball.data.rows import IGNORED
+from klball.models.loading import causal_lm
 from klball.objectives.pairs import LogRatios
 from klball.training.batches import INDEX
 
@@ -63,12 +64,13 @@ def reference(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     return found
 
 
-def rounding(model: torch.nn.Module, accelerator: Any, tokens: float) -> float:
+def rounding(model: Any, accelerator: Any, tokens: float) -> float:
     """How far a log-ratio over so many tokens may lie from that of exact arithmetic, nats: four sd.
 
-    Once weights have moved at all, every token rounds anew, whatever the shapes of the batches.
+    Once weights have moved at all, every token rounds anew, whatever the shapes of the batches. The model's
+    dtype is that of its embeddings: what an adapter rounds is as small as what it adds.
     """
-    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    kinds = {causal_lm(model).get_input_embeddings().weight.dtype}
     device = accelerator.device.type
     with accelerator.autocast():
         if torch.is_autocast_enabled(device):

@@ -11,7 +11,12 @@ from klball.adversary.sets import AmbiguitySet
 from klball.objectives.pairs import bradley_terry
 from klball.training.evaluation import WORST_CASES
 from klball.training.preference.config import RobustRewardConfig
-from klball.training.preference.refusals import refuse_other_task, refuse_unsupported, refuse_untrained_head
+from klball.training.preference.refusals import (
+    refuse_other_head,
+    refuse_other_task,
+    refuse_unsupported,
+    refuse_untrained_head,
+)
 from klball.training.preference.trainer import (
     PreferenceTrainer,
     prepared_arguments,
@@ -63,6 +68,7 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
         refuse_other_task(peft_config)
         super().__init__(model, args, **kwargs)
         refuse_untrained_head(self.model)
+        refuse_other_head(self.model, self.args)
         self.init_units(ambiguity, peft_config)
 
     def _prepare_dataset(  # pyright: ignore[reportIncompatibleMethodOverride]
