@@ -101,6 +101,11 @@ class RobustTrainer(Accounted):
 
     # --- the ledger ---------------------------------------------------------------------------
 
+    @property
+    def hides_progress(self) -> bool:
+        """Whether a scoring pass shows no bar, as Transformers shows none."""
+        return bool(self.args.disable_tqdm) or not self.is_world_process_zero()
+
     def begin_training(self) -> None:
         """Fill the ledger: from the checkpoint that training resumes from, else by scoring all samples."""
         if self._resume_folder is not None:

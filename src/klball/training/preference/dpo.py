@@ -42,11 +42,8 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
     so gradients do not depend on micro-batches, accumulation, padding or the number of processes, as TRL's
     means of micro-batch means do, and at ε = 0 they are TRL's on one batch.
 
-    Logged each step, over the pairs that counted: `plain_loss`, and by TRL's names `rewards/chosen`,
-    `rewards/rejected`, `rewards/margins`, `rewards/accuracies`, `logps/chosen`, `logps/rejected`,
-    `logits/chosen`, `logits/rejected`, `entropy`, `mean_token_accuracy`; of the weights `kl`, `ess_ratio`,
-    `mean_weight`, `max_weight`, `lambda`, `robust_loss`, the worst-case mean ℓ, and `rescores`. A
-    comparator's are in `mean_weight` and `max_weight`.
+    What is logged: docs/formats.md, "What training logs". A comparator's weights are in `mean_weight` and
+    `max_weight`.
 
     Args:
         model: As in `trl.DPOTrainer`: a model or a name.

@@ -43,11 +43,6 @@ class GDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncom
                     carries its part of the three terms. No minimax value: the score is of the first.
         "question"  rows, score −L. "group": their groups, by `group_column`.
 
-    Logged each step: `plain_loss` and its terms `belief_kl`, `belief_nll`, `text_dpo`; `js_distance`, of π
-    and p* (√ of the Jensen–Shannon divergence, nats); `belief_accuracy`, how often both have the same
-    mode; `rewards/chosen`, `rewards/rejected`, `rewards/margins`, `rewards/accuracies`, of rows with texts;
-    of the weights what `RobustDPOTrainer` logs.
-
     Args:
         model: As in `trl.DPOTrainer`: a model or a name.
         ref_model: As there.

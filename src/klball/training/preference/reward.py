@@ -34,9 +34,6 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
 
         ℓ = −log σ(r_w − r_l − m) + c·(r_w + r_l)²
 
-    Logged each step, over the pairs that counted: `plain_loss`, and by TRL's names `accuracy`, `margin`,
-    `min_reward`, `mean_reward`, `max_reward`; of the weights what `RobustDPOTrainer` logs.
-
     Args:
         model: As in `trl.RewardTrainer`: a sequence classifier of one label, or a name.
         args: A `RobustRewardConfig`.

@@ -107,11 +107,10 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         # a sharded model needs every process in every forward: the last may score a batch for nothing
         own = [*batches, *batches[-1:] * (-len(batches) % processes)][rank::processes]
-        quiet = bool(self.args.disable_tqdm) or not self.is_local_process_zero()
         was_training = self.model.training
         self.model_wrapped.eval()
         names, part, parts = [""], torch.zeros(0), []
-        with tqdm(total=len(rows), desc=title, unit=" rows", leave=False, disable=quiet) as bar:
+        with tqdm(total=len(rows), desc=title, unit=" rows", leave=False, disable=self.hides_progress) as bar:
             for k, batch in enumerate(own):
                 names, part = self._fresh(self.data_collator([rows[i] for i in batch]))
                 if k * processes + rank < len(batches):

@@ -170,12 +170,13 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         A sharded model has no `certainty` column unless the ambiguity set needs it. Every process raises
         the same ValueError where a score is not finite.
         """
-        quiet = bool(self.args.disable_tqdm) or not self.is_local_process_zero()
         absent = {"certainty"} if self._sharded and not self._needs_certainty else set()
         names = [name for name in SCORE_COLUMNS if name not in absent]
         was_training = self.model.training
         self.model.eval()
-        columns = fresh_scores(self._scorer(dataset), dataset, names, self.accelerator, title, quiet)
+        columns = fresh_scores(
+            self._scorer(dataset), dataset, names, self.accelerator, title, self.hides_progress
+        )
         self.model.train(was_training)
         refuse_nonfinite(dataset, torch.arange(len(dataset)), columns, self.state.global_step)
         return columns
