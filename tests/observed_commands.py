@@ -17,6 +17,7 @@ from datasets import Dataset
 from klball import cli
 from klball.files import write_table
 from klball.scan.behaviour import Behaviour
+from klball.scores.parts import Cache
 from klball.scores.tables import SCHEMA, TOKENS_FIELD
 
 ROWS = 12
@@ -91,7 +92,7 @@ def table(model: Any, tokenizer: Any, dataset: Dataset, *, output: Any = None, *
     }
     content = pa.table(columns, schema=SCHEMA.append(TOKENS_FIELD))
     if output is not None:
-        write_table(content, Path(output))
+        write_table(content, output.path({"ids": ids}) if isinstance(output, Cache) else Path(output))
     return Dataset(content)
 
 

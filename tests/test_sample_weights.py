@@ -31,6 +31,7 @@ from klball.training.units import Units
 from small_runs import train
 from test_preference import small_gpt2
 
+SLOW = pytest.mark.slow
 FILES = ("top_weighted.csv", "history.parquet")
 
 
@@ -77,7 +78,9 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("family", SCORES)
+@pytest.mark.parametrize(
+    "family", ["sft", "dpo", "grpo", *(pytest.param(f, marks=SLOW) for f in ("reward", "gdpo"))]
+)
 def test_a_trainer_leaves_its_weights_and_its_history(family, tmp_path):
     trainer = trainer_of(family, tmp_path, max_steps=2)
     trainer.train()
@@ -151,7 +154,9 @@ class Looking(TrainerCallback):
     on_train_begin = on_step_begin = on_step_end = on_log = look
 
 
-@pytest.mark.parametrize("case", ["ball", "infeasible", "groups", "dpo"])
+@pytest.mark.parametrize(
+    "case", ["infeasible", *(pytest.param(c, marks=SLOW) for c in ("ball", "groups", "dpo"))]
+)
 def test_looking_changes_nothing(case, tmp_path):
     """Neither the weights, to the bit, nor what is counted."""
     cases = {

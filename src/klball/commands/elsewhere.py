@@ -12,6 +12,7 @@ from datasets import Dataset
 from klball.commands.certified import bounds_elsewhere, certified_elsewhere, record
 from klball.commands.labels import labelled
 from klball.commands.options import refuse_ignored
+from klball.commands.ratios import write_ratios
 from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.rounds import RoundScores, round_scores
 from klball.files import write_csv, write_run
@@ -148,7 +149,9 @@ def evaluate_elsewhere(options: Any, prog: str) -> None:
         tables: dict[str, Dataset] = {label: read_scores(path)[0] for label, path in paths.items()}
         if is_main():
             write_run(folder, options, prog)
-            write_report(robustness_report({"scores": tables}, reference), folder)
+            report = robustness_report({"scores": tables}, reference)
+            write_report(report, folder)
+            write_ratios(report, folder)
         return
     models = read_models(options)
     per_item = {label: own.per_item() for label, own in models.items()}
