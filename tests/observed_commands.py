@@ -54,8 +54,8 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items() if k not in ("progress", "callbacks")}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
-    if isinstance(value, np.ndarray):
-        return value.tolist()
+    if isinstance(value, np.ndarray | Cache):
+        return value.folder if isinstance(value, Cache) else value.tolist()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain(value.to_dict() if hasattr(value, "to_dict") else dataclasses.asdict(value))
     return (

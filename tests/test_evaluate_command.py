@@ -100,7 +100,7 @@ def test_other_data_and_settings_are_scored_anew(data, more, folder, batches, ta
 
 def test_every_pair_is_printed_with_its_ratio(folder, capsys):
     evaluate(folder, "a=x", "b=y", "c=x")
-    with (folder / "out" / "scores" / "tables.csv").open(newline="") as file:
+    with (folder / "out" / "tables.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["model"], row["data"]) for row in rows] == [("a", "d"), ("b", "d"), ("c", "d")]
     files = [row["file"] for row in rows]

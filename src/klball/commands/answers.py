@@ -100,7 +100,7 @@ def evaluate_answers(options: Any, prog: str) -> None:
             sentences.append(f"{label} on {data}: {_certified(metrics, bounds, options)}")
     if is_main():
         write_run(folder, options, prog)
-        write_csv(cache.folder / TABLES_FILE, named)
+        write_csv(folder / TABLES_FILE, named)
         write_csv(folder / "answers.csv", [_finite(row) for row in found])
         _show(found, list(models), folder, options.confidence)
         for sentence in (*sentences, radius_in_words(WORST)):

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
             about[f"{label} on {data}"] = {**read_provenance(cache.last), "model": public_name(name)}
     if is_main():
         write_run(folder, options, prog)
-        write_csv(cache.folder / TABLES_FILE, named)
+        write_csv(folder / TABLES_FILE, named)
         warn_of_formats(about.values())
         report = robustness_report(tables, reference)
         write_report(report, folder)

@@ -175,7 +175,7 @@ def load_for_training(config: Any, options: ModelConfig) -> tuple[Any, Any]:
 
 def _device_map() -> str | None:
     """Where TRL's trainers put a model that they load."""
-    state = PartialState()
+    state: Any = PartialState()
     spread = state.distributed_type in (DistributedType.MULTI_GPU, DistributedType.DEEPSPEED)
     return None if spread or state.device.type in ("cpu", "mps") else "auto"
 

@@ -70,7 +70,8 @@ def rounding(model: Any, accelerator: Any, tokens: float) -> float:
     Once weights have moved at all, every token rounds anew, whatever the shapes of the batches. The model's
     dtype is that of its embeddings: what an adapter rounds is as small as what it adds.
     """
-    kinds = {causal_lm(model).get_input_embeddings().weight.dtype}
+    embeddings: Any = causal_lm(model).get_input_embeddings()
+    kinds = {embeddings.weight.dtype}
     device = accelerator.device.type
     with accelerator.autocast():
         if torch.is_autocast_enabled(device):
