@@ -22,3 +22,8 @@ trainer.train()
 log = [entry for entry in trainer.state.log_history if "kl" in entry]
 for entry in log:
     print({name: entry[name] for name in ("loss", "plain_loss", "lambda", "kl", "ess_ratio", "max_weight")})
+
+# a row a training sample; n_q is its weight, 1 being an even share. The files hold the first 20, with texts
+weights = trainer.sample_weights()
+for sample in weights.sort("n_q", reverse=True).select(range(3)):
+    print(sample)

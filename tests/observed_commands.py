@@ -17,6 +17,7 @@ from datasets import Dataset
 from klball import cli
 from klball.files import write_table
 from klball.scan.behaviour import Behaviour
+from klball.scores.parts import Cache
 from klball.scores.tables import SCHEMA, TOKENS_FIELD
 
 ROWS = 12
@@ -53,8 +54,8 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items() if k not in ("progress", "callbacks")}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
-    if isinstance(value, np.ndarray):
-        return value.tolist()
+    if isinstance(value, np.ndarray | Cache):
+        return value.folder if isinstance(value, Cache) else value.tolist()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain(value.to_dict() if hasattr(value, "to_dict") else dataclasses.asdict(value))
     return (
@@ -91,7 +92,7 @@ def table(model: Any, tokenizer: Any, dataset: Dataset, *, output: Any = None, *
     }
     content = pa.table(columns, schema=SCHEMA.append(TOKENS_FIELD))
     if output is not None:
-        write_table(content, Path(output))
+        write_table(content, output.path({"ids": ids}) if isinstance(output, Cache) else Path(output))
     return Dataset(content)
 
 

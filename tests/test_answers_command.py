@@ -54,12 +54,15 @@ def test_verifiable_answers_by_group_with_pass_at_k(folder, tmp_path, capsys):
 
 def test_tables_of_learnt_rewards_are_solved_and_compared(folder, tmp_path, capsys):
     found = evaluate(folder, tmp_path, "--reward_model", str(folder / "judge"))
+    with (tmp_path / "tables.csv").open(newline="") as file:
+        labels = {row["file"]: row["model"] for row in csv.DictReader(file)}
     tables = sorted((tmp_path / "answers").iterdir())
+    assert [path.name for path in tables] == sorted(labels)
     for path in tables:
         capsys.readouterr()
         main(["solve", "--scores", str(path), "--epsilon", "0.05", "--json", "true"])
         said = json.loads(capsys.readouterr().out)
-        label = "tiny" if "tiny" in path.name else "one"
+        label = labels[path.name]
         assert said["worst_case"] == pytest.approx(float(found[label, "reward", "worst ε = 0.05"]))
         assert said["worst_case"] == pytest.approx(said["dual_value"])
         rewards = np.array(read_scores(path)[0]["log_likelihood"][:])

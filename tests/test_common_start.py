@@ -2,14 +2,20 @@
 
 import logging
 import math
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from conftest import small_qwen
+from gradient_grid import tokenizer
 from klball import CVaR, KLBall
 from klball.training.accountant import Accountant
 from klball.training.ledger import Ledger
+from klball.training.preference.forward import rounding
 from klball.training.units import Units
+from preference_grid import trainer_for
 
 N, START = 10, -math.log(2)
 VISITED = torch.tensor([2, 3, 5, 8])
@@ -72,3 +78,43 @@ def test_a_point_mass_among_few_known_units_is_no_warning(caplog):
         accountant.rewrite({"score": torch.arange(N).double()})
         accountant.begin_step()
     assert "steps without them have no gradient" in caplog.text
+
+
+@pytest.mark.parametrize("settings", [{}, {"loss_type": "ipo"}], ids=str)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_rounding_tells_no_pairs_apart(bf16, settings, tmp_path):
+    """A model that stays where it is, and the reference computed before in batches of another shape."""
+    case = dict(family="dpo", ambiguity=KLBall(0.3), own_start=True, precompute_ref_log_probs=True)
+    more = dict(
+        precompute_ref_batch_size=3,
+        use_cpu=True,
+        epsilon_warmup=0.0,
+        rescore_steps=0,
+        learning_rate=0.0,
+        bf16=bf16,
+    )
+    wide = small_qwen(len(tokenizer()), hidden_size=128, intermediate_size=256, head_dim=64)
+    trainer, _ = trainer_for({**case, **more, **settings}, "8x1", str(tmp_path), model=wide)
+    trainer.train()
+    moved = trainer.accountant.ledger.entries["score"] - trainer.common_start()
+    assert bool(moved.abs().max() > 2e-5) is bf16
+    assert not trainer.accountant.ledger.known.any()
+    assert all(row["max_weight"] == 1 for row in trainer.accountant.history)
+
+
+def test_what_exceeds_rounding_is_known_in_bf16(tmp_path):
+    case = dict(family="dpo", ambiguity=KLBall(0.3), own_start=True, precompute_ref_log_probs=True)
+    more = dict(use_cpu=True, epsilon_warmup=0.0, rescore_steps=0, learning_rate=0.05, bf16=True)
+    trainer, _ = trainer_for({**case, **more}, "8x1", str(tmp_path))
+    trainer.train()
+    assert trainer.accountant.ledger.known.any() and trainer.accountant.history[-1]["max_weight"] != 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_tolerance_follows_the_dtype_and_the_length(dtype):
+    """Of parameters, or of autocast where that is less exact."""
+    for own, context in ((dtype, nullcontext()), (torch.float32, torch.autocast("cpu", dtype))):
+        accelerator = SimpleNamespace(device=torch.device("cpu"), autocast=lambda c=context: c)
+        model = small_qwen(64).to(own)
+        short, long = (rounding(model, accelerator, tokens) for tokens in (100, 400))
+        assert long == pytest.approx(2 * short) == pytest.approx(2 * 80 * torch.finfo(dtype).eps)

@@ -25,9 +25,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 SCRIPTS = sorted([*(ROOT / "examples").glob("*.py"), ROOT / "scripts" / "readme_figure.py"])
 PUBLIC = {"klball": klball, "klball.report": klball.report, "klball.plot": klball.plot}
-OLD_ROOMS = re.compile(
-    r"klball[./](robust|evaluation|experiments|ambiguity)\b|\b(robust|evaluation)/"
-)
+OLD_ROOMS = re.compile(r"klball[./](robust|evaluation|experiments|ambiguity)\b|\b(robust|evaluation)/")
 
 
 def named(source):

@@ -180,6 +180,17 @@ def test_losses_are_shown_as_losses(folder, capsys, tmp_path):
     assert worst == sorted(worst) and worst[0] == pytest.approx(losses["a"].mean())
 
 
+def test_every_pair_of_models_is_compared(folder, capsys, tmp_path):
+    """b and c, of which neither is the reference, too."""
+    words = [f"a={folder}/a.csv", f"b={folder}/b.csv", f"c={folder}/a.csv", "--lower_is_better"]
+    said = run(capsys, "evaluate", "--scores", *words, "--output_dir", tmp_path)
+    first, second = (said[said.index(f"difference to {base}") :] for base in "ab")
+    losses = [np.array([float(r["loss"]) for r in read_csv(folder / f"{m}.csv")]).mean() for m in "ab"]
+    gap = f"{losses[0] - losses[1]:.4g}".replace("-", "−")
+    (line,) = [line for line in second.split("worst-case")[0].splitlines() if line.startswith("│ mean")]
+    assert gap in line and "hardest" not in second.split("worst-case")[0] and "hardest" in first
+
+
 @pytest.mark.slow
 def test_own_tables_have_the_report_of_own_tables(folder, capsys, tmp_path):
     words = [f"{model}={folder}/own-{model}.parquet" for model in "ab"]

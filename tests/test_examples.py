@@ -28,11 +28,18 @@ def test_solve(capsys):
     assert capsys.readouterr().out.count("top-weighted: #527") == 2
 
 
-def test_train():
+def test_train(capsys):
     names = run("train.py")
     assert [entry["step"] for entry in names["log"]] == [2, 4]
     assert all(float(entry["kl"]) == pytest.approx(0.05) for entry in names["log"])
     assert all(float(entry["max_weight"]) > 1 for entry in names["log"])
+    weights = names["weights"]
+    assert weights["sample_id"][:] == names["rows"]["sample_id"][:]
+    assert sum(weights["n_q"]) == pytest.approx(len(names["rows"]))
+    heaviest = max(weights, key=lambda sample: sample["n_q"])
+    assert heaviest["log_likelihood"] == min(weights["log_likelihood"])
+    assert str(heaviest) in capsys.readouterr().out
+    assert Path("outputs/example-train/top_weighted.csv").is_file()
 
 
 @pytest.mark.slow

@@ -163,3 +163,23 @@ def test_intervals_of_tails_cover(shape, monkeypatch):
 
     for name, shares in coverage(shape, 400, 300).items():
         assert min(shares) > 0.89, name
+
+
+def test_every_pair_has_the_ratios_that_it_has_against_a_reference(scores):
+    """Paired, on the same resamples; but the hardest 1 % are the report's for all."""
+    g, tokens = scores
+    rng = np.random.default_rng(1)
+    noisy = {name: g + 0.2 * rng.normal(size=len(g)) - 0.1 * k for k, name in enumerate("abc")}
+    models = {name: table(own, tokens) for name, own in noisy.items()}
+    against = {name: robustness_report({"d": models}, name, resamples=100) for name in "ab"}
+    report = robustness_report({"d": models}, "b", resamples=100)
+    found = {(r.against, r.model, r.name): (r.ratio, r.low, r.high) for r in report.ratios}
+    assert {(a, b) for a, b, _ in found} == {("a", "b"), ("a", "c"), ("b", "c")}
+    for (base, model, name), ratio in found.items():
+        metric = against[base].value("d", model, name)
+        if name != "hardest_1pct" or base == "b":
+            assert ratio == pytest.approx((metric.ratio, metric.ratio_low, metric.ratio_high))
+    rows = hardest(np.array(models["b"]["log_likelihood"]))
+    expected = math.exp((noisy["a"] - noisy["c"])[rows].mean())
+    assert found["a", "c", "hardest_1pct"][0] == pytest.approx(expected)
+    assert not robustness_report({"d": {"a": models["a"]}}, "a", resamples=10).ratios

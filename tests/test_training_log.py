@@ -2,8 +2,11 @@
 
 import pytest
 
+import preference_grid
 from gradient_grid import paired_rows, trainer_for
 from klball import KLBall
+from small_runs import train, write_rows
+from test_families import pair_rows
 
 
 @pytest.mark.parametrize("arrangement", ["8x1", "packed", "padding-free"])
@@ -33,3 +36,31 @@ def test_the_first_scoring_shows_that_it_runs(quiet_bars, tmp_path, caplog, capf
     bars = capfd.readouterr().err
     assert ("scoring before the first step" in bars) == (not quiet_bars)
     assert trainer.accountant.history[-1]["rescores"] == 1
+
+
+@pytest.mark.parametrize("disabled", ["false", "true"])
+@pytest.mark.parametrize("family", ["sft", "reward"])
+def test_the_command_shows_its_first_scoring(family, disabled, root, tmp_path, capfd):
+    write_rows(tmp_path / "pairs.jsonl", pair_rows(12))
+    rows = root / "rows.jsonl" if family == "sft" else tmp_path / "pairs.jsonl"
+    train(root, tmp_path / "o", "--family", family, "--max_steps", "1", "--disable_tqdm", disabled, rows=rows)
+    bars = capfd.readouterr().err
+    assert ("scoring before the first step:" in bars) == (disabled == "false")
+
+
+@pytest.mark.parametrize("family", ["sft", "dpo", "reward"])
+def test_the_main_process_alone_shows_bars(family, tmp_path, capfd):
+    """Of all machines, not one of each."""
+    if family == "sft":
+        trainer, _ = trainer_for(dict(objective="nll", ambiguity=KLBall(0.5)), "8x1", str(tmp_path))
+    else:
+        case = dict(family=family, ambiguity=KLBall(0.5))
+        trainer, _ = preference_grid.trainer_for(case, "8x1", str(tmp_path))
+    trainer.args.disable_tqdm = False
+    shown = []
+    for main in (True, False):
+        trainer.is_world_process_zero = lambda main=main: main
+        capfd.readouterr()
+        trainer.score_units("once")
+        shown.append("scoring once" in capfd.readouterr().err)
+    assert shown == [True, False]

@@ -13,11 +13,12 @@ from klball.commands.labels import file_names, labelled
 from klball.commands.options import one_of, refuse_ignored
 from klball.data.prompts import check_prompts, require_answers, to_prompts
 from klball.data.rows import first_rows, load_rows
-from klball.files import file_name, write_csv, write_run
+from klball.files import write_csv, write_run
 from klball.flags import option
 from klball.models.loading import REWARD, check_model, load_on_device
 from klball.scores.accuracy import WORST
 from klball.scores.answers import answer_report, pass_at_k
+from klball.scores.parts import TABLES_FILE, Cache
 from klball.studies.arms import load
 from klball.studies.own_answers import answer_table, metrics_of
 from klball.terminal import is_main, progress_bar, say, show_table
@@ -79,12 +80,12 @@ def evaluate_answers(options: Any, prog: str) -> None:
     for name in models.values():
         check_model(name)
     reward = _reward(options)
+    cache, named = Cache(folder / "answers"), []
     found: list[dict[str, Any]] = []
     sentences: list[str] = []
     for label, name in models.items():
         model, tokenizer = load(name, options)
         for data, dataset in rows.items():
-            output = folder / "answers" / f"{file_name(name)}--{file_name(datasets[data])}.parquet"
             with progress_bar(f"{label} on {data}", "prompts") as progress:
                 table = answer_table(
                     *(model, tokenizer, to_prompts(dataset, bool(tokenizer.chat_template)), reward),
@@ -92,9 +93,10 @@ def evaluate_answers(options: Any, prog: str) -> None:
                     max_new_tokens=options.max_new_tokens,
                     seed=options.answer_seed,
                     group_column=options.group_column,
-                    output=output,
+                    output=cache,
                     progress=progress,
                 )
+            named.append({"model": label, "data": data, "file": cache.last.name})
             groups = None if options.group_column is None else table["group"][:]
             metrics = metrics_of(table, options.pass_at)
             report = answer_report(metrics, groups, confidence=options.confidence, bounds=bounds)
@@ -102,6 +104,7 @@ def evaluate_answers(options: Any, prog: str) -> None:
             sentences.append(f"{label} on {data}: {_certified(metrics, bounds, options)}")
     if is_main():
         write_run(folder, options, prog)
+        write_csv(folder / TABLES_FILE, named)
         write_csv(folder / "answers.csv", [_finite(row) for row in found])
         _show(found, list(models), folder, options.confidence)
         for sentence in (*sentences, radius_in_words(WORST)):

@@ -12,6 +12,7 @@ from datasets import Dataset
 from klball.commands.certified import bounds_elsewhere, certified_elsewhere, record
 from klball.commands.labels import labelled
 from klball.commands.options import refuse_ignored
+from klball.commands.ratios import write_ratios
 from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.rounds import RoundScores, round_scores
 from klball.files import write_csv, write_run
@@ -152,6 +153,7 @@ def evaluate_elsewhere(options: Any, prog: str) -> None:
             found = robustness_report({"scores": tables}, reference)
             say_verdicts(plain_lines(found))
             write_report(found, folder)
+            write_ratios(found, folder)
         return
     models = read_models(options)
     per_item = {label: own.per_item() for label, own in models.items()}
@@ -215,12 +217,14 @@ def show_items(
         say(few)
     others = [model for model in models if model != report.reference]
     if others:
-        keys = ("difference", "difference_low", "difference_high")
-        body = [
-            (rows[0]["name"], *(str(interval(*(row[key] for key in keys))) for row in rows))
-            for rows in _by_name(report, others)
-        ]
-        show_table(f"difference to {report.reference} on the same items, {unit}", ("mean of", *others), body)
+        title = f"difference to {report.reference} on the same items, {unit}"
+        show_table(title, ("mean of", *others), _differences(report, others))
+    for k, base in enumerate(others[:-1]):  # every pair at once
+        later = others[k + 1 :]
+        of_model = {model: scores.log_likelihood[scores.models.index(model), 0] for model in (base, *later)}
+        own_report = item_report(of_model, report.measure, base, scores.groups)
+        body = [row for row in _differences(own_report, later) if row[0] != "hardest_1pct"]  # base's own
+        show_table(f"difference to {base} on the same items, {unit}", ("mean of", *later), body)
     worst = {(p.model, p.epsilon): p for p in report.profiles}
     loss = report.measure.loss
 
@@ -243,6 +247,15 @@ def show_items(
     header = ("ε", *(x for m in models for x in (m, *more, f"{m}: ESS")))
     show_table(f"worst-case {unit}, within ε nats of these items", header, body)
     say(f"everything is in {folder}")
+
+
+def _differences(report: ItemReport, models: list[str]) -> list[tuple[str, ...]]:
+    """A row a metric: its name, and the difference of each model to the report's reference, with interval."""
+    keys = ("difference", "difference_low", "difference_high")
+    return [
+        (rows[0]["name"], *(str(interval(*(row[key] for key in keys))) for row in rows))
+        for rows in _by_name(report, models)
+    ]
 
 
 def show_groups(scores: RoundScores, folder: Path) -> None:

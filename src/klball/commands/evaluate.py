@@ -12,12 +12,14 @@ from klball.commands.elsewhere import COLUMNS, evaluate_elsewhere
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
 from klball.commands.pairs import evaluate_pairs
+from klball.commands.ratios import write_ratios
 from klball.data.rows import first_rows, load_rows
-from klball.files import file_name, write_run
+from klball.files import write_csv, write_run
 from klball.flags import Certifying, ChatTemplate, Precision, RowIds, ScoreColumns, Split, option
-from klball.models.loading import TINY, check_model
+from klball.models.loading import TINY, check_model, public_name
 from klball.report.pages.evaluation import plain_lines, write_evaluation_page
 from klball.report.pages.tables import write_report
+from klball.scores.parts import TABLES_FILE, Cache
 from klball.scores.perplexity import robustness_report
 from klball.scores.tables import read_provenance, score, warn_of_formats
 from klball.studies.arms import load
@@ -83,24 +85,25 @@ def main(arguments: Sequence[str], prog: str) -> None:
         check_model(name)
     tables: dict[str, dict[str, Dataset]] = {data: {} for data in datasets}
     about: dict[str, Any] = {}
+    cache, named = Cache(folder / "scores"), []
     for label, name in models.items():
         model, tokenizer = load(name, options)
         for data, dataset in rows.items():
-            output = folder / "scores" / f"{file_name(name)}--{file_name(datasets[data])}.parquet"
             with progress_bar(f"{label} on {data}") as progress:
+                limit = options.max_length
                 tables[data][label] = score(
-                    *(model, tokenizer, dataset),
-                    max_length=options.max_length,
-                    output=output,
-                    progress=progress,
+                    model, tokenizer, dataset, max_length=limit, output=cache, progress=progress
                 )
-            about[f"{label} on {data}"] = read_provenance(output)
+            named.append({"model": label, "data": data, "file": cache.last.name})
+            about[f"{label} on {data}"] = {**read_provenance(cache.last), "model": public_name(name)}
     if is_main():
         write_run(folder, options, prog)
+        write_csv(folder / TABLES_FILE, named)
         warn_of_formats(about.values())
         report = robustness_report(tables, reference)
         say_verdicts(plain_lines(report))
         write_report(report, folder)
+        write_ratios(report, folder)
         write_evaluation_page(report, tables, rows, about, folder)
 
 

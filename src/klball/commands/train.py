@@ -20,9 +20,10 @@ from klball.flags import ChatTemplate, RowIds, option
 from klball.models.loading import TINY, public_name
 from klball.objectives.tokens import OBJECTIVES, needs_of
 from klball.report.pages.training import write_training_page
-from klball.terminal import is_main, say
+from klball.terminal import is_main, say, show_table
 from klball.training.families import FAMILIES
 from klball.training.identity import settings_of
+from klball.training.logged import logged_by
 from klball.training.run import train
 
 EXAMPLE = (
@@ -76,6 +77,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
         say_of_flips(config.ambiguity_set())
     if (meaning := config.radius_in_words()) and is_main():
         say(meaning)
+    rows_logged = [(entry.name, entry.meaning) for entry in logged_by(name, config)]
+    show_table("what this run logs", ("name", "meaning"), rows_logged)
     template = getattr(options, "chat_template_path", None)
     folder = Path(str(config.output_dir))
     with no_leftovers(folder):

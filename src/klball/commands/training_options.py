@@ -90,11 +90,7 @@ def refuse_missing_packages(config: Any, model: ModelConfig) -> None:
     if config.use_liger_kernel and not is_liger_kernel_available():
         raise ValueError("--use_liger_kernel needs liger-kernel: pip install liger-kernel")
     if model.load_in_4bit or model.load_in_8bit:
-        option = "--load_in_4bit" if model.load_in_4bit else "--load_in_8bit"
-        if find_spec("bitsandbytes") is None:
-            raise ValueError(f"{option} needs bitsandbytes: pip install bitsandbytes")
-        if not torch.accelerator.is_available():
-            raise ValueError(f"{option} needs an accelerator, and there is none")
+        _refuse_unquantised(config, model, "--load_in_4bit" if model.load_in_4bit else "--load_in_8bit")
     reports: Any = config.report_to or []
     if None in reports:
         raise ValueError("report_to has no value: write none for no log but the terminal's")
@@ -107,6 +103,20 @@ def refuse_missing_packages(config: Any, model: ModelConfig) -> None:
         name = ", ".join(config.report_to or [])
         raise ValueError(f"--report_to {name}: {first_line(error)}") from error
     _refuse_optimizer(config)
+
+
+def _refuse_unquantised(config: Any, model: ModelConfig, option: str) -> None:
+    missing = []
+    if find_spec("bitsandbytes") is None:
+        missing.append("the package bitsandbytes")
+    if not torch.accelerator.is_available():
+        missing.append("an accelerator")
+    elif config.use_cpu:
+        missing.append("an accelerator: leave out --use_cpu")
+    if missing:
+        raise ValueError(f"{option} needs {' and '.join(missing)}")
+    if model.dtype == "auto":
+        raise ValueError(f"{option} needs a --dtype to compute in, float32, bfloat16 or float16, not auto")
 
 
 def _refuse_optimizer(config: Any) -> None:

@@ -80,11 +80,13 @@ def refuse_margin(columns: Collection[str]) -> None:
 
 
 def texts_of_pair(row: dict[str, Any]) -> dict[str, str]:
-    """Prompt and both answers of a row of `to_preferences`, to be shown to people."""
-    return {name: row[name] if isinstance(row[name], str) else _as_text(row[name]) for name in PAIR}
+    """Prompt and both answers of a row, to be shown to people; "" for what it has only as tokens."""
+    return {name: _as_text(row.get(name) or "") for name in PAIR}
 
 
-def _as_text(turns: list[Turn]) -> str:
+def _as_text(turns: str | list[Turn]) -> str:
+    if isinstance(turns, str):
+        return turns
     if len(turns) == 1:
         return turns[0].get("content") or ""
     return " / ".join(turn.get("content") or "" for turn in turns)

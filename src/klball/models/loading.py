@@ -152,7 +152,7 @@ def load_on_device(
 ) -> tuple[Any, Any]:
     """`load_model`, on the accelerator where there is one."""
     model, tokenizer = load_model(name, dtype, revision, purpose=purpose)
-    if torch.accelerator.is_available():
+    if torch.accelerator.is_available() and not getattr(model, "is_loaded_in_8bit", False):  # which is there
         model.to(torch.accelerator.current_accelerator())
     return model, tokenizer
 

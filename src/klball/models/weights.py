@@ -13,14 +13,24 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """A hash of every parameter's name, dtype, shape and bytes, the same on every device and thread count."""
+    """A hash of all weights' names, dtypes, shapes and bytes, the same on every device and thread count."""
     return combined(_bytes_of(model))
 
 
+def weights_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters by name, and what quantised ones are read with: their scales lie beside them."""
+    yield from model.named_parameters()
+    plain = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    plain |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    for name, value in model.state_dict().items():
+        if name not in plain and isinstance(value, torch.Tensor):
+            yield name, value
+
+
 def _bytes_of(model: torch.nn.Module) -> Iterator[Any]:
-    for name, parameter in model.named_parameters():
-        yield f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode()
-        yield parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    for name, values in weights_of(model):
+        yield f"{name}{tuple(values.shape)}{values.dtype}".encode()
+        yield values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def refuse_damaged_safetensors(path: Path) -> None:

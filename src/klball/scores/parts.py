@@ -8,12 +8,35 @@ import pyarrow as pa
 import torch
 from accelerate import PartialState
 
-from klball.files import finished_part, parts_folder, read_table, remove_parts, write_table
+from klball.files import finished_part, json_digest, parts_folder, read_table, remove_parts, write_table
 
 BATCHES_PER_PART = 16
+TABLES_FILE = "tables.csv"  # which table of a cache is of which model and data
+
+PLACES = {"model", "revision"}  # where a model was found; the hash of its weights says which it is
 
 Batches = list[list[int]]
 Progress = Callable[[int, int], None]  # rows done, rows in all
+
+
+class Cache:
+    """A folder of tables, each named by what it was made from: nothing else is taken for it, or refused.
+
+    `last` is the file of the table that was asked for last.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = self.last = folder
+
+    def path(self, about: Mapping[str, Any]) -> Path:
+        """Of the table of this provenance, wherever its model lies."""
+        self.last = self.folder / f"{json_digest(made_from(about))}.parquet"
+        return self.last
+
+
+def made_from(about: Mapping[str, Any]) -> dict[str, Any]:
+    """A provenance without `PLACES`."""
+    return {key: value for key, value in about.items() if key not in PLACES}
 
 
 def table_in_parts(

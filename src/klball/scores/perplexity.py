@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,30 @@ class ProfilePoint:
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """A metric of one model over that of another, on the same samples: paired, with a 95 % interval."""
+
+    data: str
+    model: str
+    against: str
+    name: str
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class RobustnessReport:
-    """Metrics and profiles of several models, and how many rows each data set kept and lost."""
+    """Metrics and profiles of several models, and how many rows each data set kept and lost.
+
+    ratios: of every pair of models, the later one over the earlier.
+    """
 
     reference: str
     metrics: list[Metric]
     profiles: list[ProfilePoint]
     rows: dict[str, dict[str, int]]
+    ratios: list[Ratio] = field(default_factory=list)
 
     def value(self, data: str, model: str, name: str) -> Metric:
         """The metric of that name."""
@@ -66,11 +84,16 @@ class RobustnessReport:
 
     def records(self) -> list[dict[str, object]]:
         """The metrics as plain rows, for CSV and Parquet; None for no number."""
-        rows = (asdict(metric).items() for metric in self.metrics)
-        return [
-            {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row}
-            for row in rows
-        ]
+        return plain_rows(self.metrics)
+
+
+def plain_rows(found: Sequence[Any]) -> list[dict[str, object]]:
+    """Metrics or ratios as plain rows; None for no number."""
+    rows = (asdict(one).items() for one in found)
+    return [
+        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row}
+        for row in rows
+    ]
 
 
 def robustness_report(
@@ -91,13 +114,23 @@ def robustness_report(
     Raises ValueError for tables of different samples.
     """
     metrics: list[Metric] = []
+    ratios: list[Ratio] = []
     profiles: list[ProfilePoint] = []
     rows: dict[str, dict[str, int]] = {}
     for data, of_model in tables.items():
         if reference not in of_model:
             raise ValueError(f"the reference model {reference!r} has no scores on {data!r}")
         columns, rows[data] = common_rows(data, of_model, (groups or {}).get(data))
-        metrics += _metrics(data, columns, reference, resamples)
+        draws = _draws(columns, resamples)
+        hard = hardest(columns[reference]["log_likelihood"])
+        for model in columns:
+            found = _compared(model, reference, columns, draws, hard)
+            metrics += [Metric(data, model, name, *map(float, numbers)) for name, numbers in found.items()]
+        for base, model in combinations(columns, 2):
+            found = _compared(model, base, columns, draws, hard)
+            ratios += [
+                Ratio(data, model, base, name, *map(float, numbers[3:])) for name, numbers in found.items()
+            ]
         for model, scores in columns.items():
             profile = robust_profile(scores["log_likelihood"], RADII)
             profiles += [
@@ -106,7 +139,7 @@ def robustness_report(
                     profile.epsilon, profile.robust_loss, profile.lambda_, profile.ess, strict=True
                 )
             ]
-    return RobustnessReport(reference, metrics, profiles, rows)
+    return RobustnessReport(reference, metrics, profiles, rows, ratios)
 
 
 Columns = dict[str, np.ndarray]
@@ -141,27 +174,18 @@ def common_rows(
     return columns, count
 
 
-def _metrics(data: str, columns: dict[str, Columns], reference: str, resamples: int) -> list[Metric]:
-    base = columns[reference]
-    hard = hardest(base["log_likelihood"])
-    metrics = []
-    draws = _draws(columns, resamples)
-    for model, own in columns.items():
-        found = {
-            **{
-                name: _of_draws(draws[model][name], draws[reference][name], len(base["log_likelihood"]))
-                for name in draws[model]
-            },
-            "hardest_1pct": _of_hardest(own["log_likelihood"], base["log_likelihood"], hard),
-            **{
-                f"cvar_{level:g}": _of_cvar(own["log_likelihood"], base["log_likelihood"], level)
-                for level in CVAR_LEVELS
-            },
-            "own_hardest_1pct": _of_own(own["log_likelihood"], base["log_likelihood"], HARDEST),
-            "worst_5pct": _of_own(own["log_likelihood"], base["log_likelihood"], CVAR),
-        }
-        metrics += [Metric(data, model, name, *map(float, numbers)) for name, numbers in found.items()]
-    return metrics
+def _compared(
+    model: str, base: str, columns: dict[str, Columns], draws: dict[str, Any], hard: np.ndarray
+) -> "dict[str, Numbers]":
+    """Every metric of a model, and its ratio to another's. hard: rows that the reference chose for all."""
+    g, other = columns[model]["log_likelihood"], columns[base]["log_likelihood"]
+    return {
+        **{name: _of_draws(draws[model][name], draws[base][name], len(other)) for name in draws[model]},
+        "hardest_1pct": _of_hardest(g, other, hard),
+        **{f"cvar_{level:g}": _of_cvar(g, other, level) for level in CVAR_LEVELS},
+        "own_hardest_1pct": _of_own(g, other, HARDEST),
+        "worst_5pct": _of_own(g, other, CVAR),
+    }
 
 
 Numbers = tuple[float, float, float, float, float, float]  # value, low, high, ratio, its low, its high

@@ -29,7 +29,7 @@ from klball.files import (
 from klball.models.loading import causal_lm, load_on_device, public_name
 from klball.models.weights import weights_hash
 from klball.scores.parquet import ELSEWHERE, check_columns, readable, score_files
-from klball.scores.parts import Progress, table_in_parts
+from klball.scores.parts import PLACES, Cache, Progress, made_from, table_in_parts
 from klball.scores.scorer import (
     SCORE_COLUMNS,
     TOKENS,
@@ -55,7 +55,6 @@ SCHEMA = pa.schema(
 )
 TOKENS_FIELD = pa.field(TOKENS, pa.list_(pa.float32()))
 LIBRARIES = ("klball", "torch", "transformers", "tokenizers", "datasets", "peft")
-PLACES = {"model", "revision"}  # where a model was found; the hash of its weights says which it is
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ def score(
     *,
     max_length: int | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
-    output: str | Path | None = None,
+    output: str | Path | Cache | None = None,
     progress: Progress | None = None,
     token_log_probs: bool = False,
     alone: bool = False,
@@ -120,17 +119,19 @@ def score(
     columns = SCORE_COLUMNS
     if token_log_probs:
         columns, about = (*SCORE_COLUMNS, TOKENS), {**about, "columns": TOKENS}
-    if output is not None and Path(output).exists():
+    if output is not None:
+        output = output.path(about) if isinstance(output, Cache) else Path(output)
+    if output is not None and output.exists():
         finished, recorded = read_scores(output)
-        refuse_other(Path(output), recorded, about, PLACES)
-        remove_parts(Path(output))  # which a kill may have left
+        refuse_other(output, recorded, about, PLACES)
+        remove_parts(output)  # which a kill may have left
         return finished
     table = table_in_parts(
         batches_by_length([len(ids) for ids in encoded["input_ids"]], tokens_per_batch),
         lambda batches: _part(scorer, encoded, batches, columns),
         lambda tables: _in_order(tables, encoded, about),
-        {key: value for key, value in about.items() if key not in PLACES},
-        None if output is None else Path(output),
+        made_from(about),
+        output,
         progress,
         alone,
     )
@@ -149,7 +150,7 @@ def _loaded(model: Any, tokenizer: Any) -> tuple[torch.nn.Module, PreTrainedToke
 
 
 def _refuse_arguments(model: Any, max_length: Any, tokens_per_batch: Any, output: Any) -> None:
-    if not isinstance(output, str | Path | None):
+    if not isinstance(output, str | Path | Cache | None):
         raise ValueError(f"output must be the path of a file, not {output!r}")
     if not isinstance(model, torch.nn.Module | str | Path):
         found = f"{type(model).__name__} {str(model)[:60]!r}"

@@ -19,9 +19,9 @@ from klball.models.weights import weights_hash
 from klball.scan.generation import end_tokens, sample_answers
 from klball.scores.answers import pass_at_k
 from klball.scores.parquet import readable
-from klball.scores.parts import Progress, table_in_parts
+from klball.scores.parts import PLACES, Cache, Progress, made_from, table_in_parts
 from klball.scores.scorer import longest_input
-from klball.scores.tables import LIBRARIES, PLACES, SCHEMA
+from klball.scores.tables import LIBRARIES, SCHEMA
 from klball.training.rl.rewards import FINISHED, Reward
 
 KIND = "answers"
@@ -45,7 +45,7 @@ def answer_table(
     max_new_tokens: int = 256,
     seed: int = 0,
     group_column: str | None = None,
-    output: Path,
+    output: Path | Cache,
     progress: Progress | None = None,
 ) -> Dataset:
     """The greedy answer and some samples to every prompt, with their rewards, as a score table.
@@ -62,7 +62,7 @@ def answer_table(
         max_new_tokens: Longer answers are cut, which the reward is told.
         seed: Of the samples.
         group_column: Kept as `group`.
-        output: A Parquet file; killed and run again, it continues, and comes out the same.
+        output: A Parquet file, or their cache; killed and run again, it continues, and comes out the same.
         progress: Called with prompts done and prompts in all.
 
     Raises:
@@ -81,6 +81,8 @@ def answer_table(
         "answers": [samples, max_new_tokens, seed, group_column],
         "libraries": versions(*LIBRARIES),
     }
+    if isinstance(output, Cache):
+        output = output.path(about)
     if output.exists():
         finished = read_table(output)
         refuse_other(output, provenance_in(output, finished.schema), about, PLACES)
@@ -103,8 +105,7 @@ def answer_table(
         table = pa.concat_tables(parts).sort_by("row").drop_columns("row")
         return table.replace_schema_metadata(with_provenance(about))
 
-    known = {key: value for key, value in about.items() if key not in PLACES}
-    return Dataset(table_in_parts(batches, part_of, whole, known, output, progress))
+    return Dataset(table_in_parts(batches, part_of, whole, made_from(about), output, progress))
 
 
 def _tokens(model: Any, tokenizer: Any, prompts: Dataset, max_new_tokens: int) -> list[list[int]]:

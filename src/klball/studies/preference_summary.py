@@ -22,7 +22,7 @@ from klball.scores.perplexity import CVAR, cvar, hardest
 from klball.studies.arms import provenance_of
 from klball.studies.summary import means
 from klball.terminal import say, show_table
-from klball.training.run import DONE_FILE
+from klball.training.weights import WEIGHTS_FILE
 
 STOPPED = 0.1  # of the margin that plain DPO learns
 
@@ -79,7 +79,7 @@ def outcome_of(
 
 
 def _top_flipped(run: Path) -> float:
-    with (run / DONE_FILE).open(newline="", encoding="utf-8") as file:
+    with (run / WEIGHTS_FILE).open(newline="", encoding="utf-8") as file:
         flipped = [row["flipped"] == "True" for row in csv.DictReader(file)]
     return sum(flipped) / len(flipped)
 

@@ -1,7 +1,8 @@
 """The robustness experiment: what robust fine-tuning costs and buys.
 
 Base model, SFT (ε = 0), robust SFT at each radius and variants of it, at equal budget; perplexity on the
-whole test set, on its hardest 1 % (chosen by the base model), on each model's own worst 5 % and worst group, and out of domain, over training and by ε.
+whole test set, on its hardest 1 % (chosen by the base model), on each model's own worst 5 % and worst group,
+and out of domain, over training and by ε.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -61,6 +61,7 @@ class Accountant:
         self.share = 1.0  # of the radius, in a warm-up
         self.solution: Solution | None = None
         self.start: Tensor | None = None  # what the next solve continues from
+        self._recorded = False  # the ledger knows more than the solution
         self._table: Tensor | None = None  # the solution's density of every sample
         self._places: Tensor | None = None  # of the samples in the solved problem
         self._heard = False  # the warning about a point mass
@@ -79,13 +80,13 @@ class Accountant:
     def solve(self) -> Solution:
         """The adversary's answer for the coming optimizer step, frozen until the next `begin_step`."""
         if self.solution is None:
-            self._table = self._places = None
+            self._table, self._places, self._recorded = None, None, False
             self.solution = self._solve(self.start)
             self.start = None if self.frozen else self.solution.start
         return self.solution
 
-    def _solve(self, start: Tensor | None) -> Solution:
-        """Nothing but the entries and the last solution decides the answer."""
+    def _solve(self, start: Tensor | None, counted: bool = True) -> Solution:
+        """Nothing but the entries and the last solution decides the answer; counted: in the log."""
         ambiguity = self.ambiguity if self.share >= 1 else self.ambiguity.scaled(self.share)
         scores, base_weights = self.units.problem(self.ledger)
         try:
@@ -94,6 +95,8 @@ class Accountant:
             if not self.relax:
                 raise
             wider = ambiguity.relaxed(error)
+            if not counted:
+                return wider.solve(scores, base_weights)
             if self.relaxed == 0:
                 logger.warning(
                     "%s has become infeasible: relaxed to %s, and again whenever that happens; see "
@@ -117,16 +120,18 @@ class Accountant:
         )
 
     def unit_weights(self) -> Tensor:
-        """q of the units that have a score; a warm solve does not build it."""
-        weights = self.solve().weights
-        if weights is None:
-            weights = self._solve(start=None).weights
+        """q of the units that have a score, for entries as they are now; a warm solve does not build it."""
+        current = None if self._recorded else self.solution
+        weights = None if current is None else current.weights
+        if weights is None:  # the answer of the step stays what it is
+            weights = self._solve(start=None, counted=False).weights
         assert weights is not None
         return weights
 
     def weights(self) -> Tensor:
-        """The adversary's weights of all samples, [n], sum 1: their density times f."""
-        return self.units.density(self.ledger, self.unit_weights()) * self.units.base(len(self.ledger))
+        """The adversary's weights of all samples, [n], sum 1: in proportion to their density times f."""
+        weights = self.units.density(self.ledger, self.unit_weights()) * self.units.base(len(self.ledger))
+        return weights / weights.sum()  # of groups that are known in part it is not 1
 
     def density(self, index: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
         """q/f of visited samples from their fresh scores, on their device; static ones' and groups' own.
@@ -152,6 +157,7 @@ class Accountant:
         """Enter the fresh scores of one optimizer step's samples, and shift all the others."""
         if not self.frozen and len(index):
             self.ledger.record(index, scores, self.solve())
+            self._recorded = True
 
     def summary(self) -> dict[str, float]:
         """What every logging step reports of the adversary."""

@@ -1,10 +1,12 @@
 """What trainers that weigh losses or advantages share: the accountant's steps, log and files."""
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from datasets import Dataset
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -12,6 +14,9 @@ from klball.training.accountant import HISTORY_FILE, Accountant
 from klball.training.batches import INDEX
 from klball.training.resumption import Resumable
 from klball.training.step import StepHook
+from klball.training.weights import WEIGHTS_FILE, Weighed, weight_table, write_weights
+
+logger = logging.getLogger(__name__)
 
 
 class Accounted(Resumable):
@@ -22,8 +27,16 @@ class Accounted(Resumable):
     _metrics: Any
     _signature_columns: Any
 
+    entry: ClassVar[tuple[str, int]] = ("loss", -1)
+    """What files call the ledger's entries, and their sign there."""
+    writes_weights: bool = True
+    """Whether `train` leaves the last weights; `klball train` does so once the model is saved."""
+
     accountant: Accountant
     hooks: list[StepHook]
+    samples: Dataset
+    given_rows: Dataset
+    """The training data as it was given, with a `sample_id`, for people to see."""
 
     def kept_tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps in the ledger's file besides."""
@@ -31,6 +44,37 @@ class Accounted(Resumable):
 
     def rescore(self) -> None:
         """Renews entries where they can be had without a visit."""
+
+    def texts_of(self, row: dict[str, Any], unit: int) -> Mapping[str, str]:
+        """Texts of a row of `given_rows`, to be shown to people. unit: which of its units."""
+        raise NotImplementedError
+
+    def sample_weights(self) -> Dataset:
+        """What the adversary makes of every training sample now, in the order of `samples`.
+
+        Columns: `sample_id`; `n_q`, the weight of the sample times their number n, so that 1 is an even share
+        and the mean is 1; and the ledger's entry: `log_likelihood` (nats per token) of SFT, `loss` of pairs
+        and beliefs, `mean_reward` of GRPO's prompts; null of a sample that has none yet. It has no effect on
+        training, in which it may be called. `top_weighted.csv` is its first 20 by weight, with texts.
+        """
+        return weight_table(self)
+
+    def write_weights(self, rows: Dataset | None = None, hidden: tuple[str, ...] = ()) -> Weighed | None:
+        """`top_weighted.csv`, and `groups.csv` where groups are weighed, into the output folder.
+
+        Live weights are of all samples scored anew, which takes every process; the main one alone writes, and
+        has what it wrote. rows and hidden: as in `klball.training.weights.write_weights`.
+        """
+        if self.has_live_weights and self.args.rescore_steps != 0:
+            self.rescore()  # drift is not hardness: stale entries must not lead the list
+        if not self.args.should_save:
+            return None
+        return write_weights(self, self.given_rows if rows is None else rows, hidden)
+
+    @property
+    def has_live_weights(self) -> bool:
+        """Whether there is an adversary whose weights follow the model."""
+        return self.args.reweight == "live" and bool(self.accountant.ambiguity.needs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -56,11 +100,16 @@ class Accounted(Resumable):
             self._metrics["train"][name].append(value)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """TRL's train, from the beginning or a whole checkpoint; writes the history at its end."""
+        """TRL's train, from the beginning or a whole checkpoint; history and last weights are its files."""
         output = super().train(resume_from_checkpoint, **kwargs)
         if self.args.should_save:
             Path(str(self.args.output_dir)).mkdir(parents=True, exist_ok=True)
             self.accountant.save_history(Path(str(self.args.output_dir)) / HISTORY_FILE)
+        if self.writes_weights:
+            try:
+                self.write_weights()
+            except ValueError as error:  # the model is trained, and perhaps not saved yet
+                logger.warning("there is no %s: %s", WEIGHTS_FILE, error)
         return output
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -9,9 +9,9 @@ from datasets import Dataset
 
 from klball.data.encoding import require_template
 from klball.data.formats import to_trl_format
-from klball.data.preferences import CHOSEN, texts_of_pair, to_belief_rows, to_preferences
+from klball.data.preferences import to_belief_rows, to_preferences
 from klball.data.prompts import check_prompts
-from klball.data.rows import texts_of, with_sample_ids
+from klball.data.rows import with_sample_ids
 from klball.models.loading import CAUSAL, REWARD, Purpose
 from klball.objectives.tokens import OBJECTIVES
 from klball.training.preference.comparators import GroupEG
@@ -24,7 +24,6 @@ from klball.training.rl.family import (
     files_of,
     models_of,
     prompt_rows,
-    prompt_texts,
     reward_functions,
 )
 from klball.training.rl.grpo import RobustGRPOTrainer
@@ -38,7 +37,7 @@ LOADED = ("model_init_kwargs", "chat_template_path")  # in the model and the tok
 
 @dataclass(frozen=True)
 class Family:
-    """One way to train: its classes, its rows, and how a run's last report shows them."""
+    """One way to train: its classes and its rows."""
 
     config: Any
     trainer: Any
@@ -46,13 +45,9 @@ class Family:
     """The data set where none is named."""
     prepared: Callable[[Dataset, Any, Any], Dataset]
     """(rows, tokenizer, config) → rows as the trainer takes them."""
-    texts: Callable[[dict[str, Any], int, Any], Mapping[str, str]]
-    """(a prepared row, which of its units, config) → texts, to be shown to people."""
     form: Callable[[Dataset], Dataset] | None = None
     """For `load_rows`."""
     purpose: Purpose = CAUSAL
-    entry: tuple[str, int] = ("loss", -1)
-    """What files call the ledger's entries, and their sign there."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Those of the configuration that the prepared rows have settled."""
     files: Callable[[Any], Mapping[str, tuple[str, ...]]] = lambda config: {}
@@ -72,22 +67,6 @@ class Family:
 
 def _sft_rows(rows: Dataset, tokenizer: Any, config: RobustSFTConfig) -> Dataset:
     return to_trl_format(rows, bool(tokenizer.chat_template), config.dataset_text_field)
-
-
-def _sft_texts(row: dict[str, Any], unit: int, config: Any) -> dict[str, str]:
-    return dict(zip(("prompt", "answer"), texts_of(row), strict=True))
-
-
-def _pair_texts(row: dict[str, Any], unit: int, config: Any) -> dict[str, str]:
-    return texts_of_pair(row)
-
-
-def _belief_texts(row: dict[str, Any], unit: int, config: Any) -> dict[str, str]:
-    """The belief of the unit, else that of the answers."""
-    held = [belief for belief, share in zip(row["beliefs"], row["p_star"], strict=True) if share > 0]
-    belief = held[unit] if config.over == "belief" else row.get("belief") or ""
-    answers = texts_of_pair({CHOSEN: "", "rejected": "", **row})
-    return {"prompt": answers.pop("prompt"), "belief": belief, **answers}
 
 
 def _pairs(rows: Dataset, tokenizer: Any, config: Any) -> Dataset:
@@ -120,8 +99,6 @@ FAMILIES = {
         trainer=RobustSFTTrainer,
         data="stdlib-docs",
         prepared=_sft_rows,
-        texts=_sft_texts,
-        entry=("log_likelihood", 1),
         settings={"dataset_text_field": "text"},
         files=lambda config: checkpoint_files(OBJECTIVES.get(config.objective or "")),
     ),
@@ -130,7 +107,6 @@ FAMILIES = {
         trainer=RobustRewardTrainer,
         data="doc-preferences",
         prepared=_pairs,
-        texts=_pair_texts,
         form=to_preferences,
         purpose=REWARD,
         files=_files_of_groups,
@@ -140,7 +116,6 @@ FAMILIES = {
         trainer=RobustDPOTrainer,
         data="doc-preferences",
         prepared=_pairs,
-        texts=_pair_texts,
         form=to_preferences,
         files=_files_of_groups,
         reference=True,
@@ -150,7 +125,6 @@ FAMILIES = {
         trainer=GDPOTrainer,
         data="beliefs",
         prepared=_beliefs,
-        texts=_belief_texts,
         form=to_belief_rows,
         reference=True,
     ),
@@ -159,9 +133,7 @@ FAMILIES = {
         trainer=RobustGRPOTrainer,
         data="word-problems",
         prepared=prompt_rows,
-        texts=prompt_texts,
         form=check_prompts,
-        entry=("mean_reward", 1),
         files=files_of,
         arguments=reward_functions,
         models=models_of,

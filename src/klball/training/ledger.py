@@ -9,7 +9,7 @@ from torch import Tensor
 from klball.adversary.solution import Solution
 from klball.training.drift import Drift
 
-NOISE = 1e-5  # relative: of one score computed twice, in float32 and batches of other shapes
+NOISE = 1e-5  # relative, at the least: of one score computed twice, in batches of other shapes
 ON_DISK = {"score": "log_likelihood"}  # names of the file where they differ
 
 
@@ -18,11 +18,13 @@ class Ledger:
 
     Entries age while the model moves, so stale ones look hard: the drift's shift is added to all of them.
     start: what every score is before training, where that is the same for all: the drift is measured from
-    it, but it does not tell units apart.
+    it, but it does not tell units apart. noise: how far rounding may move a score from it.
     """
 
-    def __init__(self, size: int, names: Sequence[str] = ("score",), start: float | None = None):
-        self.start = start
+    def __init__(
+        self, size: int, names: Sequence[str] = ("score",), start: float | None = None, noise: float = 0.0
+    ):
+        self.start, self.noise = start, max(noise, NOISE * (1 + abs(start or 0.0)))
         filled = torch.full((size,), start or 0.0, dtype=torch.float64)
         self.entries = {name: filled.clone() for name in names}
         self.known = torch.zeros(size, dtype=torch.bool)
@@ -76,7 +78,7 @@ class Ledger:
     def _at_start(self, scores: Tensor) -> bool:
         if self.start is None:
             return False
-        return float((scores - self.start).abs().max()) <= NOISE * (1 + abs(self.start))
+        return float((scores - self.start).abs().max()) <= self.noise
 
     def tensors(self) -> dict[str, Tensor]:
         """For the checkpoint."""

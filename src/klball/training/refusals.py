@@ -99,6 +99,7 @@ def _refuse_unknown_kwargs(args: Any) -> None:
 def refuse_useless(model: torch.nn.Module, args: Any, rows: int, peft_config: Any) -> None:
     """Raise ValueError if training would change nothing, or not what was asked for."""
     _refuse_frozen(model)
+    _refuse_quantised_on_cpu(model)
     _refuse_unmatched(model, peft_config)
     needed = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and rows < needed:
@@ -115,6 +116,13 @@ def _refuse_unmatched(model: torch.nn.Module, peft_config: Any) -> None:
     for part in getattr(peft_config, "modules_to_save", None) or []:
         if part.split(".")[-1] not in modules:
             raise ValueError(f"modules_to_save: the model has no module {part!r}")
+
+
+def _refuse_quantised_on_cpu(model: Any) -> None:
+    """There bitsandbytes packs the weights at the first scoring, after which they pass no gradient on."""
+    quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    if quantised and next(model.parameters()).device.type == "cpu":
+        raise ValueError("a model quantised by bitsandbytes needs an accelerator to be trained through")
 
 
 def _refuse_frozen(model: torch.nn.Module) -> None:

@@ -58,6 +58,10 @@ class RobustTrainer(Accounted):
         """The score of every sample before training, if it is one for all; they are not scored then."""
         return None
 
+    def start_noise(self) -> float:
+        """How far rounding may move a score from the common start."""
+        return 0.0
+
     def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
         """What every logging step reports of the rows of `unit_batch` that counted."""
         return {}
@@ -83,7 +87,7 @@ class RobustTrainer(Accounted):
         names = ("score", *(name for name in self.ambiguity.needs if name != "score"))
         return Accountant(
             ambiguity=self.ambiguity,
-            ledger=Ledger(len(self.samples), names, self.common_start()),
+            ledger=Ledger(len(self.samples), names, self.common_start(), self.start_noise()),
             units=self._units,
             relax=self._relax,
             frozen=self.args.reweight == "static",
@@ -96,6 +100,11 @@ class RobustTrainer(Accounted):
         return {"visited": self._visits.seen[:-1].cpu()}
 
     # --- the ledger ---------------------------------------------------------------------------
+
+    @property
+    def hides_progress(self) -> bool:
+        """Whether a scoring pass shows no bar, as Transformers shows none."""
+        return bool(self.args.disable_tqdm) or not self.is_world_process_zero()
 
     def begin_training(self) -> None:
         """Fill the ledger: from the checkpoint that training resumes from, else by scoring all samples."""

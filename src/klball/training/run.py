@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
 from datasets import Dataset
 from transformers import PrinterCallback, set_seed
 from trl import (
@@ -18,7 +17,7 @@ from trl import (
 )
 
 from klball.data.rows import load_chat_template, with_sample_ids
-from klball.files import RUN_FILE, combined, read_json_object, write_csv, write_json
+from klball.files import RUN_FILE, combined, read_json_object, write_json
 from klball.models.loading import (
     REWARD,
     check_model,
@@ -38,12 +37,11 @@ from klball.training.identity import (
 )
 from klball.training.sharding import save_whole_model
 from klball.training.stages import StopAt, checkpoint_at
+from klball.training.weights import GROUPS_FILE, WEIGHTS_FILE
 
 logger = logging.getLogger(__name__)
 
-TOP = 20
-DONE_FILE = "top_weighted.csv"
-GROUPS_FILE = "groups.csv"
+DONE_FILE = WEIGHTS_FILE  # written last
 
 
 def train(
@@ -115,6 +113,7 @@ def train(
     if is_main():  # only now: settings that the trainer refuses leave no run behind
         _remove_unfinished(folder, resume_from)
         write_json(folder / RUN_FILE, resolved)
+    trainer.writes_weights = False
     if until < 1:
         trainer.add_callback(StopAt(until))
     if callbacks:  # they show the progress; the figures are in the history
@@ -123,11 +122,12 @@ def train(
     if until < 1 and trainer.state.global_step < trainer.state.max_steps:
         return
     save_whole_model(trainer, str(folder))
-    hidden = [column for column in HIDDEN if family.form is not None and column in numbered.column_names]
+    there = family.form is not None
+    hidden = tuple(column for column in HIDDEN if there and column in numbered.column_names)
     rows = arguments["train_dataset"]
     for column in hidden:  # for people to see, once training is over
         rows = rows.add_column(column, numbered[column][:])
-    _report_weights(trainer, family, rows, folder)
+    _report_weights(trainer, rows, hidden, folder)
 
 
 def _peft_config(options: ModelConfig, family: Family) -> Any:
@@ -167,10 +167,17 @@ def load_for_training(config: Any, options: ModelConfig) -> tuple[Any, Any]:
             raise ValueError("a quantised model is trained through an adapter: add --use_peft")
         settings = {
             "quantization_config": quantization,
-            "device_map": {"": PartialState().local_process_index},
+            "device_map": _device_map(),
             **settings,
         }
     return load_model(name, revision=settings.pop("revision", revision), trainable=True, **settings)
+
+
+def _device_map() -> str | None:
+    """Where TRL's trainers put a model that they load."""
+    state: Any = PartialState()
+    spread = state.distributed_type in (DistributedType.MULTI_GPU, DistributedType.DEEPSPEED)
+    return None if spread or state.device.type in ("cpu", "mps") else "auto"
 
 
 def _same_place(one: str | Path, other: str | Path) -> bool:
@@ -225,63 +232,34 @@ def _resumption(
 
 
 def _remove_unfinished(folder: Path, resume_from: str | None) -> None:
-    """What a kill left: checkpoints that will be written anew, and files under their temporary names."""
+    """What a kill left: checkpoints that will be written anew, and files under their temporary names.
+
+    And the last file of a run, which a trainer in Python leaves as well.
+    """
     whole = resume_from is not None and _same_place(Path(resume_from).parent, folder)
     reached = int(str(resume_from).rpartition("-")[2]) if whole else -1
     for step, path in checkpoints_of(folder).items():
         if step > reached:
             shutil.rmtree(path)
-    for path in folder.glob(".*.[0-9]*"):
-        path.unlink()
+    for path in (*folder.glob(".*.[0-9]*"), folder / DONE_FILE):
+        path.unlink(missing_ok=True)
 
 
-def _report_weights(trainer: Any, family: Family, rows: Dataset, folder: Path) -> None:
+def _report_weights(trainer: Any, rows: Dataset, hidden: tuple[str, ...], folder: Path) -> None:
     """Which groups and samples the adversary weighs most at the end: rare, hard, or mislabelled?"""
-    live = trainer.args.reweight == "live" and bool(trainer.ambiguity.needs)
-    if live and trainer.args.rescore_steps != 0:
-        trainer.rescore()  # drift is not hardness: stale entries must not lead the list
-    if not is_main():
+    written = trainer.write_weights(rows, hidden)
+    if written is None or not is_main():
         return
-    name, sign = family.entry
-    accountant = trainer.accountant
-    accountant.begin_step()  # the last step has recorded samples that its own answer does not know
-    if groups := [_named(row, name, sign) for row in accountant.group_rows()]:
-        write_csv(folder / GROUPS_FILE, groups)
-        header = ("group", "samples", f"mean {_in_words(name)}", "share f", "weight q", "q/f")
+    groups, top = written
+    if groups:
+        header = ("group", "samples", f"mean {_in_words(trainer.entry[0])}", "share f", "weight q", "q/f")
         body = [tuple(row.values()) for row in sorted(groups, key=lambda row: -row["density"])]
         show_table(f"groups as the adversary weighs them ({folder / GROUPS_FILE})", header, body)
-    top = _top_weighted(trainer, family, rows)
-    write_csv(folder / DONE_FILE, top)
-    if live and top:
+    if trainer.has_live_weights and top:
         columns = [column for column in top[0] if column not in ("sample_id", *HIDDEN)]
         header = ("n·q", *map(_in_words, columns[1:]))
         body = [tuple(_shown(row[column]) for column in columns) for row in top[:8]]
         show_table(f"top-weighted samples (all {len(top)} in {folder / DONE_FILE})", header, body)
-
-
-def _top_weighted(trainer: Any, family: Family, rows: Dataset) -> list[dict[str, Any]]:
-    """The samples of largest weight with their texts, and what was hidden from training."""
-    name, sign = family.entry
-    weights = trainer.accountant.weights()
-    scores = trainer.accountant.ledger.scores()["score"]
-    place = {sample_id: row for row, sample_id in enumerate(rows["sample_id"])}
-    hidden = [column for column in HIDDEN if column in rows.column_names]
-    ids = trainer.samples["sample_id"][:]
-    first = {sample_id: unit for unit, sample_id in reversed([*enumerate(ids)])}  # its units are neighbours
-    top = []
-    known = trainer.accountant.ledger.known  # others weigh as they are, and have no score to show
-    order = torch.argsort(-weights.masked_fill(~known, -1.0), stable=True)
-    for index in order[: min(TOP, int(known.sum()))].tolist():
-        row = rows[place[ids[index]]]
-        numbers = {"n_q": float(weights[index]) * len(scores), name: sign * float(scores[index])}
-        texts = family.texts(row, index - first[ids[index]], trainer.args)
-        top.append({"sample_id": ids[index], **numbers, **texts, **{c: row[c] for c in hidden}})
-    return top
-
-
-def _named(row: dict[str, Any], name: str, sign: int) -> dict[str, Any]:
-    """A group's row with the family's name for its score."""
-    return {(name if k == "score" else k): (sign * v if k == "score" else v) for k, v in row.items()}
 
 
 def _in_words(column: str) -> str:

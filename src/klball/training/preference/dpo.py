@@ -8,6 +8,7 @@ from torch import Tensor
 from trl import DPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
+from klball.models.weights import weights_of
 from klball.objectives.pairs import PAIR_LOSSES, LogRatios
 from klball.training.evaluation import WORST_CASES
 from klball.training.preference.config import RobustDPOConfig
@@ -18,6 +19,7 @@ from klball.training.preference.forward import (
     pair_metrics,
     ratio_columns,
     reference,
+    rounding,
 )
 from klball.training.preference.refusals import refuse_router_loss, refuse_unsupported
 from klball.training.preference.trainer import (
@@ -40,11 +42,8 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
     so gradients do not depend on micro-batches, accumulation, padding or the number of processes, as TRL's
     means of micro-batch means do, and at ε = 0 they are TRL's on one batch.
 
-    Logged each step, over the pairs that counted: `plain_loss`, and by TRL's names `rewards/chosen`,
-    `rewards/rejected`, `rewards/margins`, `rewards/accuracies`, `logps/chosen`, `logps/rejected`,
-    `logits/chosen`, `logits/rejected`, `entropy`, `mean_token_accuracy`; of the weights `kl`, `ess_ratio`,
-    `mean_weight`, `max_weight`, `lambda`, `robust_loss`, the worst-case mean ℓ, and `rescores`. A
-    comparator's are in `mean_weight` and `max_weight`.
+    What is logged: docs/formats.md, "What training logs". A comparator's weights are in `mean_weight` and
+    `max_weight`.
 
     Args:
         model: As in `trl.DPOTrainer`: a model or a name.
@@ -83,6 +82,7 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
         refuse_unsupported(RobustDPOTrainer, RobustDPOConfig, args, positional, given, ambiguity)
         static = args.reweight == "static"
         args, peft_config = prepared_arguments(args, kwargs)
+        self.given_rows = kwargs["train_dataset"]
         self._own_start = REFERENCE[0] not in kwargs["train_dataset"].column_names and (
             ref_model is None or _same_weights(model, ref_model)
         )
@@ -121,9 +121,22 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
         """Minus the loss of any pair while the policy is still its reference."""
         if not self._own_start:
             return None
-        zero, one = torch.zeros(1), torch.ones(1)
-        at_start = LogRatios(chosen=zero, rejected=zero, chosen_tokens=one, rejected_tokens=one)
-        return -float(self._pair_loss(at_start, self.beta, self.label_smoothing))
+        return -self._loss_at(0.0, 1.0)
+
+    def start_noise(self) -> float:
+        """What rounding makes of a loss at the start: in bf16 it exceeds what first steps change."""
+        if not self._own_start:
+            return 0.0
+        rows = self.train_dataset
+        tokens = sum(map(len, rows["chosen_ids"])) / len(rows)
+        apart = rounding(self.model, self.accelerator, 2 * tokens)
+        return max(abs(self._loss_at(x, tokens) - self._loss_at(0.0, tokens)) for x in (apart, -apart))
+
+    def _loss_at(self, apart: float, tokens: float) -> float:
+        """ℓ of a pair of answers of so many tokens whose log-ratios differ by that."""
+        ratio, zero, count = torch.tensor([apart]), torch.zeros(1), torch.tensor([tokens])
+        ratios = LogRatios(chosen=ratio, rejected=zero, chosen_tokens=count, rejected_tokens=count)
+        return float(self._pair_loss(ratios, self.beta, self.label_smoothing))
 
     def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
         return {"plain_loss": -float(columns["score"].mean()), **pair_metrics(columns, self.beta)}
@@ -133,7 +146,7 @@ def _same_weights(model: Any, reference: Any) -> bool:
     """Whether two loaded models are one, weight by weight; not known of sharded ones."""
     if not isinstance(model, torch.nn.Module):
         return False
-    own, others = dict(model.named_parameters()), dict(reference.named_parameters())
+    own, others = dict(weights_of(model)), dict(weights_of(reference))
     return own.keys() == others.keys() and all(
         values.numel() > 0 and values.device == others[name].device and torch.equal(values, others[name])
         for name, values in own.items()

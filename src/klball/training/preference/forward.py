@@ -1,5 +1,6 @@
 """A forward over pairs of answers: log-ratios to the reference, and what a step keeps of them for the log."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,10 +9,12 @@ from peft import PeftModel
 from torch import Tensor
 
 from klball.data.rows import IGNORED
+from klball.models.loading import causal_lm
 from klball.objectives.pairs import LogRatios
 from klball.training.batches import INDEX
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")  # of a batch, where they were computed before
+OF_A_TOKEN = 2.0  # sd of a log-probability's rounding in units of the machine epsilon, as measured in bf16
 NOT_THE_MODELS = ("completion_mask", INDEX, *REFERENCE)
 
 
@@ -59,6 +62,21 @@ def reference(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     found = torch.cat(trainer.compute_ref_log_probs(trainer.model, given))
     trainer.model.train(was_training)
     return found
+
+
+def rounding(model: Any, accelerator: Any, tokens: float) -> float:
+    """How far a log-ratio over so many tokens may lie from that of exact arithmetic, nats: four sd.
+
+    Once weights have moved at all, every token rounds anew, whatever the shapes of the batches. The model's
+    dtype is that of its embeddings: what an adapter rounds is as small as what it adds.
+    """
+    embeddings: Any = causal_lm(model).get_input_embeddings()
+    kinds = {embeddings.weight.dtype}
+    device = accelerator.device.type
+    with accelerator.autocast():
+        if torch.is_autocast_enabled(device):
+            kinds.add(torch.get_autocast_dtype(device))
+    return 4 * OF_A_TOKEN * max(torch.finfo(kind).eps for kind in kinds) * math.sqrt(tokens)
 
 
 def log_ratios(log_probs: Tensor, reference: Tensor, inputs: Mapping[str, Any]) -> LogRatios:

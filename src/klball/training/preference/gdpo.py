@@ -8,6 +8,7 @@ from torch import Tensor
 from trl import DPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
+from klball.data.preferences import texts_of_pair
 from klball.objectives.pairs import PAIR_LOSSES
 from klball.training.batches import INDEX
 from klball.training.evaluation import WORST_CASES
@@ -41,11 +42,6 @@ class GDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncom
         "belief"    atoms (x, b), base weight p*_b/n, score log π(b|x) − log p*_b: all 0 where π = p*. Each
                     carries its part of the three terms. No minimax value: the score is of the first.
         "question"  rows, score −L. "group": their groups, by `group_column`.
-
-    Logged each step: `plain_loss` and its terms `belief_kl`, `belief_nll`, `text_dpo`; `js_distance`, of π
-    and p* (√ of the Jensen–Shannon divergence, nats); `belief_accuracy`, how often both have the same
-    mode; `rewards/chosen`, `rewards/rejected`, `rewards/margins`, `rewards/accuracies`, of rows with texts;
-    of the weights what `RobustDPOTrainer` logs.
 
     Args:
         model: As in `trl.DPOTrainer`: a model or a name.
@@ -87,6 +83,7 @@ class GDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncom
         given = {**kwargs, "model": model, "ref_model": ref_model}
         refuse_unsupported(GDPOTrainer, GDPOConfig, args, positional, given, ambiguity)
         args, peft_config = prepared_arguments(args, kwargs, self.columns)
+        self.given_rows = kwargs["train_dataset"]
         super().__init__(model, ref_model, args, **kwargs)
         refuse_router_loss(self)
         tokenizer: Any = self.processing_class
@@ -129,6 +126,13 @@ class GDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncom
             places[row].append(atom)
         rows = rows.remove_columns(INDEX) if INDEX in rows.column_names else rows
         return rows.add_column(INDEX, places), atoms.add_column("p_star", [p for _, p in held])
+
+    def texts_of(self, row: dict[str, Any], unit: int) -> dict[str, str]:
+        """The belief of the unit, else that of the answers."""
+        held = [belief for belief, share in zip(row["beliefs"], row["p_star"], strict=True) if share > 0]
+        belief = held[unit] if self.args.over == "belief" else row.get("belief") or ""
+        answers = texts_of_pair(row)
+        return {"prompt": answers.pop("prompt"), "belief": belief, **answers}
 
     def unit_sizes(self, samples: Dataset) -> Tensor | None:
         if self.args.over != "belief":

@@ -115,6 +115,14 @@ def refuse_untrained_head(model: Any) -> None:
         )
 
 
+def refuse_other_head(model: Any, args: Any) -> None:
+    """Raise ValueError where TRL puts a quantised model's head into bf16, and its states stay float32."""
+    states = model.get_input_embeddings().weight.dtype
+    heads = {p.dtype for name, p in model.named_parameters() if "score." in name and p.requires_grad}
+    if heads - {states} and not (args.bf16 or args.fp16):
+        raise ValueError("a reward model over quantised weights has its head in bfloat16: it needs bf16=True")
+
+
 def refuse_sharding(trainer: Any) -> None:
     """Raise ValueError where a process without texts in its batch would keep the others waiting."""
     if shards_parameters(trainer.accelerator, certainty=False):

@@ -11,7 +11,12 @@ from klball.adversary.sets import AmbiguitySet
 from klball.objectives.pairs import bradley_terry
 from klball.training.evaluation import WORST_CASES
 from klball.training.preference.config import RobustRewardConfig
-from klball.training.preference.refusals import refuse_other_task, refuse_unsupported, refuse_untrained_head
+from klball.training.preference.refusals import (
+    refuse_other_head,
+    refuse_other_task,
+    refuse_unsupported,
+    refuse_untrained_head,
+)
 from klball.training.preference.trainer import (
     PreferenceTrainer,
     prepared_arguments,
@@ -28,9 +33,6 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
     `center_rewards_coefficient`:
 
         ℓ = −log σ(r_w − r_l − m) + c·(r_w + r_l)²
-
-    Logged each step, over the pairs that counted: `plain_loss`, and by TRL's names `accuracy`, `margin`,
-    `min_reward`, `mean_reward`, `max_reward`; of the weights what `RobustDPOTrainer` logs.
 
     Args:
         model: As in `trl.RewardTrainer`: a sequence classifier of one label, or a name.
@@ -59,9 +61,11 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
         given = {**kwargs, "model": model}
         refuse_unsupported(RobustRewardTrainer, RobustRewardConfig, args, positional, given, ambiguity)
         args, peft_config = prepared_arguments(args, kwargs)
+        self.given_rows = kwargs["train_dataset"]
         refuse_other_task(peft_config)
         super().__init__(model, args, **kwargs)
         refuse_untrained_head(self.model)
+        refuse_other_head(self.model, self.args)
         self.init_units(ambiguity, peft_config)
 
     def _prepare_dataset(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from klball.adversary.sets import AmbiguitySet
 from klball.data.ids import with_sample_ids
+from klball.data.preferences import texts_of_pair
 from klball.data.sources import as_dataset
 from klball.scores.scorer import batches_by_length
 from klball.training.batches import INDEX
@@ -76,6 +77,9 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
         """Base weights of the units up to a factor, [n]; None for 1/n."""
         return None
 
+    def texts_of(self, row: dict[str, Any], unit: int) -> dict[str, str]:
+        return texts_of_pair(row)
+
     def checkpoint_files(self) -> dict[str, tuple[str, ...]]:
         return dict(GroupEG.files) if isinstance(self.comparator, GroupEG) else {}
 
@@ -103,11 +107,10 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         # a sharded model needs every process in every forward: the last may score a batch for nothing
         own = [*batches, *batches[-1:] * (-len(batches) % processes)][rank::processes]
-        quiet = bool(self.args.disable_tqdm) or not self.is_local_process_zero()
         was_training = self.model.training
         self.model_wrapped.eval()
         names, part, parts = [""], torch.zeros(0), []
-        with tqdm(total=len(rows), desc=title, unit=" rows", leave=False, disable=quiet) as bar:
+        with tqdm(total=len(rows), desc=title, unit=" rows", leave=False, disable=self.hides_progress) as bar:
             for k, batch in enumerate(own):
                 names, part = self._fresh(self.data_collator([rows[i] for i in batch]))
                 if k * processes + rank < len(batches):

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from klball.data.encoding import require_template
 from klball.data.ids import with_sample_ids
-from klball.data.prompts import ANSWER, require_answers, to_prompts
+from klball.data.prompts import require_answers, to_prompts
 from klball.models.loading import REWARD, load_model
 from klball.training.arguments import one_of
 from klball.training.rl.config import RobustGRPOConfig
@@ -79,10 +79,3 @@ def prompt_rows(rows: Dataset, tokenizer: Any, config: GRPORunConfig) -> Dataset
     if config.reward is not None:
         require_answers(prompts, config.reward)
     return prompts
-
-
-def prompt_texts(row: dict[str, Any], unit: int, config: Any) -> dict[str, str]:
-    """Prompt and right answer, to be shown to people."""
-    prompt = row["prompt"]
-    text = prompt if isinstance(prompt, str) else " / ".join(turn.get("content") or "" for turn in prompt)
-    return {"prompt": text, "answer": str(row.get(ANSWER, ""))}

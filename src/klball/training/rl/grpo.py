@@ -12,7 +12,9 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
-from klball.data.prompts import FINISHED, refuse_told
+from klball.data.conversations import text_of_turn
+from klball.data.ids import with_sample_ids
+from klball.data.prompts import ANSWER, FINISHED, refuse_told
 from klball.scores.scorer import longest_input
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
@@ -67,6 +69,7 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
     """
 
     _tag_names: ClassVar = ["klball", "robust-grpo"]
+    entry: ClassVar = ("mean_reward", 1)
     # what TRL's own annotations leave open
     args: RobustGRPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     model: Any
@@ -86,7 +89,8 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         _refuse_unsupported(args, reward_funcs, kwargs, ambiguity)
         for line in args.departures():
             logger.warning(line)
-        self.samples = numbered(kwargs.pop("train_dataset").with_format(None))
+        self.given_rows = with_sample_ids(kwargs.pop("train_dataset").with_format(None))
+        self.samples = numbered(self.given_rows)
         peft_config = copy.deepcopy(kwargs.get("peft_config"))
         super().__init__(model, reward_funcs, args, train_dataset=self.samples, **kwargs)
         refuse_useless(self.model, self.args, len(self.samples), peft_config)
@@ -136,6 +140,12 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
 
     def checkpoint_files(self) -> Mapping[str, tuple[str, ...]]:
         return {} if self.critic is None else self.critic.files
+
+    def texts_of(self, row: dict[str, Any], unit: int) -> dict[str, str]:
+        """Prompt and right answer."""
+        prompt = row["prompt"]
+        text = prompt if isinstance(prompt, str) else " / ".join(map(text_of_turn, prompt))
+        return {"prompt": text, "answer": str(row.get(ANSWER, ""))}
 
     # --- where training goes on ---------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from trl import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from klball.adversary.sets import AmbiguitySet
-from klball.data.encoding import rendering_errors_named
+from klball.data.encoding import rendering_errors_named, texts_of
 from klball.data.marking import chat_template_of
 from klball.models.loading import causal_lm
 from klball.objectives.tokens import Objective, needs_of, objective_named
@@ -70,6 +70,7 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
     """
 
     _tag_names: ClassVar = ["klball", "robust-sft"]
+    entry: ClassVar = ("log_likelihood", 1)
     # what TRL's own annotations leave open
     args: RobustSFTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     train_dataset: Dataset  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -89,7 +90,8 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         refuse_unsupported(args, positional, kwargs, objective, ambiguity)
         args = copy.copy(args)
         self._row_format, template = prepare_arguments(model, args, kwargs)
-        given_tokens = "input_ids" in kwargs["train_dataset"].column_names
+        self.given_rows = kwargs["train_dataset"]
+        given_tokens = "input_ids" in self.given_rows.column_names
         self.objective = objective or objective_named(args.objective or str(args.loss_type), args)
         with chat_template_of(kwargs["processing_class"], template):
             super().__init__(model, args, **kwargs)
@@ -160,6 +162,9 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
     def checkpoint_files(self) -> dict[str, tuple[str, ...]]:
         return checkpoint_files(self.objective)
 
+    def texts_of(self, row: dict[str, Any], unit: int) -> dict[str, str]:
+        return dict(zip(("prompt", "answer"), texts_of(row), strict=True))
+
     # --- the ledger ---------------------------------------------------------------------------
 
     def score_dataset(self, dataset: Dataset, title: str = "scoring") -> dict[str, Tensor]:
@@ -168,12 +173,13 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         A sharded model has no `certainty` column unless the ambiguity set needs it. Every process raises
         the same ValueError where a score is not finite.
         """
-        quiet = bool(self.args.disable_tqdm) or not self.is_local_process_zero()
         absent = {"certainty"} if self._sharded and not self._needs_certainty else set()
         names = [name for name in SCORE_COLUMNS if name not in absent]
         was_training = self.model.training
         self.model.eval()
-        columns = fresh_scores(self._scorer(dataset), dataset, names, self.accelerator, title, quiet)
+        columns = fresh_scores(
+            self._scorer(dataset), dataset, names, self.accelerator, title, self.hides_progress
+        )
         self.model.train(was_training)
         refuse_nonfinite(dataset, torch.arange(len(dataset)), columns, self.state.global_step)
         return columns
