@@ -46,7 +46,7 @@ def tables(monkeypatch):
     """The tables of the last evaluation, by model, in place of its report."""
     found = {}
     monkeypatch.setattr(command, "robustness_report", lambda tables, reference: found.update(tables["d"]))
-    for name in ("write_report", "write_ratios", "write_evaluation_page"):
+    for name in ("plain_lines", "say_verdicts", "write_report", "write_ratios", "write_evaluation_page"):
         monkeypatch.setattr(command, name, lambda *given: None)
     return found
 

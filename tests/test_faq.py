@@ -35,8 +35,8 @@ def refused(words, capsys):
 def test_refusals_of_train(capsys):
     assert f'"{refused(["--eval_strategy", "steps", "--output_dir", "a"], capsys)}"' in FAQ
     said = refused(["--load_in_4bit", "true", "--output_dir", "a"], capsys)
-    assert '"bitsandbytes is not there: pip install bitsandbytes"' in FAQ
-    assert said.startswith("bitsandbytes is not there: pip install bitsandbytes")
+    assert '"--load_in_4bit needs the package bitsandbytes and an accelerator"' in FAQ
+    assert said.startswith("--load_in_4bit needs the package bitsandbytes and an accelerator")
 
 
 def test_a_folder_holds_one_run(capsys):
