@@ -13,8 +13,8 @@ HEADINGS = {
         score lower_is_better id group round
     """,
     "adversary": """
-        epsilon epsilons radius gamma ambiguity alpha direction max_weight trim caps epsilon_warmup group_column
-        over reweight rescore_steps on_infeasible certainty_gradient shrinkage comparator
+        epsilon epsilons radius gamma ambiguity alpha direction max_weight trim caps epsilon_warmup
+        group_column over reweight rescore_steps on_infeasible certainty_gradient shrinkage comparator
         comparator_strength
     """,
     "certified worst case": "confidence bounds",
