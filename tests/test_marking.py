@@ -79,6 +79,8 @@ def test_turns_are_what_they_add(name, turns, tokenizer):
     plain = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
     assert row["input_ids"] == plain
     assert [label != -100 for label in row["labels"]] == answers_by_offsets(tokenizer, turns)
+    tokenizer.chat_template = {"default": TEMPLATES[name], "tool_use": "{{ other }}"}
+    assert encode([{"messages": turns}], tokenizer)[0]["labels"] == row["labels"]
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -43,9 +43,11 @@ def marked_template(tokenizer: Any) -> str:
     a turn changes the text before it (as of those that drop earlier reasoning), or does not follow the
     generation prompt.
     """
-    template = MARKED.replace("TEMPLATE", tokenizer.chat_template)
+    own = tokenizer.chat_template
     try:
-        same = _rendered(tokenizer, template) == _rendered(tokenizer, tokenizer.chat_template)
+        own = own["default"] if isinstance(own, dict) else own
+        template = MARKED.replace("TEMPLATE", own)
+        same = _rendered(tokenizer, template) == _rendered(tokenizer, own)
         marked = tokenizer.apply_chat_template(
             PROBE, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
         )

@@ -69,10 +69,11 @@ def write_comparison_report(comparison: Comparison, rounds: Rounds | RoundsElsew
 def comparison_page(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path) -> Page:
     """The page; `folder` holds run.json."""
     scores = comparison.scores
-    n = len(scores.sample_ids)
+    n, rounds_scored = len(scores.sample_ids), len(scores.rounds)
+    of_rounds = f"{rounds_scored} round{'s' * (rounds_scored != 1)} of {n} samples"
     return Page(
         title="Which model is more reliable?",
-        subtitle=f"{len(scores.models)} models, {len(scores.rounds)} rounds of {n} samples",
+        subtitle=f"{len(scores.models)} models, {of_rounds}",
         headline=comparison.lines(),
         verdict=[
             *filter(None, [comparison.caution()]),
