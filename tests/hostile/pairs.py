@@ -116,7 +116,9 @@ def _values() -> Iterator[Case]:
             for kind, value in VALUES.items():
                 for where in ("one", "all"):
                     expected = REFUSED
-                    if column == "prompt" and kind in ("empty", "blank", "no turns", "missing", "null"):
+                    if column == "prompt" and kind in (
+                        *("empty", "blank", "empty content", "no turns", "missing", "null"),
+                    ):
                         expected = EITHER
                     if kind in ("a turn of another role", "a number", "true", "JSON in a string"):
                         expected = EITHER
@@ -222,7 +224,7 @@ BELIEFS: dict[str, tuple[dict[str, Any], str, str]] = {  # kind → (changes of 
     "no answers": ({"chosen": None, "rejected": None}, WORKS, ""),
     "neither belief nor answers": ({"belief": None, "chosen": None, "rejected": None}, WORKS, ""),
     "the same answer twice": (
-        {"rejected": [{"role": "assistant", "content": "the value"}]},
+        {key: [{"role": "assistant", "content": "the value"}] for key in ("chosen", "rejected")},
         REFUSED,
         "rejected",
     ),
@@ -245,7 +247,8 @@ def _beliefs() -> Iterator[Case]:
             for row in rows[2:3] if where == "one" else rows:
                 row.update(change)
             hints = (ROW, words) if where == "one" and words else (words,) if words else ()
-            yield _case("gdpo", f"{where} {kind}", expected, rows, hints=hints)
+            some = where == "one" and change.get("chosen", "") is None  # rows without answers beside others
+            yield _case("gdpo", f"{where} {kind}", EITHER if some else expected, rows, hints=hints)
     bare = [
         {k: row[k] for k in ("beliefs", "p_star")} | {"prompt": f"About {i}? "}
         for i, row in enumerate(belief_rows())

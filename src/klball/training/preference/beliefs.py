@@ -48,6 +48,8 @@ def _encode(values: dict[str, Any], row: int, tokenizer: Any, end: str) -> dict[
         if texts != [None, None]:
             raise refusal(row, "chosen", "and rejected belong together: give both or none")
         return {**encoded, "chosen_ids": [], "rejected_ids": [], "text_start": 0}
+    if str(texts[0]).strip() == str(texts[1]).strip():
+        raise refusal(row, "rejected", "is the same answer as chosen: there is nothing to prefer")
     if named < 0:
         raise refusal(row, "belief", "is missing: it says under which belief the two answers were given")
     answers = [_answer(tokenizer, values["prompt"], beliefs[named] + end + str(text)) for text in texts]
@@ -90,7 +92,7 @@ def _checked_beliefs(values: dict[str, Any], row: int) -> tuple[list[str], list[
     if not isinstance(beliefs, list) or len(beliefs) < 2:
         raise refusal(row, "beliefs", f"is {found(beliefs)}, not a list of at least two texts")
     for belief in beliefs:
-        if not isinstance(belief, str) or not belief:
+        if not isinstance(belief, str) or not belief.strip():
             raise refusal(row, "beliefs", f"has {found(belief)}, not a text")
     if len(set(beliefs)) < len(beliefs):
         raise refusal(row, "beliefs", "has one of them twice")
