@@ -69,11 +69,13 @@ def answers_by_offsets(tokenizer, turns):
     return [any(a < end and start < b for start, end in spans) for a, b in offsets]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-@pytest.mark.parametrize("turns", [CHAT, CHAT[:2], [{"role": "system", "content": "Be brief."}, *CHAT]])
+WITH_SYSTEM = [{"role": "system", "content": "Be brief."}, *CHAT]
+CASES = [(name, turns) for name in TEMPLATES for turns in (CHAT, CHAT[:2], WITH_SYSTEM)]
+CASES.remove(("instructions in brackets", WITH_SYSTEM))  # which takes every turn but the user's for an answer
+
+
+@pytest.mark.parametrize(("name", "turns"), CASES)
 def test_turns_are_what_they_add(name, turns, tokenizer):
-    if name == "instructions in brackets" and turns[0]["role"] == "system":
-        pytest.skip("this template has no system turns")
     tokenizer.chat_template = TEMPLATES[name]
     row = encode([{"messages": turns}], tokenizer)[0]
     plain = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
@@ -99,9 +101,27 @@ def test_training_sees_the_tokens_that_scoring_does_and_keeps_the_template(tmp_p
     settings = dict(report_to=[], use_cpu=True, bf16=False, max_steps=1, per_device_train_batch_size=2)
     config = RobustSFTConfig(str(tmp_path), **settings)
     trainer = RobustSFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
-    counted = score(model, tokenizer, rows, output=tmp_path / "scores.parquet")["num_tokens"][:]
+    scores = score(model, tokenizer, rows, output=tmp_path / "scores.parquet")
+    counted = scores["num_tokens"][:]
     trained = [sum(label != -100 for label in row["labels"]) for row in trainer.samples]
     assert trained == counted
+    nll = -sum(scores["sum_log_prob"]) / sum(counted)
+    assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(nll, rel=1e-4)
     trainer.train()
     trainer.save_model()
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == own == tokenizer.chat_template
+
+
+def test_a_template_that_was_given_stays(tmp_path):
+    given = "{% for m in messages %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% endfor %}"
+    (tmp_path / "given.jinja").write_text(given)
+    model, tokenizer = load_model("klball/tiny")
+    config = RobustSFTConfig(
+        str(tmp_path),
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        chat_template_path=str(tmp_path / "given.jinja"),
+    )
+    trainer = RobustSFTTrainer(model, config, train_dataset=[{"messages": CHAT}], processing_class=tokenizer)
+    assert trainer.processing_class.chat_template == given

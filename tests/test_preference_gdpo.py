@@ -223,8 +223,10 @@ BAD = [
     (dict(prompt=None), "prompt: is null"),
     (dict(beliefs=["yes"], p_star=[1.0]), "beliefs: is a list, not a list of at least two texts"),
     (dict(beliefs=None), "beliefs: is null"),
-    (dict(beliefs=["no", ""]), "beliefs: has text, not a text"),
+    (dict(beliefs=["no", ""]), "beliefs: has an empty text, not a text with words"),
     (dict(beliefs=["no", "no"]), "beliefs: has one of them twice"),
+    (dict(beliefs=["no", " "]), "beliefs: has an empty text"),
+    (dict(chosen="so", rejected="so "), "the same answer as chosen"),
     (dict(beliefs=["no", "no\nwonder"]), "begins another: change belief_end"),
     (dict(p_star=[0.5, 0.25]), "p_star: sums to 0.75, not to 1"),
     (dict(p_star=[1.0]), "not a share for each of 2 beliefs"),
@@ -234,7 +236,7 @@ BAD = [
     (dict(p_star=[1.0, 0.0]), "which nobody holds"),
     (dict(belief=None), "belief: is missing"),
     (dict(rejected=None), "and rejected belong together"),
-    (dict(chosen=""), "chosen: is text, not a text"),
+    (dict(chosen=""), "chosen: is an empty text"),
 ]
 
 

@@ -82,6 +82,7 @@ def test_charts_of_an_experiment_show_means_and_extremes_over_seeds():
     assert curve_chart("t", [row for row in rows if row["seed"] == 0], "loss").series[0].y_error is None
     radii = {"base": None, "live": 0.1, "static": 0.1}
     finals = [{"kind": k, "seed": s, "epsilon": e, "loss": s} for k, e in radii.items() for s in (0, 1)]
+    finals.append({"kind": "variant", "seed": 0, "epsilon": 0.1, "loss": 9})  # is none of a row of radii
     chart = radius_chart([*finals, {"kind": "live", "seed": 0, "epsilon": 0.0, "loss": 7}], "loss")
     live, static = chart.series
     assert list(live.y) == [7, 0.5] and list(static.y) == [0.5] and (live.hollow, static.hollow) == (0, 1)

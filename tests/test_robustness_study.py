@@ -1,5 +1,6 @@
 """Variants of the robustness study: what they train, what is refused, and their measures."""
 
+import csv
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ from datasets import Dataset
 
 from klball.commands.options import parse_options
 from klball.scores.perplexity import robustness_report
+from klball.studies import robustness
 from klball.studies.arms import Options
 from klball.studies.robustness import arms_of, measures_of
 from klball.training.sft.config import RobustSFTConfig
@@ -48,14 +50,20 @@ def test_what_is_no_variant_is_refused(variant, epsilons, words):
         arms_of(options(variant, epsilons=epsilons))
 
 
-def table(g):
+def table(g, cut=0):
     n = len(g)
     ones = dict.fromkeys(("certainty", "entropy"), [1.0] * n) | dict.fromkeys(
         ("num_tokens", "num_bytes"), [1] * n
     )
     ids = [str(i) for i in range(n)]
     return Dataset.from_dict(
-        {"sample_id": ids, "log_likelihood": g, "sum_log_prob": g, **ones, "truncated": [False] * n}
+        {
+            "sample_id": ids,
+            "log_likelihood": g,
+            "sum_log_prob": g,
+            **ones,
+            "truncated": [i < cut for i in range(n)],
+        }
     )
 
 
@@ -78,3 +86,24 @@ def test_the_worst_group_is_each_models_own_and_paired_by_resamples():
     for given, there in (({"test": list(groups)}, True), ({}, False)):
         measures = measures_of(robustness_report({"test": models}, "base", 1, given))
         assert ("worst_group" in measures) == there
+
+
+def test_the_report_compares_variants_with_plain_training_and_draws_radii_alone(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(robustness, "draw", lambda path, *charts: drawn.setdefault(path.name, charts))
+    monkeypatch.setattr(robustness, "write_robustness_page", lambda *given: None)
+    arms = arms_of(options("lower", "group=task", epsilons=(0.0, 0.1)))
+    arms = [arms[2], *arms[:2], arms[3]]  # a variant of ε = 0 first
+    rng = np.random.default_rng(1)
+    base = -rng.gamma(2, 1, 60)
+    tables = {"base": base, **{arm.label: base + 0.1 * k for k, arm in enumerate(arms, start=1)}}
+    of_model = {name: {"test": table(g, cut=3), "ood": table(g)} for name, g in tables.items()}
+    curves = [{"arm": arm.label, "seed": 0, "step": 1, "tables": of_model[arm.label]} for arm in arms]
+    groups = {"test": ["cut"] * 3 + ["a", "b", "c"] * 19}
+    robustness._report({0: of_model}, curves, arms, {}, groups, tmp_path)
+    rows = {row["arm"]: row for row in csv.DictReader((tmp_path / "summary.csv").open())}
+    assert rows["SFT (ε = 0)"]["whole_ratio"] == "nan" and float(rows["SFT, lr/4"]["whole_ratio"]) > 1
+    worst = max(math.exp(-base[3:][k::3].mean()) for k in range(3))
+    assert float(rows["base"]["worst_group"]) == pytest.approx(worst)
+    over_training, _ = drawn["whole"]
+    assert [series.name for series in over_training.series] == ["SFT (ε = 0)", "ε = 0.1"]

@@ -8,7 +8,7 @@ from klball.comparison.effects import Effect
 from klball.comparison.rounds import RoundSolutions
 from klball.comparison.verdicts import Verdict
 
-CHOSEN = {1: "better than", -1: "worse than", 0: "not clearly different from"}
+AGAINST = {1: "better than", -1: "worse than", 0: "not clearly different from"}
 AGAIN = {1: "better", -1: "worse", 0: "not clearly different"}
 AVERAGE = "on average"
 
@@ -37,7 +37,7 @@ def plain_line(model: str, other: str, sides: Sequence[Side], scope: str) -> str
     if not judged:
         return f"Whether {model} is better than {other} cannot be told: the data do not suffice."
     first, *more = judged
-    line = f"{model} is {CHOSEN[first.better or 0]} {other} {first.where}{first.amount()}"
+    line = f"{model} is {AGAINST[first.better or 0]} {other} {first.where}{first.amount()}"
     for side in more:
         if side.better == first.better:
             word = " and" if side.better else " or"

@@ -69,9 +69,14 @@ def _rendered(tokenizer: Any, template: str) -> list[str]:
 
 @contextmanager
 def chat_template_of(tokenizer: Any, template: str | None) -> Iterator[None]:
-    """The tokenizer has this template inside; its own again afterwards. None changes nothing."""
-    own = tokenizer.chat_template
-    tokenizer.chat_template = template or own
+    """The tokenizer has this template inside; its own again afterwards.
+
+    None changes nothing, and keeps what was changed inside.
+    """
+    if template is None:
+        yield
+        return
+    own, tokenizer.chat_template = tokenizer.chat_template, template
     try:
         yield
     finally:

@@ -83,8 +83,12 @@ def _text(values: dict[str, Any], column: str, row: int) -> str | None:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         value = value[0].get("content")
     if value is not None and not (isinstance(value, str) and value):
-        raise refusal(row, column, f"is {found(value)}, not a text or one assistant turn")
+        raise refusal(row, column, f"is {_unusable(value)}, not a text with words or one assistant turn")
     return value
+
+
+def _unusable(value: Any) -> str:
+    return "an empty text" if isinstance(value, str) else found(value)
 
 
 def _checked_beliefs(values: dict[str, Any], row: int) -> tuple[list[str], list[float]]:
@@ -93,7 +97,7 @@ def _checked_beliefs(values: dict[str, Any], row: int) -> tuple[list[str], list[
         raise refusal(row, "beliefs", f"is {found(beliefs)}, not a list of at least two texts")
     for belief in beliefs:
         if not isinstance(belief, str) or not belief.strip():
-            raise refusal(row, "beliefs", f"has {found(belief)}, not a text")
+            raise refusal(row, "beliefs", f"has {_unusable(belief)}, not a text with words")
     if len(set(beliefs)) < len(beliefs):
         raise refusal(row, "beliefs", "has one of them twice")
     if not isinstance(p_star, list) or len(p_star) != len(beliefs):
