@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from klball.commands.leftovers import no_leftovers
 from klball.commands.options import DTYPES, distinct, one_of, parse, refuse_ignored
 from klball.commands.recipe import split_config
 from klball.files import write_run
@@ -44,11 +45,12 @@ def main(arguments: Sequence[str], prog: str) -> None:
     """Run what is not there yet, then print the table and write the figures; seed after seed."""
     options = _parse(list(arguments), prog)
     folder = Path(options.output_dir or FOLDERS[options.experiment])
-    write_run(folder, options, prog)
     began = time.monotonic()
-    for seed in EXPERIMENTS[options.experiment](options, folder):
-        minutes = (time.monotonic() - began) / 60
-        say(f"seed {seed}: {minutes:.1f} minutes; everything is in {folder}")
+    with no_leftovers(folder):
+        write_run(folder, options, prog)
+        for seed in EXPERIMENTS[options.experiment](options, folder):
+            minutes = (time.monotonic() - began) / 60
+            say(f"seed {seed}: {minutes:.1f} minutes; everything is in {folder}")
 
 
 def _parse(arguments: list[str], prog: str) -> Options:

@@ -26,8 +26,8 @@ from klball.terminal import is_main, show_table
 
 MEASURES = {  # column → (data set, metric of the report, title)
     "whole": ("test", "perplexity_sample", "Perplexity on the whole test set"),
-    "hardest_1pct": ("test", "hardest_1pct", "Perplexity on the hardest 1 % (chosen by the base model)"),
-    "worst_5pct": ("test", "worst_5pct", "Perplexity on the worst 5 % (CVaR, each model's own)"),
+    "hardest_1pct": ("test", "hardest_1pct", "Perplexity on the hardest 1 % (of the base)"),
+    "worst_5pct": ("test", "worst_5pct", "Perplexity on the worst 5 % (CVaR, its own)"),
     "out_of_domain": ("ood", "perplexity_sample", "Perplexity out of domain"),
 }
 VARIANTS: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {  # kind → label, settings of its value
