@@ -43,8 +43,11 @@ def pairs(root):
         (["compare", *ROWS, "--models", "MODEL", "b=nowhere"], "could not load model 'nowhere'"),
         (["evaluate", "--datasets", "ROWS", "--max_length", "1"], "no row has an answer token"),
         (["scan", *ROWS, "--models", "nowhere"], "could not load model 'nowhere'"),
-        (["reproduce", "--train_rows", "4", "--variants", "group=nothere"], "no column 'nothere'"),
-        (["reproduce", "--train_rows", "4", "--variants", "cup=3"], "is not one of lower, optimistic"),
+        (["reproduce", *ROWS, "--ood_name", "ROWS", "--variants", "group=nothere"], "no column 'nothere'"),
+        (
+            ["reproduce", *ROWS, "--ood_name", "ROWS", "--variants", "cup=3"],
+            "is not one of lower, optimistic",
+        ),
     ],
 )
 def test_a_refusal_leaves_nothing(words, said, pairs, tmp_path, capsys):

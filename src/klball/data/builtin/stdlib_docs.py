@@ -4,6 +4,7 @@ import ast
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -20,16 +21,17 @@ SKIPPED_FOLDERS = {
 def rows(split: str) -> list[Row]:
     """The rows of a split: the first `TEST_ROWS` of all are the test rows."""
     everything = stdlib_docs()
-    return everything[:TEST_ROWS] if split == "test" else everything[TEST_ROWS:]
+    return list(everything[:TEST_ROWS] if split == "test" else everything[TEST_ROWS:])
 
 
-def stdlib_docs() -> list[Row]:
+@cache  # every split, and doc-preferences, would parse the same sources again
+def stdlib_docs() -> tuple[Row, ...]:
     """Every question–answer pair of the standard library's docstrings, ordered by content hash.
 
     The order by hash makes any prefix a random sample that does not depend on file names.
     """
     pairs = docstring_pairs(Path(sysconfig.get_paths()["stdlib"]))
-    return sorted(distinct(pairs), key=lambda row: row["id"])
+    return tuple(sorted(distinct(pairs), key=lambda row: row["id"]))
 
 
 def distinct(rows: Iterable[Row]) -> list[Row]:
