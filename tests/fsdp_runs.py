@@ -20,13 +20,11 @@ from klball import RobustSFTTrainer
 from klball.models.loading import load_model
 from klball.training.sharding import save_whole_model
 
-FAST = {  # name: case, tied embeddings, more settings
+RUNS = {  # name: case, tied embeddings, more settings
     "nll-ball": ("nll-ball-sample", True, {}),
     "nll-certainty": ("nll-certainty-sample", False, {}),
     "psft-ball": ("psft-ball-sample", False, {}),
     "psft-certainty": ("psft-certainty-sample", True, {}),
-}
-SLOW = {
     "nll-certainty-exact": ("nll-certainty-sample-exact", True, {"gradient_checkpointing": True}),
     "psft-certainty-lora": ("psft-certainty-token-lora", True, {}),
     "nll-certainty-packed": ("nll-certainty-sample", True, {"packing": True, "max_length": 48}),
@@ -92,7 +90,7 @@ def without_weights(network: PreTrainedModel) -> None:
 
 def trained(name: str, sharded: bool) -> dict:
     """Every step's gradient, the history, and an evaluation at the end."""
-    case, tied, more = {**FAST, **SLOW}[name]
+    case, tied, more = RUNS[name]
     network, kind = model(tied), Sharded if sharded else RobustSFTTrainer
     with tempfile.TemporaryDirectory() as folder:
         arrangement = "two processes" if sharded else "8x1"
@@ -128,12 +126,10 @@ def log_probs_under_bf16() -> torch.dtype:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     output = Path(sys.argv[1])
-    names = FAST if sys.argv[2] == "fast" else SLOW
-    results: dict = {name: trained(name, sharded=True) for name in names}
-    if sys.argv[2] == "slow":
-        for kind in (Sharded, ShardedCheckpoints):
-            results[kind.__name__] = resumed(kind, "two processes", output.parent / kind.__name__)
-        results["bf16"] = log_probs_under_bf16()
-        results["loaded once"] = loaded_once()
+    results: dict = {name: trained(name, sharded=True) for name in RUNS}
+    for kind in (Sharded, ShardedCheckpoints):
+        results[kind.__name__] = resumed(kind, "two processes", output.parent / kind.__name__)
+    results["bf16"] = log_probs_under_bf16()
+    results["loaded once"] = loaded_once()
     if os.environ["RANK"] == "0":
         torch.save(results, output)

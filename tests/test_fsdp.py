@@ -17,14 +17,12 @@ from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 import fsdp_runs
-from fsdp_runs import FAST, SLOW
 from klball import RobustSFTTrainer
 from klball.models.loading import load_model
 from klball.training.sft.fresh_scores import sharded_scores
 from klball.training.sharding import shards_parameters
 
 HERE = Path(__file__).parent
-CASES = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 @pytest.fixture(scope="module")
@@ -33,27 +31,18 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fast(folder) -> dict:
-    return launched(folder, "fast")
-
-
-@pytest.fixture(scope="module")
-def slow(folder) -> dict:
-    return launched(folder, "slow")
-
-
-def launched(folder: Path, which: str) -> dict:
-    """One launch for all cases of a kind."""
+def sharded(folder) -> dict:
+    """One launch for all of it."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     done = subprocess.run(
-        [*launch, HERE / "fsdp_runs.py", folder / f"{which}.pt", which],
+        [*launch, HERE / "fsdp_runs.py", folder / "runs.pt"],
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(folder / f"{which}.pt")
+    return torch.load(folder / "runs.pt")
 
 
 @cache
@@ -68,23 +57,24 @@ def assert_same(steps: list[torch.Tensor], expected: list[torch.Tensor]) -> None
         assert (step - wanted).norm() <= 1e-5 * wanted.norm()
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_same_run(request, name):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", fsdp_runs.RUNS)
+def test_same_run(sharded, name):
     """Gradients, ledger and evaluation; 22 rows are one batch to score, which two processes must share."""
-    sharded = request.getfixturevalue("fast" if name in FAST else "slow")[name]
-    assert_same(sharded["steps"], whole(name)["steps"])
-    for step, wanted in zip(sharded["history"], whole(name)["history"], strict=True):
+    run = sharded[name]
+    assert_same(run["steps"], whole(name)["steps"])
+    for step, wanted in zip(run["history"], whole(name)["history"], strict=True):
         assert step == pytest.approx(wanted, rel=1e-4, abs=1e-5)
     wanted = dict(whole(name)["evaluation"])
     if "certainty" not in name:  # a sharded model is not asked for it then
         del wanted["eval_certainty"]
-    assert sharded["evaluation"] == pytest.approx(wanted, rel=1e-4)
+    assert run["evaluation"] == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Sharded", "ShardedCheckpoints"])
-def test_checkpoints_resume_and_the_model_is_saved_whole(slow, folder, tmp_path, kind):
-    run = slow[kind]
+def test_checkpoints_resume_and_the_model_is_saved_whole(sharded, folder, tmp_path, kind):
+    run = sharded[kind]
     assert len(run["again"]) == 1
     assert_same(run["again"], run["steps"][2:])
     expected = fsdp_runs.resumed(RobustSFTTrainer, "8x1", tmp_path)
@@ -95,13 +85,13 @@ def test_checkpoints_resume_and_the_model_is_saved_whole(slow, folder, tmp_path,
 
 
 @pytest.mark.slow
-def test_log_probabilities_stay_float32_under_bf16(slow):
-    assert slow["bf16"] == torch.float32
+def test_log_probabilities_stay_float32_under_bf16(sharded):
+    assert sharded["bf16"] == torch.float32
 
 
 @pytest.mark.slow
-def test_parameters_lost_by_the_optimizer_are_refused(slow):
-    assert "fsdp_cpu_ram_efficient_loading: false" in slow["loaded once"]
+def test_parameters_lost_by_the_optimizer_are_refused(sharded):
+    assert "fsdp_cpu_ram_efficient_loading: false" in sharded["loaded once"]
 
 
 def accelerated(distributed_type: str, **plugin) -> Any:

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 Row = dict[str, Any]
 LONGEST, LONGEST_PAIR = 768, 512  # tokens
+SHORT_HH, SHORT_LLMBAR = 200, 512  # tokens of both answers, each with its prompt
 TEST, VALIDATION, TRAIN = 1_000, 240, 2_048
 EXCHANGED = FLIPPED = 0.2
 LARGEST = 30  # number of a sum
@@ -30,6 +31,10 @@ def main(model: str, folder: str, output: str) -> None:
     def size(turns: list[Row]) -> int:
         return len(tokenizer.apply_chat_template(turns, tokenize=True)["input_ids"])
 
+    def both(row: Row) -> int:
+        turns = [*row["prompt"] * 2, *row["chosen"], *row["rejected"]]
+        return sum(len(tokenizer(turn["content"])["input_ids"]) + 5 for turn in turns)
+
     def write(name: str, rows: Iterable[Row]) -> None:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (target / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -37,7 +42,7 @@ def main(model: str, folder: str, output: str) -> None:
 
     chats(source, write, size)
     problems(source, write)
-    pairs(source, write, size)
+    pairs(source, write, size, both)
     beliefs(source, write)
 
 
@@ -100,8 +105,14 @@ def _sum(numbers: tuple[int, ...]) -> Row:
     return {"id": text, "question": f"What is {text}?", "answer": f"{text} = {sum(numbers)}"}
 
 
-def pairs(source: Path, write: Callable[..., None], size: Callable[..., int]) -> None:
-    """Harmless answers, one pair a prompt, clean and with flips; and LLMBar by its five groups."""
+def pairs(
+    source: Path, write: Callable[..., None], size: Callable[..., int], both: Callable[[Row], int]
+) -> None:
+    """Harmless answers, clean and with flips, and LLMBar by its five groups; of both the short ones apart."""
+
+    def write_short(name: str, rows: list[Row], longest: int, count: int | None = None) -> None:
+        write(f"{name}-short", [row for row in rows if both(row) <= longest][:count])
+
     found = {}
     for row in _lines(source / "hh-harmless-test.jsonl"):
         longest = max(size(row["prompt"] + row[name]) for name in ("chosen", "rejected"))
@@ -113,11 +124,17 @@ def pairs(source: Path, write: Callable[..., None], size: Callable[..., int]) ->
     train = rows[600:2_300]
     write("hh-train", train)
     flipped = set(random.Random(1).sample(range(len(train)), round(FLIPPED * len(train))))
-    write("hh-train-flipped", [_flipped(row, k in flipped) for k, row in enumerate(train)])
+    noisy = [_flipped(row, k in flipped) for k, row in enumerate(train)]
+    write("hh-train-flipped", noisy)
+    write_short("hh-test", rows[:600], SHORT_HH)
+    write_short("hh-train", train, SHORT_HH, 400)
+    write_short("hh-train-flipped", noisy, SHORT_HH, 400)
     rows = list(_lines(source / "llmbar-pairs.jsonl"))
     random.Random(0).shuffle(rows)
     write("llmbar-test", rows[:140])
     write("llmbar-train", rows[140:])
+    write_short("llmbar-test", rows[:140], SHORT_LLMBAR)
+    write_short("llmbar-train", rows[140:], SHORT_LLMBAR)
 
 
 def _flipped(row: Row, flip: bool) -> Row:
@@ -141,6 +158,7 @@ def beliefs(source: Path, write: Callable[..., None]) -> None:
     ]
     write("beliefs-test", made[:400])
     write("beliefs-train", made[400:])
+    write("beliefs-train-short", made[400:1_000])
 
 
 def _turn(role: str, content: str) -> Row:
