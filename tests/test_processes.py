@@ -1,4 +1,4 @@
-"""All processes hear of a score that is not finite; an epoch goes on only as it was drawn."""
+"""All processes hear of a bad score and score as one; an epoch goes on only as it was drawn."""
 
 import json
 import subprocess
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import klball
 import two_processes
 from gradient_grid import CASES, rows, trainer_for
+from klball.data.rows import load_rows
+from klball.models.loading import load_model
 
 HERE = Path(__file__).parent
 BALL = CASES["nll-ball-sample"]
@@ -36,6 +39,14 @@ def test_all_processes_raise_the_same_line(fault, launched):
         assert run.samples[two_processes.SICK]["sample_id"] in first
     else:
         assert fault in first
+
+
+def test_two_processes_give_the_same_table(launched):
+    rows = load_rows("stdlib-docs", "test").select(range(two_processes.SCORED))
+    wanted = klball.score(*load_model("klball/tiny"), rows)
+    table = klball.read_scores(launched / "scored/scores.parquet")[0]
+    assert table["sample_id"] == wanted["sample_id"]
+    assert table["log_likelihood"] == pytest.approx(wanted["log_likelihood"], abs=1e-5)
 
 
 def saved(folder: Path, batch: int = 4, **more) -> Path:

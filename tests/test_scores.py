@@ -4,8 +4,6 @@ import copy
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -126,20 +124,6 @@ def test_provenance_protects_a_finished_table(model, tokenizer, dataset, tmp_pat
     other = small_qwen(len(tokenizer))
     with pytest.raises(ValueError, match="weights"):
         klball.score(other, tokenizer, dataset, output=path)
-
-
-def test_two_processes_give_the_same_table(model, tokenizer, dataset, tmp_path):
-    klball.score(model, tokenizer, dataset, output=tmp_path / "one.parquet")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
-    arguments = ["klball", "score", "--max_rows", "40", "--output_dir", str(tmp_path / "two")]
-    done = subprocess.run([*launch, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2_000:]
-    one, two = (
-        klball.read_scores(tmp_path / "one.parquet")[0],
-        klball.read_scores(tmp_path / "two/scores.parquet")[0],
-    )
-    assert one["sample_id"] == two["sample_id"]
-    assert one["log_likelihood"] == pytest.approx(two["log_likelihood"], abs=1e-5)
 
 
 def test_truncated_rows_are_marked_and_empty_ones_null(model, tokenizer, dataset):

@@ -1,4 +1,4 @@
-"""What two processes over gloo say of a score that is not finite on one of them, and a checkpoint of theirs.
+"""What two processes over gloo say of a score that is not finite on one of them, a checkpoint, a score table.
 
 Run by test_processes.py under `torch.distributed.run`: `python two_processes.py FOLDER`.
 """
@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 
 from gradient_grid import CASES, trainer_for
-from klball import RobustSFTTrainer
+from klball import RobustSFTTrainer, cli
 from klball.models.token_scores import NonFiniteLogitError
 from klball.scores.scorer import Scorer
 
 RANK = int(os.environ.get("RANK", "0"))
 SICK = 5  # the row that cannot be scored
+SCORED = 40  # rows
 SAVING = dict(save_strategy="steps", save_steps=1, per_device_train_batch_size=2)
 
 
@@ -73,3 +74,4 @@ if __name__ == "__main__":
     (target / f"said-{RANK}.json").write_text(json.dumps(said))
     saved, _ = trainer_for(CASES["nll-ball-sample"], "4x1", str(target / "run"), **SAVING)
     saved.train()
+    cli.main(["score", "--max_rows", str(SCORED), "--output_dir", str(target / "scored")])

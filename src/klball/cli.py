@@ -18,9 +18,9 @@ from klball.plain_text import visible
 COMMANDS = {  # name → (module with a class `Options`, an `EXAMPLE` and a function `main`, what it does)
     "reproduce": (
         "klball.commands.reproduce",
-        "whole experiments, from nothing to figures: robustness, objectives, preference",
+        "whole experiments, from nothing to figures: robustness, objectives, preference, forgetting",
     ),
-    "train": ("klball.commands.train", "one robust training run: SFT, a reward model, DPO or GDPO"),
+    "train": ("klball.commands.train", "one robust training run: SFT, a reward model, DPO, GDPO or GRPO"),
     "tune": (
         "klball.commands.tune",
         "a radius for your data: radii at equal budget, their cost and gain, a choice",
