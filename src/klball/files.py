@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -181,6 +182,13 @@ def finished_part(path: Path) -> pa.Table | None:
     except ValueError:
         logger.warning("%s is damaged and made again", path)
         return None
+
+
+def without_nan(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows for a file in which no number is an empty cell: None for NaN."""
+    return [
+        {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows
+    ]
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
