@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -285,7 +287,7 @@ def many(root):
     return root
 
 
-def run(root, folder, *more):
+def words_of(root, folder):
     words = [
         "--model_name_or_path",
         str(root / "model"),
@@ -294,9 +296,11 @@ def run(root, folder, *more):
         *SETTINGS,
     ]
     words[words.index("--save_steps") : words.index("--save_steps") + 2] = []
-    command.main(
-        [*words, *PEFT, "--epsilons", "0.05", "0.2", "--output_dir", str(folder), *more], "klball tune"
-    )
+    return [*words, *PEFT, "--epsilons", "0.05", "0.2", "--output_dir", str(folder)]
+
+
+def run(root, folder, *more):
+    command.main([*words_of(root, folder), *more], "klball tune")
 
 
 def steps_trained(monkeypatch):
@@ -334,6 +338,31 @@ def test_a_radius_is_chosen_and_nothing_is_trained_twice(many, tmp_path, monkeyp
     assert taken == [] and json.loads((tmp_path / "a" / "choice.json").read_text()) == choice
     run(many, tmp_path / "a", "--test_fraction", "0.2", "--halving", "false")  # the dropped arm goes on
     assert len(taken) == 2 and {step for _, step in taken} == {3, 4}
+
+
+@pytest.mark.slow
+def test_two_processes_tune_as_one_does(many, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    done = subprocess.run(
+        [
+            *(*launch, "-m", "klball", "tune", *words_of(many, tmp_path / "two")),
+            *("--per_device_train_batch_size", "2", "--lora_dropout", "0"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3_000:]
+    assert done.stdout.count("runs, ") == 1
+    run(many, tmp_path / "one", "--lora_dropout", "0")  # which each process draws for itself
+    one, two = (
+        list(csv.DictReader((tmp_path / name / "rungs.csv").open(newline=""))) for name in ("one", "two")
+    )
+    assert [row["arm"] for row in one] == [row["arm"] for row in two] and len(one) == 5
+    for a, b in zip(one, two, strict=True):
+        for name in ("mean", "cvar", "mean_ratio", "cvar_ratio"):
+            assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -265,7 +265,9 @@ def remove_parts(path: Path) -> None:
 
 
 def refuse_foreign_folder(folder: Path, name: str) -> None:
-    """Raise ValueError if the folder holds the results of another command, whose run.json would be lost."""
+    """Raise ValueError for a file, or where another command's results are, whose run.json would be lost."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, not a folder: choose another --output_dir")
     try:
         recorded = read_json_object(folder / RUN_FILE)
     except ValueError:
