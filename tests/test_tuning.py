@@ -355,6 +355,16 @@ def test_two_processes_tune_as_one_does(many, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3_000:]
     assert done.stdout.count("runs, ") == 1
+    refused = words_of(many, tmp_path / "refused")
+    refused[refused.index("q_proj") : refused.index("v_proj") + 1] = ["nothere"]
+    stopped = subprocess.run(
+        [*launch, "-m", "klball", "tune", *refused],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert stopped.returncode and "klball: error" in stopped.stderr and not (tmp_path / "refused").exists()
     run(many, tmp_path / "one", "--lora_dropout", "0")  # which each process draws for itself
     one, two = (
         list(csv.DictReader((tmp_path / name / "rungs.csv").open(newline=""))) for name in ("one", "two")

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
+
 from klball.files import RUN_FILE
 from klball.terminal import is_main
 
@@ -19,6 +22,9 @@ def no_leftovers(folder: Path) -> Iterator[None]:
     before = {*folder.rglob("*")} if folder.is_dir() else set()
     run = folder / RUN_FILE
     recorded = run.read_bytes() if run in before else None
+    PartialState(
+        cpu=not torch.accelerator.is_available()
+    ).wait_for_everyone()  # until all have seen what was there
     try:
         yield
     except Exception:

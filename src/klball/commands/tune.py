@@ -92,7 +92,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
         halving=options.halving,
     )
     with no_leftovers(folder):
-        write_run(folder, options, prog, **sections)
+        if is_main():
+            write_run(folder, options, prog, **sections)
         results = tune(study)
     if is_main():
         minutes = (time.monotonic() - began) / 60
