@@ -22,6 +22,7 @@ from klball.scores.perplexity import hardest
 from klball.studies import tuning
 from klball.studies.tuning import PLAIN, arms_of
 from klball.studies.tuning_choice import Rung, chosen, cost_of, kept, rungs_of
+from klball.studies.tuning_report import plan
 from klball.training.stages import last_step
 from small_runs import PEFT, SETTINGS, write_rows
 
@@ -240,6 +241,7 @@ def test_rows_are_held_out_by_their_prompts(asked):
     parts = [set(prompts_of(rows)) for rows in (study.train, study.held_out, study.test)]
     assert [len(rows) for rows in (study.train, study.held_out, study.test)] == [20, 12, 8]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 20
+    assert "compared on 12 held out" in plan(study) and "Their worst 5 % are 1 row, on which" in plan(study)
     given = asked("--eval_dataset", asked.others)
     assert (len(given.train), len(given.held_out), given.test) == (40, 1, None)
 

@@ -22,9 +22,8 @@ def no_leftovers(folder: Path) -> Iterator[None]:
     before = {*folder.rglob("*")} if folder.is_dir() else set()
     run = folder / RUN_FILE
     recorded = run.read_bytes() if run in before else None
-    PartialState(
-        cpu=not torch.accelerator.is_available()
-    ).wait_for_everyone()  # until all have seen what was there
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    processes.wait_for_everyone()  # until all have seen what was there
     try:
         yield
     except Exception:

@@ -6,8 +6,11 @@ from typing import Any
 from klball.files import write_csv, write_json
 from klball.report.figures import draw
 from klball.report.page import Table
+from klball.report.pages.parts import counted
 from klball.report.pages.tuning import TuningResults, frontier_table, verdict, write_tuning_page
 from klball.scores.frontier import MEASURES, groups_judged
+from klball.scores.perplexity import CVAR
+from klball.scores.tails import LEAST, tail_size
 from klball.studies.arms import provenance_of
 from klball.studies.tuning import (
     BASE,
@@ -69,10 +72,18 @@ def plan(study: Study) -> str:
     steps = rungs_of(len(study.arms) - 1, study.halving)
     parts = [f"{1 + rung.challengers} {_until(rung)}" for rung in steps]
     whole = f" (with --halving false {len(study.arms)})" if len(steps) > 1 else ""
+    worst = tail_size(CVAR, len(study.held_out))
+    few = (
+        ""
+        if study.tail != "cvar" or worst >= LEAST
+        else (
+            f". Their worst 5 % are {counted(worst)}, on which no gain can be told from noise: hold out more"
+        )
+    )
     return (
         f"{len(study.arms)} arms on {len(study.train)} rows, compared on {len(study.held_out)} held out: "
         f"{', '.join(parts)}; {cost_of(steps):g} runs in all{whole}, and arms with ε > 0 score their rows "
-        "again as they train"
+        f"again as they train{few}"
     )
 
 
