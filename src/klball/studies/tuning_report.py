@@ -73,13 +73,8 @@ def plan(study: Study) -> str:
     parts = [f"{1 + rung.challengers} {_until(rung)}" for rung in steps]
     whole = f" (with --halving false {len(study.arms)})" if len(steps) > 1 else ""
     worst = tail_size(CVAR, len(study.held_out))
-    few = (
-        ""
-        if study.tail != "cvar" or worst >= LEAST
-        else (
-            f". Their worst 5 % are {counted(worst)}, on which no gain can be told from noise: hold out more"
-        )
-    )
+    few = f". The worst 5 % of those held out are {counted(worst)}: no gain on so few can be told from noise"
+    few = few if study.tail == "cvar" and worst < LEAST else ""
     return (
         f"{len(study.arms)} arms on {len(study.train)} rows, compared on {len(study.held_out)} held out: "
         f"{', '.join(parts)}; {cost_of(steps):g} runs in all{whole}, and arms with ε > 0 score their rows "
