@@ -1,4 +1,4 @@
-"""What rests on one or two rows has no interval, wherever it is printed or written: its rows are counted."""
+"""What rests on too few rows has no interval, wherever it is printed or written: its rows are counted."""
 
 import math
 from types import SimpleNamespace
@@ -64,7 +64,7 @@ def reports():
             yield "items", row["name"], row["items"], row["difference_low"], row["difference_high"]
 
 
-def test_no_report_has_an_interval_of_two_rows_and_all_have_others():
+def test_no_report_has_an_interval_of_few_rows_and_all_have_others():
     found = list(reports())
     assert {rows for *_, rows, _, _ in found} >= {1, 2, N}
     for report, part, rows, low, high in found:

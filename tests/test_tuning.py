@@ -187,7 +187,7 @@ def test_what_the_verdict_says():
     few = {**PLAIN_ROW, "rows": 39}
     table = frontier_table([few, {**good, "rows": 39}])
     assert "hardest_1pct" not in table.headings() and "1 row, too few" in table.note
-    assert "worst 5 % (2 rows)" in table.headings().values() and "Fewer than 3 rows have" in table.note
+    assert "worst 5 % (2 rows)" in table.headings().values() and "Fewer than 4 rows have" in table.note
     text = " ".join(verdict(results([{**dear, "rows": 39, "cvar_low": NAN, "cvar_high": NAN}])))
     assert "ε = 0, for want of rows: on a worst 5 % of 2 rows no gain" in text and "buys" not in text
     assert "hardest_1pct" in frontier_table([{**row, "rows": 4000} for row in (PLAIN_ROW, good)]).headings()

@@ -32,7 +32,7 @@ RESAMPLES = 1_000
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of the report, with a 95 % interval over samples; NaN where fewer than 3 decide.
+    """One number of the report, with a 95 % interval over samples; NaN where fewer than 4 decide.
 
     Means have bootstrap intervals, tails those of klball.scores.tails. `ratio` compares with the
     reference model on the same samples (paired); 1 for the reference.

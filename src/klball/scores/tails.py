@@ -11,7 +11,7 @@ from scipy import stats
 
 LEVEL = 0.05
 FEW = 20  # samples in a tail: the mean of fewer is descriptive, and the hardest 1 % are not judged by
-LEAST = 3  # samples: fewer have no interval, for of two t is 12.7 standard errors, and exp of that anything
+LEAST = 4  # samples: the coverage of fewer was not measured, and a perplexity of three had ± twice itself
 
 
 def tail_size(share: float, n: int) -> int:
