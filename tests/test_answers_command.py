@@ -47,6 +47,15 @@ def test_verifiable_answers_by_group_with_pass_at_k(folder, tmp_path, capsys):
     with (tmp_path / "answers.csv").open() as file:
         certified = {r["part"] for r in csv.DictReader(file) if r["metric"] == "accuracy" and r["certified"]}
     assert certified == {f"worst ε = {e:g}" for e in RADII}
+    assert "difference to one on the same prompts [95 % interval, paired]" in said
+    with (tmp_path / "differences.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(r["model"], r["against"]) for r in rows} == {("tiny", "one")}
+    for row in rows:
+        own, other = (float(found[model, row["metric"], row["part"]]) for model in ("tiny", "one"))
+        assert float(row["difference"]) == pytest.approx(own - other)
+        assert int(row["prompts"]) == (6 if row["part"] == "all" else 3)
+    assert {r["metric"] for r in rows} == {m for _, m, part in found if part == "all"}
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "answers").iterdir()}
     assert evaluate(folder, tmp_path, *words) == found  # from the finished tables
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "answers").iterdir()}

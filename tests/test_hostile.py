@@ -37,7 +37,7 @@ def test_the_catalogue_is_large_and_names_every_command():
     cases = catalogue()
     assert len(cases) >= AT_LEAST
     commands = Counter(case.arguments[0] for case in cases if case.arguments)
-    for name in ("train", "score", "solve", "evaluate", "scan", "paraphrase", "compare", "reproduce"):
+    for name in ("train", "score", "solve", "evaluate", "scan", "paraphrase", "compare", "reproduce", "tune"):
         assert commands[name] >= 20, name
 
 

@@ -11,6 +11,7 @@ from small_runs import write_rows
 ROWS, PAIRS = ("--dataset_name", "ROWS"), ("--dataset_name", "PAIRS")
 OVER, EXACT = ("--over", "group"), ("--reward", "exact", "--max_completion_length", "4")
 NOT_THERE = ("--group_column", "nothere")
+LARGE = ("--per_device_train_batch_size", "64")
 LORA = ("--use_peft", "--lora_target_modules", "nothere")
 
 
@@ -37,13 +38,21 @@ def pairs(root):
             ["train", "--family", "grpo", *EXACT, *OVER, *NOT_THERE],
             "no column 'nothere'",
         ),
-        (["tune", *ROWS, *NOT_THERE], "no column 'nothere'"),
+        (["tune", *ROWS, *NOT_THERE], "rows to train on: group_column: the data have no column 'nothere'"),
+        (["tune", *ROWS, *LORA], "not found in the base model"),
+        (["tune", *ROWS, "--max_length", "1"], "no row has an answer token"),
+        (["tune", *ROWS, "--max_length", "15"], "no held-out row fits uncut in --max_length 15"),
+        (["tune", *ROWS, "--lr_scheduler_kwargs", '{"a": 1}'], "there is no setting 'a'"),
+        (["tune", *ROWS, "--on_infeasible", "raise"], "on_infeasible needs gamma"),
+        (["tune", *ROWS, "--dataloader_drop_last", "true", *LARGE], "dataloader_drop_last leaves nothing"),
         (["score", *ROWS, "--max_length", "1"], "no row has an answer token"),
         (["score", "--family", "dpo", *PAIRS], "name the model that its DPO began from"),
         (["compare", *ROWS, "--models", "MODEL", "b=nowhere"], "could not load model 'nowhere'"),
         (["evaluate", "--datasets", "ROWS", "--max_length", "1"], "no row has an answer token"),
         (["scan", *ROWS, "--models", "nowhere"], "could not load model 'nowhere'"),
         (["reproduce", *ROWS, "--ood_name", "ROWS", "--variants", "group=nothere"], "no column 'nothere'"),
+        (["reproduce", *ROWS, "--ood_name", "ROWS", "--variants", "cap=0.5"], "must be at least 1"),
+        (["reproduce", *ROWS, "--ood_name", "ROWS", "--variants", "trim=1"], "trim must be"),
         (
             ["reproduce", *ROWS, "--ood_name", "ROWS", "--variants", "cup=3"],
             "is not one of lower, optimistic",
@@ -74,7 +83,7 @@ def test_what_was_there_or_is_finished_stays(tmp_path):
     with pytest.raises(ValueError, match="refused"), no_leftovers(tmp_path):
         (tmp_path / "run.json").write_text("{}")
         raise ValueError("refused")
-    assert (tmp_path / "run.json").exists()
+    assert json.loads((tmp_path / "run.json").read_text()) == {"of": "an earlier run"}
     with pytest.raises(ValueError, match="late"), no_leftovers(tmp_path / "new"):
         (tmp_path / "new" / "checkpoint-1").mkdir(parents=True)
         for place in ("run.json", "checkpoint-1/trainer_state.json"):

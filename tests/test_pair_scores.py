@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from scipy import stats
 from scipy.special import log_expit
 from transformers import Qwen3ForSequenceClassification
 
@@ -238,6 +239,15 @@ def test_evaluate_compares_pair_tables(scored, tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "hardest 1 % by one" in said and "on every mix of pairs within ε = 0.05 nats of yours" in said
     accuracy = columns_of(read_pairs(scored / "one" / "scores.parquet")[0])[0]["accuracy"]
+    assert "difference to one on the same pairs [95 % interval, paired]" in said
+    with (tmp_path / "differences.csv").open(newline="") as file:
+        between = {(r["model"], r["against"], r["metric"], r["part"]): r for r in csv.DictReader(file)}
+    row = between["same", "one", "accuracy", "all"]
+    low, high = stats.ttest_1samp(0.5 - accuracy, 0).confidence_interval()
+    assert [float(row[k]) for k in ("difference", "low", "high", "pairs")] == pytest.approx(
+        [0.5 - accuracy.mean(), low, high, 11]
+    )
+    assert not between["same", "one", "loss", "worst 5 %"]["low"]  # of one pair
     (row,) = [
         r for r in rows if (r["model"], r["metric"], r["part"]) == ("one", "accuracy", "worst ε = 0.05")
     ]

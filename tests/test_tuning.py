@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from klball.scores.perplexity import hardest
 from klball.studies import tuning
 from klball.studies.tuning import PLAIN, arms_of
 from klball.studies.tuning_choice import Rung, chosen, cost_of, kept, rungs_of
+from klball.studies.tuning_report import plan
 from klball.training.stages import last_step
 from small_runs import PEFT, SETTINGS, write_rows
 
@@ -184,7 +187,9 @@ def test_what_the_verdict_says():
     few = {**PLAIN_ROW, "rows": 39}
     table = frontier_table([few, {**good, "rows": 39}])
     assert "hardest_1pct" not in table.headings() and "1 row, too few" in table.note
-    assert "worst 5 % (2 rows)" in table.headings().values()
+    assert "worst 5 % (2 rows)" in table.headings().values() and "Fewer than 4 rows have" in table.note
+    text = " ".join(verdict(results([{**dear, "rows": 39, "cvar_low": NAN, "cvar_high": NAN}])))
+    assert "ε = 0, for want of rows: on a worst 5 % of 2 rows no gain" in text and "buys" not in text
     assert "hardest_1pct" in frontier_table([{**row, "rows": 4000} for row in (PLAIN_ROW, good)]).headings()
 
 
@@ -236,6 +241,7 @@ def test_rows_are_held_out_by_their_prompts(asked):
     parts = [set(prompts_of(rows)) for rows in (study.train, study.held_out, study.test)]
     assert [len(rows) for rows in (study.train, study.held_out, study.test)] == [20, 12, 8]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 20
+    assert "compared on 12 held out" in plan(study) and "held out are 1 row: no gain" in plan(study)
     given = asked("--eval_dataset", asked.others)
     assert (len(given.train), len(given.held_out), given.test) == (40, 1, None)
 
@@ -283,7 +289,7 @@ def many(root):
     return root
 
 
-def run(root, folder, *more):
+def words_of(root, folder):
     words = [
         "--model_name_or_path",
         str(root / "model"),
@@ -292,9 +298,11 @@ def run(root, folder, *more):
         *SETTINGS,
     ]
     words[words.index("--save_steps") : words.index("--save_steps") + 2] = []
-    command.main(
-        [*words, *PEFT, "--epsilons", "0.05", "0.2", "--output_dir", str(folder), *more], "klball tune"
-    )
+    return [*words, *PEFT, "--epsilons", "0.05", "0.2", "--output_dir", str(folder)]
+
+
+def run(root, folder, *more):
+    command.main([*words_of(root, folder), *more], "klball tune")
 
 
 def steps_trained(monkeypatch):
@@ -332,6 +340,41 @@ def test_a_radius_is_chosen_and_nothing_is_trained_twice(many, tmp_path, monkeyp
     assert taken == [] and json.loads((tmp_path / "a" / "choice.json").read_text()) == choice
     run(many, tmp_path / "a", "--test_fraction", "0.2", "--halving", "false")  # the dropped arm goes on
     assert len(taken) == 2 and {step for _, step in taken} == {3, 4}
+
+
+@pytest.mark.slow
+def test_two_processes_tune_as_one_does(many, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    done = subprocess.run(
+        [
+            *(*launch, "-m", "klball", "tune", *words_of(many, tmp_path / "two")),
+            *("--per_device_train_batch_size", "2", "--lora_dropout", "0"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3_000:]
+    assert done.stdout.count("runs, ") == 1
+    refused = words_of(many, tmp_path / "refused")
+    refused[refused.index("q_proj") : refused.index("v_proj") + 1] = ["nothere"]
+    stopped = subprocess.run(
+        [*launch, "-m", "klball", "tune", *refused],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert stopped.returncode and "klball: error" in stopped.stderr and not (tmp_path / "refused").exists()
+    run(many, tmp_path / "one", "--lora_dropout", "0")  # which each process draws for itself
+    one, two = (
+        list(csv.DictReader((tmp_path / name / "rungs.csv").open(newline=""))) for name in ("one", "two")
+    )
+    assert [row["arm"] for row in one] == [row["arm"] for row in two] and len(one) == 5
+    for a, b in zip(one, two, strict=True):
+        for name in ("mean", "cvar", "mean_ratio", "cvar_ratio"):
+            assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -183,6 +184,13 @@ def finished_part(path: Path) -> pa.Table | None:
         return None
 
 
+def without_nan(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows for a file in which no number is an empty cell: None for NaN."""
+    return [
+        {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows
+    ]
+
+
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Rows of equal keys, in the first one's order, as CSV; a text that a spreadsheet would run as a formula
     gets a `'` before it."""
@@ -257,7 +265,9 @@ def remove_parts(path: Path) -> None:
 
 
 def refuse_foreign_folder(folder: Path, name: str) -> None:
-    """Raise ValueError if the folder holds the results of another command, whose run.json would be lost."""
+    """Raise ValueError for a file, or where another command's results are, whose run.json would be lost."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, not a folder: choose another --output_dir")
     try:
         recorded = read_json_object(folder / RUN_FILE)
     except ValueError:

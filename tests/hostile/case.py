@@ -146,5 +146,6 @@ def command(name: str, data: str = DATA) -> list[str]:
         "scan": ["scan", *named, *SCAN],
         "paraphrase": ["paraphrase", *named, "--rounds", "2", "--output_dir", "out"],
         "compare": ["compare", *TWO, *named, *ROUNDS],
+        "tune": ["tune", *named, "--epsilons", "0.1", *TRAIN],
         "reproduce": ["reproduce", *named, "--ood_name", data, *small, "--output_dir", "out"],
     }[name]

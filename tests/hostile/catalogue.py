@@ -26,6 +26,7 @@ from . import (
     score_tables,
     surroundings,
     texts,
+    tuning,
     words,
 )
 from .case import Case
@@ -42,7 +43,7 @@ FOLDERS = (
     score_tables,
     round_files,
 )
-ASKED = (recipes, flags, words, labels, surroundings, api_dual, api_training, api_families)
+ASKED = (recipes, flags, words, labels, surroundings, tuning, api_dual, api_training, api_families)
 
 
 @cache

@@ -87,7 +87,7 @@ def _rename(tensors: dict[str, Any], prefix: str) -> None:
         tensors[prefix + name] = tensors.pop(name)
 
 
-def _fill(value: float) -> Callable[[dict[str, Any]], None]:
+def fill(value: float) -> Callable[[dict[str, Any]], None]:
     return lambda tensors: tensors[_first(tensors, "mlp")].view(-1)[:3].fill_(value)
 
 
@@ -171,8 +171,8 @@ FAULTS: dict[str, tuple[Callable[[], Any], str]] = {
     "no tensors": (weights(lambda t: t.clear()), REFUSED),
     "names with a prefix": (weights(lambda t: _rename(t, "wrapped.")), REFUSED),
     "a tensor transposed": (weights(_transpose), REFUSED),
-    "NaN in the weights": (weights(_fill(float("nan"))), REFUSED),
-    "inf in the weights": (weights(_fill(float("inf"))), REFUSED),
+    "NaN in the weights": (weights(fill(float("nan"))), REFUSED),
+    "inf in the weights": (weights(fill(float("inf"))), REFUSED),
     "config lost": (lose(CONFIG), REFUSED),
     "config cut": (cut(CONFIG, 0.5), REFUSED),
     "config empty": (put(CONFIG, b""), REFUSED),

@@ -1,6 +1,5 @@
 """`klball evaluate --generate true`: models answer prompts, and rewards say what their answers are worth."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,14 @@ from klball.adversary.upweighting import radius_in_words
 from klball.commands.certified import SHARES, cell, certain, certified, given_bounds
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import one_of, refuse_ignored
+from klball.commands.ratios import write_differences
 from klball.data.prompts import check_prompts, require_answers, to_prompts
 from klball.data.rows import first_rows, load_rows
-from klball.files import write_csv, write_run
+from klball.files import without_nan, write_csv, write_run
 from klball.flags import option
 from klball.models.loading import REWARD, check_model, load_on_device
 from klball.scores.accuracy import WORST
-from klball.scores.answers import answer_report, pass_at_k
+from klball.scores.answers import answer_differences, answer_report, pass_at_k
 from klball.scores.parts import TABLES_FILE, Cache
 from klball.studies.arms import load
 from klball.studies.own_answers import answer_table, metrics_of
@@ -83,6 +83,8 @@ def evaluate_answers(options: Any, prog: str) -> None:
     cache, named = Cache(folder / "answers"), []
     found: list[dict[str, Any]] = []
     sentences: list[str] = []
+    of_data: dict[str, dict[str, Any]] = {data: {} for data in rows}
+    groups: dict[str, Any] = {}
     for label, name in models.items():
         model, tokenizer = load(name, options)
         for data, dataset in rows.items():
@@ -97,16 +99,20 @@ def evaluate_answers(options: Any, prog: str) -> None:
                     progress=progress,
                 )
             named.append({"model": label, "data": data, "file": cache.last.name})
-            groups = None if options.group_column is None else table["group"][:]
-            metrics = metrics_of(table, options.pass_at)
-            report = answer_report(metrics, groups, confidence=options.confidence, bounds=bounds)
+            groups[data] = None if options.group_column is None else table["group"][:]
+            metrics = of_data[data][label] = metrics_of(table, options.pass_at)
+            report = answer_report(metrics, groups[data], confidence=options.confidence, bounds=bounds)
             found += [{"data": data, "model": label, **row} for row in report]
             sentences.append(f"{label} on {data}: {_certified(metrics, bounds, options)}")
     if is_main():
         write_run(folder, options, prog)
         write_csv(folder / TABLES_FILE, named)
-        write_csv(folder / "answers.csv", [_finite(row) for row in found])
+        write_csv(folder / "answers.csv", without_nan(found))
         _show(found, list(models), folder, options.confidence)
+        compared = [
+            {"data": data, **row} for data in rows for row in answer_differences(of_data[data], groups[data])
+        ]
+        write_differences(compared, "prompts", folder)
         for sentence in (*sentences, radius_in_words(WORST)):
             say(sentence)
 
@@ -142,7 +148,3 @@ def _show(found: list[dict[str, Any]], models: list[str], folder: Path, confiden
         title = f"{data}: value [95 % interval] {certain(confidence)} ({folder / 'answers.csv'})"
         header = ("metric", "prompts of", "prompts", *models)
         show_table(title, header, [(*key, *values) for key, values in cells.items()])
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}

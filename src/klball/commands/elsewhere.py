@@ -30,6 +30,7 @@ from klball.scores.measure import Measure
 from klball.scores.parquet import score_files
 from klball.scores.perplexity import robustness_report
 from klball.scores.tables import read_scores
+from klball.scores.tails import largest
 from klball.terminal import is_main, say, say_verdicts, show_table
 
 COLUMNS = ("score", "id", "group", "round", "lower_is_better")
@@ -102,10 +103,9 @@ def solve_elsewhere(
         **{"gap": solution.gap, "ess": solution.ess, "n": len(scores), "rows_left_out": len(scores.lacking)},
     }
     n_q = solution.weights * len(scores)
-    order = np.argsort(-n_q, kind="stable")[: max(options.top, 0)]
     top = [
         {"sample_id": scores.sample_ids[i], "n_q": float(n_q[i]), scores.name: own(float(scores.values[i]))}
-        for i in order.tolist()
+        for i in largest(n_q, options.top).tolist()
     ]
     if options.json:
         summary["notes"] = list(scores.notes)
@@ -218,13 +218,13 @@ def show_items(
     others = [model for model in models if model != report.reference]
     if others:
         title = f"difference to {report.reference} on the same items, {unit}"
-        show_table(title, ("mean of", *others), _differences(report, others))
+        show_table(title, ("mean of", "items", *others), _differences(report, others))
     for k, base in enumerate(others[:-1]):  # every pair at once
         later = others[k + 1 :]
         of_model = {model: scores.log_likelihood[scores.models.index(model), 0] for model in (base, *later)}
         own_report = item_report(of_model, report.measure, base, scores.groups)
         body = [row for row in _differences(own_report, later) if row[0] != "hardest_1pct"]  # base's own
-        show_table(f"difference to {base} on the same items, {unit}", ("mean of", *later), body)
+        show_table(f"difference to {base} on the same items, {unit}", ("mean of", "items", *later), body)
     worst = {(p.model, p.epsilon): p for p in report.profiles}
     loss = report.measure.loss
 
@@ -249,11 +249,11 @@ def show_items(
     say(f"everything is in {folder}")
 
 
-def _differences(report: ItemReport, models: list[str]) -> list[tuple[str, ...]]:
-    """A row a metric: its name, and the difference of each model to the report's reference, with interval."""
+def _differences(report: ItemReport, models: list[str]) -> list[tuple[Any, ...]]:
+    """A row a metric: its name, its items, and each model's difference to the report's reference."""
     keys = ("difference", "difference_low", "difference_high")
     return [
-        (rows[0]["name"], *(str(interval(*(row[key] for key in keys))) for row in rows))
+        (rows[0]["name"], rows[0]["items"], *(str(interval(*(row[key] for key in keys))) for row in rows))
         for rows in _by_name(report, models)
     ]
 

@@ -1,26 +1,26 @@
 """What commands do with preference pairs: score them, solve and report their tables, and speak of noise."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 
 from klball.adversary.dual import solve_dual
 from klball.adversary.sets import AmbiguitySet, Empirical
 from klball.adversary.upweighting import radius_in_words
 from klball.commands.certified import cell, certain, given_bounds
+from klball.commands.ratios import write_differences
 from klball.data.preferences import refuse_margin
 from klball.data.rows import first_rows, load_chat_template, load_rows, to_preferences
-from klball.files import RUN_FILE, read_json_object, write_csv, write_run
+from klball.files import RUN_FILE, read_json_object, without_nan, write_csv, write_run
 from klball.models.loading import REWARD, adapter_base, load_on_device
 from klball.objectives.pairs import no_preference_radius
 from klball.report.pages.parts import few_in_words
-from klball.scores.accuracy import WORST, columns_of, pair_report
+from klball.scores.accuracy import WORST, columns_of, pair_differences, pair_report
 from klball.scores.certified import certified_worst_case
 from klball.scores.pairs import dpo_table, encode_pairs, likelihoods, read_pairs, reward_table
+from klball.scores.tails import largest
 from klball.studies.arms import load
 from klball.terminal import is_main, progress_bar, say, show_table
 
@@ -164,7 +164,7 @@ def show_report(
 
 
 def evaluate_pairs(options: Any, labels: dict[str, str], prog: str) -> None:
-    """`klball evaluate --pair_scores`: pair tables that are there → pairs.csv and the printed report."""
+    """`klball evaluate --pair_scores`: pair tables that are there → two CSV files and the printed report."""
     reference = options.reference or next(iter(labels))
     if reference not in labels:
         raise ValueError(f"--reference {reference!r} is not among the tables {', '.join(labels)}")
@@ -176,11 +176,9 @@ def evaluate_pairs(options: Any, labels: dict[str, str], prog: str) -> None:
         rows = show_report(
             tables, f"preference pairs, hardest 1 % by {reference}", reference, options.confidence
         )
-        write_csv(folder / "pairs.csv", [_finite(row) for row in rows])
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+        write_csv(folder / "pairs.csv", without_nan(rows))
+        columns = {label: columns_of(table)[0] for label, table in tables.items()}
+        write_differences(pair_differences(columns, reference), "pairs", folder)
 
 
 def solve_pairs(options: Any) -> tuple[Any, int, int, float, list[dict[str, Any]]]:
@@ -188,7 +186,7 @@ def solve_pairs(options: Any) -> tuple[Any, int, int, float, list[dict[str, Any]
     columns, left_out = columns_of(read_pairs(options.scores)[0])
     losses = columns["loss"]
     solution = solve_dual(-losses, epsilon=options.epsilon, max_weight=options.max_weight)
-    order = np.argsort(-solution.weights, kind="stable")[: options.top]
+    order = largest(solution.weights, options.top)
     top = [
         {
             "sample_id": str(columns["sample_id"][i]),

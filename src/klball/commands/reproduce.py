@@ -13,7 +13,7 @@ from klball.commands.recipe import split_config
 from klball.files import write_run
 from klball.studies import forgetting, head_to_head, preference, robustness
 from klball.studies.arms import OF_RL, OF_START, OWN, Arm, Options, data_of
-from klball.terminal import say
+from klball.terminal import is_main, say
 
 EXAMPLE = "klball reproduce --preset tiny --epsilons 0 0.05"
 EXPERIMENTS = {
@@ -47,7 +47,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
     folder = Path(options.output_dir or FOLDERS[options.experiment])
     began = time.monotonic()
     with no_leftovers(folder):
-        write_run(folder, options, prog)
+        if is_main():
+            write_run(folder, options, prog)
         for seed in EXPERIMENTS[options.experiment](options, folder):
             minutes = (time.monotonic() - began) / 60
             say(f"seed {seed}: {minutes:.1f} minutes; everything is in {folder}")

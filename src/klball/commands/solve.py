@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from klball.adversary.dual import solve_dual
 from klball.adversary.streaming import solve_dual_streamed
 from klball.adversary.upweighting import radius_help, radius_in_words
@@ -20,6 +18,7 @@ from klball.flags import REQUIRED, Certifying, ScoreColumns, option
 from klball.scores.pairs import is_pair_table
 from klball.scores.parquet import score_files, stream_scores, top_weighted
 from klball.scores.tables import read_provenance, read_scores
+from klball.scores.tails import largest
 from klball.studies.own_answers import is_answer_table
 from klball.terminal import say, show_table
 
@@ -122,7 +121,7 @@ def _of_answers(options: Options) -> Answer:
             "n_q": float(solution.weights[i] * len(rewards)),
             "reward": float(rewards[i]),
         }
-        for i in _largest(solution.weights, options.top)
+        for i in largest(solution.weights, options.top)
     ]
     return {names.get(name, name): value for name, value in summary.items()}, heaviest
 
@@ -147,7 +146,7 @@ def _in_memory(options: Options) -> Answer:
     left_out = len(scores) - len(table)
     g, c = (table[name].to_numpy() for name in ("log_likelihood", "certainty"))
     s = solve_dual(g, c, epsilon=options.epsilon, gamma=options.gamma, max_weight=options.max_weight)
-    order = _largest(s.weights, options.top)
+    order = largest(s.weights, options.top)
     top = [
         {
             "sample_id": table["sample_id"][int(i)].as_py(),
@@ -157,15 +156,6 @@ def _in_memory(options: Options) -> Answer:
         for i in order
     ]
     return _summary(s, len(g), left_out, float(g.mean())), top
-
-
-def _largest(weights: np.ndarray, count: int) -> np.ndarray:
-    """The places of the largest weights, largest first, ties in order."""
-    count = min(count, len(weights))
-    if count <= 0:
-        return np.array([], dtype=int)
-    large = np.flatnonzero(weights >= np.partition(weights, -count)[-count])
-    return large[np.argsort(-weights[large], kind="stable")][:count]
 
 
 def _streamed(options: Options) -> Answer:

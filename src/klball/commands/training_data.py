@@ -78,7 +78,10 @@ def evaluation_rows(options: Any, mixture: DatasetMixtureConfig, reading: dict[s
     """Rows of --eval_dataset, or of the data set's test split."""
     split = options.dataset_test_split if given(options, "dataset_test_split") else None
     if options.eval_dataset is not None:
-        return load_rows(options.eval_dataset, split, default="test", **reading)
+        try:
+            return load_rows(options.eval_dataset, split, default="test", **reading)
+        except ValueError as error:  # the training data have other rows
+            raise ValueError(f"--eval_dataset: {error}") from error
     if mixture.datasets:
         raise ValueError("--eval_strategy needs test rows: give --test_fraction or --eval_dataset")
     name = options.dataset_name

@@ -92,7 +92,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
         halving=options.halving,
     )
     with no_leftovers(folder):
-        write_run(folder, options, prog, **sections)
+        if is_main():
+            write_run(folder, options, prog, **sections)
         results = tune(study)
     if is_main():
         minutes = (time.monotonic() - began) / 60
@@ -118,17 +119,23 @@ def _check(options: Options, config: RobustSFTConfig, model: ModelConfig) -> Non
 def _rows(options: Options, config: RobustSFTConfig) -> tuple[Dataset, Dataset, Dataset | None]:
     """Rows to train on, to choose by, and to test on; no prompt of a part that is held out in another."""
     reading = reading_of(options, config)
-    train, field = training_rows(options, reading), text_field_of(config)
-    test = None
+    train, test = training_rows(options, reading), None
     share = options.eval_fraction
     if options.test_fraction is not None:
-        train, test = split_by_content(train, options.test_fraction, config.seed, field)
+        train, test = _split(train, options.test_fraction, "test_fraction", config)
         share /= 1 - options.test_fraction
     if options.eval_dataset is not None or options.dataset_test_split is not None:
         held_out = evaluation_rows(options, DatasetMixtureConfig(), reading)
     elif share >= 1:
         raise ValueError("--eval_fraction and --test_fraction together leave no row to train on")
     else:
-        train, held_out = split_by_content(train, share, config.seed, field)
+        train, held_out = _split(train, share, "eval_fraction", config)
     refuse_training_rows(train, held_out)
     return train, held_out, test
+
+
+def _split(rows: Dataset, share: float, name: str, config: RobustSFTConfig) -> tuple[Dataset, Dataset]:
+    try:
+        return split_by_content(rows, share, config.seed, text_field_of(config))
+    except ValueError as error:
+        raise ValueError(f"--{name}: {error}") from error

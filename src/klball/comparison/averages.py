@@ -81,7 +81,7 @@ def _difference(a: str, b: str, over: Literal["items", "rounds"], d: np.ndarray)
     p = math.nan
     if n > 1 and (sd := float(d.std(ddof=1))) > 0:
         p = p_of_f((value / sd) ** 2 * n, 1, n - 1)
-    return MeanDifference(a, b, over, n, value, *mean_interval(d), p)
+    return MeanDifference(a, b, over, n, value, *mean_interval(d, 2), p)
 
 
 def _corrected(pairs: Sequence[MeanDifference]) -> list[MeanDifference]:

@@ -1,8 +1,12 @@
 """One id for every row, the same in every table, and the group of every row."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from klball.data.texts import found, refusal
@@ -74,3 +78,16 @@ def _remedy(column: str) -> str:
         "correct it, name another column with --id_column, or number the rows with --id_column none "
         f"(in Python: remove_columns({column!r}))"
     )
+
+
+def ids_of(rows: Dataset) -> pa.ChunkedArray:
+    """The column `sample_id`, in Arrow."""
+    table: Any = rows.select_columns("sample_id").with_format("arrow")[:]
+    return table["sample_id"].cast(pa.string())
+
+
+def places_of(rows: Dataset, ids: Collection[str]) -> dict[str, int]:
+    """The first row of each of these samples, without a list of all."""
+    column = ids_of(rows)
+    found = np.flatnonzero(pc.is_in(column, value_set=pa.array([*ids], pa.string())).to_numpy())  # pyright: ignore[reportAttributeAccessIssue]
+    return {column[i].as_py(): i for i in reversed(found.tolist())}

@@ -1,7 +1,7 @@
 """Pair tables → accuracy and loss: on everything, on the hardest 1 %, by group, at the worst in a ball."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,12 @@ from datasets import Dataset
 
 from klball.adversary.dual import robust_profile
 from klball.scores.certified import certified_worst_case
+from klball.scores.paired import LOSS, Parts, differences
+from klball.scores.paired import WORST as WORST_ROWS
 from klball.scores.perplexity import CVAR, RADII, cvar, few_hardest, hardest, own_tail
-from klball.scores.tails import mean_interval, tail_size
+from klball.scores.tails import tail_size, varied_interval
 
+METRICS = ("accuracy", LOSS)
 WORST = 0.05  # nats, of the worst case that is reported beside the profile
 
 Columns = dict[str, np.ndarray]
@@ -49,20 +52,14 @@ def pair_report(
     the worst case: the loss over the pairs, the accuracy over them. certified: the bound of
     `certified_worst_case` on the accuracy.
     """
-    hard = hardest(-(reference or columns)["loss"])
-    parts = {"all": np.arange(len(columns["loss"])), "hardest 1 %": hard}
-    groups = [name for name in dict.fromkeys(columns["group"].tolist()) if name is not None]
-    for name in sorted(groups):
-        parts[f"group {name}"] = np.flatnonzero(columns["group"] == name)
-    rows = []
-    for metric in ("accuracy", "loss"):
-        for part, chosen in parts.items():
-            values = columns[metric][chosen].astype(float)
-            low, high = mean_interval(values)
-            rows.append(_row(metric, part, len(values), float(values.mean()), low, high))
-    n = len(columns["loss"])
-    order = [(row["metric"], row["part"]) for row in rows]
-    rows.insert(order.index(("loss", "hardest 1 %")) + (not few_hardest(n)), _worst(columns["loss"]))
+    n, rows = len(columns["loss"]), []
+    for metric in METRICS:
+        for part, chosen in _parts(columns, reference or columns).items():
+            if chosen is not None:
+                values = columns[metric][chosen].astype(float)
+                rows.append(_row(metric, part, len(values), float(values.mean()), *varied_interval(values)))
+            elif metric == LOSS:
+                rows.append(_worst(columns["loss"]))
     profile = robust_profile(-columns["loss"], RADII)
     for epsilon, loss in zip(profile.epsilon, profile.robust_loss, strict=True):
         rows.append(_row("loss", f"worst ε = {epsilon:g}", n, float(loss)))
@@ -72,10 +69,29 @@ def pair_report(
     return rows
 
 
+def pair_differences(columns: Mapping[str, Columns], reference: str) -> list[dict[str, Any]]:
+    """`klball.scores.paired.differences` of accuracy and loss, of all models on the same pairs."""
+    values = {
+        label: {metric: own[metric].astype(float) for metric in METRICS} for label, own in columns.items()
+    }
+    return differences(values, _parts(columns[reference], columns[reference]), "pairs")
+
+
+def _parts(columns: Columns, chooser: Columns) -> Parts:
+    """Those of `pair_report`, in its order."""
+    n = len(columns["loss"])
+    tails: dict[str, np.ndarray | None] = {"hardest 1 %": hardest(-chooser["loss"]), WORST_ROWS: None}
+    if few_hardest(n):
+        tails = dict(reversed(tails.items()))
+    groups = {name for name in columns["group"].tolist() if name is not None}
+    of_groups = {f"group {name}": np.flatnonzero(columns["group"] == name) for name in sorted(groups)}
+    return {"all": np.arange(n), **tails, **of_groups}
+
+
 def _worst(loss: np.ndarray) -> dict[str, Any]:
     """The mean of the largest losses."""
     value = cvar(loss, CVAR)
-    return _row("loss", "worst 5 %", tail_size(CVAR, len(loss)), value, *own_tail(loss, CVAR, value))
+    return _row("loss", WORST_ROWS, tail_size(CVAR, len(loss)), value, *own_tail(loss, CVAR, value))
 
 
 def _row(

@@ -1,13 +1,14 @@
 """What a model's own answers are worth: accuracy, pass@k, mean reward, and each at the worst in a ball."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from klball.scores.certified import certified_worst_case, worst_mean
-from klball.scores.tails import mean_interval
+from klball.scores.paired import differences
+from klball.scores.tails import varied_interval
 
 DESCRIPTIVE = ("length", "finished")  # neither is better for being more
 RADII = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -40,15 +41,12 @@ def answer_report(
     of rewards; None: none are known, unless there is an accuracy, whose rewards are 0 or 1.
     """
     bounds = (0.0, 1.0) if "accuracy" in columns else bounds
-    parts = {"all": np.arange(len(next(iter(columns.values()))))}
-    if groups is not None:
-        names = np.array([str(group) for group in groups])
-        parts |= {f"group {name}": np.flatnonzero(names == name) for name in sorted(set(names.tolist()))}
+    parts = _parts(columns, groups)
     rows = []
     for metric, values in columns.items():
         for part, chosen in parts.items():
             some = values[chosen].astype(float)
-            low, high = mean_interval(some)
+            low, high = varied_interval(some)
             row = {"metric": metric, "part": part, "prompts": len(some), "value": float(some.mean())}
             rows.append({**row, "low": low, "high": high, "certified": math.nan})
         for epsilon in () if metric in DESCRIPTIVE else radii:
@@ -59,3 +57,20 @@ def answer_report(
                 lower = certified_worst_case(values, epsilon, bounds, confidence).lower
             rows.append({**row, "low": math.nan, "high": math.nan, "certified": lower})
     return rows
+
+
+def answer_differences(
+    columns: Mapping[str, Mapping[str, np.ndarray]], groups: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """`klball.scores.paired.differences` of all models' columns, on the same prompts."""
+    values = {model: {k: v.astype(float) for k, v in own.items()} for model, own in columns.items()}
+    return differences(values, _parts(next(iter(values.values())), groups), "prompts")
+
+
+def _parts(columns: Mapping[str, np.ndarray], groups: Sequence[str] | None) -> dict[str, np.ndarray]:
+    """All prompts, and those of every group."""
+    parts = {"all": np.arange(len(next(iter(columns.values()))))}
+    if groups is not None:
+        names = np.array([str(group) for group in groups])
+        parts |= {f"group {name}": np.flatnonzero(names == name) for name in sorted(set(names.tolist()))}
+    return parts

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch.distributed
@@ -15,6 +14,7 @@ import torch.distributed
 from klball import files
 from klball.adversary.streaming import Chunk, StreamedSolution
 from klball.files import without_views
+from klball.scores.tails import largest
 
 G, C = "log_likelihood", "certainty"
 ELSEWHERE = "Scores from elsewhere: klball.scores_from, or klball solve without --streamed"
@@ -113,12 +113,8 @@ def _top_of(part: RowGroup, solution: StreamedSolution, count: int) -> list[tupl
     start = 0
     for g, c in part():
         n_q = solution.density(g, c)
-        kept = min(count, len(g))
-        if kept:
-            large = np.flatnonzero(n_q >= np.partition(n_q, -kept)[-kept])
-            large = large[np.argsort(-n_q[large], kind="stable")][:kept]
-            best += [(float(n_q[i]), start + int(i), float(g[i])) for i in large]
-            best = sorted(best, key=lambda row: (-row[0], row[1]))[:count]
+        best += [(float(n_q[i]), start + int(i), float(g[i])) for i in largest(n_q, count)]
+        best = sorted(best, key=lambda row: (-row[0], row[1]))[:count]
         start += len(g)
     return best
 

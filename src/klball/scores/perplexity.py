@@ -12,7 +12,16 @@ from scipy import stats
 from torch import Tensor
 
 from klball.adversary.dual import robust_profile
-from klball.scores.tails import FEW, influence, mean_interval, paired_interval, tail_interval, tail_size
+from klball.files import without_nan
+from klball.scores.tails import (
+    FEW,
+    LEAST,
+    influence,
+    mean_interval,
+    paired_interval,
+    tail_interval,
+    tail_size,
+)
 
 HARDEST = 0.01
 CVAR = 0.05
@@ -23,7 +32,7 @@ RESAMPLES = 1_000
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of the report, with a 95 % interval over samples; NaN where one sample decides.
+    """One number of the report, with a 95 % interval over samples; NaN where fewer than 4 decide.
 
     Means have bootstrap intervals, tails those of klball.scores.tails. `ratio` compares with the
     reference model on the same samples (paired); 1 for the reference.
@@ -89,11 +98,7 @@ class RobustnessReport:
 
 def plain_rows(found: Sequence[Any]) -> list[dict[str, object]]:
     """Metrics or ratios as plain rows; None for no number."""
-    rows = (asdict(one).items() for one in found)
-    return [
-        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row}
-        for row in rows
-    ]
+    return without_nan(asdict(one) for one in found)
 
 
 def robustness_report(
@@ -218,11 +223,13 @@ def _statistics(c: Columns, counts: np.ndarray) -> dict[str, np.ndarray]:
         member = np.eye(int(c[GROUP].max()) + 1)[c[GROUP]]
         with np.errstate(invalid="ignore"):  # a group that a resample lacks
             found["worst_group"] = np.exp(-np.nanmin((counts * g) @ member / (counts @ member), axis=1))
+        if np.bincount(c[GROUP].astype(int)).min() < LEAST:  # such a group may be the worst
+            found["worst_group"][1:] = np.nan
     return found
 
 
 def _of_draws(draws: np.ndarray, reference: np.ndarray, n: int) -> Numbers:
-    """Percentile intervals, at the quantiles that make them as wide as t intervals; none from one sample."""
+    """Percentile intervals, at the quantiles that make them as wide as t intervals; none from too few."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = draws / reference
     return (draws[0], *_percentiles(draws[1:], n), ratio[0], *_percentiles(ratio[1:], n))
@@ -230,7 +237,7 @@ def _of_draws(draws: np.ndarray, reference: np.ndarray, n: int) -> Numbers:
 
 def _percentiles(draws: np.ndarray, n: int) -> tuple[float, float]:
     known = draws[np.isfinite(draws)]
-    if n < 2 or len(known) == 0:
+    if n < LEAST or len(known) == 0:
         return math.nan, math.nan
     level = stats.norm.cdf(-stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1)))
     low, high = np.quantile(known, (level, 1 - level))

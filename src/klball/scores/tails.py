@@ -11,6 +11,7 @@ from scipy import stats
 
 LEVEL = 0.05
 FEW = 20  # samples in a tail: the mean of fewer is descriptive, and the hardest 1 % are not judged by
+LEAST = 4  # samples: the coverage of fewer was not measured, and a perplexity of three had ± twice itself
 
 
 def tail_size(share: float, n: int) -> int:
@@ -19,7 +20,7 @@ def tail_size(share: float, n: int) -> int:
 
 
 def tail_interval(worst: np.ndarray, edge: float, share: float, value: float) -> tuple[float, float]:
-    """A 95 % interval of the mean loss of the worst `share`, whose estimate is `value`; NaN for m = 1.
+    """A 95 % interval of the mean loss of the worst `share`, whose estimate is `value`; NaN for m < LEAST.
 
     worst: the losses of the m samples in the tail; edge: the loss where it begins, v.
 
@@ -29,7 +30,7 @@ def tail_interval(worst: np.ndarray, edge: float, share: float, value: float) ->
     of squares.
     """
     m = len(worst)
-    if m < 2:
+    if m < LEAST:
         return math.nan, math.nan
     excess = max(value - edge, 0.0)
     se = math.sqrt((worst.var(ddof=1) + (1 - share) * excess**2) / m)
@@ -49,23 +50,37 @@ def influence(loss: np.ndarray, share: float) -> np.ndarray:
 
 
 def paired_interval(effect: np.ndarray, share: float, value: float) -> tuple[float, float]:
-    """value ± t_{m−1} · se of a difference whose sample influences are `effect` [n]; NaN for m = 1.
+    """value ± t_{m−1} · se of a difference whose sample influences are `effect` [n]; NaN for m < LEAST.
 
     se² = Σ effect² / n² · m/(m − 1): m samples decide.
     """
     n = len(effect)
     m = tail_size(share, n)
-    if m < 2:
+    if m < LEAST:
         return math.nan, math.nan
     se = math.sqrt((effect**2).sum() * m / (m - 1)) / n
     half = float(stats.t.ppf(1 - LEVEL / 2, m - 1)) * se
     return value - half, value + half
 
 
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """The t interval of a mean; NaN for fewer than two values."""
+def mean_interval(values: np.ndarray, least: int = LEAST) -> tuple[float, float]:
+    """The t interval of a mean; NaN for fewer than `least` values, which are two or more."""
     n = len(values)
-    if n < 2:
+    if n < least:
         return math.nan, math.nan
     half = float(stats.t.ppf(1 - LEVEL / 2, n - 1) * values.std(ddof=1)) / math.sqrt(n)
     return float(values.mean()) - half, float(values.mean()) + half
+
+
+def varied_interval(values: np.ndarray) -> tuple[float, float]:
+    """`mean_interval`; none of equal values either, whose spread is not known."""
+    return mean_interval(values) if np.ptp(values) else (math.nan, math.nan)
+
+
+def largest(values: np.ndarray, count: int) -> np.ndarray:
+    """The places of the `count` largest values, largest first, ties in order; of many without sorting all."""
+    count = min(count, len(values))
+    if count <= 0:
+        return np.array([], dtype=int)
+    large = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    return large[np.argsort(-values[large], kind="stable")][:count]

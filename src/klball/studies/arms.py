@@ -6,7 +6,7 @@ interrupted experiment continues where it was.
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,6 +224,12 @@ def run_arm(
         tables = score_model(str(path), label, data, folder, options)
         curve.append({"arm": arm.label, "seed": seed, "step": step, "tables": tables})
     return tables, curve
+
+
+def refuse_unusable(arms: Sequence[Arm], rows: int, folder: Path, options: Options) -> None:
+    """Raise ValueError for settings that an arm's configuration refuses, before anything is scored."""
+    for arm in arms:
+        _config(arm, 0, folder, num_steps(rows, options), options)
 
 
 def num_steps(rows: int, options: Options) -> int:

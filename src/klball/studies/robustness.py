@@ -19,7 +19,16 @@ from klball.report.pages.parts import BASE, counted
 from klball.report.pages.reproduction import write_robustness_page
 from klball.report.pages.tables import tails_in_order, write_report
 from klball.scores.perplexity import RESAMPLES, RobustnessReport, decided_by, robustness_report
-from klball.studies.arms import Arm, Options, Tables, data_of, provenance_of, run_arm, score_model
+from klball.studies.arms import (
+    Arm,
+    Options,
+    Tables,
+    data_of,
+    provenance_of,
+    refuse_unusable,
+    run_arm,
+    score_model,
+)
 from klball.studies.head_to_head import LOWER
 from klball.studies.summary import Measures, finals_of, summarise
 from klball.terminal import is_main, show_table
@@ -45,6 +54,7 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     data = data_of(options)
     arms = arms_of(options)
     groups = _groups(options, data)
+    refuse_unusable(arms, len(data["train"]), folder, options)
     tables = {0: {BASE: score_model(options.model_name_or_path, BASE, data, folder, options)}}
     curves: list[dict[str, Any]] = []
     for seed in range(options.seeds):

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from klball.report.pages.parts import too_few
 from klball.scores.perplexity import RobustnessReport, decided_by
+from klball.scores.tails import LEAST
 from klball.studies.arms import Arm
 
 Measures = dict[str, tuple[str, str, str]]
@@ -45,6 +47,10 @@ def summarise(
     there is none, and the text says so.
     """
     plain = next((arm.label for arm in arms if arm.epsilon == 0 and not arm.variant), None)
+    kept = reports[min(reports)].rows
+    decided = {
+        column: decided_by(metric, kept[data]["kept"]) for column, (data, metric, _) in measures.items()
+    }
     rows = []
     for name in (base, *(arm.label for arm in arms)):
         row: dict[str, Any] = {"arm": name}
@@ -57,12 +63,13 @@ def summarise(
             ratio = None
             if plain is not None and name not in (base, plain):
                 ratio = ratio_interval(values, _values(finals, plain, column))
-                data, metric, _ = measures[column]
-                if decided_by(metric, reports[min(reports)].rows[data]["kept"]) == 1:
-                    ratio = (ratio[0], math.nan, math.nan)  # of one row
+                if decided[column] < LEAST:
+                    ratio = (ratio[0], math.nan, math.nan)
             for part, value in zip(("", "_low", "_high"), ratio or (math.nan,) * 3, strict=True):
                 row[f"{column}_ratio{part}"] = value
-            row[f"{column}_text"] = _text(row[column], row[f"{column}_sd"], len(values), ratio)
+            row[f"{column}_text"] = _text(
+                row[column], row[f"{column}_sd"], len(values), ratio, decided[column]
+            )
         rows.append(row)
     return rows
 
@@ -80,12 +87,12 @@ def _values(finals: Sequence[dict[str, Any]], name: str, column: str) -> np.ndar
     return np.array([row[column] for row in finals if row["arm"] == name])
 
 
-def _text(mean: float, sd: float, seeds: int, ratio: tuple[float, float, float] | None) -> str:
+def _text(mean: float, sd: float, seeds: int, ratio: tuple[float, float, float] | None, rows: int) -> str:
     text = f"{mean:.2f}" + (f" ± {sd:.2f}" if seeds > 1 else "")
     if ratio is None:
         return text
     percent = [f"{100 * (part - 1):+.1f}" for part in ratio]
-    interval = f" [{percent[1]}, {percent[2]}]" if not math.isnan(ratio[1]) else ""
+    interval = f" [{percent[1]}, {percent[2]}]" if not math.isnan(ratio[1]) else too_few(rows)
     return f"{text}\n{percent[0]} %{interval}"
 
 

@@ -19,12 +19,14 @@ from trl import ModelConfig
 
 from klball.data.encoding import load_chat_template
 from klball.data.ids import group_names
-from klball.files import file_name
+from klball.files import RUN_FILE, file_name
 from klball.models.loading import load_on_device
+from klball.models.token_scores import NonFiniteLogitError
 from klball.report.pages.parts import BASE
 from klball.report.pages.training import write_training_page
 from klball.scores.frontier import frontier_row
 from klball.scores.perplexity import hardest
+from klball.scores.scorer import encode_for
 from klball.scores.tables import score
 from klball.studies.arms import Steps
 from klball.studies.tuning_choice import kept, rungs_of
@@ -104,6 +106,23 @@ class Study:
         return self.folder / "arms" / arm.folder
 
 
+def refuse_unusable(study: Study) -> None:
+    """Raise ValueError for what an arm's settings or trainer refuse, before anything is scored or trained.
+
+    One arm that is not begun stands for its kind.
+    """
+    settled = {arm.label: _config_of(study, arm) for arm in study.arms}
+    for arm in {arm.kind: arm for arm in reversed(study.arms)}.values():
+        if not (study.place_of(arm) / RUN_FILE).exists():
+            train(study.train, settled[arm.label], dataclasses.replace(study.model), study.resolved, until=0)
+            gc.collect()
+
+
+def _config_of(study: Study, arm: Arm) -> RobustSFTConfig:
+    run = str(study.place_of(arm))
+    return dataclasses.replace(study.config, output_dir=run, disable_tqdm=True, **arm.settings)
+
+
 def rungs(study: Study) -> Iterator[list[dict[str, Any]]]:
     """The rows of every rung's arms, that of ε = 0 first, once all of them are trained and scored."""
     plain, *alive = study.arms
@@ -130,8 +149,7 @@ def _at(study: Study, arm: Arm, share: float) -> Dataset:
 
 def trained(study: Study, arm: Arm, share: float) -> tuple[str, str]:
     """The folder of an arm's model at this share of the steps, trained if need be, and a name for it."""
-    run = study.place_of(arm)
-    config = dataclasses.replace(study.config, output_dir=str(run), disable_tqdm=True, **arm.settings)
+    run, config = study.place_of(arm), _config_of(study, arm)
     resolved = {**study.resolved, "arm": arm.label, "training": settings_of(config)}
     part = "" if share == 1 else f" to {100 * share:g} % of the steps"
     with progress_bar(f"{arm.label}: training{part}", "steps") as progress:
@@ -167,20 +185,34 @@ def scored(study: Study, model_name: str, label: str, part: str) -> Dataset:
     model, tokenizer = load_on_device(model_name, study.model.dtype or "auto", revision)
     load_chat_template(tokenizer, study.config.chat_template_path)
     output = study.folder / "scores" / label / f"{part}.parquet"
+    if label == BASE and not output.exists():
+        _refuse_cut_rows(study, model, tokenizer)
     with progress_bar(f"{label}: scoring the {part} rows") as progress:
-        return score(
-            *(model, tokenizer, rows),
-            max_length=study.config.max_length,
-            output=output,
-            progress=progress,
-        )
+        try:
+            return score(
+                *(model, tokenizer, rows),
+                max_length=study.config.max_length,
+                output=output,
+                progress=progress,
+            )
+        except NonFiniteLogitError as error:
+            raise ValueError(f"{label}: {error}") from error
+
+
+def _refuse_cut_rows(study: Study, model: Any, tokenizer: Any) -> None:
+    """Raise ValueError where no row of a part could be compared: a table of it would be of no use."""
+    limit = study.config.max_length
+    for part, rows in ((HELD_OUT, study.held_out), (TEST, study.test)):
+        encoded = None if rows is None else encode_for(model, tokenizer, rows, limit)
+        if encoded is not None and all(encoded["truncated"]):
+            raise ValueError(f"no {part} row fits uncut in --max_length {limit}, or in what the model takes")
 
 
 def compared(study: Study, tables: dict[str, Dataset], base: Dataset, rows: Dataset) -> list[dict[str, Any]]:
     """`frontier_row` of all tables against the first, on rows that fit uncut; the base has the hardest."""
     fit = ~np.array(base["truncated"][:]) & (np.array(base["num_tokens"][:]) > 0)
     if not fit.any():
-        raise ValueError(f"no held-out row fits uncut in max_length = {study.config.max_length}")
+        raise ValueError("no row that has an answer fits uncut in max_length: nothing to compare")
     column = study.config.group_column
     groups = None if column is None else group_names(rows, column)
     named = None if groups is None else [str(group) for group, fits in zip(groups, fit, strict=True) if fits]

@@ -6,10 +6,24 @@ from typing import Any
 from klball.files import write_csv, write_json
 from klball.report.figures import draw
 from klball.report.page import Table
+from klball.report.pages.parts import counted
 from klball.report.pages.tuning import TuningResults, frontier_table, verdict, write_tuning_page
 from klball.scores.frontier import MEASURES, groups_judged
+from klball.scores.perplexity import CVAR
+from klball.scores.tails import LEAST, tail_size
 from klball.studies.arms import provenance_of
-from klball.studies.tuning import BASE, HELD_OUT, TEST, Arm, Study, compared, rungs, scored, whole
+from klball.studies.tuning import (
+    BASE,
+    HELD_OUT,
+    TEST,
+    Arm,
+    Study,
+    compared,
+    refuse_unusable,
+    rungs,
+    scored,
+    whole,
+)
 from klball.studies.tuning_choice import Rung, chosen, cost_of, gains, is_affordable, rungs_of
 from klball.terminal import is_main, say, show_table
 from klball.training.samples import groups_of
@@ -18,6 +32,7 @@ from klball.training.samples import groups_of
 def tune(study: Study) -> TuningResults:
     """Train, compare and choose; tables after every rung, and at the end all files."""
     refuse_useless_groups(study)
+    refuse_unusable(study)
     if is_main():
         say(plan(study))
     found: list[list[dict[str, Any]]] = []
@@ -35,10 +50,15 @@ def tune(study: Study) -> TuningResults:
 def refuse_useless_groups(study: Study) -> None:
     """Raise ValueError without the column of the groups, or where none has held-out rows enough."""
     column = study.config.group_column
-    groups_of(study.train, column)
+    for part, rows in (("train on", study.train), ("choose by", study.held_out)):
+        try:
+            groups_of(rows, column)
+        except ValueError as error:
+            raise ValueError(f"rows to {part}: {error}") from None
     if column is not None and not groups_judged(_groups(study)):
         raise ValueError(
-            f"no group of {column!r} has 10 held-out rows to be judged by: hold out more with --eval_fraction"
+            f"no group of {column!r} has 10 held-out rows to be judged by: hold out more with "
+            "--eval_fraction, or give more rows to choose by"
         )
 
 
@@ -52,10 +72,13 @@ def plan(study: Study) -> str:
     steps = rungs_of(len(study.arms) - 1, study.halving)
     parts = [f"{1 + rung.challengers} {_until(rung)}" for rung in steps]
     whole = f" (with --halving false {len(study.arms)})" if len(steps) > 1 else ""
+    worst = tail_size(CVAR, len(study.held_out))
+    few = f". The worst 5 % of those held out are {counted(worst)}: no gain on so few can be told from noise"
+    few = few if study.tail == "cvar" and worst < LEAST else ""
     return (
         f"{len(study.arms)} arms on {len(study.train)} rows, compared on {len(study.held_out)} held out: "
         f"{', '.join(parts)}; {cost_of(steps):g} runs in all{whole}, and arms with ε > 0 score their rows "
-        "again as they train"
+        f"again as they train{few}"
     )
 
 

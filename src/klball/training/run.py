@@ -58,7 +58,7 @@ def train(
 
     The configuration's class says which of the `FAMILIES` it is. chat_template_path: for configurations
     that have no such field. until: the share of the steps after which to stop, with a checkpoint in place of
-    what a finished run leaves.
+    what a finished run leaves; 0: what the trainer refuses is refused, and nothing is trained or written.
 
     Resumes from the newest whole checkpoint if the folder's `run.json` is `resolved` on the same rows and
     model, and raises ValueError if it is another run's. `config.resume_from_checkpoint`: where to begin
@@ -69,11 +69,8 @@ def train(
     if _same_place(model_path(str(model_options.model_name_or_path)), folder):
         raise ValueError(f"{folder} holds the model to train: choose another --output_dir to keep it")
     asked = _asked_checkpoint(config.resume_from_checkpoint)
-    name = str(model_options.model_name_or_path)
-    check_model(name, model_options.model_revision, config.trust_remote_code, family.purpose)
-    others = family.models(config)
-    for other in others.values():
-        check_model(other, None, config.trust_remote_code, REWARD)
+    name, others = str(model_options.model_name_or_path), family.models(config)
+    _check_models(model_options, others, config.trust_remote_code, family)
     digests = _digests(dataset, evaluation, model_options, asked, folder)
     resolved = {
         **resolved,
@@ -84,7 +81,7 @@ def train(
         if is_main():
             say(f"{folder} already holds this run, finished")
         return
-    if started and until < 1 and checkpoint_at(folder, until) is not None:
+    if started and (until == 0 or (until < 1 and checkpoint_at(folder, until) is not None)):
         return
     resume_from = _resumption(
         folder,
@@ -110,6 +107,8 @@ def train(
     if family.reference and not (model_options.use_peft or is_adapter(name, model_options.model_revision)):
         arguments["ref_model"] = load_for_training(config, model_options)[0]  # else adapters are switched off
     trainer = family.trainer(model, **arguments)
+    if until == 0:
+        return
     if is_main():  # only now: settings that the trainer refuses leave no run behind
         _remove_unfinished(folder, resume_from)
         write_json(folder / RUN_FILE, resolved)
@@ -128,6 +127,13 @@ def train(
     for column in hidden:  # for people to see, once training is over
         rows = rows.add_column(column, numbered[column][:])
     _report_weights(trainer, rows, hidden, folder)
+
+
+def _check_models(options: ModelConfig, others: Mapping[str, str], trusted: bool, family: Family) -> None:
+    """Raise ValueError unless there are a model to train and the others that its training needs."""
+    check_model(str(options.model_name_or_path), options.model_revision, trusted, family.purpose)
+    for other in others.values():
+        check_model(other, None, trusted, REWARD)
 
 
 def _peft_config(options: ModelConfig, family: Family) -> Any:

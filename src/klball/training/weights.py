@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset, Features, Value
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
 
+from klball.data.ids import ids_of, places_of
 from klball.files import write_csv
+from klball.scores.tails import largest
 
 TOP = 20
 WEIGHTS_FILE = "top_weighted.csv"
@@ -25,16 +29,14 @@ def weight_table(trainer: Any) -> Dataset:
     """`sample_weights` of a trainer."""
     name, sign = trainer.entry
     ledger = trainer.accountant.ledger
-    weights = (trainer.accountant.weights() * len(ledger)).tolist()
-    scores = (sign * ledger.scores()["score"]).tolist()
-    known = zip(scores, ledger.known.tolist(), strict=True)
+    weights = (trainer.accountant.weights() * len(ledger)).double().cpu().numpy()
+    scores = (sign * ledger.scores()["score"]).double().cpu().numpy()
     columns = {
-        "sample_id": trainer.samples["sample_id"][:],
-        "n_q": weights,
-        name: [score if seen else None for score, seen in known],
+        "sample_id": ids_of(trainer.samples),
+        "n_q": pa.array(weights),
+        name: pa.array(scores, mask=~ledger.known.cpu().numpy()),
     }
-    kinds = {"sample_id": Value("string"), "n_q": Value("float64"), name: Value("float64")}
-    return Dataset.from_dict(columns, features=Features(kinds))
+    return Dataset(pa.table(columns))
 
 
 def write_weights(trainer: Any, rows: Dataset, hidden: tuple[str, ...] = ()) -> Weighed:
@@ -58,13 +60,15 @@ def write_weights(trainer: Any, rows: Dataset, hidden: tuple[str, ...] = ()) -> 
 def _top_weighted(trainer: Any, rows: Dataset, hidden: tuple[str, ...]) -> Rows:
     """The samples of largest weight; those without a score weigh as they are, and have none to show."""
     table = trainer.sample_weights()
-    ids, weights = table["sample_id"][:], table["n_q"][:]
-    known = [unit for unit, score in enumerate(table[trainer.entry[0]]) if score is not None]
-    place = {sample_id: row for row, sample_id in enumerate(rows["sample_id"])}
-    first = {sample_id: unit for unit, sample_id in reversed([*enumerate(ids)])}  # its units are neighbours
+    columns = table.data.table
+    known = np.flatnonzero(columns[trainer.entry[0]].is_valid().to_numpy())
+    heaviest = known[largest(columns["n_q"].to_numpy()[known], TOP)].tolist()
+    shown = {unit: table[unit] for unit in heaviest}
+    ids = {own["sample_id"] for own in shown.values()}
+    place, first = places_of(rows, ids), places_of(table, ids)  # the units of a sample are neighbours
     top = []
-    for unit in sorted(known, key=lambda unit: -weights[unit])[:TOP]:
-        row = rows[place[ids[unit]]]
-        texts = trainer.texts_of(row, unit - first[ids[unit]])
-        top.append({**table[unit], **texts, **{name: row[name] for name in hidden}})
+    for unit, own in shown.items():
+        row = rows[place[own["sample_id"]]]
+        texts = trainer.texts_of(row, unit - first[own["sample_id"]])
+        top.append({**own, **texts, **{name: row[name] for name in hidden}})
     return top

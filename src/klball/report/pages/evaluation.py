@@ -29,11 +29,11 @@ from klball.report.pages.parts import (
 from klball.report.pages.tables import tails_in_order
 from klball.scores.accuracy import WORST
 from klball.scores.perplexity import Metric, RobustnessReport, decided_by, few_hardest
-from klball.scores.tails import FEW
+from klball.scores.tails import FEW, LEAST
 
 TAILS = (
-    f"Tails of fewer than {FEW} rows are descriptive, and one row has no interval. Where the hardest 1 % are "
-    "so few, the worst 5 % (CVaR) come first."
+    f"Tails of fewer than {FEW} rows are descriptive, and fewer than {LEAST} have no interval. Where the "
+    f"hardest 1 % are fewer than {FEW}, the worst 5 % (CVaR) come first."
 )
 WEIGHED_AT = 0.5  # the radius of the weights in the sample table
 COMPARED = {
@@ -105,9 +105,9 @@ def weighed_samples(tables: Tables, rows: Mapping[str, Dataset]) -> Section:
         own: list[dict[str, Any]] = []
         for model, table in of_model.items():
             g = np.array(table["log_likelihood"][:], dtype=float)[keep]
-            ids = np.array(table["sample_id"][:])[keep].tolist()
+            ids = table.select_columns("sample_id").select(keep)
             weights = solve_dual(g, epsilon=WEIGHED_AT).weights
-            own += sample_rows(ids, g, weights, model=f"{model} on {data}")
+            own += sample_rows(ids["sample_id"], g, weights, model=f"{model} on {data}")
         shown += with_texts(own, rows[data])
     return samples_section(
         "Hardest and top-weighted samples",

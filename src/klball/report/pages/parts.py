@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from klball.data.ids import places_of
 from klball.data.rows import texts_of, to_trl_format, with_sample_ids
 from klball.files import versions
 from klball.report.page import Cell, Record, Section, Table
 from klball.scores.perplexity import CVAR, HARDEST, few_hardest
-from klball.scores.tails import FEW, tail_size
+from klball.scores.tails import FEW, LEAST, largest, tail_size
 
 SHOWN = 20  # samples of each kind
 REPORT_FILE = "report.html"
@@ -24,8 +25,7 @@ BASE = "base"  # how tables call the model that training starts from
 def with_texts(rows: Sequence[dict[str, Any]], dataset: Dataset) -> list[dict[str, Any]]:
     """Rows that have a `sample_id`, with the prompt and answer of that sample in `dataset`."""
     data = with_sample_ids(dataset)
-    chosen = {row["sample_id"] for row in rows}
-    kept = data.select([i for i, sample_id in enumerate(data["sample_id"]) if sample_id in chosen])
+    kept = data.select(sorted(places_of(data, {row["sample_id"] for row in rows}).values()))
     converted = to_trl_format(kept, conversational=False).to_list() if len(kept) else []
     texts = {row["sample_id"]: [text.strip() for text in texts_of(row)] for row in converted}
     return [
@@ -42,8 +42,8 @@ def sample_rows(
     weights: q, which sums to 1, or NaN for none; shown as n·q, where 1 is an even share. score: what g is
     called.
     """
-    hard = np.argsort(g, kind="stable")[:SHOWN].tolist()
-    heavy = [] if np.isnan(weights).any() else np.argsort(-weights, kind="stable")[:SHOWN].tolist()
+    hard = largest(-g, SHOWN).tolist()
+    heavy = [] if np.isnan(weights).any() else largest(weights, SHOWN).tolist()
     rows = []
     for i in dict.fromkeys([*heavy, *hard]):
         why = [name for name, places in (("hardest", hard), ("top-weighted", heavy)) if i in places]
@@ -95,12 +95,17 @@ def few_in_words(rows: int, of: str = "row") -> str:
     )
 
 
-def interval(value: float, low: float, high: float) -> Cell:
-    """A number with its interval; without one where a bound is NaN."""
+def interval(value: float, low: float, high: float, rows: int = LEAST) -> Cell:
+    """A number with its interval; where a bound is NaN without, or with the `rows` too few for one."""
     if math.isnan(value):
         return Cell(value, "–")
-    text = f"{value:.4g}" if math.isnan(low) else f"{value:.4g} [{low:.4g}, {high:.4g}]"
+    text = f"{value:.4g}{too_few(rows)}" if math.isnan(low) else f"{value:.4g} [{low:.4g}, {high:.4g}]"
     return Cell(value, text.replace("-", "−"))
+
+
+def too_few(rows: int) -> str:
+    """What stands in the place of an interval of so few rows, " (2 rows)"; "" where they are enough."""
+    return f" ({counted(rows)})" if rows < LEAST else ""
 
 
 def number_sd(mean: float, sd: float) -> Cell:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from klball.files import write_csv
 from klball.report.figures import plot_profiles
-from klball.report.pages.parts import counted, few_in_words
+from klball.report.pages.parts import counted, few_in_words, too_few
 from klball.scores.perplexity import Metric, RobustnessReport, decided_by, few_hardest
 from klball.terminal import say, show_table
 
@@ -27,7 +27,7 @@ def write_report(report: RobustnessReport, folder: Path) -> None:
         body = []
         for model in dict.fromkeys(m.model for m in report.metrics):
             metrics = [report.value(data, model, name) for name in names]
-            body.append([model, *(_with_half(m) for m in metrics)])
+            body.append([model, *(_with_half(m, decided_by(m.name, counts["kept"])) for m in metrics)])
         show_table(title, ("model", *names.values()), body)
         if few := few_in_words(counts["kept"]):
             say(f"on {data} {few}")
@@ -45,9 +45,9 @@ def tails_in_order(names: Mapping[str, str], rows: int) -> dict[str, str]:
     return {name: names[name] for name in order}
 
 
-def _with_half(metric: Metric) -> str:
-    """A number ± half its interval, where there is one."""
+def _with_half(metric: Metric, rows: int) -> str:
+    """A number ± half its interval, or the rows that it rests on where they are too few for one."""
     if not math.isfinite(metric.value):
         return "–"
     half = (metric.high - metric.low) / 2
-    return f"{metric.value:.4g}" + (f" ±{half:.2g}" if math.isfinite(half) else "")
+    return f"{metric.value:.4g}" + (f" ±{half:.2g}" if math.isfinite(half) else too_few(rows))

@@ -14,7 +14,7 @@ from klball.report.pages.evaluation import weighed_samples
 from klball.report.pages.parts import REPORT_FILE, change, counted, provenance_section, says
 from klball.scores.frontier import FEW_IN_GROUP
 from klball.scores.perplexity import CVAR, HARDEST
-from klball.scores.tails import FEW, tail_size
+from klball.scores.tails import FEW, LEAST, tail_size
 
 NAMES = {
     "mean": "perplexity of all rows",
@@ -95,6 +95,9 @@ def verdict(results: TuningResults) -> list[str]:
 
 
 def _why_not(rows: Sequence[Row], results: TuningResults, limit: str) -> str:
+    worst = tail_size(CVAR, min(row["rows"] for row in rows))
+    if results.tail == "cvar" and worst < LEAST:
+        return f"ε = 0, for want of rows: on a worst 5 % of {counted(worst)} no gain can be told from noise."
     costly = [row for row in rows if not row["mean_ratio"] <= 1 + results.max_cost]
     noise = len(rows) - len(costly) - len(results.missed)
     why = [f"{len(costly)} cost more than {limit} on the mean"] * bool(costly)
@@ -129,6 +132,8 @@ def frontier_table(rows: Sequence[Row], title: str = "Frontier") -> Table:
         "hardest_1pct": f"hardest 1 % ({counted(hard)})",
     }
     note = "Perplexity at ε = 0, and its change against that at the same step [paired 95 % interval]."
+    if worst < LEAST:
+        note += f" Fewer than {LEAST} rows have no interval."
     if hard < FEW:
         del names["hardest_1pct"]
         note += (

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from klball.adversary.dual import robust_profile
+from klball.files import without_nan
 from klball.scores.measure import ACCURACY, Measure
+from klball.scores.paired import Interval, cvar_difference, mean_difference
 from klball.scores.perplexity import CVAR_LEVELS, HARDEST, RADII, ProfilePoint, cvar, few_hardest, hardest
-from klball.scores.tails import influence, mean_interval, paired_interval, tail_interval, tail_size
+from klball.scores.tails import tail_interval, tail_size, varied_interval
 
-Interval = tuple[float, float, float]  # value, low, high
 GROUP = "group "
 NUMBERS = ("value", "low", "high", "difference", "difference_low", "difference_high")
 NONE = (math.nan, math.nan, math.nan)
@@ -34,8 +35,7 @@ class ItemReport:
 
     def records(self) -> list[dict[str, Any]]:
         """The rows for CSV: None for no number."""
-        rows = (row.items() for row in self.rows)
-        return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row} for row in rows]
+        return without_nan(self.rows)
 
 
 def item_report(
@@ -84,29 +84,18 @@ def _own(measure: Measure, of_loss: Interval) -> Interval:
 
 
 def _mean(loss: np.ndarray, base: np.ndarray, rows: np.ndarray) -> tuple[int, Interval, Interval]:
-    difference = (loss - base)[rows]
-    return (
-        len(rows),
-        (float(loss[rows].mean()), *_interval(loss[rows])),
-        (float(difference.mean()), *_interval(difference)),
-    )
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Of a mean; none of equal values, whose spread is not known."""
-    return mean_interval(values) if np.ptp(values) else (math.nan, math.nan)
+    own = loss[rows]
+    return len(rows), (float(own.mean()), *varied_interval(own)), mean_difference(own, base[rows])
 
 
 def _cvar(loss: np.ndarray, base: np.ndarray, level: float) -> tuple[int, Interval, Interval]:
     m = tail_size(level, len(loss))
     ordered = np.sort(loss)[::-1]
-    value, other = cvar(loss, level), cvar(base, level)
+    value = cvar(loss, level)
     interval = tail_interval(ordered[:m], ordered[min(m, len(loss) - 1)], level, value)
     if ordered[0] == ordered[min(m, len(loss) - 1)]:  # one value: its spread is not known
         interval = (math.nan, math.nan)
-    effect = influence(loss, level) - influence(base, level)
-    between = paired_interval(effect, level, value - other) if np.ptp(effect) else (math.nan, math.nan)
-    return m, (value, *interval), (value - other, *between)
+    return m, (value, *interval), cvar_difference(loss, base, level)
 
 
 def _profile(data: str, model: str, scores: np.ndarray) -> list[ProfilePoint]:
