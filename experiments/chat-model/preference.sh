@@ -37,7 +37,7 @@ for rows in hh-train-short hh-train-flipped-short; do
 done
 
 llmbar() {
-  arm "llmbar-$1" reward llmbar-train-short --gradient_accumulation_steps 4 --learning_rate 2e-4 --num_train_epochs 2 "${@:2}"
+  arm "llmbar-$1" reward llmbar-train-short --gradient_accumulation_steps 4 --learning_rate 2e-4 --num_train_epochs 1 "${@:2}"
 }
 llmbar plain --epsilon 0
 llmbar pairs --epsilon 0.05

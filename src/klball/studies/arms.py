@@ -216,7 +216,9 @@ def run_arm(
     """Train one arm, score its checkpoints; returns the final tables and the curve's points."""
     run = folder / f"seed-{seed}" / arm.folder
     config = _config(arm, seed, run, num_steps(len(data["train"]), options), options)
-    train_run(config, data["train"], options.model_name_or_path, arm.label, seed, options)
+    start = folder / "start_scores.pt"
+    name = options.model_name_or_path
+    train_run(config, data["train"], name, arm.label, seed, options, start_scores=start)
     curve = []
     tables: Tables = {}
     for step, path in sorted(checkpoints_of(run).items()):
@@ -240,9 +242,19 @@ def num_steps(rows: int, options: Options) -> int:
 
 
 def train_run(
-    config: Any, rows: Dataset, model: str, label: str, seed: int, options: Options, lora: bool = True
+    config: Any,
+    rows: Dataset,
+    model: str,
+    label: str,
+    seed: int,
+    options: Options,
+    lora: bool = True,
+    start_scores: Path | None = None,
 ) -> None:
-    """Train from a model, by LoRA unless its rank is 0; a finished run is left as it is."""
+    """Train from a model, by LoRA unless its rank is 0; a finished run is left as it is.
+
+    start_scores: as in `klball.training.run.train`.
+    """
     model_options = ModelConfig(
         model_name_or_path=model,
         dtype=options.dtype,
@@ -267,6 +279,7 @@ def train_run(
             *(rows, config, model_options, resolved),
             callbacks=[Steps(progress)],
             chat_template_path=template,
+            start_scores=start_scores,
         )
 
 

@@ -38,6 +38,7 @@ from klball.training.stages import checkpoint_at
 
 PLAIN = "ε = 0"
 HELD_OUT, TEST = "held-out", "test"
+START_FILE = "start_scores.pt"
 OF_ADVERSARY = (  # settings that say nothing to ε = 0
     *("ambiguity", "direction", "max_weight", "epsilon_warmup", "group_column", "reweight"),
     *("rescore_steps", "gamma", "certainty_gradient", "on_infeasible"),
@@ -157,6 +158,7 @@ def trained(study: Study, arm: Arm, share: float) -> tuple[str, str]:
             *(study.train, config, dataclasses.replace(study.model), resolved),
             callbacks=[Steps(progress)],
             until=share,
+            start_scores=study.folder / START_FILE,
         )
     gc.collect()  # a trainer refers to itself: its model would stay beside the next one
     if share == 1:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from klball.adversary.sets import AmbiguitySet
+from klball.files import whole_file
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
 from klball.training.batches import INDEX, WithIndex
@@ -43,6 +45,9 @@ class RobustTrainer(Accounted):
     score_names: ClassVar[Mapping[str, str]] = {"score": "log-likelihood"}  # as messages call them
 
     samples: Dataset
+
+    start_scores: Path | None = None
+    """A file of the scores before the first step, for runs that begin alike; none is made or read without."""
 
     # --- what a family says -------------------------------------------------------------------
 
@@ -135,10 +140,26 @@ class RobustTrainer(Accounted):
         began = time.perf_counter()
         step = self.state.global_step
         when = "before the first step" if reason == "initial" else f"again after step {step}"
-        scores = self.score_units(when)
+        scores = self._scores_of_start(when) if reason == "initial" else self.score_units(when)
         if scores is not None:
             self.accountant.rewrite(scores)
         self.scoring_seconds[reason] += time.perf_counter() - began
+
+    def _scores_of_start(self, when: str) -> dict[str, Tensor] | None:
+        """From the file where another run has left what this adversary needs."""
+        path = self.start_scores
+        if path is not None and path.exists():
+            kept = torch.load(path)
+            if len(kept["score"]) != len(self.samples):
+                found = len(kept["score"])
+                raise ValueError(f"{path} holds scores of {found} samples, not of {len(self.samples)}")
+            if kept.keys() >= {*self.ambiguity.needs}:
+                return {name: kept[name] for name in self.ambiguity.needs}
+        scores = self.score_units(when)
+        if path is not None and scores is not None and self.is_world_process_zero():
+            with whole_file(path) as unfinished:
+                torch.save(scores, unfinished)
+        return scores
 
     def _rescore_is_due(self) -> bool:
         """Every `rescore_steps`; by default as often as the radius and the drift ask for."""

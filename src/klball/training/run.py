@@ -53,12 +53,14 @@ def train(
     callbacks: Sequence[Any] = (),
     chat_template_path: str | None = None,
     until: float = 1.0,
+    start_scores: Path | None = None,
 ) -> None:
     """Run to the end: model, history and top-weighted samples in `config.output_dir`.
 
     The configuration's class says which of the `FAMILIES` it is. chat_template_path: for configurations
     that have no such field. until: the share of the steps after which to stop, with a checkpoint in place of
     what a finished run leaves; 0: what the trainer refuses is refused, and nothing is trained or written.
+    start_scores: a file that runs share which begin alike, so that one of them scores for all.
 
     Resumes from the newest whole checkpoint if the folder's `run.json` is `resolved` on the same rows and
     model, and raises ValueError if it is another run's. `config.resume_from_checkpoint`: where to begin
@@ -112,7 +114,7 @@ def train(
     if is_main():  # only now: settings that the trainer refuses leave no run behind
         _remove_unfinished(folder, resume_from)
         write_json(folder / RUN_FILE, resolved)
-    trainer.writes_weights = False
+    trainer.writes_weights, trainer.start_scores = False, start_scores
     if until < 1:
         trainer.add_callback(StopAt(until))
     if callbacks:  # they show the progress; the figures are in the history
