@@ -86,6 +86,9 @@ def test_a_reward_table_has_the_trainers_losses(margin, tokenizer, tmp_path):
     expected = trainer.score_dataset(trainer.train_dataset)
     assert np.allclose(table["loss"], expected["loss"], rtol=1e-5)
     assert np.allclose(table["chosen_reward"], expected["chosen"], rtol=1e-4, atol=1e-6)
+    logged = trainer.step_metrics(expected)  # of which the margin asked for is no part
+    assert np.mean(table["accuracy"]) == logged["accuracy"] > 0
+    assert np.mean(table["margin"]) == pytest.approx(logged["margin"], rel=1e-4)
 
 
 def test_killed_and_run_again_a_reward_table_is_the_same(rows, tokenizer, tmp_path, monkeypatch):
@@ -133,6 +136,24 @@ def test_cut_pairs_are_marked_and_those_cut_to_nothing_have_no_loss(rows, tokeni
         and table["loss"][0] == pytest.approx(math.log(2))
     )
     assert columns_of(table)[1] == 1
+
+
+def test_a_reference_that_holds_less_of_an_answer_is_refused(rows, tokenizer, tmp_path):
+    """Else the log-ratio would be of other tokens above than below."""
+    pairs, model = encode_pairs(rows, tokenizer), small_qwen(len(tokenizer))
+    longest = max(map(len, pairs.answers["input_ids"]))
+    for name, limit in (("m", None), ("r", longest - 1)):
+        likelihoods(model, tokenizer, pairs, tmp_path / f"{name}.parquet", max_length=limit)
+    with pytest.raises(ValueError, match=r"of 'chosen .*' the model has scored \d+ tokens and its reference"):
+        dpo_table(pairs, tmp_path / "m.parquet", tmp_path / "r.parquet", 0.1, tmp_path / "s.parquet")
+
+
+@pytest.mark.parametrize(("name", "value"), [("loss", math.nan), ("loss", math.inf), ("margin", math.nan)])
+def test_a_pair_whose_numbers_are_not_finite_is_named(name, value):
+    columns = {"sample_id": ["a", "b"], "loss": [0.5, 0.7], "margin": [0.4, 0.0], "group": [None, None]}
+    columns[name] = [0.5, value]
+    with pytest.raises(ValueError, match=f"the pair 'b' has the {name} {value}"):
+        columns_of(Dataset.from_dict(columns))
 
 
 def test_the_report_is_of_everything_the_hardest_groups_and_the_worst_case():
@@ -260,20 +281,26 @@ def test_a_pair_table_of_another_beta_is_refused(root, scored, capsys):
     assert "different: beta" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_reference_of_a_run_is_what_it_began_from(tmp_path):
+@pytest.mark.parametrize("checkpoint", ["", "checkpoint-10"])
+def test_the_reference_of_a_run_is_what_it_began_from(checkpoint, tmp_path, caplog):
     """Also where that is an adapter, whose base is another model."""
+    model = tmp_path / checkpoint
+    model.mkdir(exist_ok=True)
 
     def reference(asked=None):
-        given = dict(model_name_or_path=str(tmp_path), model_revision=None, reference_model=asked)
+        given = dict(model_name_or_path=str(model), model_revision=None, reference_model=asked, beta=0.1)
         return commands._reference(SimpleNamespace(**given))
 
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base"}))
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base"}))
     assert reference() == ("base", None)
     began = {"model_name_or_path": "sft", "model_revision": "v2"}
     for family, expected in (("dpo", ("sft", "v2")), ("gdpo", ("sft", "v2")), ("sft", ("base", None))):
         (tmp_path / "run.json").write_text(json.dumps({"data": {"family": family}, "model": began}))
         assert reference() == expected
-    assert reference("other") == ("other", None)
+    assert reference("other") == ("other", None) and not caplog.records
+    other_beta = {"data": {"family": "dpo"}, "model": began, "training": {"beta": 0.5}}
+    (tmp_path / "run.json").write_text(json.dumps(other_beta))
+    assert reference() == ("sft", "v2") and "was trained with beta 0.5" in caplog.text
 
 
 def test_a_whole_model_needs_its_reference_named(root, scored, tmp_path, capsys):
