@@ -1,6 +1,7 @@
 """The preference experiment: its arms, its prediction, and a report of outcomes whose answer is known."""
 
 import csv
+import dataclasses
 import math
 
 import numpy as np
@@ -94,6 +95,12 @@ def test_the_radius_at_which_learning_stops_is_found_between_those_tried():
     assert all(
         math.isinf(row["measured"]) and row["text"].startswith("above 0.05") for row in stopping_radii(always)
     )
+
+
+def test_where_plain_dpo_learns_nothing_no_radius_stops_it(tmp_path):
+    idle = [dataclasses.replace(outcome, margin=-outcome.margin - 0.1) for outcome in outcomes()]
+    for row in stopping_radii(idle):
+        assert math.isnan(row["measured"]) and row["text"] == ", ".join(["0 (plain DPO learnt none)"] * 2)
 
 
 def test_the_report_says_where_learning_stopped(tmp_path, capsys):
