@@ -74,6 +74,18 @@ def test_a_dpo_table_has_the_trainers_losses_and_log_probabilities(dpo):
     assert table["group"][:] == [row["field"] for row in pair_rows(11)]
 
 
+def test_texts_are_tokenised_as_in_training(tokenizer, tmp_path):
+    end = tokenizer.eos_token
+    rows = [{"prompt": "a path?\n", "chosen": "the name", "rejected": f"no{end}"}] * 2
+    data, config = Dataset.from_list(rows), RobustDPOConfig(**settings(tmp_path))
+    models = [small_qwen(len(tokenizer), seed) for seed in (0, 1)]
+    trainer = RobustDPOTrainer(*models, config, train_dataset=data, processing_class=tokenizer)
+    trained, scored = trainer.train_dataset[0], encode_pairs(data, tokenizer).answers
+    for name, row in (("chosen_ids", 0), ("rejected_ids", 2)):
+        answer = [label for label in scored[row]["labels"] if label != -100]
+        assert answer == trained[name] and scored[row]["input_ids"] == trained["prompt_ids"] + answer
+
+
 @pytest.mark.parametrize("margin", [None, 0.7])
 def test_a_reward_table_has_the_trainers_losses(margin, tokenizer, tmp_path):
     rows = Dataset.from_list(pair_rows(11, **({} if margin is None else {"margin": margin})))
@@ -118,6 +130,11 @@ def test_killed_and_run_again_a_reward_table_is_the_same(rows, tokenizer, tmp_pa
 
 def test_cut_pairs_are_marked_and_those_cut_to_nothing_have_no_loss(rows, tokenizer, tmp_path):
     pairs = encode_pairs(rows, tokenizer)
+    tokens = list(map(len, pairs.answers["input_ids"]))
+    limit, rewards = min(tokens[11:]), tmp_path / "rewards.parquet"
+    table = reward_table(classifier(len(tokenizer)), tokenizer, pairs, max_length=limit, output=rewards)
+    cut = [max(both) > limit for both in zip(tokens[:11], tokens[11:], strict=True)]
+    assert table["truncated"][:] == cut and len({*cut}) == 2
     starts = [
         next(k for k, label in enumerate(labels) if label != -100) for labels in pairs.answers["labels"]
     ]

@@ -171,7 +171,7 @@ def test_beliefs_come_to_be_said_as_often_as_they_are_held(epsilon, tmp_path):
 
 
 def test_a_belief_that_nobody_holds_counts_in_the_denominator(tmp_path):
-    data = [{"prompt": "read?\n", "beliefs": list(BELIEFS), "p_star": [0.5, 0.5, 0.0]}] * 8
+    data = [{"prompt": "read?\n", "beliefs": list(BELIEFS), "p_star": [0.0, 0.5, 0.5]}] * 8
     for over in ("belief", "question"):
         trainer, recorder = trainer_for(
             *(dict(family="gdpo", epsilon=0.2, over=over), "8x1", str(tmp_path)), data=Dataset.from_list(data)
@@ -179,7 +179,7 @@ def test_a_belief_that_nobody_holds_counts_in_the_denominator(tmp_path):
         model = small_qwen(len(tokenizer())).double()
         with torch.no_grad():
             whole = torch.stack([log_prob(model, "read?\n", b + "\n")[0] for b in BELIEFS])
-        kl = -math.log(2) - 0.5 * float(whole.log_softmax(0)[:2].sum())
+        kl = -math.log(2) - 0.5 * float(whole.log_softmax(0)[1:].sum())
         assert trainer.evaluate(Dataset.from_list(data))["eval_belief_kl"] == pytest.approx(kl, rel=1e-5)
         trainer.train()
         assert all(bool(step.isfinite().all()) for step in recorder.steps)
@@ -187,6 +187,7 @@ def test_a_belief_that_nobody_holds_counts_in_the_denominator(tmp_path):
             len(row["prompt_ids"]) + len(ids) for row in trainer.train_dataset for ids in row["belief_ids"]
         )
         assert trainer.accountant.num_tokens == tokens
+        assert trainer.texts_of(data[0], 0)["belief"] == (BELIEFS[1] if over == "belief" else "")
 
 
 def test_chats_put_the_belief_before_the_answer(tmp_path):

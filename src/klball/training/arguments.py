@@ -81,7 +81,7 @@ class RobustArguments:
         if self.epsilon_warmup:
             raise ValueError("epsilon_warmup needs a radius above 0 to grow to")
         for name in OF_ADVERSARY:
-            if getattr(self, name) != getattr(type(self), name):
+            if getattr(self, name) not in (getattr(type(self), name), 0):  # rescore_steps=0: never
                 raise ValueError(f"{name} has no effect with {self.radius_field}=0: leave one of them out")
 
     @property
