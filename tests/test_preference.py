@@ -25,6 +25,7 @@ from klball.adversary.trimming import Trimmed
 from klball.objectives.pairs import PAIR_LOSSES, LogRatios, bradley_terry
 from klball.training.accountant import Accountant
 from klball.training.preference.comparators import GroupEG, comparator_named
+from klball.training.preference.forward import reference
 from preference_grid import NUM_ROWS, reward_model, rows, trainer_for
 from test_trainer import small_gpt2
 
@@ -284,6 +285,15 @@ def test_dropout_disturbs_neither_scores_nor_what_a_comparator_weighs(tmp_path):
     for losses, index in seen:
         assert torch.allclose(losses, scored[index], rtol=1e-5)
         assert not torch.allclose(losses, -trainer.accountant.ledger.scores()["score"][index], rtol=1e-2)
+
+
+def test_dropout_does_not_disturb_the_reference_of_an_adapter(tmp_path):
+    trainer, _ = trainer_for(dict(family="dpo", epsilon=0.1, lora=True), "8x1", str(tmp_path))
+    for layer in trainer.model.get_base_model().model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    trainer.model.train()
+    batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset.select(range(4)))))
+    assert torch.equal(reference(trainer, batch), reference(trainer, batch)) and trainer.model.training
 
 
 # --- evaluation -------------------------------------------------------------------------------------
