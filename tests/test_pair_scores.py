@@ -134,7 +134,9 @@ def test_cut_pairs_are_marked_and_those_cut_to_nothing_have_no_loss(rows, tokeni
     limit, rewards = min(tokens[11:]), tmp_path / "rewards.parquet"
     table = reward_table(classifier(len(tokenizer)), tokenizer, pairs, max_length=limit, output=rewards)
     cut = [max(both) > limit for both in zip(tokens[:11], tokens[11:], strict=True)]
-    assert table["truncated"][:] == cut and len({*cut}) == 2
+    likelihoods(small_qwen(len(tokenizer)), tokenizer, pairs, tmp_path / "own.parquet", max_length=limit)
+    own = dpo_table(pairs, *[tmp_path / "own.parquet"] * 2, 0.1, tmp_path / "dpo.parquet")
+    assert table["truncated"][:] == own["truncated"][:] == cut and len({*cut}) == 2
     starts = [
         next(k for k, label in enumerate(labels) if label != -100) for labels in pairs.answers["labels"]
     ]
