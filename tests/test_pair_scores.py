@@ -75,6 +75,18 @@ def test_a_dpo_table_has_the_trainers_losses_and_log_probabilities(dpo):
     assert table["group"][:] == [row["field"] for row in pair_rows(11)]
 
 
+def test_texts_are_tokenised_as_in_training(tokenizer, tmp_path):
+    end = tokenizer.eos_token
+    rows = [{"prompt": "a path?\n", "chosen": "the name", "rejected": f"no{end}"}] * 2
+    data, config = Dataset.from_list(rows), RobustDPOConfig(**settings(tmp_path))
+    models = [small_qwen(len(tokenizer), seed) for seed in (0, 1)]
+    trainer = RobustDPOTrainer(*models, config, train_dataset=data, processing_class=tokenizer)
+    trained, scored = trainer.train_dataset[0], encode_pairs(data, tokenizer).answers
+    for name, row in (("chosen_ids", 0), ("rejected_ids", 2)):
+        answer = [label for label in scored[row]["labels"] if label != -100]
+        assert answer == trained[name] and scored[row]["input_ids"] == trained["prompt_ids"] + answer
+
+
 @pytest.mark.parametrize("margin", [None, 0.7])
 def test_a_reward_table_has_the_trainers_losses(margin, tokenizer, tmp_path):
     rows = Dataset.from_list(pair_rows(11, **({} if margin is None else {"margin": margin})))
@@ -87,6 +99,9 @@ def test_a_reward_table_has_the_trainers_losses(margin, tokenizer, tmp_path):
     expected = trainer.score_dataset(trainer.train_dataset)
     assert np.allclose(table["loss"], expected["loss"], rtol=1e-5)
     assert np.allclose(table["chosen_reward"], expected["chosen"], rtol=1e-4, atol=1e-6)
+    logged = trainer.step_metrics(expected)  # of which the margin asked for is no part
+    assert np.mean(table["accuracy"]) == logged["accuracy"] > 0
+    assert np.mean(table["margin"]) == pytest.approx(logged["margin"], rel=1e-4)
 
 
 def test_killed_and_run_again_a_reward_table_is_the_same(rows, tokenizer, tmp_path, monkeypatch):
@@ -116,6 +131,13 @@ def test_killed_and_run_again_a_reward_table_is_the_same(rows, tokenizer, tmp_pa
 
 def test_cut_pairs_are_marked_and_those_cut_to_nothing_have_no_loss(rows, tokenizer, tmp_path):
     pairs = encode_pairs(rows, tokenizer)
+    tokens = list(map(len, pairs.answers["input_ids"]))
+    limit, rewards = min(tokens[11:]), tmp_path / "rewards.parquet"
+    table = reward_table(classifier(len(tokenizer)), tokenizer, pairs, max_length=limit, output=rewards)
+    cut = [max(both) > limit for both in zip(tokens[:11], tokens[11:], strict=True)]
+    likelihoods(small_qwen(len(tokenizer)), tokenizer, pairs, tmp_path / "own.parquet", max_length=limit)
+    own = dpo_table(pairs, *[tmp_path / "own.parquet"] * 2, 0.1, tmp_path / "dpo.parquet")
+    assert table["truncated"][:] == own["truncated"][:] == cut and len({*cut}) == 2
     starts = [
         next(k for k, label in enumerate(labels) if label != -100) for labels in pairs.answers["labels"]
     ]
@@ -134,6 +156,24 @@ def test_cut_pairs_are_marked_and_those_cut_to_nothing_have_no_loss(rows, tokeni
         and table["loss"][0] == pytest.approx(math.log(2))
     )
     assert columns_of(table)[1] == 1
+
+
+def test_a_reference_that_holds_less_of_an_answer_is_refused(rows, tokenizer, tmp_path):
+    """Else the log-ratio would be of other tokens above than below."""
+    pairs, model = encode_pairs(rows, tokenizer), small_qwen(len(tokenizer))
+    longest = max(map(len, pairs.answers["input_ids"]))
+    for name, limit in (("m", None), ("r", longest - 1)):
+        likelihoods(model, tokenizer, pairs, tmp_path / f"{name}.parquet", max_length=limit)
+    with pytest.raises(ValueError, match=r"of 'chosen .*' the model has scored \d+ tokens and its reference"):
+        dpo_table(pairs, tmp_path / "m.parquet", tmp_path / "r.parquet", 0.1, tmp_path / "s.parquet")
+
+
+@pytest.mark.parametrize(("name", "value"), [("loss", math.nan), ("loss", math.inf), ("margin", math.nan)])
+def test_a_pair_whose_numbers_are_not_finite_is_named(name, value):
+    columns = {"sample_id": ["a", "b"], "loss": [0.5, 0.7], "margin": [0.4, 0.0], "group": [None, None]}
+    columns[name] = [0.5, value]
+    with pytest.raises(ValueError, match=f"the pair 'b' has the {name} {value}"):
+        columns_of(Dataset.from_dict(columns))
 
 
 def test_the_report_is_of_everything_the_hardest_groups_and_the_worst_case():
@@ -270,20 +310,26 @@ def test_a_pair_table_of_another_beta_is_refused(root, scored, capsys):
     assert "different: beta" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_reference_of_a_run_is_what_it_began_from(tmp_path):
+@pytest.mark.parametrize("checkpoint", ["", "checkpoint-10"])
+def test_the_reference_of_a_run_is_what_it_began_from(checkpoint, tmp_path, caplog):
     """Also where that is an adapter, whose base is another model."""
+    model = tmp_path / checkpoint
+    model.mkdir(exist_ok=True)
 
     def reference(asked=None):
-        given = dict(model_name_or_path=str(tmp_path), model_revision=None, reference_model=asked)
+        given = dict(model_name_or_path=str(model), model_revision=None, reference_model=asked, beta=0.1)
         return commands._reference(SimpleNamespace(**given))
 
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base"}))
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base"}))
     assert reference() == ("base", None)
     began = {"model_name_or_path": "sft", "model_revision": "v2"}
     for family, expected in (("dpo", ("sft", "v2")), ("gdpo", ("sft", "v2")), ("sft", ("base", None))):
         (tmp_path / "run.json").write_text(json.dumps({"data": {"family": family}, "model": began}))
         assert reference() == expected
-    assert reference("other") == ("other", None)
+    assert reference("other") == ("other", None) and not caplog.records
+    other_beta = {"data": {"family": "dpo"}, "model": began, "training": {"beta": 0.5}}
+    (tmp_path / "run.json").write_text(json.dumps(other_beta))
+    assert reference() == ("sft", "v2") and "was trained with beta 0.5" in caplog.text
 
 
 def test_a_whole_model_needs_its_reference_named(root, scored, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Robust DPO and reward models against stock TRL and an eager reference; comparators, refusals."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from klball.adversary.trimming import Trimmed
 from klball.objectives.pairs import PAIR_LOSSES, LogRatios, bradley_terry
 from klball.training.accountant import Accountant
 from klball.training.preference.comparators import GroupEG, comparator_named
+from klball.training.preference.forward import reference
 from preference_grid import NUM_ROWS, reward_model, rows, trainer_for
 from test_trainer import small_gpt2
 
@@ -266,6 +268,34 @@ def test_a_second_training_starts_the_comparator_afresh(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(recorder.steps[:3], recorder.steps[3:], strict=True))
 
 
+def test_dropout_disturbs_neither_scores_nor_what_a_comparator_weighs(tmp_path):
+    case = dict(family="dpo", comparator="dr-dpo", epsilon=0.0, learning_rate=0.0, max_steps=2)
+    trainer, _ = trainer_for(case, "8x1", str(tmp_path))
+    for layer in trainer.model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    seen = []
+
+    def weights(losses, index):
+        seen.append((losses, index))
+        return torch.ones_like(losses)
+
+    trainer.comparator = SimpleNamespace(weights=weights, restart=lambda: None)
+    trainer.train()
+    scored = trainer.score_dataset(trainer.train_dataset)["loss"]
+    for losses, index in seen:
+        assert torch.allclose(losses, scored[index], rtol=1e-5)
+        assert not torch.allclose(losses, -trainer.accountant.ledger.scores()["score"][index], rtol=1e-2)
+
+
+def test_dropout_does_not_disturb_the_reference_of_an_adapter(tmp_path):
+    trainer, _ = trainer_for(dict(family="dpo", epsilon=0.1, lora=True), "8x1", str(tmp_path))
+    for layer in trainer.model.get_base_model().model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    trainer.model.train()
+    batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset.select(range(4)))))
+    assert torch.equal(reference(trainer, batch), reference(trainer, batch)) and trainer.model.training
+
+
 # --- evaluation -------------------------------------------------------------------------------------
 
 
@@ -296,13 +326,16 @@ def test_new_rows_have_no_reference_where_it_was_precomputed_and_dropped(tmp_pat
         trainer.evaluate(rows())
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 0.1])
-@pytest.mark.parametrize("family", ["dpo", "reward", "gdpo"])
-def test_a_loss_that_is_not_finite_names_its_sample(family, epsilon, tmp_path):
+BROKEN = [(family, epsilon, "model") for family in ("dpo", "reward", "gdpo") for epsilon in (0.0, 0.1)]
+BROKEN += [("dpo", 0.0, "ref_model"), ("gdpo", 0.0, "ref_model")]  # scores of beliefs do not see it
+
+
+@pytest.mark.parametrize(("family", "epsilon", "broken"), BROKEN)
+def test_a_loss_that_is_not_finite_names_its_sample(family, epsilon, broken, tmp_path):
     """Before the first step where all are scored, else in it; NaN never reaches the optimizer."""
     trainer, recorder = trainer_for(dict(family=family, epsilon=epsilon), "8x1", str(tmp_path))
     with torch.no_grad():
-        trainer.model.get_input_embeddings().weight[:] = torch.nan
+        getattr(trainer, broken).get_input_embeddings().weight[:] = torch.nan
     with pytest.raises(ValueError, match=r"loss of sample '\d+-\w+' is not finite at step [01]") as caught:
         trainer.train()
     assert "\n" not in str(caught.value) and not recorder.steps

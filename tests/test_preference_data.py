@@ -1,12 +1,12 @@
 """The embedded preference pairs and beliefs: the same every time, and flips that training cannot see."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 
 from klball.data.builtin import load_builtin
 from klball.data.builtin.beliefs import MINORITY
-from klball.data.builtin.doc_preferences import FIELDS, OTHER
+from klball.data.builtin.doc_preferences import FIELDS, OTHER, module_of_question
 from klball.data.builtin.stdlib_docs import TEST_ROWS
 from klball.data.rows import load_rows, to_preferences
 
@@ -23,6 +23,9 @@ def _names(*rates):
 def test_pairs_are_true_answers_against_wrong_ones(pairs):
     docs = {row["question"]: row["answer"] for row in load_builtin("stdlib-docs", "train")}
     rows = pairs["doc-preferences"]
+    answers_of = defaultdict(list)
+    for question, answer in docs.items():
+        answers_of[module_of_question(question)].append(answer)
     assert len(rows) == len(docs) and len({row["id"] for row in rows}) == len(rows)
     kinds = Counter()
     for row in rows:
@@ -30,8 +33,11 @@ def test_pairs_are_true_answers_against_wrong_ones(pairs):
         assert chosen == docs[question] != rejected and not row["flipped"]
         assert row["field"] in {*FIELDS.values(), OTHER}
         folded = " ".join(chosen.split())
-        same_start = rejected[:15] == chosen[:15]
-        kinds["truncated" if folded.startswith(rejected) else "repeated" if same_start else "neighbour"] += 1
+        thrice = " ".join([rejected[: len(rejected) // 3]] * 3) == rejected
+        kind = "truncated" if folded.startswith(rejected) else "repeated" if thrice else "neighbour"
+        kinds[kind] += 1
+        near = answers_of[module_of_question(question)]
+        assert kind != "neighbour" or len(near) == 1 or rejected in near
     assert min(kinds.values()) > len(rows) / 8 and kinds["neighbour"] > len(rows) / 2.5
     sizes = Counter(row["field"] for row in rows)
     assert max(sizes.values()) > 2 * min(sizes.values()) > 200

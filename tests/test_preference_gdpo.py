@@ -1,7 +1,9 @@
 """GDPO against enumeration: probabilities of whole beliefs, the three terms, both balls; and its rows."""
 
+import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -10,7 +12,9 @@ from torch.nn.functional import logsigmoid
 from conftest import small_qwen
 from gradient_grid import quiet, tokenizer
 from klball import Empirical, GDPOConfig, GDPOTrainer, KLBall, solve_dual
-from klball.training.preference.belief_losses import log_shares
+from klball.studies.beliefs import js_distance
+from klball.training.preference.belief_losses import _fit, log_shares
+from klball.training.preference.beliefs import encoded_beliefs
 from preference_grid import BELIEFS, NUM_ROWS, rows, trainer_for
 from test_preference import flat_gradient
 from test_trainer import small_gpt2
@@ -167,7 +171,7 @@ def test_beliefs_come_to_be_said_as_often_as_they_are_held(epsilon, tmp_path):
 
 
 def test_a_belief_that_nobody_holds_counts_in_the_denominator(tmp_path):
-    data = [{"prompt": "read?\n", "beliefs": list(BELIEFS), "p_star": [0.5, 0.5, 0.0]}] * 8
+    data = [{"prompt": "read?\n", "beliefs": list(BELIEFS), "p_star": [0.0, 0.5, 0.5]}] * 8
     for over in ("belief", "question"):
         trainer, recorder = trainer_for(
             *(dict(family="gdpo", epsilon=0.2, over=over), "8x1", str(tmp_path)), data=Dataset.from_list(data)
@@ -175,7 +179,7 @@ def test_a_belief_that_nobody_holds_counts_in_the_denominator(tmp_path):
         model = small_qwen(len(tokenizer())).double()
         with torch.no_grad():
             whole = torch.stack([log_prob(model, "read?\n", b + "\n")[0] for b in BELIEFS])
-        kl = -math.log(2) - 0.5 * float(whole.log_softmax(0)[:2].sum())
+        kl = -math.log(2) - 0.5 * float(whole.log_softmax(0)[1:].sum())
         assert trainer.evaluate(Dataset.from_list(data))["eval_belief_kl"] == pytest.approx(kl, rel=1e-5)
         trainer.train()
         assert all(bool(step.isfinite().all()) for step in recorder.steps)
@@ -183,6 +187,7 @@ def test_a_belief_that_nobody_holds_counts_in_the_denominator(tmp_path):
             len(row["prompt_ids"]) + len(ids) for row in trainer.train_dataset for ids in row["belief_ids"]
         )
         assert trainer.accountant.num_tokens == tokens
+        assert trainer.texts_of(data[0], 0)["belief"] == (BELIEFS[1] if over == "belief" else "")
 
 
 def test_chats_put_the_belief_before_the_answer(tmp_path):
@@ -215,6 +220,36 @@ def test_chats_put_the_belief_before_the_answer(tmp_path):
     )
     trainer.train()
     assert recorder.steps[0].norm() > 0
+
+
+THINKING = (  # as Qwen3's: what stands before an answer is not what asks for one
+    "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{{ ' <think> ' }}{% endif %}"
+    "{{ m.content }}{{ tools or '' }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% if fast %}{{ ' <think> ' }}{% endif %}{% endif %}"
+)
+
+
+def test_the_template_puts_the_belief_right_behind_the_prompt_or_is_refused():
+    thinking = copy.deepcopy(tokenizer())
+    thinking.chat_template = THINKING
+    row = {**GOOD, "prompt": [{"role": "user", "content": "read?"}], "tools": '[{"name": "open"}]'}
+    with pytest.raises(ValueError, match=r"^row 1 \(counted from 1\), belief: the chat template does not"):
+        encoded_beliefs(Dataset.from_list([row]), thinking, "\n", None)
+    data = Dataset.from_list([{**row, "chat_template_kwargs": {"fast": True}}])
+    (encoded,) = encoded_beliefs(data, thinking, "\n", None)
+    start = encoded["text_start"]
+    before = thinking.decode(encoded["prompt_ids"] + encoded["chosen_ids"][:start])
+    assert before == "user:read?[{'name': 'open'}]\nassistant: <think> no\n"
+    assert thinking.decode(encoded["chosen_ids"][start:]).startswith("the name")
+
+
+@pytest.mark.parametrize("p_star", [[0.25, 0.75, 0.0], [1.0, 0.0, 0.0], [0.2, 0.3, 0.5]])
+def test_the_distance_to_the_shares_is_a_number_however_rare_a_belief(p_star):
+    log_pi = torch.tensor([-0.5, -2.0, -300.0]).log_softmax(0)
+    found = _fit(log_pi, torch.tensor(p_star), torch.zeros(3, dtype=torch.long), 1)
+    wanted = js_distance(log_pi.double().exp().numpy(), np.array(p_star))
+    assert float(found["js_distance"].sum()) == pytest.approx(wanted, rel=1e-5)
+    assert float(found["belief_accuracy"].sum()) == (p_star[0] == max(p_star))
 
 
 GOOD = {"prompt": "read?\n", "beliefs": ["yes", "no"], "p_star": [0.25, 0.75], "belief": "no"}

@@ -12,6 +12,7 @@ from peft import LoraConfig, PromptTuningConfig
 from conftest import small_qwen
 from gradient_grid import quiet, tokenizer
 from klball import (
+    Empirical,
     GDPOConfig,
     KLBall,
     RobustDPOConfig,
@@ -19,6 +20,7 @@ from klball import (
     RobustRewardConfig,
     RobustRewardTrainer,
 )
+from klball.adversary.trimming import Trimmed
 from preference_grid import NUM_ROWS, reward_model, rows, trainer_for
 
 # --- data -------------------------------------------------------------------------------------------
@@ -83,8 +85,25 @@ def test_data_without_rows_or_a_column_is_refused(family, tmp_path):
             trainer.evaluate(given)
 
 
+MARGINS = [(None, "null"), (math.nan, "float 'nan'"), ("much", "text"), ("0.5", "")]
+
+
+@pytest.mark.parametrize(("margin", "words"), MARGINS, ids=str)
+def test_margins_are_numbers_or_their_row_is_named(margin, words, tmp_path):
+    data = rows().add_column(
+        "margin", [("0.5" if isinstance(margin, str) else 0.5), margin] * (NUM_ROWS // 2)
+    )
+    case = dict(family="reward", epsilon=0.1)
+    if words:
+        with pytest.raises(ValueError, match=rf"row 2 \(counted from 1\), margin: {words}"):
+            trainer_for(case, "8x1", str(tmp_path), data=data)
+    else:
+        trainer, _ = trainer_for(case, "8x1", str(tmp_path), data=data)
+        assert trainer.train_dataset["margin"][:] == [0.5] * NUM_ROWS
+
+
 def test_a_reward_model_takes_tokens(tmp_path):
-    data = Dataset.from_list([{"chosen_ids": [9, 8, 7], "rejected_ids": [9, 8]}] * 8)
+    data = Dataset.from_list(TOKENS)
     trainer, recorder = trainer_for(dict(family="reward", epsilon=0.1), "8x1", str(tmp_path), data=data)
     trainer.train()
     assert recorder.steps[0].norm() > 0
@@ -135,7 +154,7 @@ SETTINGS = [
         "no effect with comparator",
     ),
     (RobustDPOConfig, dict(comparator_strength=0.1), "comparator_strength needs a comparator"),
-    (RobustDPOConfig, dict(comparator="trim", comparator_strength=1.0), "alpha must be a share"),
+    (RobustDPOConfig, dict(comparator="trim", comparator_strength=1.0), "the share left out, below 1"),
     (RobustDPOConfig, dict(comparator="trim", comparator_strength=math.nan), "comparator_strength must be"),
     (RobustDPOConfig, dict(epsilon=math.nan), "epsilon must be 0 or more"),
     (RobustDPOConfig, dict(epsilon_warmup=2.0), "epsilon_warmup must be a share"),
@@ -144,6 +163,22 @@ SETTINGS = [
         RobustRewardConfig,
         dict(center_rewards_coefficient=-1.0),
         "center_rewards_coefficient must be 0 or more",
+    ),
+    *(
+        (config, dict(epsilon=0.0, **idle, **more), f"{next(iter(idle))} has no effect with epsilon=0")
+        for config, more in (
+            (RobustDPOConfig, {}),
+            (RobustRewardConfig, dict(comparator="dr-dpo")),
+            (GDPOConfig, {}),
+        )
+        for idle in (
+            dict(direction="optimistic"),
+            dict(max_weight=2.0),
+            dict(reweight="static"),
+            dict(rescore_steps=3),
+            dict(ambiguity="chi2"),
+        )
+        if (more, idle) != (dict(comparator="dr-dpo"), dict(ambiguity="chi2"))  # refused for another reason
     ),
     (GDPOConfig, dict(over="pair"), "over must be one of belief, question, group"),
     (GDPOConfig, dict(belief_end=""), "belief_end must be a text"),
@@ -160,6 +195,7 @@ def test_settings_without_effect_or_meaning_are_refused(config, settings, words,
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+TOKENS = [{"prompt_ids": [3], "chosen_ids": [9, 8, 7], "rejected_ids": [9, 8]}] * 8
 ARGUMENTS = [
     (dict(compute_loss_func=print), {}, "compute_loss_func bypasses the weights"),
     (dict(compute_metrics=print), {}, "compute_metrics needs logits"),
@@ -176,7 +212,25 @@ ARGUMENTS = [
     (dict(train_dataset=None), {}, "train_dataset is required"),
     (dict(train_dataset=rows().add_column("image", [0] * NUM_ROWS)), {}, "images are not supported"),
     (dict(train_dataset=rows().to_iterable_dataset()), {}, "stream"),
+    (dict(train_dataset=rows().add_column("ref_chosen_logps", [0.0] * NUM_ROWS)), {}, "precompute_ref_log_"),
+    (
+        dict(eval_dataset=rows().add_column("ref_rejected_logps", [0.0] * NUM_ROWS)),
+        {},
+        "eval_dataset has the",
+    ),
+    (dict(train_dataset=Dataset.from_list(TOKENS)), {}, "train_dataset has no column 'chosen'"),
     (dict(ambiguity=3), {}, "is no ambiguity set"),
+    *(
+        ({}, {name: value}, f"{name} has no effect here")
+        for name, value in dict(
+            prediction_loss_only=True,
+            eval_accumulation_steps=2,
+            eval_do_concat_batches=False,
+            include_for_metrics=["loss"],
+            batch_eval_metrics=True,
+            label_names=["labels"],
+        ).items()
+    ),
     (dict(ambiguity=KLBall(0.1)), dict(epsilon=0.2), "give the ambiguity set once"),
     ({}, dict(label_smoothing_factor=0.1), "label_smoothing_factor is not supported"),
     ({}, dict(use_liger_kernel=True), "use_liger_kernel is not supported"),
@@ -249,6 +303,17 @@ def test_the_radius_grows_over_a_tenth_of_the_steps_where_there_is_one(settings,
         config = RobustDPOConfig(**quiet(str(tmp_path), **given))
         assert config.epsilon == given.get("epsilon", 0.05)
     assert config.epsilon_warmup == warmup
+
+
+def test_the_set_is_that_of_the_settings(tmp_path):
+    def made(**settings):
+        return RobustDPOConfig(**quiet(str(tmp_path), **settings)).ambiguity_set()
+
+    ball = KLBall(0.2, 3.0, "optimistic")
+    settings = dict(epsilon=0.2, max_weight=3.0, direction="optimistic")
+    assert made(**settings) == ball
+    assert made(**settings, comparator="trim", comparator_strength=0.3) == Trimmed(ball, 0.3)
+    assert made(comparator="trim", epsilon=0.0) == Trimmed(Empirical(), 0.1)
 
 
 def test_the_first_step_has_no_radius(tmp_path):

@@ -1,6 +1,7 @@
 """The preference experiment: its arms, its prediction, and a report of outcomes whose answer is known."""
 
 import csv
+import dataclasses
 import math
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 from scipy.stats import entropy
 
 from klball.data.builtin import load_builtin
+from klball.files import write_csv
 from klball.objectives.pairs import no_preference_radius
 from klball.studies import preference, preference_summary
 from klball.studies.arms import Options
 from klball.studies.beliefs import _majority_pairs, distances, js_distance
 from klball.studies.preference_summary import Outcome, predicted_share, stopping_radii
+from klball.training.weights import WEIGHTS_FILE
 
 OPTIONS = Options(experiment="preference", epsilons=[0.0, 0.05, 0.1, 0.2, 0.5], flips=[0.0, 0.2, 0.3])
 
@@ -94,6 +97,17 @@ def test_the_radius_at_which_learning_stops_is_found_between_those_tried():
     assert all(
         math.isinf(row["measured"]) and row["text"].startswith("above 0.05") for row in stopping_radii(always)
     )
+
+
+def test_of_the_heaviest_pairs_the_flipped_are_counted(tmp_path):
+    write_csv(tmp_path / WEIGHTS_FILE, [{"n_q": 2.0, "flipped": k != 1} for k in range(4)])
+    assert preference_summary._top_flipped(tmp_path) == 0.75
+
+
+def test_where_plain_dpo_learns_nothing_no_radius_stops_it(tmp_path):
+    idle = [dataclasses.replace(outcome, margin=-outcome.margin - 0.1) for outcome in outcomes()]
+    for row in stopping_radii(idle):
+        assert math.isnan(row["measured"]) and row["text"] == ", ".join(["0 (plain DPO learnt none)"] * 2)
 
 
 def test_the_report_says_where_learning_stopped(tmp_path, capsys):

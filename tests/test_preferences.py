@@ -45,6 +45,11 @@ SAME = {
         "chosen": f" {GOOD}",
         "rejected": f" {BAD}",
     },
+    "with a prompt that both repeat": {
+        "prompt": f"\n\nHuman: {ASKED}\n\nAssistant:",
+        "chosen": human(ASKED, GOOD),
+        "rejected": human(ASKED, BAD),
+    },
     "sharegpt": {
         "prompt": [{"from": "human", "value": ASKED}],
         "chosen": [{"from": "gpt", "value": GOOD}],

@@ -1,10 +1,12 @@
 """What commands do with preference pairs: score them, solve and report their tables, and speak of noise."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from klball.adversary.dual import solve_dual
 from klball.adversary.sets import AmbiguitySet, Empirical
@@ -23,6 +25,8 @@ from klball.scores.pairs import dpo_table, encode_pairs, likelihoods, read_pairs
 from klball.scores.tails import largest
 from klball.studies.arms import load
 from klball.terminal import is_main, progress_bar, say, show_table
+
+logger = logging.getLogger(__name__)
 
 RATES = (0.1, 0.2, 0.3)
 DATA = "doc-preferences"
@@ -97,9 +101,12 @@ def _reference(options: Any) -> tuple[str, str | None]:
     model = options.model_name_or_path
     if options.reference_model is not None:
         return options.reference_model, None
-    path = Path(model) / RUN_FILE
-    run = read_json_object(path) if path.is_file() else {}
-    if run.get("data", {}).get("family") in ("dpo", "gdpo"):
+    if (run := _run_of(Path(model))) is not None:
+        beta = run.get("training", {}).get("beta", options.beta)
+        if beta != options.beta:
+            logger.warning(
+                "%s was trained with beta %g, and the table has --beta %g", *(model, beta, options.beta)
+            )
         return run["model"]["model_name_or_path"], run["model"]["model_revision"]
     base = adapter_base(model, options.model_revision)
     if base is None:
@@ -107,6 +114,13 @@ def _reference(options: Any) -> tuple[str, str | None]:
             f"{model} is no adapter: name the model that its DPO began from with --reference_model"
         )
     return base, None
+
+
+def _run_of(model: Path) -> dict[str, Any] | None:
+    """What is recorded of the run of ours that trained a model with a reference, or a checkpoint of it."""
+    folder = model.parent if model.name.startswith(PREFIX_CHECKPOINT_DIR) else model
+    run = read_json_object(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
+    return run if run.get("data", {}).get("family") in ("dpo", "gdpo") else None
 
 
 def _reward(options: Any, rows: Dataset, output: Path) -> Dataset:

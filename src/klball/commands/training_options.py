@@ -13,6 +13,7 @@ from transformers.utils.import_utils import is_liger_kernel_available
 from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, ScriptArguments
 
 from klball.boundary import first_line
+from klball.training.refusals import OF_LOGITS
 
 logger = logging.getLogger(__name__)
 
@@ -24,19 +25,8 @@ OF_ONE_SOURCE = ("dataset_name", "dataset_config", "dataset_train_split", "datas
 NEVER = {  # option → why it would have no effect
     "ignore_bias_buffers": "TRL itself does not read it in SFT",
     "do_predict": "there is no prediction in training: use klball score",
-    **dict.fromkeys(
-        (
-            "prediction_loss_only",
-            "eval_accumulation_steps",
-            "eval_do_concat_batches",
-            "eval_use_gather_object",
-        ),
-        "evaluation keeps scores, not logits",
-    ),
+    **OF_LOGITS,
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "evaluation is in the dtype of training"),
-    **dict.fromkeys(
-        ("include_for_metrics", "batch_eval_metrics", "label_names"), "evaluation has metrics of its own"
-    ),
 }
 
 

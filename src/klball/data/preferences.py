@@ -53,7 +53,7 @@ def to_preferences(dataset: Dataset) -> Dataset:
         _refuse_useless(pair, row)
     columns: dict[str, list[Any]] = dict(zip(PAIR, map(list, zip(*pairs, strict=True)), strict=True))
     if MARGIN in dataset.column_names:
-        columns[MARGIN] = [_margin(value, row) for row, value in enumerate(dataset[MARGIN])]
+        columns[MARGIN] = margins_of(dataset)
     same = all(n in dataset.column_names and dataset[n][:] == values for n, values in columns.items())
     made = dataset if same else replaced(dataset, columns, set(columns))
     return rendering(made) if isinstance(pairs[0].prompt, list) else made
@@ -117,6 +117,11 @@ def _known_columns(dataset: Dataset) -> Dataset:
     if unused:
         logger.warning("columns not used, because rows are read as preference pairs: %s", ", ".join(unused))
     return dataset.remove_columns(unused) if unused else dataset
+
+
+def margins_of(dataset: Dataset) -> list[float]:
+    """The column `margin` as numbers, [n]. Raises ValueError for a row without one."""
+    return [_margin(value, row) for row, value in enumerate(dataset[MARGIN])]
 
 
 def _margin(value: Any, row: int) -> float:

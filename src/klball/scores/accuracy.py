@@ -26,14 +26,15 @@ def columns_of(table: Dataset) -> tuple[Columns, int]:
     kept = rows.filter(rows["loss"].is_valid())
     if not len(kept):
         raise ValueError("the pair table has no pair with a loss: nothing to evaluate")
-    margin = kept["margin"].to_numpy().astype(float)
-    if (bad := np.flatnonzero(~np.isfinite(margin))).size:
-        sample = kept["sample_id"][int(bad[0])].as_py()
-        raise ValueError(f"the pair {sample!r} has a loss, and the margin {margin[bad[0]]}: not a number")
+    numbers = {name: kept[name].to_numpy().astype(float) for name in ("loss", "margin")}
+    for name, values in numbers.items():
+        if (bad := np.flatnonzero(~np.isfinite(values))).size:
+            sample = kept["sample_id"][int(bad[0])].as_py()
+            raise ValueError(f"the pair {sample!r} has the {name} {values[bad[0]]}: not a finite number")
+    margin = numbers["margin"]
     columns: Columns = {
         "sample_id": np.array(kept["sample_id"].to_pylist()),
-        "loss": kept["loss"].to_numpy(),
-        "margin": margin,
+        **numbers,
         "accuracy": np.where(margin == 0, 0.5, margin > 0),
         "group": np.array(
             [None if name is None else str(name) for name in kept["group"].to_pylist()], dtype=object

@@ -126,6 +126,7 @@ def dpo_table(pairs: EncodedPairs, model: Path, reference: Path, beta: float, ou
     """
     n = len(pairs.ids)
     tables = [read_table(path) for path in (model, reference)]
+    _refuse_other_tokens(pairs, *tables)
     own, other = (table["sum_log_prob"].to_numpy(zero_copy_only=False).astype(float) for table in tables)
     ratio = own - other
     columns = {
@@ -160,7 +161,7 @@ def reward_table(
 ) -> Dataset:
     """The pair table of a reward model, a sequence classifier of one label.
 
-    margin = r_w − r_l − m, m the rows' `margin` or 0; loss = −log σ(margin). Killed and run again, it
+    margin = r_w − r_l; loss = −log σ(margin − m), m the rows' `margin` or 0. Killed and run again, it
     continues. Longer answers than `max_length` lose their end. Raises ValueError for a reward that is not
     finite, or an `output` made from something else.
     """
@@ -175,6 +176,7 @@ def reward_table(
         "max_length": limit,
         "tokens_per_batch": tokens_per_batch,
         "libraries": versions(*LIBRARIES),
+        **({} if pairs.margins is None else {"margin": "r_w − r_l"}),  # it was less m
     }
     if output.exists():
         finished, recorded = read_pairs(output)
@@ -203,14 +205,13 @@ def _of_rewards(pairs: EncodedPairs, rewards: np.ndarray, tokens: list[list[int]
         bad = pairs.answers[int(np.flatnonzero(~np.isfinite(rewards))[0])]["sample_id"]
         raise ValueError(f"the reward of {bad!r} is not finite: score in float32")
     n = len(pairs.ids)
-    shift = np.zeros(n) if pairs.margins is None else np.array(pairs.margins, dtype=float)
     kept = np.array(list(map(len, tokens)))
     cut = kept < np.array(list(map(len, pairs.answers["input_ids"])))
     return {
         **_halves("reward", rewards, n),
         **_halves("tokens", kept, n),
         "truncated": cut[:n] | cut[n:],
-        "margin": rewards[:n] - rewards[n:] - shift,
+        "margin": rewards[:n] - rewards[n:],
     }
 
 
@@ -223,6 +224,17 @@ def _rewards(model: Any, rows: Sequence[list[int]], pad: int, device: torch.devi
     return model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1).float().cpu()
 
 
+def _refuse_other_tokens(pairs: EncodedPairs, own: pa.Table, other: pa.Table) -> None:
+    """Raise ValueError where one of the models has scored more of an answer than the other."""
+    counts = [table["num_tokens"].to_numpy() for table in (own, other)]
+    if (apart := np.flatnonzero(counts[0] != counts[1])).size:
+        row = int(apart[0])
+        raise ValueError(
+            f"of {pairs.answers[row]['sample_id']!r} the model has scored {counts[0][row]} tokens and its "
+            f"reference {counts[1][row]}: set --max_length to what both can hold"
+        )
+
+
 def _halves(name: str, values: np.ndarray, n: int, who: str = "") -> dict[str, np.ndarray]:
     return {f"{who}{CHOSEN}_{name}": values[:n], f"{who}{REJECTED}_{name}": values[n:]}
 
@@ -233,12 +245,13 @@ def _counts(table: pa.Table, n: int) -> dict[str, np.ndarray]:
 
 
 def _table(pairs: EncodedPairs, columns: dict[str, Any], about: dict[str, Any]) -> pa.Table:
-    """With loss and accuracy from the margin."""
+    """With loss and accuracy from the margin; a pair's own m raises the loss alone."""
     schema, margin = schema_of(about["kind"]), columns["margin"]
+    asked = 0.0 if about["kind"] == "dpo" or pairs.margins is None else np.array(pairs.margins, dtype=float)
     columns |= {
         "sample_id": pairs.ids,
         "group": pairs.groups or [None] * len(pairs.ids),
-        "loss": -logsigmoid(torch.from_numpy(margin)).numpy(),
+        "loss": -logsigmoid(torch.from_numpy(margin - asked)).numpy(),
         "accuracy": [None if np.isnan(value) else bool(value > 0) for value in margin],
     }
     arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in schema]

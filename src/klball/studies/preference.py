@@ -106,7 +106,7 @@ def run(options: Options, folder: Path) -> Iterator[int]:
 
 
 def sft_rows(options: Options) -> Dataset:
-    """Questions and answers for the start, none of those that pairs are trained on."""
+    """Questions and answers for the start: of training's, so that some are in pairs as well."""
     rows = Dataset.from_list(load_builtin("stdlib-docs", "train")).shuffle(seed=1)
     return rows.select(range(min(len(rows), options.start_steps * options.per_device_train_batch_size)))
 

@@ -128,7 +128,7 @@ def stopping_radii(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         own = [o for o in outcomes if o.flip == flip and o.kind in ("plain", "pairs")]
         measured = [_stop([o for o in own if o.seed == seed]) for seed in sorted({o.seed for o in own})]
         largest = max(o.epsilon for o in own)
-        texts = [f"{value:.3g}" if math.isfinite(value) else f"above {largest:g}" for value in measured]
+        texts = [_stop_in_words(value, largest) for value in measured]
         found.append(
             {
                 "flip": flip,
@@ -138,6 +138,12 @@ def stopping_radii(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _stop_in_words(radius: float, largest: float) -> str:
+    if math.isnan(radius):
+        return "0 (plain DPO learnt none)"
+    return f"{radius:.3g}" if math.isfinite(radius) else f"above {largest:g}"
 
 
 def _stop(of_seed: Sequence[Outcome]) -> float:
@@ -183,7 +189,8 @@ def margin_chart(summary: Sequence[dict[str, Any]]) -> Chart:
         own = sorted(_of_pairs(summary, flip), key=lambda row: row["epsilon"])
         limit, plain = no_preference_radius(flip), own[0]["margin"]
         x = [row["epsilon"] / limit for row in own]
-        series.append(Series(f"flips {flip:g}", x, [row["margin"] / plain for row in own]))
+        if plain > 0:
+            series.append(Series(f"flips {flip:g}", x, [row["margin"] / plain for row in own]))
         grid = np.linspace(0, 1.2, 25)
         theory = [predicted_share(flip, float(part * limit)) for part in grid]
         series.append(Series(f"flips {flip:g}, one feature", grid, theory, hollow=True))

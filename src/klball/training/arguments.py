@@ -8,6 +8,7 @@ from klball.adversary.upweighting import radius_in_words
 from klball.training.bounds import BOUNDS, check_bounds
 
 REWEIGHT = ("live", "static")
+OF_ADVERSARY = ("ambiguity", "direction", "max_weight", "reweight", "rescore_steps")
 LOWER_IS_BETTER = (  # ends of the names of metrics; of the others Transformers takes the greatest
     *("loss", "cvar", "perplexity_token", "perplexity_sample", "hardest_1pct"),
     *("belief_kl", "belief_nll", "text_dpo", "js_distance"),
@@ -73,8 +74,15 @@ class RobustArguments:
             ):
                 if given:
                     raise ValueError(f"{name} needs reweight='live': static weights stay")
-        if self.epsilon_warmup and isinstance(self.ambiguity_set(), Empirical):
+        if isinstance(self.ambiguity_set(), Empirical):
+            self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        if self.epsilon_warmup:
             raise ValueError("epsilon_warmup needs a radius above 0 to grow to")
+        for name in OF_ADVERSARY:
+            if getattr(self, name) not in (getattr(type(self), name), 0):  # rescore_steps=0: never
+                raise ValueError(f"{name} has no effect with {self.radius_field}=0: leave one of them out")
 
     @property
     def adversary_radius(self) -> float:

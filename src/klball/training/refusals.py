@@ -1,5 +1,6 @@
 """What no robust trainer supports, or could make sense of, said in one line."""
 
+from dataclasses import fields
 from inspect import signature
 from types import NoneType
 from typing import Any
@@ -17,6 +18,20 @@ from transformers import (
 )
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
+OF_LOGITS = {  # settings of TRL's → why they would have no effect
+    **dict.fromkeys(
+        (
+            "prediction_loss_only",
+            "eval_accumulation_steps",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+        ),
+        "evaluation keeps scores, not logits",
+    ),
+    **dict.fromkeys(
+        ("include_for_metrics", "batch_eval_metrics", "label_names"), "evaluation has metrics of its own"
+    ),
+}
 PROTOCOL = ("needs", "solve", "relaxed", "scaled", "summary")
 
 
@@ -61,6 +76,10 @@ def is_no_metric(name: str | None, known: tuple[str, ...]) -> bool:
 
 def refuse_bad_settings(args: Any) -> None:
     """Raise ValueError for what Transformers or PyTorch would refuse only when training has begun."""
+    plain = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(args)}
+    for name, why in OF_LOGITS.items():
+        if getattr(args, name) != plain[name]:
+            raise ValueError(f"{name} has no effect here: {why}")
     _refuse_scheduler(args)
     _refuse_unknown_kwargs(args)
     if getattr(args, "activation_offloading", False) and not torch.accelerator.is_available():

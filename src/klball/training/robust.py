@@ -19,7 +19,7 @@ from klball.training.batches import INDEX, WithIndex
 from klball.training.epochs import draws, steps_an_epoch, within_epoch
 from klball.training.ledger import Ledger
 from klball.training.samples import refuse_nonfinite
-from klball.training.step import StepPlan, UnitBatch, Visits, plan_step
+from klball.training.step import LOSS, StepPlan, UnitBatch, Visits, plan_step
 from klball.training.units import Units
 
 logger = logging.getLogger(__name__)
@@ -211,8 +211,9 @@ class RobustTrainer(Accounted):
         everyone = step.gathered(self.accelerator)
         names = {name: self.score_names.get(name, name) for name in self.accountant.ledger.entries}
         # only now do all processes know of it, and the optimizer has not moved yet
-        finite = {title: everyone[name] for name, title in names.items()}
-        refuse_nonfinite(self.samples, everyone["index"].long(), finite, self.state.global_step + 1)
+        scores = {title: everyone[name] for name, title in names.items()}
+        for finite in (scores, {LOSS: everyone[LOSS]}):
+            refuse_nonfinite(self.samples, everyone["index"].long(), finite, self.state.global_step + 1)
         columns = {name: values[everyone["keep"] > 0] for name, values in everyone.items()}
         if "num_inputs" in columns:
             self.accountant.num_tokens += int(columns["num_inputs"].sum())

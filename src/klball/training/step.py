@@ -11,6 +11,7 @@ from torch import Tensor
 from klball.training.units import Units
 
 NO_FLOAT64 = {"mps"}  # devices
+LOSS = "loss"  # among the columns of a step
 Density = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 
@@ -72,7 +73,8 @@ class StepPlan:
         """Σ_i keep_i · q_i/f_i · loss_i / divisor of the next micro-batch; no synchronisation."""
         keep = self.keep[len(self.rows)]
         density = self.density(index, batch.scores)
-        columns = {"index": index, "keep": keep, "density": density, **batch.scores, **batch.columns}
+        weighed = {"index": index, "keep": keep, "density": density, LOSS: batch.losses}
+        columns = {**weighed, **batch.scores, **batch.columns}
         self.names = list(columns)
         kept = density.dtype
         self.rows.append(torch.stack([values.detach().to(kept) for values in columns.values()], dim=1))

@@ -83,11 +83,10 @@ def belief_terms(model: Any, inputs: dict[str, Any], of_texts: OfTexts) -> Belie
 
 def _fit(log_pi: Tensor, p: Tensor, rows: Tensor, num_rows: int) -> dict[str, Tensor]:
     """How near π is to p*: √ of the Jensen–Shannon divergence, nats, and whether their modes agree; × p*."""
-    middle = (0.5 * (log_pi.exp() + p)).log()
-    halves = 0.5 * (log_pi.exp() * (log_pi - middle)) + 0.5 * (
-        torch.xlogy(p, p) - torch.xlogy(p, middle.exp())
-    )
-    distance = row_sums(halves, rows, num_rows).clamp(min=0.0).sqrt()
+    pi = log_pi.exp()  # 0 of a belief that is said less often than once in e^104
+    middle = 0.5 * (pi + p)
+    parts = 0.5 * (torch.xlogy(pi, pi) + torch.xlogy(p, p)) - torch.xlogy(middle, middle)
+    distance = row_sums(parts, rows, num_rows).clamp(min=0.0).sqrt()
 
     def is_mode(values: Tensor) -> Tensor:
         none = torch.full((num_rows,), -torch.inf, dtype=values.dtype, device=values.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from trl.data_utils import common_prefix_length
 from trl.trainer.utils import pad
 
+from klball.data.conversations import template_kwargs_of, tools_of
 from klball.data.texts import found, refusal
 
 COLUMNS = ("prompt_ids", "belief_ids", "p_star", "named", "chosen_ids", "rejected_ids", "text_start")
@@ -31,7 +32,8 @@ def encoded_beliefs(dataset: Dataset, tokenizer: Any, belief_end: str, num_proc:
 
 def _encode(values: dict[str, Any], row: int, tokenizer: Any, end: str) -> dict[str, Any]:
     beliefs, p_star = _checked_beliefs(values, row)
-    prompt, special = _rendered(tokenizer, values["prompt"], row)
+    template = _of_template(values, row)
+    prompt, special = _rendered(tokenizer, values["prompt"], row, template)
     before = tokenizer(text=prompt, add_special_tokens=special)["input_ids"]
     whole = [tokenizer(text=prompt + b + end, add_special_tokens=special)["input_ids"] for b in beliefs]
     start = min(common_prefix_length(before, ids) for ids in whole)
@@ -52,28 +54,43 @@ def _encode(values: dict[str, Any], row: int, tokenizer: Any, end: str) -> dict[
         raise refusal(row, "rejected", "is the same answer as chosen: there is nothing to prefer")
     if named < 0:
         raise refusal(row, "belief", "is missing: it says under which belief the two answers were given")
-    answers = [_answer(tokenizer, values["prompt"], beliefs[named] + end + str(text)) for text in texts]
+    said = [beliefs[named] + end + str(text) for text in texts]
+    answers = [_answer(tokenizer, values["prompt"], prompt, text, row, template) for text in said]
     text_start = min(common_prefix_length(whole[named], ids) for ids in answers)
     chosen, rejected = (ids[start:] for ids in answers)
     return {**encoded, "chosen_ids": chosen, "rejected_ids": rejected, "text_start": text_start - start}
 
 
-def _rendered(tokenizer: Any, prompt: Any, row: int) -> tuple[str, bool]:
+def _of_template(values: dict[str, Any], row: int) -> dict[str, Any]:
+    kwargs = template_kwargs_of(values.get("chat_template_kwargs"), row)
+    return {"tools": tools_of(values.get("tools"), row), **kwargs, "tokenize": False}
+
+
+def _rendered(tokenizer: Any, prompt: Any, row: int, template: dict[str, Any]) -> tuple[str, bool]:
     """A prompt as text, and whether special tokens are still to be added."""
     if isinstance(prompt, str):
         return prompt, True
     if not isinstance(prompt, list):
         raise refusal(row, "prompt", f"is {found(prompt)}, not a text or a list of turns")
-    return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True), False
+    return tokenizer.apply_chat_template(prompt, **template, add_generation_prompt=True), False
 
 
-def _answer(tokenizer: Any, prompt: Any, text: str) -> list[int]:
-    if isinstance(prompt, str):
-        return tokenizer(text=prompt + text.removesuffix(tokenizer.eos_token) + tokenizer.eos_token)[
-            "input_ids"
-        ]
-    turns = [*prompt, {"role": "assistant", "content": text}]
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+def _answer(
+    tokenizer: Any, given: Any, prompt: str, text: str, row: int, template: dict[str, Any]
+) -> list[int]:
+    """given: the prompt of the row, prompt: as it is rendered. text: with the belief in front."""
+    if isinstance(given, str):
+        whole = prompt + text.removesuffix(tokenizer.eos_token) + tokenizer.eos_token
+        return tokenizer(text=whole)["input_ids"]
+    turns = [*given, {"role": "assistant", "content": text}]
+    whole = tokenizer.apply_chat_template(turns, **template)
+    if not whole.startswith(prompt + text.rstrip()):
+        raise refusal(
+            row,
+            "belief",
+            "the chat template does not begin an answer with it, right behind the prompt: change the "
+            "template, or its settings by a column chat_template_kwargs (enable_thinking: false, say)",
+        )
     return tokenizer(text=whole, add_special_tokens=False)["input_ids"]
 
 

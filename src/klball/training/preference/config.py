@@ -93,6 +93,10 @@ class ComparatorArguments(PreferenceArguments):
             raise ValueError("comparator='group-eg' needs group_column, the column that names the groups")
         if self.comparator in ("dr-dpo", "kldpo") and self.group_column is not None:
             raise ValueError(f"group_column has no effect with comparator={self.comparator!r}: leave it out")
+        if self.comparator == TRIM and (self.comparator_strength or 0) >= 1:
+            raise ValueError(
+                f"comparator_strength of trim is the share left out, below 1, not {self.comparator_strength}"
+            )
         if self.comparator == TRIM and self.epsilon_warmup is None and self.reweight == "live":
             self.epsilon_warmup = WARMUP
         super().__post_init__()

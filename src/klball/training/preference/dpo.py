@@ -13,7 +13,6 @@ from klball.objectives.pairs import PAIR_LOSSES, LogRatios
 from klball.training.evaluation import WORST_CASES
 from klball.training.preference.config import RobustDPOConfig
 from klball.training.preference.forward import (
-    REFERENCE,
     answers,
     log_ratios,
     pair_metrics,
@@ -81,11 +80,9 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
         given = {**kwargs, "model": model, "ref_model": ref_model}
         refuse_unsupported(RobustDPOTrainer, RobustDPOConfig, args, positional, given, ambiguity)
         static = args.reweight == "static"
-        args, peft_config = prepared_arguments(args, kwargs)
+        args, peft_config = prepared_arguments(args, kwargs, self.columns)
         self.given_rows = kwargs["train_dataset"]
-        self._own_start = REFERENCE[0] not in kwargs["train_dataset"].column_names and (
-            ref_model is None or _same_weights(model, ref_model)
-        )
+        self._own_start = ref_model is None or _same_weights(model, ref_model)
         if self._own_start and static:
             raise ValueError(
                 "reweight='static' would weigh all pairs alike: the policy starts as its own reference, and "

@@ -8,6 +8,7 @@ from torch import Tensor
 from trl import RewardTrainer
 
 from klball.adversary.sets import AmbiguitySet
+from klball.data.preferences import MARGIN, margins_of
 from klball.objectives.pairs import bradley_terry
 from klball.training.evaluation import WORST_CASES
 from klball.training.preference.config import RobustRewardConfig
@@ -47,6 +48,7 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
 
     _tag_names: ClassVar = ["klball", "robust-reward"]
     metrics: ClassVar = ("loss", "accuracy", "margin", "mean_reward", *WORST_CASES)
+    tokens: ClassVar = ("chosen_ids", "rejected_ids")
     args: Any
 
     def __init__(
@@ -60,7 +62,7 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
         args = args or RobustRewardConfig(output_dir="robust-reward")
         given = {**kwargs, "model": model}
         refuse_unsupported(RobustRewardTrainer, RobustRewardConfig, args, positional, given, ambiguity)
-        args, peft_config = prepared_arguments(args, kwargs)
+        args, peft_config = prepared_arguments(args, kwargs, self.columns, self.tokens)
         self.given_rows = kwargs["train_dataset"]
         refuse_other_task(peft_config)
         super().__init__(model, args, **kwargs)
@@ -72,6 +74,9 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
     ) -> Any:
         """TRL's preparation, counting the pairs that it drops."""
+        if MARGIN in dataset.column_names:
+            numbers = margins_of(dataset)
+            dataset = dataset.remove_columns(MARGIN).add_column(MARGIN, numbers)
         prepared: Any = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         refuse_lost_rows(dataset_name, len(dataset), len(prepared), args.max_length, "an answer exceeds")
         return prepared

@@ -18,14 +18,13 @@ from klball.scores.scorer import batches_by_length
 from klball.training.batches import INDEX
 from klball.training.evaluation import RowEvaluation, refuse_metric_without_groups
 from klball.training.preference.comparators import Comparator, GroupEG, comparator_named
+from klball.training.preference.forward import REFERENCE
 from klball.training.refusals import refuse_useless
 from klball.training.robust import RobustTrainer
 from klball.training.samples import groups_of, numbered, refuse_nonfinite
 from klball.training.sharding import refuse_lost_parameters, shards_parameters
 from klball.training.step import UnitBatch, wide
 from klball.training.units import Units
-
-TOKENS = ("chosen_ids", "rejected_ids")  # rows that a reward model takes as well
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +34,7 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
 
     metrics: ClassVar[tuple[str, ...]] = ("loss",)
     columns: ClassVar[tuple[str, ...]] = ("chosen", "rejected")  # that rows have to have
+    tokens: ClassVar[tuple[str, ...]] = ()  # or these
     score_names: ClassVar = {"score": "loss"}
 
     comparator: Comparator | None = None
@@ -172,7 +172,7 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
     # --- evaluation ---------------------------------------------------------------------------
 
     def eval_rows(self, dataset: Any) -> Dataset:
-        rows = plain_rows(dataset, "eval_dataset", self.columns)
+        rows = plain_rows(dataset, "eval_dataset", self.columns, self.tokens)
         return self._prepare_dataset(rows, self.processing_class, self.args, "eval")
 
     def eval_metrics(self, rows: Dataset) -> dict[str, float]:
@@ -189,12 +189,12 @@ def units_of(losses: Tensor, columns: Mapping[str, Tensor]) -> UnitBatch:
     return UnitBatch(losses, {"score": -losses.detach().to(wide(losses.device))}, dict(columns))
 
 
-def plain_rows(rows: Any, what: str, columns: tuple[str, ...]) -> Dataset:
+def plain_rows(rows: Any, what: str, columns: tuple[str, ...], tokens: tuple[str, ...] = ()) -> Dataset:
     """A data set of rows as TRL takes them. Raises ValueError without rows, or without one of the columns."""
     dataset = as_dataset(rows, what)
     if not len(dataset):
         raise ValueError(f"{what} has no rows")
-    if not {*TOKENS} <= {*dataset.column_names}:
+    if not tokens or not {*tokens} <= {*dataset.column_names}:
         for name in columns:
             if name not in dataset.column_names:
                 raise ValueError(
@@ -203,20 +203,31 @@ def plain_rows(rows: Any, what: str, columns: tuple[str, ...]) -> Dataset:
     return dataset
 
 
-def prepared_arguments(
-    args: Any, kwargs: dict[str, Any], columns: tuple[str, ...] = ("chosen", "rejected")
-) -> tuple[Any, Any]:
+def prepared_arguments(args: Any, kwargs: dict[str, Any], *columns: tuple[str, ...]) -> tuple[Any, Any]:
     """Settings for TRL's constructor, which edits them, and the PEFT configuration as it was given.
 
-    In `kwargs` training rows get their `sample_id`, and evaluation rows are a `Dataset`.
+    In `kwargs` training rows get their `sample_id`, and evaluation rows are a `Dataset`. columns: as for
+    `plain_rows`.
     """
-    kwargs["train_dataset"] = with_sample_ids(plain_rows(kwargs["train_dataset"], "train_dataset", columns))
+    train = _without_reference(kwargs["train_dataset"], "train_dataset", columns)
+    kwargs["train_dataset"] = with_sample_ids(train)
     given = kwargs.get("eval_dataset")
     if isinstance(given, dict):
-        kwargs["eval_dataset"] = {k: plain_rows(d, f"eval_dataset {k!r}", columns) for k, d in given.items()}
+        named = {k: _without_reference(d, f"eval_dataset {k!r}", columns) for k, d in given.items()}
+        kwargs["eval_dataset"] = named
     elif given is not None:
-        kwargs["eval_dataset"] = plain_rows(given, "eval_dataset", columns)
+        kwargs["eval_dataset"] = _without_reference(given, "eval_dataset", columns)
     return copy.copy(args), copy.deepcopy(kwargs.get("peft_config"))
+
+
+def _without_reference(rows: Any, what: str, columns: tuple[tuple[str, ...], ...]) -> Dataset:
+    """TRL reads such columns only where it has filled them itself."""
+    dataset = plain_rows(rows, what, *columns)
+    if there := [name for name in REFERENCE if name in dataset.column_names]:
+        raise ValueError(
+            f"{what} has the column {there[0]}, which precompute_ref_log_probs fills: leave it out"
+        )
+    return dataset
 
 
 def refuse_lost_rows(
