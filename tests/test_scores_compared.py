@@ -78,7 +78,10 @@ def test_verdicts_name_what_and_how_much_in_its_unit(name, sentence):
 
 
 def test_the_largest_radius_is_one_at_which_the_ball_binds():
-    scores = round_scores({m: klball.scores_from({"acc": [1.0] * 600 + [0.0] * 400}) for m in "ab"})
+    acc = {"acc": [1.0] * 600 + [0.0] * 400}
+    with pytest.raises(ValueError, match=r"the dict has no column of ids.*--id none"):
+        round_scores({m: klball.scores_from(acc) for m in "ab"})
+    scores = round_scores({m: klball.scores_from(acc, id="none") for m in "ab"})
     radius = largest_epsilon_with_ess(scores)
     assert radius is not None and radius < -np.log(0.4)
     assert klball.solve_rounds(scores, epsilon=radius).lambda_.min() > 0
@@ -86,6 +89,15 @@ def test_the_largest_radius_is_one_at_which_the_ball_binds():
         klball.solve_rounds(scores, epsilon=0.1, gamma=1.0)
     with pytest.raises(ValueError, match="per byte"):
         scores.per_byte()
+
+
+def test_where_the_worst_case_is_the_least_score_a_smaller_radius_is_judged_too():
+    """6 % right: at ε = 0.1 the worst case is 0 already, and there is no test of it."""
+    first = np.arange(300) < 18
+    found = compared(correct=1.0 * first, other=1.0 * (np.arange(300) < 120))
+    assert found.wide is not None and found.wide.solutions.epsilon == 0.05
+    assert "the worst case is the least score of all (λ = 0)" in found.asked.verdicts[0].sentence
+    assert found.lines()[0].startswith("b is better than a on hard items") and not found.caution()
 
 
 def test_profiles_of_any_sign_fall_and_are_concave():

@@ -67,11 +67,6 @@ def read_models(options: Any) -> dict[str, Scores]:
             said.setdefault(note, []).append(label)
     for note, labels in said.items():
         say(f"{'' if len(labels) == len(models) else ', '.join(labels) + ': '}{note}")
-    if len(models) > 1 and (numbered := [label for label, own in models.items() if own.numbered]):
-        raise ValueError(
-            f"{paths[numbered[0]]} has no column of ids: name it with --id COLUMN, or match rows by their "
-            "number with --id none"
-        )
     return models
 
 
