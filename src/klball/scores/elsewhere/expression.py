@@ -138,8 +138,8 @@ def weighted_sum(text: str, columns: Mapping[str, object], where: str = "") -> d
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         said = error.msg if isinstance(error, SyntaxError) else str(error)
         raise ValueError(
-            f'--score {text[:80]!r} is no column and no weighted sum of columns such as "a + 0.1*b" '
-            f"({said}); there are {listed(columns)}"
+            f"--score {text[:80]!r} is no column and no weighted sum of columns such as "
+            f"\"a + 0.1*'odd name'\" ({said}); there are {listed(columns)}"
         ) from error
     for name in terms:
         if name and name not in columns:

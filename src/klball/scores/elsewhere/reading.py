@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from klball.data.ids import NUMBERED
-from klball.scores.elsewhere.columns import is_numeric, numbers, texts
+from klball.scores.elsewhere.columns import beginnings, is_numeric, numbers, texts
 from klball.scores.elsewhere.expression import (
     CONSTANT,
     MINUS,
@@ -57,6 +57,11 @@ def scores_from(
         ValueError: No per-item results; several candidates for the score; a column called loss, perplexity
             or error without `lower_is_better`; missing, repeated, NaN or mixed values, with row and column.
     """
+    for option, given in {"score": score, "id": id, "group": group, "round": round}.items():
+        if not isinstance(given, str | None):
+            raise ValueError(f"{option} must be text, not {given!r}")
+    if not isinstance(lower_is_better, bool | None):
+        raise ValueError(f"lower_is_better must be True, False or None, not {lower_is_better!r}")
     sources, without = _with_score(sources_of(source), score)
     names, notes = _chosen_scores(sources, score, (id, group, round))
     sources = [one.scored(weighted_sum(names[one.task], one.columns, one.where)) for one in sources]
@@ -161,10 +166,13 @@ def _chosen_score(
     if len(found) == 1:
         return found[0], [f"the score is column {found[0]}, the only numeric one"]
     if not found:
-        raise ValueError(f"{first.where} has no numeric column; there are {listed(first.columns)}")
+        raise ValueError(
+            f"{first.where} has no numeric column (written as 1234.5); there are {beginnings(first)}"
+        )
+    a, b = (name if name.isidentifier() else repr(name) for name in found[:2])
     raise ValueError(
         f"{first.where} has several numeric columns ({listed(found[:MANY])}): choose with --score COLUMN, or "
-        f'a weighted sum such as --score "{found[0]} + 0.1*{found[1]}"'
+        f'a weighted sum such as --score "{a} + 0.1*{b}"'
     )
 
 
