@@ -9,7 +9,10 @@ from scipy.optimize import brentq
 
 import klball
 from klball.comparison.rounds import largest_epsilon_with_ess, round_scores
+from klball.report.pages.elsewhere import item_lines
 from klball.scores.elsewhere.expression import direction
+from klball.scores.elsewhere.report import item_report
+from klball.scores.measure import accuracy
 
 
 def bernoulli_worst(p, epsilon):
@@ -105,3 +108,13 @@ def test_profiles_of_any_sign_fall_and_are_concave():
     found = -np.array(scores.profile([0.0, 0.1, 0.2, 0.3]).robust_loss)
     steps = [b - a for a, b in pairwise(found)]
     assert found[0] == pytest.approx(scores.values.mean()) and steps[0] < steps[1] < steps[2] < 0
+
+
+@pytest.mark.parametrize(
+    ("n", "said"), [(50, "b is worse than a on average (by 1 in accuracy)"), (29, "cannot")]
+)
+def test_where_every_item_says_the_same_it_is_said(n, said):
+    """Of `evaluate`, as of `compare`: there is no spread, so no interval."""
+    models = {"a": np.ones(n), "b": np.zeros(n)}
+    (line,) = item_lines(item_report(models, accuracy("correct"), "a"))
+    assert said in line

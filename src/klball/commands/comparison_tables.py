@@ -19,6 +19,7 @@ from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.hypothesis_tests import p_matrix
 from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds
 from klball.files import write_csv, write_text
+from klball.report.pages.parts import counted
 from klball.scores.elsewhere.item_scores import ONE_ROUND
 from klball.terminal import say, show_table
 
@@ -70,7 +71,7 @@ def show(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path)
     many = "" if scores.rounds == [ONE_ROUND] else f" × {len(scores.rounds)} rounds"
     lost = ", ".join(f"{count} {reason}" for reason, count in scores.left_out.items() if count) or "none"
     say(
-        f"n = {len(scores.sample_ids)} samples{many} × {len(scores.models)} models; "
+        f"n = {counted(len(scores.sample_ids), 'sample')}{many} × {len(scores.models)} models; "
         f"rows left out for all: {lost}{accepted(rounds)}"
     )
     for analysis in comparison.analyses():

@@ -19,7 +19,7 @@ from klball.files import write_csv, write_run
 from klball.report.figures import plot_profiles
 from klball.report.pages.elsewhere import item_lines, write_items_page
 from klball.report.pages.evaluation import plain_lines
-from klball.report.pages.parts import few_in_words, interval
+from klball.report.pages.parts import counted, few_in_words, interval
 from klball.report.pages.tables import write_report
 from klball.scores.certified import certified_worst_case, limit
 from klball.scores.elsewhere.item_scores import Scores
@@ -202,7 +202,7 @@ def show_items(
     models = list(dict.fromkeys(row["model"] for row in report.rows))
     unit, own = report.measure.title, report.measure.own
     n, better = len(scores.sample_ids), report.measure.better
-    say(f"{n} items; left out for all: {lost(scores)}; {better} is better")
+    say(f"{counted(n, 'item')}; left out for all: {lost(scores)}; {better} is better")
     body = [
         (rows[0]["name"], rows[0]["items"], *(str(interval(r["value"], r["low"], r["high"])) for r in rows))
         for rows in _by_name(report, models)

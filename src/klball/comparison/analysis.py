@@ -123,7 +123,8 @@ class Comparison(Shown):
         n = len(self.scores.sample_ids)
         if self.wide is not None or self.asked.solutions.least_ess() >= LEAST_ESS:
             return ""
-        why = f"there are only {n} items" if n < LEAST_ESS else "at every radius few of them decide"
+        few = "there is only 1 item" if n == 1 else f"there are only {n} items"
+        why = few if n < LEAST_ESS else "at every radius few of them decide"
         return (
             f"No comparison at an effective sample size of {LEAST_ESS:g} or more: {why}. At "
             f"{self.asked.name} the least is {self.asked.solutions.least_ess():.3g} of {n}."
