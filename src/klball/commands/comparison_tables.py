@@ -60,7 +60,7 @@ def _profiles(comparison: Comparison) -> list[dict[str, Any]]:
     """The robust profiles; of scores from elsewhere with the worst-case score in place of the loss."""
     if comparison.asked.solutions.of_tokens:
         return comparison.profiles
-    worst = ({"worst_case": -row["robust_loss"], **row} for row in comparison.profiles)
+    worst = ({"worst_case": 0.0 - row["robust_loss"], **row} for row in comparison.profiles)
     order = ("model", "epsilon", "worst_case", "lambda", "ess")
     return [{name: row[name] for name in order} for row in worst]
 

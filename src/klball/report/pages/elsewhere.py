@@ -62,7 +62,7 @@ def _verdict(report: ItemReport, models: list[str]) -> list[str]:
     measure, said = report.measure, []
     for model in models:
         mean, tail = (_row(report, model, name) for name in ("mean", "cvar_0.05"))
-        rows = counted(tail["items"])
+        rows = counted(tail["items"]) + (", descriptive" if tail["items"] < FEW else "")
         if measure.unit == ACCURACY:
             worst, base = (_worst(report, name) for name in (model, report.reference))
             alone = model == report.reference
@@ -155,10 +155,12 @@ def _differences(report: ItemReport, unit: str) -> Plot:
 
 def _samples(scores: RoundScores, rounds: RoundsElsewhere) -> Section:
     rows: list[dict[str, Any]] = []
+    noun = scores.measure.noun
     for m, model in enumerate(scores.models):
         own = scores.log_likelihood[m, 0]
         weights = solve_dual(loss=-own, epsilon=WEIGHED_AT).weights
-        rows += sample_rows(scores.sample_ids, own, weights, scores.measure.score, model=model)
+        found = sample_rows(scores.sample_ids, own, weights, noun, model=model)
+        rows += [{**row, noun: scores.measure.own(row[noun])} for row in found]
     texts = rounds.texts({row["sample_id"] for row in rows})
     return samples_section(
         "Hardest and top-weighted items",
