@@ -1,5 +1,6 @@
 """What klball makes of scores from elsewhere: worst cases, profiles and verdicts, against closed forms."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,11 +9,14 @@ from scipy import stats
 from scipy.optimize import brentq
 
 import klball
+from klball.comparison.averages import MeanDifference
+from klball.comparison.effects import effect_sizes
 from klball.comparison.rounds import largest_epsilon_with_ess, round_scores
+from klball.comparison.verdicts import verdicts
 from klball.report.pages.elsewhere import item_lines
 from klball.scores.elsewhere.expression import direction
 from klball.scores.elsewhere.report import item_report
-from klball.scores.measure import accuracy
+from klball.scores.measure import accuracy, points
 
 
 def bernoulli_worst(p, epsilon):
@@ -118,3 +122,27 @@ def test_where_every_item_says_the_same_it_is_said(n, said):
     models = {"a": np.ones(n), "b": np.zeros(n)}
     (line,) = item_lines(item_report(models, accuracy("correct"), "a"))
     assert said in line
+
+
+def test_claims_are_by_holm_and_not_by_a_p_value_alone():
+    rng = np.random.default_rng(2)
+    found = compared(correct=1.0 * (rng.random(400) < 0.6), other=1.0 * (rng.random(400) < 0.8)).asked
+    for holm, claim, better in ((9.0, "items", 1), (1.2, "undecided", 0)):
+        items = [replace(item, minus_log10_p=9.0, minus_log10_holm=holm) for item in found.items]
+        (verdict,) = verdicts(found.solutions, found.tests, effect_sizes(found.solutions), items)
+        mean = MeanDifference("a", "b", "items", 400, -0.2, -0.3, -0.1, 9.0, minus_log10_holm=holm)
+        assert (verdict.claim, mean.better) == (claim, better)
+
+
+def test_tails_of_items():
+    """Equal scores have no hardest 1 %; shares stay between 0 and 1; differences of tails are paired."""
+    right = {"a": 1.0 * (np.arange(400) > 20), "b": 1.0 * (np.arange(400) == 7)}
+    rows = {(row["model"], row["name"]): row for row in item_report(right, accuracy("x"), "a").rows}
+    assert ("a", "hardest_1pct") not in rows and rows["b", "mean"]["low"] == 0 < rows["b", "mean"]["high"]
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=2_000)
+    report = item_report({"a": x, "b": x + 0.01 * rng.normal(size=2_000)}, points("x"), "a")
+    rows = {(row["model"], row["name"]): row for row in report.rows}
+    tail = rows["b", "cvar_0.05"]
+    assert ("a", "hardest_1pct") in rows
+    assert 0 < 10 * (tail["difference_high"] - tail["difference_low"]) < tail["high"] - tail["low"]
