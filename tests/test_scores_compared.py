@@ -143,6 +143,8 @@ def test_tails_of_items():
     x = rng.normal(size=2_000)
     report = item_report({"a": x, "b": x + 0.01 * rng.normal(size=2_000)}, points("x"), "a")
     rows = {(row["model"], row["name"]): row for row in report.rows}
+    (line,) = item_lines(item_report({"a": -x, "b": 1 - x}, points("x", loss=True), "a"))
+    assert line.startswith("b is better than a on the worst 5 % (by 1 points of x) and on average (by 1 ")
     tail = rows["b", "cvar_0.05"]
     assert ("a", "hardest_1pct") in rows
     assert 0 < 10 * (tail["difference_high"] - tail["difference_low"]) < tail["high"] - tail["low"]

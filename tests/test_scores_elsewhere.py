@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import klball
+from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.rounds import round_scores
 from klball.scores.elsewhere.expression import direction
 
@@ -369,6 +370,12 @@ def test_items_that_one_model_lacks_leave_for_all():
         round_scores({"a": a, "b": klball.scores_from([{"id": "q", "x": 1.0}])})
     with pytest.raises(ValueError, match="compare the same score"):
         round_scores({"a": a, "b": klball.scores_from([{"id": "a", "y": 1.0}])})
+    loss = klball.scores_from([{"id": "a", "x": 1.0}], lower_is_better=True)
+    with pytest.raises(ValueError, match="compare the same score"):
+        round_scores({"a": a, "b": loss})
+    assert RoundsElsewhere({"a": klball.scores_from([{"id": 1, "x": 2.0, "question": "why?"}])}).texts(
+        {"1"}
+    ) == {"1": {"prompt": "why?"}}
     rows = [{"id": i, "x": 1.0, "r": r} for i in "ab" for r in (1, 2)]
     seeds, part = (klball.scores_from(some, score="x", round="r") for some in (rows, rows[:3]))
     for pair in ({"a": seeds, "b": part}, {"a": seeds.per_item(), "b": part.per_item()}):
