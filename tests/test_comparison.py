@@ -237,7 +237,7 @@ def test_p_values_of_clearly_different_models_are_not_zero():
 def test_scalar_degenerate_samples_are_named(test):
     x = np.arange(5.0)
     paired = test in (ht.paired_t, ht.wilcoxon, ht.sign_flip)
-    cases = [(np.zeros(5), np.zeros(5), "zero in every round"), (x[:1], x[:1], "1 usable rounds")]
+    cases = [(np.zeros(5), np.zeros(5), "zero in every round"), (x[:1], x[:1], "1 usable round,")]
     cases.append(
         (x + 3, x, "differences are constant") if paired else (np.ones(5), np.full(5, 2.0), "constant")
     )

@@ -100,7 +100,7 @@ def test_delta_averages_rounds_and_pairs_models():
 def test_point_masses_and_slack_caps_have_no_standard_error():
     scores = simulated(n=30)
     found = delta_inference(scores, solve_rounds(scores, epsilon=5.0))
-    assert all("λ = 0 in 4 of 4 rounds" in i.degenerate and math.isnan(i.se) for i in found)
+    assert all("(λ = 0) in 4 of 4 rounds" in i.degenerate and math.isnan(i.se) for i in found)
     slack = [i for i in delta_inference(scores, solve_rounds(scores, epsilon=0.1)) if i.quantity == "beta"]
     assert all("slack" in i.degenerate for i in slack)
 

@@ -167,6 +167,8 @@ def test_losses_are_shown_as_losses(folder, capsys, tmp_path):
         model: np.array([float(r["loss"]) for r in read_csv(folder / f"{model}.csv")]) for model in "ab"
     }
     assert "lower is better" in said and "loss, points" in said
+    page = (tmp_path / "report.html").read_text()
+    assert "−loss" not in page and "on the worst 5 % of each (15 rows, descriptive)" in page
     for model, own in losses.items():
         assert float(rows[model, "mean"]["value"]) == pytest.approx(own.mean())
         assert float(rows[model, "cvar_0.01"]["value"]) == pytest.approx(np.sort(own)[-3:].mean())
@@ -258,6 +260,7 @@ def test_compare_on_files_alone(folder, capsys, tmp_path):
     assert float(groups["b", "group fr"]["difference"]) > 0
     page = (tmp_path / "report.html").read_text()
     assert "self-certainty" not in page and "nats per token" not in page and "log-likelihood" not in page
+    assert "Prompts are" not in page and "-0.0" not in (tmp_path / "profiles.csv").read_text()
 
 
 def test_compare_over_rounds_of_a_folder(folder, capsys, tmp_path):

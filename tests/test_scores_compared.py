@@ -1,5 +1,6 @@
 """What klball makes of scores from elsewhere: worst cases, profiles and verdicts, against closed forms."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,8 +9,14 @@ from scipy import stats
 from scipy.optimize import brentq
 
 import klball
+from klball.comparison.averages import MeanDifference
+from klball.comparison.effects import effect_sizes
 from klball.comparison.rounds import largest_epsilon_with_ess, round_scores
+from klball.comparison.verdicts import verdicts
+from klball.report.pages.elsewhere import item_lines
 from klball.scores.elsewhere.expression import direction
+from klball.scores.elsewhere.report import item_report
+from klball.scores.measure import accuracy, points
 
 
 def bernoulli_worst(p, epsilon):
@@ -78,7 +85,10 @@ def test_verdicts_name_what_and_how_much_in_its_unit(name, sentence):
 
 
 def test_the_largest_radius_is_one_at_which_the_ball_binds():
-    scores = round_scores({m: klball.scores_from({"acc": [1.0] * 600 + [0.0] * 400}) for m in "ab"})
+    acc = {"acc": [1.0] * 600 + [0.0] * 400}
+    with pytest.raises(ValueError, match=r"the dict has no column of ids.*--id none"):
+        round_scores({m: klball.scores_from(acc) for m in "ab"})
+    scores = round_scores({m: klball.scores_from(acc, id="none") for m in "ab"})
     radius = largest_epsilon_with_ess(scores)
     assert radius is not None and radius < -np.log(0.4)
     assert klball.solve_rounds(scores, epsilon=radius).lambda_.min() > 0
@@ -88,8 +98,53 @@ def test_the_largest_radius_is_one_at_which_the_ball_binds():
         scores.per_byte()
 
 
+def test_where_the_worst_case_is_the_least_score_a_smaller_radius_is_judged_too():
+    """6 % right: at ε = 0.1 the worst case is 0 already, and there is no test of it."""
+    first = np.arange(300) < 18
+    found = compared(correct=1.0 * first, other=1.0 * (np.arange(300) < 120))
+    assert found.wide is not None and found.wide.solutions.epsilon == 0.05
+    assert "the worst case is the least score of all (λ = 0)" in found.asked.verdicts[0].sentence
+    assert found.lines()[0].startswith("b is better than a on hard items") and not found.caution()
+
+
 def test_profiles_of_any_sign_fall_and_are_concave():
     scores = klball.scores_from({"x": np.random.default_rng(3).normal(5, 1, 300)})
     found = -np.array(scores.profile([0.0, 0.1, 0.2, 0.3]).robust_loss)
     steps = [b - a for a, b in pairwise(found)]
     assert found[0] == pytest.approx(scores.values.mean()) and steps[0] < steps[1] < steps[2] < 0
+
+
+@pytest.mark.parametrize(
+    ("n", "said"), [(50, "b is worse than a on average (by 1 in accuracy)"), (29, "cannot")]
+)
+def test_where_every_item_says_the_same_it_is_said(n, said):
+    """Of `evaluate`, as of `compare`: there is no spread, so no interval."""
+    models = {"a": np.ones(n), "b": np.zeros(n)}
+    (line,) = item_lines(item_report(models, accuracy("correct"), "a"))
+    assert said in line
+
+
+def test_claims_are_by_holm_and_not_by_a_p_value_alone():
+    rng = np.random.default_rng(2)
+    found = compared(correct=1.0 * (rng.random(400) < 0.6), other=1.0 * (rng.random(400) < 0.8)).asked
+    for holm, claim, better in ((9.0, "items", 1), (1.2, "undecided", 0)):
+        items = [replace(item, minus_log10_p=9.0, minus_log10_holm=holm) for item in found.items]
+        (verdict,) = verdicts(found.solutions, found.tests, effect_sizes(found.solutions), items)
+        mean = MeanDifference("a", "b", "items", 400, -0.2, -0.3, -0.1, 9.0, minus_log10_holm=holm)
+        assert (verdict.claim, mean.better) == (claim, better)
+
+
+def test_tails_of_items():
+    """Equal scores have no hardest 1 %; shares stay between 0 and 1; differences of tails are paired."""
+    right = {"a": 1.0 * (np.arange(400) > 20), "b": 1.0 * (np.arange(400) == 7)}
+    rows = {(row["model"], row["name"]): row for row in item_report(right, accuracy("x"), "a").rows}
+    assert ("a", "hardest_1pct") not in rows and rows["b", "mean"]["low"] == 0 < rows["b", "mean"]["high"]
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=2_000)
+    report = item_report({"a": x, "b": x + 0.01 * rng.normal(size=2_000)}, points("x"), "a")
+    rows = {(row["model"], row["name"]): row for row in report.rows}
+    (line,) = item_lines(item_report({"a": -x, "b": 1 - x}, points("x", loss=True), "a"))
+    assert line.startswith("b is better than a on the worst 5 % (by 1 points of x) and on average (by 1 ")
+    tail = rows["b", "cvar_0.05"]
+    assert ("a", "hardest_1pct") in rows
+    assert 0 < 10 * (tail["difference_high"] - tail["difference_low"]) < tail["high"] - tail["low"]

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import klball
+from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.rounds import round_scores
 from klball.scores.elsewhere.expression import direction
 
@@ -38,6 +39,8 @@ FILES = {
     "tabs.txt": separated(ROWS, "\t"),
     "rows": lines(ROWS),
     "bom.csv": "\ufeff" + separated(ROWS).replace("\n", "\r\n"),
+    "spaces.csv": separated(ROWS, " , "),
+    "quotes.tsv": separated([{**row, "lang": '"say ""1\t2"""'} for row in ROWS], "\t"),
     "truth.csv": separated([{**row, "acc": bool(row["acc"])} for row in ROWS]),
 }
 
@@ -70,6 +73,9 @@ def polars_frame():
     [
         lambda: pd.DataFrame(COLUMNS),
         lambda: pd.DataFrame(COLUMNS).set_index("id"),
+        lambda: pd.DataFrame(COLUMNS, index=IDS).drop(columns="id"),
+        lambda: [{**row, "acc": np.float32(row["acc"])} for row in ROWS],
+        lambda: [{**row, "acc": np.bool_(row["acc"])} for row in ROWS],
         lambda: pd.concat([pd.DataFrame(COLUMNS)[2:], pd.DataFrame(COLUMNS)[:2]]).sort_index()[::1],
         lambda: pd.DataFrame({**COLUMNS, "lang": pd.Categorical(COLUMNS["lang"])}),
         polars_frame,
@@ -85,11 +91,21 @@ def test_frames_and_rows_in_python(make):
 
 
 @pytest.mark.parametrize(
-    "given", [3, None, b"x", [], [1, 2], {"a": [1], "b": [1, 2]}, np.ones(3)], ids=lambda x: repr(x)[:12]
+    "given",
+    [3, None, b"x", [], [1, 2], {"a": [1], "b": [1, 2]}, np.ones(3), pd.Series([0.5])],
+    ids=lambda x: repr(x)[:12],
 )
 def test_what_holds_no_rows_is_refused(given):
-    with pytest.raises(ValueError, match=r"must|no rows|named columns"):
+    with pytest.raises(ValueError, match=r"must|no rows|named columns|as a table"):
         klball.scores_from(given)
+
+
+@pytest.mark.parametrize(
+    "words", [{"score": 3}, {"id": 0}, {"group": ["lang"]}, {"round": True}, {"lower_is_better": "false"}]
+)
+def test_arguments_of_another_type_are_refused(words):
+    with pytest.raises(ValueError, match=rf"{next(iter(words))} must be"):
+        klball.scores_from(ROWS, **words)
 
 
 # --- which way is better --------------------------------------------------------------------------
@@ -162,18 +178,23 @@ def test_losses_called_log_likelihoods_and_the_other_way_round_are_refused():
 # --- which column -----------------------------------------------------------------------------------
 
 
-def test_of_several_numeric_columns_one_must_be_chosen():
+def test_of_several_numeric_columns_one_must_be_chosen(tmp_path):
     many = {"id": [1, 2], "x": [0.5, 1.0], "y": [3, 4], "text": ["p", "q"]}
     with pytest.raises(ValueError, match=r"several numeric columns \(x, y\).*--score COLUMN"):
         klball.scores_from(many)
     assert klball.scores_from(many, score="y").values.tolist() == [3, 4]
     assert klball.scores_from(many, score="y", id="text").sample_ids == ["p", "q"]
-    with pytest.raises(ValueError, match="no numeric column"):
-        klball.scores_from({"id": [1, 2], "text": ["p", "q"]})
+    with pytest.raises(ValueError, match=r"no numeric column .* there are id, text \('1,5'\)"):
+        klball.scores_from({"id": [1, 2], "text": ["1,5", "q"]})
+    with pytest.raises(ValueError, match=r"--score \"'a b' \+ 0.1\*c\""):
+        klball.scores_from({"a b": [1, 2], "c": [1, 2]})
+    (tmp_path / "x.csv").write_text("id,acc,words\na,NA,5\nb,1,6\n")  # a gap in front hides no column
+    with pytest.raises(ValueError, match=r"several numeric columns \(acc, words\)"):
+        klball.scores_from(tmp_path / "x.csv")
     for option in ("id", "group", "round"):
         with pytest.raises(ValueError, match=f"no column 'z' for --{option}; there are id, x, y, text"):
             klball.scores_from(many, score="x", **{option: "z"})
-    with pytest.raises(ValueError, match="no column 'z'; there are id, x, y, text"):
+    with pytest.raises(ValueError, match="no column 'z' in the dict; there are id, x, y, text"):
         klball.scores_from(many, score="x + z")
 
 
@@ -207,7 +228,8 @@ def test_weighted_sums_are_those_of_numpy(text):
     python = text.replace("'odd name'", "odd").replace("odd name", "odd")
     expected = eval(python, {"a": a, "b": b, "odd": odd})
     np.testing.assert_allclose(scores.values, expected, rtol=1e-14)
-    assert scores.measure.unit == f"points of {text}"
+    alone = {"+a": "a", "-(-a)": "a", "'odd name'": "odd name"}  # a column is called what it is
+    assert scores.measure.unit == f"points of {alone.get(text, text)}"
 
 
 NO_SUMS = [
@@ -288,6 +310,7 @@ def test_ids_that_repeat_or_are_missing(ids, said):
     ("name", "content", "said"),
     [
         ("x.csv", "id,x\n", "no rows below its header"),
+        ("x.tsv", 'id\tx\na\t"1\n', "line 2: a cell that begins with .* never ends"),
         ("x.csv", "id,x\na,1,2\n", "line 2: 3 cells, but the header has 2"),
         ("x.csv", "x,x\n1,2\n", "two columns called 'x'"),
         ("x.jsonl", '{"id": 1, "x": 2}\n{"id": \n', "line 2: not JSON"),
@@ -347,6 +370,12 @@ def test_items_that_one_model_lacks_leave_for_all():
         round_scores({"a": a, "b": klball.scores_from([{"id": "q", "x": 1.0}])})
     with pytest.raises(ValueError, match="compare the same score"):
         round_scores({"a": a, "b": klball.scores_from([{"id": "a", "y": 1.0}])})
+    loss = klball.scores_from([{"id": "a", "x": 1.0}], lower_is_better=True)
+    with pytest.raises(ValueError, match="compare the same score"):
+        round_scores({"a": a, "b": loss})
+    assert RoundsElsewhere({"a": klball.scores_from([{"id": 1, "x": 2.0, "question": "why?"}])}).texts(
+        {"1"}
+    ) == {"1": {"prompt": "why?"}}
     rows = [{"id": i, "x": 1.0, "r": r} for i in "ab" for r in (1, 2)]
     seeds, part = (klball.scores_from(some, score="x", round="r") for some in (rows, rows[:3]))
     for pair in ({"a": seeds, "b": part}, {"a": seeds.per_item(), "b": part.per_item()}):

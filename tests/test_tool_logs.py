@@ -132,6 +132,33 @@ def test_a_folder_is_one_model_with_its_tasks_and_runs(tmp_path):
     assert runs.round_names == ["run 1", "run 2"] and runs.per_item().values.tolist() == [0.5, 1.0]
 
 
+def test_tasks_with_other_metrics_and_other_rounds_are_one_accuracy(tmp_path):
+    """Accuracies of tasks that have no metric in common; two runs of one and one of the other."""
+    for k, time in enumerate((TIME, TIME.replace("05.", "06."))):
+        write_samples(tmp_path, "one", [sample(i, acc=float(i <= k)) for i in range(3)], time)
+    write_samples(tmp_path, "two", [sample(i, exact_match=float(i)) for i in range(2)])
+    both = klball.scores_from(tmp_path)
+    assert both.values.tolist() == [1, 0.5, 0, 0, 1] and both.groups == ["one"] * 3 + ["two"] * 2
+    assert both.name == "accuracy" == both.measure.noun and both.round_names == ["all"]
+    assert "each task's own accuracy (one: acc; two: exact_match)" in both.notes[0]
+    assert both.notes[-1] == "rounds differ by task (one: 2; two: 1): a score is the mean over its task's"
+    assert klball.scores_from(tmp_path, score="acc").round_names == ["run 1", "run 2"]
+    assert klball.round_scores({"a": both, "b": both}).log_likelihood.shape == (2, 1, 5)
+    write_samples(tmp_path, "one", [sample(i, acc=1.0) for i in range(2)], TIME.replace("05.", "06."))
+    lacking = {i.partition("-")[0]: why for i, why in klball.scores_from(tmp_path).lacking.items()}
+    assert lacking == {"one/2": "missing"}
+
+
+def test_a_column_in_quotes_is_that_column(tmp_path):
+    """With its direction and its unit."""
+    rows = [sample(k, name, wer=k / 2, exact_match=1.0) for name in ("x", "y") for k in range(2)]
+    path = write_samples(tmp_path, "t", rows, higher={"wer": False})
+    for score in ("wer,x", "'wer,x'", " 'wer,x'", "1*'wer,x'"):
+        assert klball.scores_from(path, score=score).values.tolist() == [0, -0.5]
+        assert klball.scores_from(path, score=score).measure.loss
+    assert klball.scores_from(path, score="'exact_match,y'").measure.unit == "accuracy"
+
+
 def test_folders_of_several_models_and_of_no_common_metric_are_refused(tmp_path):
     write_samples(tmp_path / "a", "t", [sample(0, acc=1.0)], model="a")
     write_samples(tmp_path / "b", "t", [sample(0, acc=1.0)], model="org/b")
@@ -218,6 +245,21 @@ def test_scorers_and_epochs_of_an_inspect_log(tmp_path):
         klball.scores_from(tmp_path)
     (tmp_path / "log.json").write_text(inspect_log([(0, 1, {})], "error"))
     with pytest.raises(ValueError, match=r"\(status error\) has no sample with a score"):
+        klball.scores_from(tmp_path / "log.json")
+    odd = [(0, "Yes"), (1, "0.5"), (2, float("nan")), (3, "no"), (4, 1)]
+    log = inspect_log([(i, 1, {"a": {"value": x}, "correct": {"value": i % 2}}) for i, x in odd])
+    log = log.replace('"model": "org/m"', '"model": "hf/local", "model_args": {"model_path": "org/m"}')
+    (tmp_path / "log.json").write_text(log)
+    words = klball.scores_from(tmp_path / "log.json")
+    assert words.values.tolist() == [1, 0.5, 0, 1] and words.lacking == {"2": "unscored"}
+    right = klball.scores_from(tmp_path / "log.json", score="correct")
+    assert len(right) == 5 and right.measure.unit == "accuracy" and not right.lacking
+    (tmp_path / "other.json").write_text(log.replace('"org/m"', '"org/tuned"'))
+    with pytest.raises(ValueError, match=r"2 models \(org/m, org/tuned\)"):  # of local ones by their paths
+        klball.scores_from(tmp_path)
+    (tmp_path / "other.json").unlink()
+    (tmp_path / "log.json").write_text(log.replace('"Yes"', '"maybe"'))
+    with pytest.raises(ValueError, match=r"row 1 .*'maybe' is no number"):
         klball.scores_from(tmp_path / "log.json")
     (tmp_path / "log.eval").write_bytes(b"PK\3\4 an archive that is none")
     with pytest.raises(ValueError, match="cannot be read as a log of Inspect"):

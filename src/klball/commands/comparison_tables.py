@@ -19,6 +19,7 @@ from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.hypothesis_tests import p_matrix
 from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds
 from klball.files import write_csv, write_text
+from klball.report.pages.parts import counted
 from klball.scores.elsewhere.item_scores import ONE_ROUND
 from klball.terminal import say, show_table
 
@@ -59,7 +60,7 @@ def _profiles(comparison: Comparison) -> list[dict[str, Any]]:
     """The robust profiles; of scores from elsewhere with the worst-case score in place of the loss."""
     if comparison.asked.solutions.of_tokens:
         return comparison.profiles
-    worst = ({"worst_case": -row["robust_loss"], **row} for row in comparison.profiles)
+    worst = ({"worst_case": 0.0 - row["robust_loss"], **row} for row in comparison.profiles)
     order = ("model", "epsilon", "worst_case", "lambda", "ess")
     return [{name: row[name] for name in order} for row in worst]
 
@@ -70,7 +71,7 @@ def show(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path)
     many = "" if scores.rounds == [ONE_ROUND] else f" × {len(scores.rounds)} rounds"
     lost = ", ".join(f"{count} {reason}" for reason, count in scores.left_out.items() if count) or "none"
     say(
-        f"n = {len(scores.sample_ids)} samples{many} × {len(scores.models)} models; "
+        f"n = {counted(len(scores.sample_ids), 'sample')}{many} × {len(scores.models)} models; "
         f"rows left out for all: {lost}{accepted(rounds)}"
     )
     for analysis in comparison.analyses():

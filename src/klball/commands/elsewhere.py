@@ -19,7 +19,7 @@ from klball.files import write_csv, write_run
 from klball.report.figures import plot_profiles
 from klball.report.pages.elsewhere import item_lines, write_items_page
 from klball.report.pages.evaluation import plain_lines
-from klball.report.pages.parts import few_in_words, interval
+from klball.report.pages.parts import counted, few_in_words, interval
 from klball.report.pages.tables import write_report
 from klball.scores.certified import certified_worst_case, limit
 from klball.scores.elsewhere.item_scores import Scores
@@ -68,11 +68,6 @@ def read_models(options: Any) -> dict[str, Scores]:
             said.setdefault(note, []).append(label)
     for note, labels in said.items():
         say(f"{'' if len(labels) == len(models) else ', '.join(labels) + ': '}{note}")
-    if len(models) > 1 and (numbered := [label for label, own in models.items() if own.numbered]):
-        raise ValueError(
-            f"{paths[numbered[0]]} has no column of ids: name it with --id COLUMN, or match rows by their "
-            "number with --id none"
-        )
     return models
 
 
@@ -207,7 +202,7 @@ def show_items(
     models = list(dict.fromkeys(row["model"] for row in report.rows))
     unit, own = report.measure.title, report.measure.own
     n, better = len(scores.sample_ids), report.measure.better
-    say(f"{n} items; left out for all: {lost(scores)}; {better} is better")
+    say(f"{counted(n, 'item')}; left out for all: {lost(scores)}; {better} is better")
     body = [
         (rows[0]["name"], rows[0]["items"], *(str(interval(r["value"], r["low"], r["high"])) for r in rows))
         for rows in _by_name(report, models)

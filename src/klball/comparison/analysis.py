@@ -61,7 +61,7 @@ class Comparison(Shown):
     Attributes:
         scores: What they were compared by.
         asked: The analysis at the (ε, γ) asked for.
-        wide: That at the largest ε with ESS ≥ 100, without γ, if there is one.
+        wide: That at the largest ε with ESS ≥ 100 at which every ball binds, without γ, if there is one.
         profiles: Rows model, ε, worst-case loss, λ, ESS: means over rounds.
         about: The models' provenance.
         averages: Differences of means, beside the worst cases.
@@ -123,7 +123,8 @@ class Comparison(Shown):
         n = len(self.scores.sample_ids)
         if self.wide is not None or self.asked.solutions.least_ess() >= LEAST_ESS:
             return ""
-        why = f"there are only {n} items" if n < LEAST_ESS else "at every radius few of them decide"
+        few = "there is only 1 item" if n == 1 else f"there are only {n} items"
+        why = few if n < LEAST_ESS else "at every radius few of them decide"
         return (
             f"No comparison at an effective sample size of {LEAST_ESS:g} or more: {why}. At "
             f"{self.asked.name} the least is {self.asked.solutions.least_ess():.3g} of {n}."
@@ -141,8 +142,8 @@ def compare_scores(
 ) -> Comparison:
     """Solve and test at (ε, γ), and at the largest radius whose ESS is at least 100.
 
-    Of scores from elsewhere the second is for an ε with less than that: at large radii a worst case of 0 and
-    1 says nothing any more.
+    Of scores from elsewhere the second is for an ε with less than that, or one at which some worst case is
+    the least score of all: at large radii a worst case of 0 and 1 says nothing any more.
 
     Args:
         scores: What `round_scores` made of the score tables.
@@ -157,7 +158,8 @@ def compare_scores(
         ValueError: No round of some pair can be solved.
     """
     asked = _analysed(scores, epsilon, gamma, resamples, progress, like_these)
-    enough = scores.certainty is None and asked.solutions.least_ess() >= LEAST_ESS
+    binds = bool((asked.solutions.lambda_ > 0).all())
+    enough = scores.certainty is None and binds and asked.solutions.least_ess() >= LEAST_ESS
     wide = None if enough else largest_epsilon_with_ess(scores)
     same = wide == epsilon and asked.solutions.gamma is None
     analysis = (

@@ -55,9 +55,10 @@ class MeanDifference:
         if not math.isnan(self.minus_log10_holm):
             interval = bounds_in_words(better, worse, low, high, measure)
             said = f"{interval}, Holm {p_in_words(self.minus_log10_holm)}"
+        over = self.over if self.count != 1 else self.over.removesuffix("s")
         return (
             f"On average {better} has a {measure.better} {measure.noun} than {worse}, by "
-            f"{measure.amount(abs(self.value))} (over {self.count} {self.over}{only}: {said})."
+            f"{measure.amount(abs(self.value))} (over {self.count} {over}{only}: {said})."
         )
 
 

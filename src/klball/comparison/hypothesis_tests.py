@@ -95,7 +95,7 @@ def why_degenerate(x: np.ndarray, y: np.ndarray, *, paired: bool) -> str:
     """Why matched samples [rounds] or [rounds, 2] allow no test: too few, or no spread; "" if they do."""
     columns = 1 if x.ndim == 1 else x.shape[1]
     if len(x) < columns + 1:
-        return f"{len(x)} usable rounds, {columns + 1} needed"
+        return f"{len(x)} usable round{'s' * (len(x) != 1)}, {columns + 1} needed"
     scale = np.maximum(np.abs(x).max(axis=0), np.abs(y).max(axis=0))
     spread = np.ptp(x - y, axis=0) if paired else np.maximum(np.ptp(x, axis=0), np.ptp(y, axis=0))
     if not np.any(spread <= CONSTANT * scale):

@@ -130,7 +130,8 @@ def _delta(
     effect = effect[rounds]
     unbound = int(np.isnan(effect).any(axis=1).sum())
     if unbound:
-        return replace(plain, degenerate=f"λ = 0 in {unbound} of {len(effect)} rounds: the ball is slack")
+        where = "" if len(effect) == 1 else f" in {unbound} of {len(effect)} rounds"
+        return replace(plain, degenerate=f"the worst case is the least score of all (λ = 0){where}")
     if plain.ess <= 2:
         return replace(plain, degenerate=f"ESS = {plain.ess:.2g}")
     se = math.sqrt((effect.mean(axis=0) ** 2).sum() / (solutions.n * (solutions.n - 1)))

@@ -90,10 +90,16 @@ def _refuse_absent(units: Collection[tuple[str, str]]) -> tuple[list[str], list[
 def scores_elsewhere(scores: Mapping[str, Scores]) -> RoundScores:
     """Scores from elsewhere by model; items that one model lacks in some round leave for all.
 
-    A model with one round has the round "all". Raises ValueError where the scores measure different things.
+    A model with one round has the round "all". Raises ValueError where the scores measure different things,
+    or have row numbers for ids and nobody said that these match.
     """
     first = next(iter(scores.values()))
     for model, own in scores.items():
+        if own.numbered and len(scores) > 1:
+            raise ValueError(
+                f"{own.sources[0][0].where if own.sources else model} has no column of ids: name it with "
+                "--id COLUMN, or match rows by their number with --id none"
+            )
         if (own.name, own.measure.loss) != (first.name, first.measure.loss):
             raise ValueError(
                 f"{model!r} has {own.measure.score}, {next(iter(scores))!r} {first.measure.score}: compare "

@@ -105,7 +105,8 @@ def _claim(
             "items",
             f"{difference} {scope} (over items: {of_items}, {_holm(item)}; {ess}).",
         )
-    beyond = f"undecided ({of_items})" if over_items else f"descriptive: {ess}"
+    why = item.degenerate or ess
+    beyond = f"undecided ({of_items})" if over_items else f"descriptive: {why}"
     if over_rounds and _significant(test):
         scope = f"on these {solutions.n} items only, over {like_these}"
         return (
@@ -115,7 +116,7 @@ def _claim(
     if not over_rounds and not over_items:
         return (
             "descriptive",
-            f"Descriptive: {ess}, {_counted(effect.rounds)}. {difference}, without a test that holds.",
+            f"Descriptive: {why}, {_counted(effect.rounds)}. {difference}, without a test that holds.",
         )
     return (
         "undecided",

@@ -230,7 +230,7 @@ def csv_rows(text: str, path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
         if repeated := sorted({name for name in header if header.count(name) > 1}):
             raise ValueError(f"{path} has two columns called {repeated[0]!r}")
         for cells in reader:
@@ -241,7 +241,11 @@ def csv_rows(text: str, path: Path, delimiter: str) -> Iterator[Row]:
             if cells:
                 yield dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+        open_quote = "unexpected end" in str(error)
+        said = (
+            'a cell that begins with " never ends: write a quote inside a cell as ""' if open_quote else error
+        )
+        raise ValueError(f"{path}, line {reader.line_num}: {said}") from error
 
 
 def _parquet(path: Path) -> pa.Table:

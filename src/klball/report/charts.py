@@ -97,7 +97,7 @@ def profile_charts(points: Sequence[ProfilePoint], data: str, measure: Measure =
     for (value, (y_title, sign)), title in zip(values.items(), titles, strict=True):
         series = []
         for model in dict.fromkeys(p.model for p in own):
-            curve = [(p.epsilon, sign * getattr(p, value)) for p in own if p.model == model]
+            curve = [(p.epsilon, sign * getattr(p, value) + 0.0) for p in own if p.model == model]
             x, y, labels = zip(*((place[e], v, f"ε = {e:.3g}") for e, v in curve), strict=True)
             series.append(Series(model, x, y, labels=labels))
         charts.append(Chart(title, "radius ε, nats", y_title, series, note, ticks=ticks))

@@ -89,7 +89,8 @@ def comparison_page(comparison: Comparison, rounds: Rounds | RoundsElsewhere, fo
                 "Hardest and top-weighted samples",
                 _samples(comparison, rounds),
                 f"Scores ({scores.measure.score_title}) and weights at {comparison.asked.name}, means over "
-                "rounds; a weight n·q of 1 is an even share. Prompts are the original ones.",
+                "rounds; a weight n·q of 1 is an even share."
+                + (" Prompts are the original ones." if rounds.acceptance() else ""),
                 group="model",
             ),
             _quality_section(comparison, rounds),
@@ -185,7 +186,7 @@ def _differences(analysis: Analysis, of_pair: list[dict[str, Any]], unit: str) -
 def _profiles_section(comparison: Comparison) -> Section:
     measure = comparison.scores.measure
     worst, sign = measure.profile
-    rows = [{**p, "robust_loss": sign * p["robust_loss"]} for p in comparison.profiles]
+    rows = [{**p, "robust_loss": sign * p["robust_loss"] + 0.0} for p in comparison.profiles]
     points = [
         ProfilePoint("all rounds", p["model"], p["epsilon"], p["robust_loss"], p["lambda"], p["ess"])
         for p in comparison.profiles

@@ -37,9 +37,10 @@ def write_items_page(report: ItemReport, scores: RoundScores, rounds: RoundsElse
         parts.append(_differences(report, unit))
     parts.append(plot(profile_charts(report.profiles, report.profiles[0].data, measure)[0]))
     kept = {"kept": n, **scores.left_out}
+    counts = f"{counted(len(scores.models), 'model')} on {counted(n, 'item')}"
     page = Page(
         title=f"Robustness report: {measure.noun}",
-        subtitle=f"{len(scores.models)} model(s) on {n} items; reference: {report.reference}",
+        subtitle=f"{counts}; reference: {report.reference}",
         headline=item_lines(report),
         verdict=_verdict(report, scores.models),
         sections=[
@@ -61,7 +62,7 @@ def _verdict(report: ItemReport, models: list[str]) -> list[str]:
     measure, said = report.measure, []
     for model in models:
         mean, tail = (_row(report, model, name) for name in ("mean", "cvar_0.05"))
-        rows = counted(tail["items"])
+        rows = counted(tail["items"]) + (", descriptive" if tail["items"] < FEW else "")
         if measure.unit == ACCURACY:
             worst, base = (_worst(report, name) for name in (model, report.reference))
             alone = model == report.reference
@@ -101,9 +102,9 @@ def item_lines(report: ItemReport) -> list[str]:
 def _side(measure: Measure, where: str, row: dict[str, Any], least: float) -> Side:
     """A difference to the reference in the source's own numbers."""
     value, low, high = row["difference"], row["difference_low"], row["difference_high"]
-    if row["items"] < least or (math.isnan(low) and value != 0):
+    if row["items"] < least:
         return Side(where, None)
-    clear = value != 0 and not low <= 0 <= high
+    clear = value != 0 and not low <= 0 <= high  # no interval: each and every item says so
     higher = 1 if value > 0 else -1
     return Side(where, (-higher if measure.loss else higher) if clear else 0, measure.amount(abs(value)))
 
@@ -154,10 +155,12 @@ def _differences(report: ItemReport, unit: str) -> Plot:
 
 def _samples(scores: RoundScores, rounds: RoundsElsewhere) -> Section:
     rows: list[dict[str, Any]] = []
+    noun = scores.measure.noun
     for m, model in enumerate(scores.models):
         own = scores.log_likelihood[m, 0]
         weights = solve_dual(loss=-own, epsilon=WEIGHED_AT).weights
-        rows += sample_rows(scores.sample_ids, own, weights, scores.measure.score, model=model)
+        found = sample_rows(scores.sample_ids, own, weights, noun, model=model)
+        rows += [{**row, noun: scores.measure.own(row[noun])} for row in found]
     texts = rounds.texts({row["sample_id"] for row in rows})
     return samples_section(
         "Hardest and top-weighted items",

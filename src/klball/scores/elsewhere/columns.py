@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 
 from klball.adversary.inputs import LARGEST
 from klball.data.texts import found
-from klball.scores.elsewhere.source import Column, Source
+from klball.scores.elsewhere.source import Column, Source, listed
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 TRUTH = {"true": 1.0, "false": 0.0}
 REPAIR = "drop or repair that row"
+FIRST = 100  # values that tell what a column holds
 
 
 def numbers(source: Source, name: str) -> np.ndarray:
@@ -37,7 +38,7 @@ def numbers(source: Source, name: str) -> np.ndarray:
 
 
 def is_numeric(source: Source, name: str) -> bool:
-    """Whether a column could be a score: by its type or, of text and lists, by its first value."""
+    """Whether a column could be a score: by its type or, of text and lists, by half of its first values."""
     column = source.columns[name]
     if isinstance(column, pa.ChunkedArray):
         kind = column.type
@@ -47,10 +48,15 @@ def is_numeric(source: Source, name: str) -> bool:
             return True
         if not source.written:
             return False
-    first = next((x for x in _scalars(column, 100) if x not in (None, "")), None)
-    if source.written:
-        return first is not None and (bool(NUMBER.fullmatch(first.strip())) or first.strip().lower() in TRUTH)
-    return isinstance(first, int | float | Decimal)
+    kinds = [kind for value in _scalars(column, FIRST) if (kind := _kind(source, value)) != "missing"]
+    return 0 < len(kinds) <= 2 * sum(kind in ("number", "bool") for kind in kinds)
+
+
+def beginnings(source: Source) -> str:
+    """Columns with their first values, for a refusal."""
+    first = {name: next(iter(_scalars(column, 1)), None) for name, column in source.columns.items()}
+    shown = (f"{name} ({value[:20]!r})" if isinstance(value, str) else name for name, value in first.items())
+    return listed(shown)
 
 
 def texts(source: Source, name: str, option: str) -> list[str]:
@@ -62,6 +68,7 @@ def texts(source: Source, name: str, option: str) -> list[str]:
 
 
 def _text(source: Source, name: str, option: str, row: int, value: Any, whole: bool) -> str:
+    value = value.strip() if isinstance(value, str) and source.written else value
     if isinstance(value, str) and value != "":
         return value
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):

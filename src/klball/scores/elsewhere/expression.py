@@ -123,10 +123,11 @@ def is_right(name: str) -> bool:
     return bool(own & RIGHT) or {"exact", "match"} <= own
 
 
-def weighted_sum(text: str, columns: Mapping[str, object]) -> dict[str, float]:
+def weighted_sum(text: str, columns: Mapping[str, object], where: str = "") -> dict[str, float]:
     """column → coefficient, of `text`: a column's name, or such as `a + 0.1*b`, `1 - error`, `'odd name'/2`.
 
-    The constant, where there is one, is under "". Raises ValueError for anything else.
+    The constant, where there is one, is under "". where: whose columns they are, for messages. Raises
+    ValueError for anything else.
     """
     if text in columns:
         return {text: 1.0}
@@ -137,12 +138,13 @@ def weighted_sum(text: str, columns: Mapping[str, object]) -> dict[str, float]:
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         said = error.msg if isinstance(error, SyntaxError) else str(error)
         raise ValueError(
-            f'--score {text[:80]!r} is no column and no weighted sum of columns such as "a + 0.1*b" '
-            f"({said}); there are {listed(columns)}"
+            f"--score {text[:80]!r} is no column and no weighted sum of columns such as "
+            f"\"a + 0.1*'odd name'\" ({said}); there are {listed(columns)}"
         ) from error
     for name in terms:
         if name and name not in columns:
-            raise ValueError(f"--score: there is no column {name!r}; there are {listed(columns)}")
+            of = f" in {where}" if where else ""
+            raise ValueError(f"--score: no column {name!r}{of}; there are {listed(columns)}")
     terms = {name: factor for name, factor in terms.items() if factor or not name}
     if not any(terms):
         raise ValueError(f"--score {text!r} has no column with a weight other than 0")

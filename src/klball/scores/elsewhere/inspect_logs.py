@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from klball.scores.elsewhere.expression import direction
-from klball.scores.elsewhere.source import Source
+from klball.scores.elsewhere.columns import NUMBER
+from klball.scores.elsewhere.expression import direction, is_right
+from klball.scores.elsewhere.source import Source, is_there
 from klball.scores.measure import Measure, accuracy, points
 
 LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # what Inspect's own metrics make of them
+WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}  # and of these
 MISSING = "inspect_ai reads logs of Inspect, and is not installed: pip install 'klball[inspect]'"
 
 logger = logging.getLogger(__name__)
@@ -67,8 +69,9 @@ def of_log(path: Path, kind: str, finished: bool = False) -> Source:
         measures={name: _measure(name, values[name]) for name in scorers},
         lacking=lacking,
         task=log.eval.task,
-        model=str(log.eval.model),
+        model=str(log.eval.model_args.get("model_path") or log.eval.model),  # of a local one
         texts=("prompt", "answer"),
+        gaps=True,
     )
 
 
@@ -91,12 +94,19 @@ def _flat(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    return LETTERS.get(value, value) if isinstance(value, str) else value
+    """Text as Inspect's own metrics read it; what they would make a silent 0 of stays."""
+    if not isinstance(value, str):
+        return value
+    if value in LETTERS:
+        return LETTERS[value]
+    return float(value) if NUMBER.fullmatch(value) else WORDS.get(value.lower(), value)
 
 
 def _measure(name: str, values: list[Any]) -> Measure:
-    """values: as the log has them. Letters, true and false say what is right."""
-    right = all(isinstance(value, bool) or value in LETTERS for value in values)
+    """values: as the log has them. Letters, true and false say what is right; 0 and 1 where the name does."""
+    had = [value for value in values if is_there(value)]
+    right = all(isinstance(value, bool) or value in LETTERS for value in had)
+    right = right or (is_right(name) and all(_number(value) in (0, 1) for value in had))
     return accuracy(name) if right else points(name)
 
 

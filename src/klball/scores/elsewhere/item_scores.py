@@ -59,6 +59,16 @@ class Scores(Shown):
         """The rounds, in order."""
         return list(dict.fromkeys(self.rounds))
 
+    def of_rows(self, rows: Sequence[int]) -> "Scores":
+        """Some of the rows."""
+        return replace(
+            self,
+            sample_ids=[self.sample_ids[row] for row in rows],
+            values=self.values[list(rows)],
+            rounds=[self.rounds[row] for row in rows],
+            groups=None if self.groups is None else [self.groups[row] for row in rows],
+        )
+
     def of_round(self, name: str) -> dict[str, float]:
         """Item → score of one round."""
         return {

@@ -1,14 +1,15 @@
 """`klball.scores_from`: per-item results of any kind → one score an item (and round), more being better."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from klball.data.ids import NUMBERED
-from klball.scores.elsewhere.columns import is_numeric, numbers, texts
+from klball.scores.elsewhere.columns import beginnings, is_numeric, numbers, texts
 from klball.scores.elsewhere.expression import (
     CONSTANT,
     MINUS,
@@ -21,7 +22,7 @@ from klball.scores.elsewhere.expression import (
 from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores
 from klball.scores.elsewhere.recognise import sources_of
 from klball.scores.elsewhere.source import Source, listed
-from klball.scores.measure import Measure, accuracy, points
+from klball.scores.measure import ACCURACY, Measure, accuracy, points
 
 BY_FILE = "file"  # the round that is no column
 BY_TASK = "task"
@@ -56,10 +57,16 @@ def scores_from(
         ValueError: No per-item results; several candidates for the score; a column called loss, perplexity
             or error without `lower_is_better`; missing, repeated, NaN or mixed values, with row and column.
     """
+    for option, given in {"score": score, "id": id, "group": group, "round": round}.items():
+        if not isinstance(given, str | None):
+            raise ValueError(f"{option} must be text, not {given!r}")
+    if not isinstance(lower_is_better, bool | None):
+        raise ValueError(f"lower_is_better must be True, False or None, not {lower_is_better!r}")
     sources, without = _with_score(sources_of(source), score)
-    name, notes = _chosen_score(sources, score, (id, group, round))
+    names, notes = _chosen_scores(sources, score, (id, group, round))
+    sources = [one.scored(weighted_sum(names[one.task], one.columns, one.where)) for one in sources]
     notes += [f"groups are by {told}" for told in _default_group(sources, group, round)]
-    parts = [_part(one, name, lower_is_better, id) for one in sources]
+    parts = [_part(one, names[one.task], lower_is_better, id) for one in sources]
     prefixed = len({one.task for one in sources}) > 1 and round != BY_TASK
     of_source = [
         [f"{one.task}/{i}" if prefixed else i for i in part[1]]
@@ -74,18 +81,22 @@ def scores_from(
     if counts := Counter(lacking.values()):
         notes.append("left out: " + ", ".join(f"{count} {why}" for why, count in counts.items()))
     _refuse_repeated(sources, ids, labels, id)
-    return Scores(
-        measure=_measure(sources, name, np.concatenate([part[0] for part in parts]), lower_is_better),
-        name=name,
+    values = np.concatenate([part[0] for part in parts])
+    own = dict.fromkeys(names.values())
+    notes += [] if (uneven := round is None and _uneven(_tasks(sources), labels)) else said
+    scores = Scores(
+        measure=_measure(sources, names, values, lower_is_better),
+        name=next(iter(own)) if len(own) == 1 else ACCURACY,
         sample_ids=ids,
-        values=np.concatenate([part[0] for part in parts]),
+        values=values,
         rounds=labels,
         groups=_groups(sources, group, round),
         lacking=lacking,
         numbered=any(part[2] for part in parts),
-        notes=(*notes, *said),
+        notes=tuple(notes),
         sources=tuple(zip(sources, of_source, strict=True)),
     )
+    return _over_own_rounds(scores, _tasks(sources)) if uneven else scores
 
 
 def _with_score(sources: list[Source], score: str | None) -> tuple[list[Source], list[str]]:
@@ -106,15 +117,41 @@ def _has(source: Source, score: str) -> bool:
         return False
 
 
+def _tasks(sources: list[Source]) -> list[str]:
+    """The task of every row."""
+    return [one.task for one in sources for _ in range(one.rows)]
+
+
+def _chosen_scores(
+    sources: list[Source], score: str | None, taken: Collection[str | None]
+) -> tuple[dict[str, str], list[str]]:
+    """task → the column or sum, the same one or its own accuracy, and what was chosen unasked."""
+    tasks = dict.fromkeys(one.task for one in sources)
+    first = {one.task: next(iter(one.measures), "") for one in sources}
+    right = all(one.measures and one.measures[first[one.task]].unit == ACCURACY for one in sources)
+    if score is None and right and not _common(sources):
+        told = "; ".join(f"{task}: {name}" for task, name in first.items())
+        return first, [f"the score is each task's own accuracy ({told}); one of them alone: --score"]
+    name, notes = _chosen_score(sources, score, taken)
+    return dict.fromkeys(tasks, name), notes
+
+
+def _common(sources: list[Source]) -> list[str]:
+    """The scores that the format defines for all of them."""
+    known = dict.fromkeys(name for one in sources for name in one.measures)
+    return [name for name in known if all(name in one.measures for one in sources)]
+
+
 def _chosen_score(
     sources: list[Source], score: str | None, taken: Collection[str | None]
 ) -> tuple[str, list[str]]:
     """The column or sum, and what was chosen without a word of the user's."""
     if score is not None:
-        return score, []
-    known = list(dict.fromkeys(name for one in sources for name in one.measures))
-    if known:
-        common = [name for name in known if all(name in one.measures for one in sources)]
+        terms = weighted_sum(score, sources[0].columns, sources[0].where)
+        alone = [*terms.values()] == [1.0] and CONSTANT not in terms
+        return (next(iter(terms)) if alone else score), []
+    if any(one.measures for one in sources):
+        common = _common(sources)
         if not common:
             of_task = "; ".join(f"{one.task or one.where}: {listed(one.measures)}" for one in sources)
             raise ValueError(
@@ -129,10 +166,13 @@ def _chosen_score(
     if len(found) == 1:
         return found[0], [f"the score is column {found[0]}, the only numeric one"]
     if not found:
-        raise ValueError(f"{first.where} has no numeric column; there are {listed(first.columns)}")
+        raise ValueError(
+            f"{first.where} has no numeric column (written as 1234.5); there are {beginnings(first)}"
+        )
+    a, b = (name if name.isidentifier() else repr(name) for name in found[:2])
     raise ValueError(
         f"{first.where} has several numeric columns ({listed(found[:MANY])}): choose with --score COLUMN, or "
-        f'a weighted sum such as --score "{found[0]} + 0.1*{found[1]}"'
+        f'a weighted sum such as --score "{a} + 0.1*{b}"'
     )
 
 
@@ -140,7 +180,7 @@ def _part(
     source: Source, name: str, lower_is_better: bool | None, id_column: str | None
 ) -> tuple[np.ndarray, list[str], bool]:
     """Scores, ids, and whether the ids are only numbers."""
-    terms = weighted_sum(name, source.columns)
+    terms = weighted_sum(name, source.columns, source.where)
     check_direction(terms, lower_is_better, source.measures)
     alone = next(iter(terms)) if len(terms) == 1 else CONSTANT
     known = source.measures.get(alone)
@@ -182,8 +222,13 @@ def _refuse_impossible(source: Source, name: str, values: np.ndarray) -> None:
         )
 
 
-def _measure(sources: list[Source], name: str, scores: np.ndarray, lower_is_better: bool | None) -> Measure:
+def _measure(
+    sources: list[Source], names: Mapping[str, str], scores: np.ndarray, lower_is_better: bool | None
+) -> Measure:
     """Of a known score the format's, else accuracy of 0 and 1 by the column's name, else its points."""
+    name, *others = dict.fromkeys(names.values())
+    if others:
+        return accuracy(ACCURACY)
     known = sources[0].measures.get(name)
     if known is not None and all(one.measures.get(name, known).noun == known.noun for one in sources):
         units = {one.measures.get(name, known).unit for one in sources}
@@ -198,7 +243,7 @@ def _rounds(sources: list[Source], ids: list[list[str]], round_: str | None) -> 
     own = [[ONE_ROUND] * one.rows for one in sources]
     said: list[str] = []
     if round_ == BY_TASK and any(one.task for one in sources):
-        return [one.task for one in sources for _ in range(one.rows)], []
+        return _tasks(sources), []
     if round_ == BY_FILE and BY_FILE not in sources[0].columns:
         return [one.label or one.where for one in sources for _ in range(one.rows)], []
     if round_ is not None:
@@ -220,6 +265,40 @@ def _rounds(sources: list[Source], ids: list[list[str]], round_: str | None) -> 
     return labelled, said
 
 
+def _rounds_of_tasks(tasks: list[str], labels: list[str]) -> dict[str, set[str]]:
+    of_task: dict[str, set[str]] = {task: set() for task in tasks}
+    for task, label in zip(tasks, labels, strict=True):
+        of_task[task].add(label)
+    return of_task
+
+
+def _uneven(tasks: list[str], labels: list[str]) -> bool:
+    """Whether tasks have different rounds, such as one epoch and two."""
+    return len(set(map(frozenset, _rounds_of_tasks(tasks, labels).values()))) > 1
+
+
+def _over_own_rounds(scores: Scores, tasks: list[str]) -> Scores:
+    """One round: an item's score is its mean over the rounds of its task."""
+    of_task = _rounds_of_tasks(tasks, scores.rounds)
+    parts = [
+        scores.of_rows([row for row, own in enumerate(tasks) if own == task]).per_item() for task in of_task
+    ]
+    items = list(chain.from_iterable(part.sample_ids for part in parts))
+    counts = "; ".join(f"{task}: {len(labels)}" for task, labels in of_task.items())
+    return replace(
+        scores,
+        sample_ids=items,
+        values=np.concatenate([part.values for part in parts]),
+        rounds=[ONE_ROUND] * len(items),
+        groups=None if scores.groups is None else [g for part in parts for g in part.groups or []],
+        lacking={item: why for part in parts for item, why in part.lacking.items()},
+        notes=(
+            *scores.notes,
+            f"rounds differ by task ({counts}): a score is the mean over its task's",
+        ),
+    )
+
+
 def _default_group(sources: list[Source], group: str | None, round_: str | None) -> list[str]:
     """What names the groups if the user does not: several tasks, or the column that the format knows."""
     if group is not None:
@@ -234,7 +313,7 @@ def _groups(sources: list[Source], group: str | None, round_: str | None) -> lis
     if column is None:
         return None
     if column == BY_TASK and any(one.task for one in sources):
-        return [one.task for one in sources for _ in range(one.rows)]
+        return _tasks(sources)
     return [label for one in sources for label in texts(one, column, "group")]
 
 

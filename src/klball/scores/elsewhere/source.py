@@ -1,7 +1,8 @@
 """Rows of per-item results as a file or frame has them, and what its format knows of the columns."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from klball.scores.measure import Measure
@@ -24,6 +25,7 @@ class Source:
         label: What a round is called if every file is one.
         model: Who was measured, where the file says so.
         texts: The columns of prompt and answer, "" for none.
+        gaps: The tool leaves a score out, or writes NaN, where it has none: such rows leave, and are counted.
     """
 
     where: str
@@ -38,6 +40,7 @@ class Source:
     label: str = ""
     model: str = ""
     texts: tuple[str, str] = ("", "")
+    gaps: bool = False
 
     @property
     def rows(self) -> int:
@@ -51,9 +54,26 @@ class Source:
             )
         return self.columns[name]
 
+    def scored(self, names: Iterable[str]) -> "Source":
+        """Without the rows that lack one of these scores, where the tool may leave one out."""
+        if not self.gaps:
+            return self
+        of_row = zip(*(self.columns[name] for name in names if name), strict=True)
+        kept = [row for row, values in enumerate(of_row) if all(is_there(value) for value in values)]
+        if len(kept) in (0, self.rows):
+            return self
+        lost = {self.columns[self.id][row] for row in {*range(self.rows)} - {*kept}}
+        columns = {own: [column[row] for row in kept] for own, column in self.columns.items()}
+        return replace(self, columns=columns, lacking={**self.lacking, **dict.fromkeys(lost, "unscored")})
+
     def refusal(self, row: int, name: str, what: str) -> ValueError:
         """The error of one cell; rows count from 1."""
         return ValueError(f"{self.where}, row {row + 1} (counted from 1), {name}: {what}")
+
+
+def is_there(value: Any) -> bool:
+    """Neither missing nor NaN."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
 def listed(names: Any) -> str:

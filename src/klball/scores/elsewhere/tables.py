@@ -1,6 +1,6 @@
 """Tables: CSV, TSV, JSON lines and Parquet files, frames, lists of rows, and klball's own score tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ IDS = (
 )
 PROMPTS = ("prompt", "question", "input", "instruction", "text")
 ANSWERS = ("answer", "target", "output", "response", "completion")
+UNNAMED = "__index_level_"  # what Arrow calls an index of pandas that has no name
 DELIMITERS = (",", "\t", ";")
 OWN = {"sample_id", "log_likelihood", "certainty", "sum_log_prob", "num_tokens", "truncated"}
 ANSWERED = {"sample_id", "log_likelihood", "rewards", "finished"}
@@ -79,11 +80,18 @@ def of_frame(frame: Any, where: str) -> Source:
         return of_arrow(table, where)
     try:
         table = pa.table(frame)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:  # a column of mixed types, which is named later
-        if not hasattr(frame, "columns"):
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowTypeError,
+        TypeError,
+    ) as error:  # a column of mixed types, which is named later
+        if not hasattr(frame, "__len__") or not hasattr(frame, "columns"):  # a Series, a lazy frame
             raise ValueError(f"{where} cannot be read as a table: {first_line(error)}") from error
         return _table({str(name): list(frame[name]) for name in frame.columns}, where)
-    left = [name for name in table.column_names if not name.startswith("__index_level_")]  # pandas' own
+    left = [name for name in table.column_names if not name.startswith(UNNAMED)]
+    if not _first(left, IDS) and f"{UNNAMED}0__" in table.column_names:  # labels that pandas aligns rows by
+        table = table.rename_columns({f"{UNNAMED}0__": "index"})
+        left.append("index")
     source = of_arrow(table.select(left), where)
     mixed = [n for n in frame.columns if str(frame[n].dtype) == "object"] if hasattr(frame, "iloc") else []
     columns = {**source.columns, **{name: list(frame[name]) for name in mixed if name in source.columns}}
@@ -111,11 +119,14 @@ def of_arrow(table: pa.Table, where: str) -> Source:
 
 
 def _table(columns: Mapping[str, Column], where: str, written: bool = False) -> Source:
-    def first(names: Sequence[str]) -> str:
-        lower = {name.lower(): name for name in reversed(list(columns))}
-        return next((lower[name] for name in names if name in lower), "")
+    texts = _first(columns, PROMPTS), _first(columns, ANSWERS)
+    return Source(where, columns, written, id=_first(columns, IDS), texts=texts)
 
-    return Source(where, columns, written, id=first(IDS), texts=(first(PROMPTS), first(ANSWERS)))
+
+def _first(columns: Iterable[str], names: Sequence[str]) -> str:
+    """The column with the first of these names, in whatever case; "" for none."""
+    lower = {name.lower(): name for name in reversed(list(columns))}
+    return next((lower[name] for name in names if name in lower), "")
 
 
 def _scored(table: pa.Table, where: str, score: str, truncated: str) -> tuple[pa.Table, dict[str, str]]:
