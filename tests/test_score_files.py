@@ -12,7 +12,6 @@ from datasets import Dataset
 
 import klball
 from klball import cli
-from klball.commands.solve import _largest
 from klball.data.rows import load_rows
 from klball.files import HOST
 from klball.scores.parquet import score_files
@@ -148,13 +147,6 @@ def test_foreign_files_are_refused_alike(streamed, other, table_path, capsys):
     }
     assert expected[other][streamed == "false"] in error
     assert "klball.scores_from" in error or other == "strings" or streamed == "false"
-
-
-def test_the_largest_weights_in_order():
-    weights = np.random.default_rng(0).integers(0, 50, 1_000) / 1e4
-    for count in (0, 1, 17, 1_000, 2_000):
-        expected = np.argsort(-weights, kind="stable")[:count]
-        np.testing.assert_array_equal(_largest(weights, count), expected)
 
 
 @pytest.mark.parametrize(
