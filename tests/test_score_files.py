@@ -137,6 +137,7 @@ def test_foreign_files_are_refused_alike(streamed, other, table_path, capsys):
     else:
         path.with_suffix(".csv").write_text("id,loss\n1,2.5\n")
     scores = path.with_suffix(".csv") if other == "csv" else table_path.parent
+    capsys.readouterr()  # the fixture's own bars
     with pytest.raises(SystemExit):
         cli.main(["solve", "--scores", str(scores), "--streamed", streamed])
     (error,) = capsys.readouterr().err.strip().splitlines()
