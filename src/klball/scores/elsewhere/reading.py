@@ -128,8 +128,8 @@ def _chosen_scores(
     """task → the column or sum, the same one or its own accuracy, and what was chosen unasked."""
     tasks = dict.fromkeys(one.task for one in sources)
     first = {one.task: next(iter(one.measures), "") for one in sources}
-    right = all(one.measures and one.measures[first[one.task]].unit == ACCURACY for one in sources)
-    if score is None and right and not _common(sources):
+    units = [one.measures[first[one.task]].unit if first[one.task] in one.measures else "" for one in sources]
+    if score is None and {*units} == {ACCURACY} and not _common(sources):
         told = "; ".join(f"{task}: {name}" for task, name in first.items())
         return first, [f"the score is each task's own accuracy ({told}); one of them alone: --score"]
     name, notes = _chosen_score(sources, score, taken)
