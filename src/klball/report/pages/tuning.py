@@ -100,9 +100,9 @@ def _why_not(rows: Sequence[Row], results: TuningResults, limit: str) -> str:
         return f"ε = 0, for want of rows: on a worst 5 % of {counted(worst)} no gain can be told from noise."
     costly = [row for row in rows if not row["mean_ratio"] <= 1 + results.max_cost]
     noise = len(rows) - len(costly) - len(results.missed)
-    why = [f"{len(costly)} cost more than {limit} on the mean"] * bool(costly)
-    why += [f"{noise} gain no more than noise in the {OF_TAILS[results.tail]}"] * bool(noise)
-    counts = f"of {len(rows)} arms {' and '.join(why)}"
+    why = [f"{_arms(len(costly), 'cost')} more than {limit} on the mean"] * bool(costly)
+    why += [f"{_arms(noise, 'gain')} no more than noise in the {OF_TAILS[results.tail]}"] * bool(noise)
+    counts = f"of {counted(len(rows), 'arm')} {' and '.join(why)}"
     dear = [row for row in costly if row[f"{results.tail}_high"] < 1]
     if not dear:
         return f"ε = 0: robustness buys nothing here: {counts}."
@@ -111,6 +111,10 @@ def _why_not(rows: Sequence[Row], results: TuningResults, limit: str) -> str:
         f"ε = 0: what robustness buys here costs too much: {counts}. The cheapest that gains is "
         f"{cheapest['arm']}: {_against(cheapest, results)}; --max_cost says what it may cost."
     )
+
+
+def _arms(count: int, does: str) -> str:
+    return f"{count} {does}{'s' * (count == 1)}"
 
 
 def _against(row: Row, results: TuningResults) -> str:
