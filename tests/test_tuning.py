@@ -174,7 +174,7 @@ def test_what_the_verdict_says():
     assert "On 77 rows that chose nothing" in tested and "--test_fraction" not in tested
     worse = arm(0.5, 1.1, 1.2, 1.3)
     text = " ".join(verdict(results([worse, noisy])))
-    assert "robustness buys nothing here: of 2 arms 1 cost more than 1 % on the mean and 1 gain no" in text
+    assert "robustness buys nothing here: of 2 arms 1 costs more than 1 % on the mean and 1 gains no" in text
     text = " ".join(verdict(results([dear, worse, noisy])))
     assert "buys here costs too much: of 3 arms 2 cost" in text and "--max_cost" in text
     assert (
