@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # DPO on hh-harmless, reward models on LLMBar, GDPO on the personas' beliefs, in the folder of `data.py`'s rows: `bash ../preference.sh`.
-# On a CPU: `OMP_NUM_THREADS=1 LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=thp:always,dirty_decay_ms:-1 bash ../preference.sh`.
+# On a CPU: `OMP_NUM_THREADS=1 LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=thp:always,dirty_decay_ms:20000 bash ../preference.sh`.
 # Interrupted, it goes on where it was.
 set -euo pipefail
 SEED=${SEED:-42}
