@@ -1,6 +1,5 @@
 """Runs that begin alike score their samples before the first step once."""
 
-import pytest
 import torch
 
 from gradient_grid import CASES, trainer_for
@@ -18,29 +17,25 @@ def trained(tmp_path, name, case, start_scores, **more):
 
 
 def test_the_second_run_reads_what_the_first_has_left_and_is_the_same(tmp_path):
-    case, file = CASES["nll-ball-sample"], tmp_path / "shared" / "start.pt"
+    case, shared = CASES["nll-ball-sample"], {}
     alone, wanted = trained(tmp_path, "alone", case, None)
-    first, steps = trained(tmp_path, "first", case, file)
-    second, again = trained(tmp_path, "second", case, file)
-    assert alone == first == ["before the first step", *second] and file.exists()
+    first, steps = trained(tmp_path, "first", case, shared)
+    shared["score"] = shared["score"].contiguous()
+    kept = shared["score"].clone()
+    second, again = trained(tmp_path, "second", case, shared)
+    assert torch.equal(shared["score"], kept)
+    assert alone == first == ["before the first step", *second]
     for step, other, one in zip(steps, again, wanted, strict=True):
         assert torch.equal(step, one) and torch.equal(other, one)
 
 
 def test_an_adversary_that_needs_more_than_was_kept_scores_anew(tmp_path):
-    file = tmp_path / "start.pt"
-    trained(tmp_path, "ball", CASES["nll-ball-sample"], file)
+    shared = {}
+    trained(tmp_path, "ball", CASES["nll-ball-sample"], shared)
     case = CASES["nll-certainty-sample"]
     assert isinstance(case["ambiguity"], CertaintyKLBall)
-    passes, steps = trained(tmp_path, "certainty", case, file)
+    passes, steps = trained(tmp_path, "certainty", case, shared)
     _, wanted = trained(tmp_path, "alone", case, None)
-    assert passes[0] == "before the first step" and torch.load(file).keys() == {"score", "certainty"}
+    assert passes[0] == "before the first step" and shared.keys() == {"score", "certainty"}
     assert all(map(torch.equal, steps, wanted))
-    assert trained(tmp_path, "third", CASES["nll-ball-sample"], file)[0] == passes[1:]  # less is enough
-
-
-def test_a_file_of_other_samples_is_refused(tmp_path):
-    file = tmp_path / "start.pt"
-    torch.save({"score": torch.zeros(3)}, file)
-    with pytest.raises(ValueError, match=r"start.pt holds scores of 3 samples, not of"):
-        trained(tmp_path, "run", CASES["nll-ball-sample"], file)
+    assert trained(tmp_path, "third", CASES["nll-ball-sample"], shared)[0] == passes[1:]  # less is enough

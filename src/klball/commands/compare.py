@@ -218,7 +218,7 @@ def _embedded() -> dict[str, str]:
     options, folder, data, arms = tiny_experiment((0.0, 0.05))
     models = {"base": TINY}
     for arm in arms:
-        _, points = run_arm(arm, 0, data, folder, options)
+        _, points = run_arm(arm, 0, data, folder, options, {})
         name = f"robust SFT, {arm.label}" if arm.epsilon > 0 else "SFT"
         models[name] = str(folder / "seed-0" / arm.folder / f"checkpoint-{points[-1]['step']}")
     return models

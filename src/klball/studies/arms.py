@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from torch import Tensor
 from transformers import TrainerCallback
 from trl import ModelConfig
 
@@ -211,14 +212,21 @@ def provenance_of(folder: Path) -> dict[str, Any]:
 
 
 def run_arm(
-    arm: Arm, seed: int, data: dict[str, Dataset], folder: Path, options: Options
+    arm: Arm,
+    seed: int,
+    data: dict[str, Dataset],
+    folder: Path,
+    options: Options,
+    start_scores: dict[str, Tensor],
 ) -> tuple[Tables, list[dict[str, Any]]]:
-    """Train one arm, score its checkpoints; returns the final tables and the curve's points."""
+    """Train one arm, score its checkpoints; returns the final tables and the curve's points.
+
+    start_scores: one for all arms and seeds, as in `klball.training.run.train`.
+    """
     run = folder / f"seed-{seed}" / arm.folder
     config = _config(arm, seed, run, num_steps(len(data["train"]), options), options)
-    start = folder / "start_scores.pt"
     name = options.model_name_or_path
-    train_run(config, data["train"], name, arm.label, seed, options, start_scores=start)
+    train_run(config, data["train"], name, arm.label, seed, options, start_scores=start_scores)
     curve = []
     tables: Tables = {}
     for step, path in sorted(checkpoints_of(run).items()):
@@ -249,7 +257,7 @@ def train_run(
     seed: int,
     options: Options,
     lora: bool = True,
-    start_scores: Path | None = None,
+    start_scores: dict[str, Tensor] | None = None,
 ) -> None:
     """Train from a model, by LoRA unless its rank is 0; a finished run is left as it is.
 

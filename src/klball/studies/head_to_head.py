@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from datasets import Dataset
+from torch import Tensor
 
 from klball.data.rows import load_rows
 from klball.files import json_digest, write_csv
@@ -97,12 +98,13 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     reference = _Reference(model, prompts, written, base, options)
     outcomes: list[Outcome] = []
     arms = arms_of(options)
+    start: dict[str, Tensor] = {}
     for seed in range(options.seeds):
         outcomes.append(
             reference.outcome(BASE, seed, base, options.model_name_or_path, folder / "own" / BASE)
         )
         for arm in arms:
-            tables, points = run_arm(arm, seed, data, folder, options)
+            tables, points = run_arm(arm, seed, data, folder, options, start)
             path = folder / f"seed-{seed}" / arm.folder / f"checkpoint-{points[-1]['step']}"
             own = folder / "own" / f"seed-{seed}" / arm.folder
             outcomes.append(reference.outcome(arm.label, seed, tables, str(path), own))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch import Tensor
 
 from klball.data.ids import group_names
 from klball.files import write_csv
@@ -57,12 +58,13 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     refuse_unusable(arms, len(data["train"]), folder, options)
     tables = {0: {BASE: score_model(options.model_name_or_path, BASE, data, folder, options)}}
     curves: list[dict[str, Any]] = []
+    start: dict[str, Tensor] = {}
     for seed in range(options.seeds):
         tables.setdefault(seed, {})[BASE] = tables[0][BASE]
         for arm in arms:
             if seed == 0:
                 _show_so_far(tables[0], groups)
-            tables[seed][arm.label], points = run_arm(arm, seed, data, folder, options)
+            tables[seed][arm.label], points = run_arm(arm, seed, data, folder, options, start)
             curves += points
         reached = {s: t for s, t in tables.items() if s <= seed}
         _report(reached, curves, arms, data, groups, folder)

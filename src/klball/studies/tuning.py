@@ -8,13 +8,14 @@ the next one needs.
 import dataclasses
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from torch import Tensor
 from trl import ModelConfig
 
 from klball.data.encoding import load_chat_template
@@ -38,7 +39,6 @@ from klball.training.stages import checkpoint_at
 
 PLAIN = "ε = 0"
 HELD_OUT, TEST = "held-out", "test"
-START_FILE = "start_scores.pt"
 OF_ADVERSARY = (  # settings that say nothing to ε = 0
     *("ambiguity", "direction", "max_weight", "epsilon_warmup", "group_column", "reweight"),
     *("rescore_steps", "gamma", "certainty_gradient", "on_infeasible"),
@@ -78,7 +78,10 @@ def arms_of(epsilons: Sequence[float], caps: Sequence[float], group_column: str 
 
 @dataclass(frozen=True)
 class Study:
-    """What is tuned. config: of every arm, but for what an arm sets; resolved: what its run.json says."""
+    """What is tuned. config: of every arm, but for what an arm sets; resolved: what its run.json says.
+
+    start_scores: of the training rows before the first step, once an arm has made them.
+    """
 
     train: Dataset
     held_out: Dataset
@@ -91,6 +94,7 @@ class Study:
     caps: Sequence[float]
     max_cost: float
     halving: bool
+    start_scores: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     @cached_property
     def arms(self) -> list[Arm]:
@@ -158,7 +162,7 @@ def trained(study: Study, arm: Arm, share: float) -> tuple[str, str]:
             *(study.train, config, dataclasses.replace(study.model), resolved),
             callbacks=[Steps(progress)],
             until=share,
-            start_scores=study.folder / START_FILE,
+            start_scores=study.start_scores,
         )
     gc.collect()  # a trainer refers to itself: its model would stay beside the next one
     if share == 1:

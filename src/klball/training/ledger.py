@@ -55,7 +55,10 @@ class Ledger:
         """Replace every entry after a full re-scoring."""
         foretold = self.scores()
         self.drift.restart([fresh[name] - foretold[name] for name in self.entries])
-        self.entries = {name: fresh[name].double().contiguous() for name in self.entries}
+        # copies: `record` writes into them
+        self.entries = {
+            name: fresh[name].double().clone(memory_format=torch.contiguous_format) for name in self.entries
+        }
         self.known.fill_(True)
 
     def record(self, index: Tensor, fresh: Mapping[str, Tensor], solution: Solution | None) -> None:

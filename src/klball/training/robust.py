@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from klball.adversary.sets import AmbiguitySet
-from klball.files import whole_file
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
 from klball.training.batches import INDEX, WithIndex
@@ -46,8 +44,8 @@ class RobustTrainer(Accounted):
 
     samples: Dataset
 
-    start_scores: Path | None = None
-    """A file of the scores before the first step, for runs that begin alike; none is made or read without."""
+    start_scores: dict[str, Tensor] | None = None
+    """The scores before the first step, which runs that begin alike share; the first of them fills it."""
 
     # --- what a family says -------------------------------------------------------------------
 
@@ -146,19 +144,13 @@ class RobustTrainer(Accounted):
         self.scoring_seconds[reason] += time.perf_counter() - began
 
     def _scores_of_start(self, when: str) -> dict[str, Tensor] | None:
-        """From the file where another run has left what this adversary needs."""
-        path = self.start_scores
-        if path is not None and path.exists():
-            kept = torch.load(path)
-            if len(kept["score"]) != len(self.samples):
-                found = len(kept["score"])
-                raise ValueError(f"{path} holds scores of {found} samples, not of {len(self.samples)}")
-            if kept.keys() >= {*self.ambiguity.needs}:
-                return {name: kept[name] for name in self.ambiguity.needs}
+        """Those that another run has left, if they are what this adversary needs."""
+        shared, needs = self.start_scores, self.ambiguity.needs
+        if shared is not None and shared.keys() >= {*needs}:
+            return {name: shared[name] for name in needs}
         scores = self.score_units(when)
-        if path is not None and scores is not None and self.is_world_process_zero():
-            with whole_file(path) as unfinished:
-                torch.save(scores, unfinished)
+        if shared is not None and scores is not None:
+            shared.update(scores)
         return scores
 
     def _rescore_is_due(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import DistributedType, PartialState
 from datasets import Dataset
+from torch import Tensor
 from transformers import PrinterCallback, set_seed
 from trl import (
     ModelConfig,
@@ -53,14 +54,14 @@ def train(
     callbacks: Sequence[Any] = (),
     chat_template_path: str | None = None,
     until: float = 1.0,
-    start_scores: Path | None = None,
+    start_scores: dict[str, Tensor] | None = None,
 ) -> None:
     """Run to the end: model, history and top-weighted samples in `config.output_dir`.
 
     The configuration's class says which of the `FAMILIES` it is. chat_template_path: for configurations
     that have no such field. until: the share of the steps after which to stop, with a checkpoint in place of
     what a finished run leaves; 0: what the trainer refuses is refused, and nothing is trained or written.
-    start_scores: a file that runs share which begin alike, so that one of them scores for all.
+    start_scores: empty at first, and shared by runs that begin alike, so that one of them scores for all.
 
     Resumes from the newest whole checkpoint if the folder's `run.json` is `resolved` on the same rows and
     model, and raises ValueError if it is another run's. `config.resume_from_checkpoint`: where to begin

@@ -80,11 +80,7 @@ def of_frame(frame: Any, where: str) -> Source:
         return of_arrow(table, where)
     try:
         table = pa.table(frame)
-    except (
-        pa.ArrowInvalid,
-        pa.ArrowTypeError,
-        TypeError,
-    ) as error:  # a column of mixed types, which is named later
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:  # of mixed types: named later
         if not hasattr(frame, "__len__") or not hasattr(frame, "columns"):  # a Series, a lazy frame
             raise ValueError(f"{where} cannot be read as a table: {first_line(error)}") from error
         return _table({str(name): list(frame[name]) for name in frame.columns}, where)
