@@ -65,6 +65,15 @@ def test_dropped_and_cut_rows_are_counted(family, tmp_path, caplog):
         trainer_for(dict(family=family), "8x1", str(tmp_path), max_length=2)
 
 
+def test_a_pair_that_just_fits_is_not_cut(tmp_path, caplog):
+    whole, _ = trainer_for(dict(family="dpo"), "8x1", str(tmp_path))
+    longest = max(whole.row_lengths(whole.train_dataset)) // 2
+    trainer_for(dict(family="dpo"), "8x1", str(tmp_path), max_length=longest)
+    assert "it cuts" not in caplog.text
+    trainer_for(dict(family="dpo"), "8x1", str(tmp_path), max_length=longest - 1)
+    assert "it cuts" in caplog.text
+
+
 def test_nothing_is_said_where_nothing_is_lost(tmp_path, caplog):
     trainer_for(dict(family="dpo"), "8x1", str(tmp_path))
     assert "were dropped" not in caplog.text
