@@ -24,6 +24,7 @@ from klball.studies.forgetting_summary import (
     r_squared,
 )
 from klball.studies.summary import means
+from klball.training.rl.rewards import LastNumber
 from small_runs import write_rows
 
 OPTIONS = Options(experiment="forgetting", epsilons=[0.0, 0.1], per_device_train_batch_size=4, points=3)
@@ -60,7 +61,8 @@ def test_the_start_is_half_of_the_task_and_has_none_of_the_arms_rows(tmp_path):
     options = Options(
         experiment="forgetting",
         dataset_name=task,
-        start_names=[task, "word-problems:level=2,count=60", str(tmp_path / "docs.jsonl")],
+        # answered otherwise, a problem has another id, but is the same problem
+        start_names=[f"{task},hasty=1", "word-problems:level=2,count=60", str(tmp_path / "docs.jsonl")],
         ood_name=str(tmp_path / "docs.jsonl"),
         train_rows=30,
         start_steps=4,
@@ -69,7 +71,7 @@ def test_the_start_is_half_of_the_task_and_has_none_of_the_arms_rows(tmp_path):
     data = forgetting.task_data(options)
     rows = forgetting.start_rows(options, data["train"])
     problems = {row["question"] for row in load_builtin(task, "train")}
-    assert len(rows) == 40 and not {*rows["sample_id"]} & {*data["train"]["sample_id"]}
+    assert len(rows) == 40 and not {*rows["question"]} & {*data["train"]["question"]}
     assert sum(question in problems for question in rows["question"]) == 20
     assert not {*data["hard"]["question"]} & problems
 
@@ -82,7 +84,8 @@ def test_a_start_of_other_columns_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", ["level=3", "level=0.5", "level=-1", "count=0", "count=2.5", "count=30000"]
+    "settings",
+    ["level=3", "level=0.5", "level=-1", "count=0", "count=2.5", "count=30000", "hasty=-0.1", "hasty=2"],
 )
 def test_word_problems_that_do_not_exist_are_refused(settings):
     with pytest.raises(ValueError, match=f"word-problems: {settings.partition('=')[0]} must be"):
@@ -94,6 +97,20 @@ def test_levels_share_no_kind_of_problem_and_leave_the_data_as_it_was():
     assert all("equally" in row["question"] for row in easy)
     assert not any("equally" in row["question"] for row in hard)
     assert load_builtin("word-problems", "test") == load_builtin("word-problems:level=0", "test")
+
+
+def test_hasty_answers_are_those_without_the_last_step_and_never_right():
+    plain = load_builtin("word-problems:count=600", "train")
+    found = {share: load_builtin(f"word-problems:count=600,hasty={share}", "train") for share in (0.3, 0.6, 1)}
+    for row, hasty in zip(plain, found[1], strict=True):
+        assert hasty["question"] == row["question"] and hasty["id"] != row["id"]
+        steps, answer = hasty["answer"].rsplit(". The answer is ", 1)
+        assert row["answer"].startswith(f"{steps}. ") and answer[:-1] in steps
+    told = {"answer": [row["answer"] for row in plain], "completion_finished": [True] * 600}
+    completions = [row["answer"] for row in found[1]]
+    assert not any(LastNumber()(prompts=None, completions=completions, completion_ids=None, **told))
+    changed = {share: {i for i, row in enumerate(rows) if row != plain[i]} for share, rows in found.items()}
+    assert changed[0.3] < changed[0.6] < changed[1] and 140 < len(changed[0.3]) < 220
 
 
 def points(slopes, seeds=(0, 1), kl=lambda forgetting, slope: forgetting):

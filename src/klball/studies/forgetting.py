@@ -124,20 +124,25 @@ def task_data(options: Options) -> dict[str, Dataset]:
 
 
 def start_rows(options: Options, train: Dataset) -> Dataset:
-    """Half of the first of `start_names`, the rest of the others in equal shares; no rows of the arms.
+    """Half of the first of `start_names`, the rest of the others in equal shares; no prompts of the arms.
 
     Raises ValueError if their columns are not the same.
     """
     count = max(1, options.start_steps * options.per_device_train_batch_size)
     others = max(1, len(options.start_names) - 1)
-    taken = set(train["sample_id"])
+    taken = {*_prompts(train)}
     parts = []
     for name in options.start_names:
-        rows = load_rows(name).filter(lambda i: i not in taken, input_columns="sample_id")
+        rows = load_rows(name)
+        rows = rows.select([i for i, prompt in enumerate(_prompts(rows)) if prompt not in taken])
         parts.append(first(rows, -(-count // (2 * others if parts else 2))))
         if {*parts[-1].column_names} != {*parts[0].column_names}:
             raise ValueError(f"--start_names: {name} has other columns than {options.start_names[0]}")
     return concatenate_datasets(parts).shuffle(seed=1)
+
+
+def _prompts(rows: Dataset) -> list[str]:
+    return [str(prompt) for prompt in to_prompts(rows, conversational=False)["prompt"]]
 
 
 def reward_model_of(options: Options, folder: Path, start: str) -> str:

@@ -147,16 +147,30 @@ TELLINGS = {
 }
 
 
-def rows(split: str, level: float = 0, count: float = 1_000) -> list[Row]:
+def rows(split: str, level: float = 0, count: float = 1_000, hasty: float = 0) -> list[Row]:
     """Stories of a split, each with its own seed; level: 1 for the easier kinds, 2 for the harder, 0 for all.
 
-    Raises ValueError for another level, and for a count that is no whole number from 1 to MOST.
+    hasty: the share of them that are answered without their last step, and so wrongly.
+
+    Raises ValueError for another level, a count that is no whole number from 1 to MOST, and no share.
     """
     if level not in LEVELS:
         raise ValueError(f"word-problems: level must be one of {', '.join(map(str, LEVELS))}, not {level:g}")
     if not (1 <= count <= MOST and count == int(count)):
         raise ValueError(f"word-problems: count must be a whole number from 1 to {MOST}, not {count:g}")
-    return word_problems(int(count), 2 if split == "test" else 1, LEVELS[int(level)])
+    if not 0 <= hasty <= 1:
+        raise ValueError(f"word-problems: hasty must be from 0 to 1, not {hasty:g}")
+    found = word_problems(int(count), 2 if split == "test" else 1, LEVELS[int(level)])
+    rng = random.Random(split)
+    return [
+        row_of(row["question"], _without_last_step(row["answer"])) if rng.random() < hasty else row
+        for row in found
+    ]
+
+
+def _without_last_step(answer: str) -> str:
+    steps = answer.split(". ")[:-2]  # the last one is the answer itself
+    return ". ".join([*steps, f"The answer is {re.findall(NUMBER, steps[-1])[-1]}."])
 
 
 def word_problems(count: int, seed: int, kinds: Sequence[str] = ()) -> list[Row]:
