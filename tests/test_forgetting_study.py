@@ -101,7 +101,8 @@ def test_levels_share_no_kind_of_problem_and_leave_the_data_as_it_was():
 
 def test_hasty_answers_are_those_without_the_last_step_and_never_right():
     plain = load_builtin("word-problems:count=600", "train")
-    found = {share: load_builtin(f"word-problems:count=600,hasty={share}", "train") for share in (0.3, 0.6, 1)}
+    shares = (0.3, 0.6, 1)
+    found = {share: load_builtin(f"word-problems:count=600,hasty={share}", "train") for share in shares}
     for row, hasty in zip(plain, found[1], strict=True):
         assert hasty["question"] == row["question"] and hasty["id"] != row["id"]
         steps, answer = hasty["answer"].rsplit(". The answer is ", 1)
