@@ -15,7 +15,8 @@ from small_runs import train, write_rows
 from test_families import pair_rows
 
 DOCS = Path(__file__).parents[1] / "docs" / "formats.md"
-GRPO = ["--num_generations", "4", "--max_completion_length", "6", "--reward", "exact", "--max_steps", "1"]
+GRPO = ["--num_generations", "4", "--max_completion_length", "6", "--reward", "exact", "--max_steps", "2"]
+GRPO += ["--per_device_train_batch_size", "16"]
 SLOW = pytest.mark.slow
 EVALUATES = ["--eval_strategy", "steps", "--eval_steps", "2", "--test_fraction", "0.3"]
 RUNS = [
@@ -30,7 +31,7 @@ RUNS = [
     pytest.param("reward", ["--max_steps", "2", *EVALUATES], marks=SLOW),
     pytest.param("gdpo", ["--max_steps", "2", *EVALUATES], marks=SLOW),
     pytest.param("grpo", [*GRPO, "--radius", "0", "--entropy_coef", "0.1"], marks=SLOW),
-    pytest.param("grpo", [*GRPO, "--loss_type", "cispo", "--max_steps", "2", *EVALUATES], marks=SLOW),
+    pytest.param("grpo", [*GRPO, "--loss_type", "cispo", *EVALUATES], marks=SLOW),
     pytest.param("grpo", [*GRPO, "--loss_type", "vespo"], marks=SLOW),
 ]  # fmt: skip
 
@@ -41,7 +42,7 @@ def data(root):
     beliefs = [{"beliefs": ["yes", "no"], "p_star": [0.3, 0.7], "belief": "no"} for _ in range(12)]
     texts = [{"prompt": f"Is it {i}?", "chosen": "It is.", "rejected": "Or not."} for i in range(12)]
     write_rows(root / "beliefs.jsonl", [{**a, **b} for a, b in zip(beliefs, texts, strict=True)])
-    write_rows(root / "prompts.jsonl", [{"prompt": f"What is {i}?", "answer": str(i)} for i in range(12)])
+    write_rows(root / "prompts.jsonl", [{"prompt": f"What is {i}?", "answer": str(i)} for i in range(6)])
     return root
 
 

@@ -10,6 +10,7 @@ from small_runs import train, unfinish, write_rows
 from test_rl_reward_model import small_reward_model
 
 FAMILY = ["--family", "grpo", "--num_generations", "4", "--max_completion_length", "6", "--radius", "0.2"]
+TWICE = ["--num_iterations", "2", "--shrinkage", "0", "--per_device_train_batch_size", "8"]
 VERIFIED = [*FAMILY, "--reward", "exact"]
 
 
@@ -18,7 +19,7 @@ def prompts(root, tokenizer):
     """A reward model and rows: a question whose answer is easily hit or missed, in two groups."""
     small_reward_model(tokenizer).save_pretrained(root / "reward")
     tokenizer.save_pretrained(root / "reward")
-    rows = [{"question": f"What is {i}?", "answer": str(i), "kind": str(i % 2)} for i in range(8)]
+    rows = [{"question": f"What is {i}?", "answer": str(i), "kind": str(i % 2)} for i in range(3)]
     write_rows(root / "prompts.jsonl", rows)
     return root
 
@@ -30,11 +31,7 @@ def run(prompts, folder, *more, rows="prompts.jsonl"):
 
 @pytest.mark.parametrize("learnt", [False, True])
 def test_a_killed_run_is_finished_to_the_byte(learnt, prompts, tmp_path):
-    kind = (
-        [*FAMILY, "--reward_model", str(prompts / "reward"), "--num_iterations", "2", "--shrinkage", "0"]
-        if learnt
-        else VERIFIED
-    )
+    kind = [*FAMILY, "--reward_model", str(prompts / "reward"), *TWICE] if learnt else VERIFIED
     whole = run(prompts, tmp_path / "whole", *kind)
     killed = shutil.copytree(whole, tmp_path / "killed")
     shutil.rmtree(unfinish(killed) / "checkpoint-4")
@@ -93,6 +90,6 @@ def test_refusals_are_one_line(words, said, prompts, tmp_path, capsys):
 
 
 def test_a_reward_without_answers_is_refused(prompts, tmp_path):
-    write_rows(prompts / "bare.jsonl", [{"prompt": f"What is {i}?"} for i in range(8)])
+    write_rows(prompts / "bare.jsonl", [{"prompt": f"What is {i}?"} for i in range(3)])
     with pytest.raises(ValueError, match="needs a column 'answer'"):
         run(prompts, tmp_path, *VERIFIED, rows="bare.jsonl")

@@ -62,7 +62,7 @@ def test_no_value_biases_the_policy(tmp_path):
 
 def test_values_are_of_the_state_before_a_token(tmp_path):
     """Changing a token changes the values after it only."""
-    trainer, _ = toy_trainer(tmp_path, **EXACT)
+    trainer, _ = toy_trainer(tmp_path, radius=0.0, **EXACT)
     net = trainer.critic.net
     with torch.no_grad():
         net.head.weight.normal_()
@@ -95,7 +95,7 @@ def test_the_critic_learns_the_expected_rewards(tmp_path):
 
 def test_the_clip_holds_values_near_the_old_ones(tmp_path):
     """Tokens whose value went further than the clip, towards the return, have no gradient."""
-    trainer, _ = toy_trainer(tmp_path, critic=True, value_clip=0.1)
+    trainer, _ = toy_trainer(tmp_path, radius=0.0, critic=True, value_clip=0.1)
     critic = trainer.critic
     batch = {"prompt_ids": torch.tensor([[FIRST]]), "completion_ids": torch.tensor([[2]])}
     batch |= {name.replace("ids", "mask"): torch.ones_like(value) for name, value in batch.items()}
@@ -143,7 +143,7 @@ def test_a_critic_resumes_to_the_byte(tmp_path):
 
 
 def test_adapters_are_refused(tmp_path):
-    trainer, _ = toy_trainer(tmp_path, critic=True)
+    trainer, _ = toy_trainer(tmp_path, radius=0.0, critic=True)
     adapted = get_peft_model(small_qwen(40), LoraConfig(task_type="CAUSAL_LM"))
     with pytest.raises(ValueError, match="cannot follow an adapter"):
         Critic(adapted, trainer.args, trainer.accelerator)

@@ -151,7 +151,7 @@ def with_reference(folder, **more):
 def test_gradient_of_the_kl_to_the_reference(length, tmp_path):
     """Of Σ_s d(s) KL(π(·|s) ‖ π_ref(·|s)), d the visits under the policy that sampled: with one token, of
     the KL itself."""
-    trainer, recorder = with_reference(tmp_path, length=length, beta=0.5, radius=RADIUS)
+    trainer, recorder = with_reference(tmp_path, length=length, beta=0.5, radius=0)
     trainer.train()
     model, reference = toy_model(), rows_of(toy_model(noise=0.5)).detach()
     own = rows_of(model)
@@ -163,7 +163,7 @@ def test_gradient_of_the_kl_to_the_reference(length, tmp_path):
 
 def test_the_bonus_raises_entropy(tmp_path):
     trainer, recorder = toy_trainer(
-        tmp_path, reward_funcs=lambda prompts, **_: [0.0] * len(prompts), entropy_coef=0.1, radius=RADIUS
+        tmp_path, reward_funcs=lambda prompts, **_: [0.0] * len(prompts), entropy_coef=0.1, radius=0
     )
     trainer.train()
     model = toy_model()
@@ -194,7 +194,9 @@ class Nudge(TrainerCallback):
 
 def step_with(weights, folder, loss_type):
     more = dict(epsilon_high=5.0) if loss_type == "cispo" else {}
-    trainer, recorder = toy_trainer(folder, loss_type=loss_type, max_steps=2, num_iterations=2, **more)
+    trainer, recorder = toy_trainer(
+        folder, loss_type=loss_type, max_steps=2, num_iterations=2, radius=0, **more
+    )
     trainer.accountant.units.density = lambda ledger, found: weights.double()
     trainer.begin_training = lambda: None  # keeps the density
     trainer.add_callback(Nudge())
@@ -266,7 +268,9 @@ def test_a_prompt_without_any_reward_stays_unknown(tmp_path):
 
 
 def test_an_infinite_reward_is_refused(tmp_path):
-    trainer, _ = toy_trainer(tmp_path, reward_funcs=lambda prompts, **_: [math.inf] * len(prompts))
+    trainer, _ = toy_trainer(
+        tmp_path, radius=0.0, reward_funcs=lambda prompts, **_: [math.inf] * len(prompts)
+    )
     with pytest.raises(ValueError, match="reward '<lambda>' is infinite at optimizer step 1"):
         trainer.train()
 

@@ -107,14 +107,14 @@ def test_a_checkpoint_inside_a_batch_of_rollouts_is_not_gone_on_from(tmp_path):
 @pytest.mark.parametrize("changed", [dict(seed=1), dict(num_generations=8), dict(shuffle_dataset=False)])
 def test_an_epoch_that_would_go_on_with_other_prompts_is_refused(changed, tmp_path):
     half = dict(gradient_accumulation_steps=1)
-    run(tmp_path / "run", **half, num_train_epochs=1)
+    run(tmp_path / "run", **half, num_train_epochs=2)
     checkpoint = tmp_path / "run" / "checkpoint-2"
     with pytest.raises(ValueError, match=f"drawn with {next(iter(changed))} = "):
-        run(tmp_path / "other", checkpoint, **half, num_train_epochs=1, **changed)
+        run(tmp_path / "other", checkpoint, **half, num_train_epochs=2, **changed)
 
 
 def test_a_second_training_begins_with_rollouts_of_its_own(tmp_path):
-    trainer, recorder = toy_trainer(tmp_path, num_iterations=3, max_steps=2, radius=0.3)
+    trainer, recorder = toy_trainer(tmp_path, num_iterations=3, max_steps=2, radius=0.0)
     trainer.train()
     first = trainer.accountant.history
     trainer.train()
@@ -166,7 +166,7 @@ def test_stock_arguments_are_kept():
 
 
 def test_a_checkpoint_of_another_family_is_refused(tmp_path):
-    trainer, _ = run(tmp_path / "run", max_steps=2)
+    trainer, _ = run(tmp_path / "run", max_steps=4)
     folder = tmp_path / "run" / "checkpoint-2"
     with pytest.raises(ValueError, match="trainer of another family: it has no visited"):
         trainer.accountant.load(folder, False, more=("visited",))

@@ -109,7 +109,7 @@ def test_reward_functions_are_told_which_completions_ended(tmp_path):
         return [0.0] * len(prompts)
 
     trainer, _ = toy_trainer(
-        tmp_path, reward_funcs=[reward, LastNumber()], radius=0.1, train_dataset=answers()
+        tmp_path, reward_funcs=[reward, LastNumber()], radius=0.0, train_dataset=answers()
     )
     trainer.train()
     assert len(told) == 4 * G

@@ -63,7 +63,7 @@ def test_the_preset_on_messages(adapter, tmp_path):
 
 
 def test_evaluation_leaves_the_ledger_alone(tmp_path):
-    trainer = trained(tmp_path, max_steps=4, eval_dataset=Dataset.from_list(ROWS[:2]))
+    trainer = trained(tmp_path, max_steps=5, eval_dataset=Dataset.from_list(ROWS[:2]))
     before = trainer.accountant.ledger.tensors()
     before = {name: value.clone() for name, value in before.items()}
     found = trainer.evaluate()

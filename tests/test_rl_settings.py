@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from klball import Empirical, KLBall, RobustGRPOConfig, RobustSFTConfig
 from klball.training.rl.reward_ledger import RewardLedger, group_statistics
-from toy_policy import toy_trainer
+from toy_policy import G, toy_trainer
 
 
 def config(**more):
@@ -104,7 +104,7 @@ def test_departures_are_said_in_a_line_each(settings, said, tmp_path, caplog):
     assert len(lines) == len(said) and all(w in line for w, line in zip(said, lines, strict=True))
     if settings == dict(loss_type="dapo"):
         with caplog.at_level(logging.WARNING, "klball"):
-            toy_trainer(tmp_path, **settings)
+            toy_trainer(tmp_path, max_steps=2, **settings)
         assert lines[0] in [record.getMessage() for record in caplog.records]
 
 
@@ -171,3 +171,32 @@ def test_a_prompt_that_leaves_no_room_for_a_completion_is_refused(tmp_path):
     data = Dataset.from_list([{"prompt": "a"}, {"prompt": "b " * 32_767}, {"prompt": "c"}, {"prompt": "d"}])
     with pytest.raises(ValueError, match=r"row 2: a prompt of 32767 tokens .* exceed the 32768"):
         toy_trainer(tmp_path, train_dataset=data)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (dict(max_steps=1), "no effect: a prompt is weighed from its second visit on"),
+        (dict(max_steps=3, num_iterations=3), "ends after 1 of the 1 batches of an epoch"),
+        (dict(max_steps=2, per_device_train_batch_size=2 * G), "ends after 2 of the 2 batches"),
+        (dict(max_steps=-1, num_train_epochs=1), "ends after 1 of the 1 batches"),
+        (dict(over="group", group_column="kind"), "a group is weighed from the second batch of rollouts on"),
+        (dict(max_steps=2), None),
+        (dict(max_steps=4, num_iterations=3), None),
+        (dict(max_steps=3, per_device_train_batch_size=2 * G), None),
+        (dict(max_steps=2, per_device_train_batch_size=2 * G, over="group", group_column="kind"), None),
+        (dict(max_steps=-1, num_train_epochs=1.5), None),
+        (dict(max_steps=1, radius=0.0), None),
+    ],
+)
+def test_weights_that_stay_even_to_the_end_are_refused(more, said, tmp_path):
+    """And where they are not refused, they do not."""
+    if said:
+        with pytest.raises(ValueError, match=said) as caught:
+            toy_trainer(tmp_path, **more)
+        assert "\n" not in str(caught.value)
+        return
+    trainer, _ = toy_trainer(tmp_path, shrinkage=None if more.get("radius") == 0 else 0.0, **more)
+    trainer.train()
+    history = trainer.accountant.history
+    assert any(row["max_weight"] > 1 for row in history) == (trainer.args.radius > 0)

@@ -11,7 +11,7 @@ SMALL = {
     **{"output_dir": "out", "max_steps": 2, "per_device_train_batch_size": 2, "report_to": "none"},
     **{"use_cpu": True, "bf16": False, "save_strategy": "no"},
 }
-ROLLOUTS = {"num_generations": 2, "max_completion_length": 4}
+ROLLOUTS = {"num_generations": 2, "max_completion_length": 4, "max_steps": 9}
 TRAINERS = {
     "dpo": ("RobustDPOTrainer", "RobustDPOConfig"),
     "reward": ("RobustRewardTrainer", "RobustRewardConfig"),

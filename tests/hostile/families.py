@@ -206,8 +206,8 @@ def _options() -> Iterator[Case]:
     for title, (more, expected, hints) in OPTIONS.items():
         for kind in TRAINED:
             wanted = expected
-            if title == "cvar" and kind == "grpo":
-                wanted = EITHER
+            if kind == "grpo":
+                wanted = {"cvar": EITHER, "a tenth of an epoch": REFUSED}.get(title, expected)
             unknown = kind not in known.get(more[0][2:], TRAINED)
             yield family_case(kind, title, wanted, more, hints=() if unknown else hints)
     for kind, options in OF_ONE.items():

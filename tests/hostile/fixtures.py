@@ -75,7 +75,10 @@ def family_command(kind: str, data: str = DATA) -> list[str]:
     if kind == "score reward":
         return ["score", "--family", "reward", *named, "--model_name_or_path", "rm", "--output_dir", "out"]
     more = ["--reward", "exact", *ROLLOUTS] if kind == "grpo" else []
-    return ["train", "--family", kind, *named, *STEPS, *more]
+    steps = dict(zip(STEPS[::2], STEPS[1::2], strict=True))
+    if kind == "grpo":  # all prompts a batch, and each again, also if batches serve several steps
+        steps |= {"--per_device_train_batch_size": "8", "--max_steps": "5"}
+    return ["train", "--family", kind, *named, *[word for pair in steps.items() for word in pair], *more]
 
 
 def reward_model() -> None:

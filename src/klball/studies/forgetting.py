@@ -35,6 +35,7 @@ from klball.training.checkpoints import checkpoints_of
 from klball.training.preference.config import RobustRewardConfig
 from klball.training.rl.family import GRPORunConfig
 from klball.training.rl.rewards import VERIFIABLE
+from klball.training.rl.settings import refuse_even_weights
 from klball.training.sft.config import RobustSFTConfig
 
 REWARD = "last-number"
@@ -97,6 +98,7 @@ def config_of(method: Method, run: Path, steps: int, seed: int, options: Options
 def run(options: Options, folder: Path) -> Iterator[int]:
     """Train and measure what is not there yet; report after every seed, and yield it."""
     data = task_data(options)
+    _refuse_even_weights(options, folder, len(data["train"]))
     label = "before the comparison"
     start = start_of(options, folder, "sft", start_rows(options, data["train"]), label)
     methods = methods_of(options, reward_model_of(options, folder, start))
@@ -113,6 +115,17 @@ def run(options: Options, folder: Path) -> Iterator[int]:
         if is_main():
             report(rows, folder)
         yield seed
+
+
+def _refuse_even_weights(options: Options, folder: Path, rows: int) -> None:
+    """Before hours of other arms: what a trainer of the robust one would refuse."""
+    for method in methods_of(options, ""):
+        if method.settings.get("radius", 0) > 0:
+            config = config_of(method, folder, num_steps(rows, options), 0, options)
+            try:
+                refuse_even_weights(config, rows)
+            except ValueError as error:
+                raise ValueError(f"{method.label}: {error}") from error
 
 
 def task_data(options: Options) -> dict[str, Dataset]:

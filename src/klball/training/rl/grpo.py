@@ -33,6 +33,7 @@ from klball.training.rl.reward_ledger import RewardLedger, group_statistics
 from klball.training.rl.reward_model import RewardModel
 from klball.training.rl.rewards import refuse_no_rewards, refusing_nan
 from klball.training.rl.rollouts import RolloutBoundaries
+from klball.training.rl.settings import refuse_even_weights
 from klball.training.samples import groups_of, numbered
 from klball.training.units import Units
 
@@ -102,6 +103,8 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         self.reward_funcs = [refusing_nan(name, reward) for name, reward in named]
         self.ambiguity = ambiguity or args.ambiguity_set()
         self._units = Units(groups=groups_of(self.samples, args.group_column))
+        if self.ambiguity.needs:
+            refuse_even_weights(self.args, len(self.samples))
         self.hooks = []
         self.accountant = self._empty_accountant()
         self.add_callback(RolloutBoundaries(self))

@@ -1,5 +1,6 @@
 """What of TRL's GRPO has no place here, or no effect beside other settings, said in one line."""
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -65,3 +66,23 @@ def refuse_without_effect(config: Any) -> None:
     for name, (needed, holds) in conditions.items():
         if getattr(config, name) != defaults[name] and not holds(config):
             raise ValueError(f"{name} has no effect without {needed}")
+
+
+def refuse_even_weights(config: Any, prompts: int) -> None:
+    """Raise ValueError where training ends before any weight could differ from 1."""
+    batch = config.generation_batch_size // config.num_generations
+    an_epoch = prompts // batch
+    if config.max_steps > 0:
+        drawn = math.ceil(config.max_steps * config.gradient_accumulation_steps / config.steps_an_answer)
+    else:
+        drawn = math.ceil(config.num_train_epochs * an_epoch)
+    of_groups = config.group_column is not None
+    if drawn > (1 if of_groups else an_epoch):
+        return
+    known, instead = "prompt is weighed from its second visit", ", weigh groups (over='group')"
+    if of_groups:
+        known, instead = "group is weighed from the second batch of rollouts", ""
+    raise ValueError(
+        f"the adversary would have no effect: a {known} on, and training ends after {drawn} of the "
+        f"{an_epoch} batches of an epoch: train longer{instead}, or without it ({config.radius_field}=0)"
+    )
