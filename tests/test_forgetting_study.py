@@ -78,7 +78,7 @@ def test_the_start_is_half_of_the_task_and_has_none_of_the_arms_rows(tmp_path):
 
 def test_a_robust_arm_that_would_not_differ_is_refused_before_anything_is_trained(tmp_path):
     options = Options(experiment="forgetting", train_rows=32, epsilons=[0.1], ood_rows=4, test_rows=4)
-    with pytest.raises(ValueError, match="robust GRPO, ε = 0.1: the adversary would have no effect"):
+    with pytest.raises(ValueError, match=r"robust GRPO, ε = 0\.1: the adversary would have no effect"):
         next(forgetting.run(options, tmp_path))
     assert not [*tmp_path.iterdir()]
 
