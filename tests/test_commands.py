@@ -82,7 +82,7 @@ def test_train_writes_model_history_and_top_samples(uninterrupted):
     assert top[0]["prompt"].startswith("What is ")
 
 
-def test_killed_in_a_checkpoint_and_run_again_gives_the_same_weights(uninterrupted, data, tmp_path):
+def test_killed_in_a_checkpoint_and_run_again_gives_the_same_weights(uninterrupted, data, tmp_path, capsys):
     """SIGKILL as soon as checkpoint 4 begins to appear: the half-written folder must not count."""
     folder = tmp_path / "run"
     process = subprocess.Popen(
@@ -96,18 +96,20 @@ def test_killed_in_a_checkpoint_and_run_again_gives_the_same_weights(uninterrupt
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (folder / "top_weighted.csv").exists()
-    done = run(*train_arguments(data, folder))
-    assert done.returncode == 0, done.stderr
+    cli.main(train_arguments(data, folder))
     expected, again = weights(uninterrupted), weights(folder)
     assert all((expected[name] == again[name]).all() for name in expected)
     read = [(f / "history.parquet").read_bytes() for f in (uninterrupted, folder)]
     assert read[0] == read[1]
-    assert "already holds this run" in run(*train_arguments(data, folder)).stdout
+    capsys.readouterr()
+    cli.main(train_arguments(data, folder))
+    assert "already holds this run" in capsys.readouterr().out
 
 
-def test_other_settings_in_the_same_folder_are_refused(uninterrupted, data):
-    done = run(*train_arguments(data, uninterrupted), "--epsilon", "0.2")
-    assert done.returncode == 2 and "other settings: epsilon 0.05 → 0.2" in done.stderr
+def test_other_settings_in_the_same_folder_are_refused(uninterrupted, data, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*train_arguments(data, uninterrupted), "--epsilon", "0.2"])
+    assert caught.value.code == 2 and "other settings: epsilon 0.05 → 0.2" in capsys.readouterr().err
 
 
 def test_score_solve_and_evaluate(data, tmp_path, capsys):
