@@ -114,12 +114,12 @@ def test_an_epoch_that_would_go_on_with_other_prompts_is_refused(changed, tmp_pa
 
 
 def test_a_second_training_begins_with_rollouts_of_its_own(tmp_path):
-    trainer, recorder = toy_trainer(tmp_path, num_iterations=3, max_steps=2, radius=0.0)
+    trainer, recorder = toy_trainer(tmp_path, num_iterations=3, max_steps=4, radius=0.3)
     trainer.train()
     first = trainer.accountant.history
     trainer.train()
-    assert trainer.accountant.history == first and [row["step"] for row in first] == [1]
-    halves = zip(recorder.steps[:2], recorder.steps[2:], strict=True)
+    assert trainer.accountant.history == first and [row["step"] for row in first] == [1, 4]
+    halves = zip(recorder.steps[:4], recorder.steps[4:], strict=True)
     assert all(torch.allclose(a, b, atol=1e-9) for a, b in halves)
 
 

@@ -55,9 +55,9 @@ def grpo(folder, **more):
     def reward(completions, **columns):
         return [len(set(text)) / 10 for text in completions]
 
-    settings = quiet(str(folder), per_device_train_batch_size=4, num_generations=4, max_completion_length=4)
+    settings = quiet(str(folder), per_device_train_batch_size=16, num_generations=4, max_completion_length=4)
     del settings["train_sampling_strategy"]
-    data = Dataset.from_list([{"prompt": f"word {i}", "answer": str(i)} for i in range(1)])
+    data = Dataset.from_list([{"prompt": f"word {i}", "answer": str(i)} for i in range(6)])
     tokenizer = preference_grid.tokenizer()
     return RobustGRPOTrainer(
         small_gpt2(len(tokenizer)),

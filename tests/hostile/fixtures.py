@@ -60,10 +60,10 @@ def rows_of(kind: str, count: int = 4) -> list[dict[str, Any]]:
     return makers.get(kind, lambda: pair_rows(count))()
 
 
-STEPS = (
-    *("--max_steps", "2", "--per_device_train_batch_size", "2", "--report_to", "none"),
-    *("--logging_steps", "1", "--output_dir", "out"),
-)
+OUT = ("--report_to", "none", "--logging_steps", "1", "--output_dir", "out")
+STEPS = ("--max_steps", "2", "--per_device_train_batch_size", "2", *OUT)
+# of GRPO: all prompts a batch, and each again, also if batches serve several steps
+REVISITS = ("--max_steps", "5", "--per_device_train_batch_size", "8", *OUT)
 ROLLOUTS = ("--num_generations", "2", "--max_completion_length", "4")
 
 
@@ -74,11 +74,8 @@ def family_command(kind: str, data: str = DATA) -> list[str]:
         return ["score", "--family", "dpo", *named, "--reference_model", "klball/tiny", "--output_dir", "out"]
     if kind == "score reward":
         return ["score", "--family", "reward", *named, "--model_name_or_path", "rm", "--output_dir", "out"]
-    more = ["--reward", "exact", *ROLLOUTS] if kind == "grpo" else []
-    steps = dict(zip(STEPS[::2], STEPS[1::2], strict=True))
-    if kind == "grpo":  # all prompts a batch, and each again, also if batches serve several steps
-        steps |= {"--per_device_train_batch_size": "8", "--max_steps": "5"}
-    return ["train", "--family", kind, *named, *[word for pair in steps.items() for word in pair], *more]
+    steps = (*REVISITS, "--reward", "exact", *ROLLOUTS) if kind == "grpo" else STEPS
+    return ["train", "--family", kind, *named, *steps]
 
 
 def reward_model() -> None:

@@ -119,13 +119,12 @@ def run(options: Options, folder: Path) -> Iterator[int]:
 
 def _refuse_even_weights(options: Options, folder: Path, rows: int) -> None:
     """Before hours of other arms: what a trainer of the robust one would refuse."""
-    for method in methods_of(options, ""):
-        if method.settings.get("radius", 0) > 0:
-            config = config_of(method, folder, num_steps(rows, options), 0, options)
-            try:
-                refuse_even_weights(config, rows)
-            except ValueError as error:
-                raise ValueError(f"{method.label}: {error}") from error
+    steps = num_steps(rows, options)
+    for method in (one for one in methods_of(options, "") if one.settings.get("radius")):
+        try:
+            refuse_even_weights(config_of(method, folder, steps, 0, options), rows)
+        except ValueError as error:
+            raise ValueError(f"{method.label}: {error}") from error
 
 
 def task_data(options: Options) -> dict[str, Dataset]:
