@@ -267,6 +267,7 @@ def small(root, folder):
         --hard_name {root}/hard.jsonl --ood_name stdlib-docs --ood_rows 4 --pairs_name {root}/pairs.jsonl
         --start_names {root}/start.jsonl --start_steps 30 --start_learning_rate 0.002 --epsilons 0.1
         --learning_rate 0.0005 --rl_learning_rate 0.0005 --beta 0.05 --num_generations 4 --points 2
+        --num_train_epochs 2
         --max_completion_length 6 --per_device_train_batch_size 4 --lora_r 0 --dtype float32 --max_length 256
         --own_prompts 3 --own_samples 2 --own_tokens 6
     """
