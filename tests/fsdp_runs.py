@@ -1,6 +1,6 @@
 """Runs of gradient_grid.py with the model's parameters sharded over two processes, by FSDP2 over gloo.
 
-Run by test_fsdp.py under `torch.distributed.run`: `python fsdp_runs.py OUTPUT.pt fast|slow`.
+Run by test_fsdp.py in two by `launch.py`: `fsdp_runs.py OUTPUT.pt`.
 """
 
 import os

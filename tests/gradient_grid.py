@@ -1,10 +1,9 @@
 """Trains the same tiny run in many arrangements and records every optimizer step's gradient.
 
-Run by test_invariance.py in one process, and by `accelerate launch --num_processes 2` once for the
-whole grid: `python gradient_grid.py OUTPUT.pt ARRANGEMENT…`.
+Run by test_invariance.py in one process, and in two by `launch.py`, once for the whole grid:
+`gradient_grid.py OUTPUT.pt ARRANGEMENT…`.
 """
 
-import gc
 import itertools
 import os
 import sys
@@ -207,7 +206,6 @@ def gradients(case: dict, arrangement: str) -> list[torch.Tensor]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    gc.freeze()  # every training collects garbage, which would search all that was imported
     results = {
         arrangement: {name: gradients(case, arrangement) for name, case in CASES.items()}
         for arrangement in sys.argv[2:]

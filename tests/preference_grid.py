@@ -1,10 +1,9 @@
 """Trains the same tiny preference runs in many arrangements and records every optimizer step's gradient.
 
-Run by test_preference_invariance.py in one process, and under `torch.distributed.run` once for all cases:
-`python preference_grid.py OUTPUT.pt CASE…`.
+Run by test_preference_invariance.py in one process, and in two by `launch.py`, once for all cases:
+`preference_grid.py OUTPUT.pt CASE…`.
 """
 
-import gc
 import os
 import sys
 import tempfile
@@ -179,7 +178,6 @@ def gradients(case: dict, arrangement: str, **more) -> list[torch.Tensor]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    gc.freeze()  # every training collects garbage, which would search all that was imported
     data = Dataset.load_from_disk(Path(sys.argv[1]).parent / "rows")  # for what processes share on disk
     results = {
         name: gradients(CASES[name], TWO_PROCESSES, **({"data": data} if "precomputed" in name else {}))

@@ -1,7 +1,5 @@
 """A model sharded by FSDP2 over two processes trains as a whole one in one process does."""
 
-import subprocess
-import sys
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -21,8 +19,7 @@ from klball import RobustSFTTrainer
 from klball.models.loading import load_model
 from klball.training.sft.fresh_scores import sharded_scores
 from klball.training.sharding import shards_parameters
-
-HERE = Path(__file__).parent
+from launch import launched
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +30,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def sharded(folder) -> dict:
     """One launch for all of it."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run(
-        [*launch, HERE / "fsdp_runs.py", folder / "runs.pt"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launched("fsdp_runs.py", folder / "runs.pt")
     return torch.load(folder / "runs.pt")
 
 

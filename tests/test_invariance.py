@@ -1,17 +1,14 @@
 """Gradients do not depend on micro-batches, accumulation, padding, packing, checkpointing or processes."""
 
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
 import gradient_grid
 from gradient_grid import ARRANGEMENTS, CASES, TWO_PROCESSES
+from launch import launched
 
-HERE = Path(__file__).parent
 SINGLE = [name for name in ARRANGEMENTS if name not in ("8x1", "4x1", *TWO_PROCESSES)]
 
 
@@ -38,14 +35,7 @@ def test_one_process(case):
 def two_processes(tmp_path_factory):
     """One launch for the whole grid: n = 22 rows, not divisible by 2 × 2 × 2, nor 11 packs by 2 × 2."""
     output = tmp_path_factory.mktemp("grid") / "gradients.pt"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run(
-        [*launch, HERE / "gradient_grid.py", output, *TWO_PROCESSES],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3_000:]
+    launched("gradient_grid.py", output, *TWO_PROCESSES)
     return torch.load(output)
 
 

@@ -1,7 +1,5 @@
 """Gradients of preference training do not depend on micro-batches, padding, checkpointing or processes."""
 
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -9,9 +7,9 @@ import pytest
 import torch
 
 import preference_grid
+from launch import launched
 from preference_grid import ARRANGEMENTS, CASES, FAST, TWO_PROCESSES
 
-HERE = Path(__file__).parent
 TOLERANCE = 1e-5
 WIDER = dict.fromkeys(("dpo-own-precomputed", "dpo-own-trim"), 1e-4)  # λ is as small as losses differ
 
@@ -40,22 +38,19 @@ def test_one_process(case):
             assert_same(case, preference_grid.gradients(CASES[case], arrangement))
 
 
-def launched(output: Path, cases) -> dict[str, list[torch.Tensor]]:
+def in_two_processes(output: Path, cases) -> dict[str, list[torch.Tensor]]:
     preference_grid.rows().save_to_disk(output.parent / "rows")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    command = [*launch, HERE / "preference_grid.py", output, *cases]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3_000:]
+    launched("preference_grid.py", output, *cases)
     return torch.load(output)
 
 
 def test_two_processes(tmp_path):
     """n = 22, not divisible by 2 × 2 × 2."""
-    for case, steps in launched(tmp_path / "gradients.pt", sorted(FAST)).items():
+    for case, steps in in_two_processes(tmp_path / "gradients.pt", sorted(FAST)).items():
         assert_same(case, steps)
 
 
 @pytest.mark.slow
 def test_two_processes_and_every_loss(tmp_path):
-    for case, steps in launched(tmp_path / "gradients.pt", sorted({*CASES} - FAST)).items():
+    for case, steps in in_two_processes(tmp_path / "gradients.pt", sorted({*CASES} - FAST)).items():
         assert_same(case, steps)

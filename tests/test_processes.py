@@ -1,19 +1,17 @@
 """All processes hear of a bad score and score as one; an epoch goes on only as it was drawn."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import klball
+import launch
 import two_processes
 from gradient_grid import CASES, rows, trainer_for
 from klball.data.rows import load_rows
 from klball.models.loading import load_model
 
-HERE = Path(__file__).parent
 BALL = CASES["nll-ball-sample"]
 SAVING = dict(save_strategy="steps", save_steps=1, save_total_limit=20)
 
@@ -21,11 +19,7 @@ SAVING = dict(save_strategy="steps", save_steps=1, save_total_limit=20)
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run(
-        [*launch, HERE / "two_processes.py", folder], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-3_000:]
+    launch.launched("two_processes.py", folder)
     return folder
 
 

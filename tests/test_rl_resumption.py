@@ -2,8 +2,6 @@
 
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +9,9 @@ import torch
 from trl import GRPOConfig
 
 from klball import RobustGRPOConfig
+from launch import launched
 from toy_policy import toy_model, toy_trainer
 
-HERE = Path(__file__).parent
 RUN = dict(
     per_device_train_batch_size=8,
     gradient_accumulation_steps=2,
@@ -137,15 +135,7 @@ def test_the_best_checkpoint_needs_boundaries_at_every_step(tmp_path):
 
 
 def test_two_processes_do_as_one(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run(
-        [*launch, HERE / "rl_processes.py", tmp_path / "two.pt"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3_000:]
+    launched("rl_processes.py", tmp_path / "two.pt")
     import rl_processes
 
     alone = rl_processes.gradients(tmp_path, 1)

@@ -1,6 +1,6 @@
 """What two processes over gloo say of a score that is not finite on one of them, a checkpoint, a score table.
 
-Run by test_processes.py under `torch.distributed.run`: `python two_processes.py FOLDER`.
+Run by test_processes.py in two by `launch.py`: `two_processes.py FOLDER`.
 """
 
 import dataclasses
