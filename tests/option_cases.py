@@ -295,5 +295,6 @@ IGNORED: dict[str, list[Case]] = {
         (OBJECTIVES, "points", 3),
         ({"lora_r": 0}, "lora_alpha", 3),
         ({"config": "RECIPE"}, "preset", "paper"),
+        ({"config": "RECIPE"}, "preset", "tiny"),
     ],
 }

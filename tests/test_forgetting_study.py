@@ -11,6 +11,7 @@ from klball.cli import main
 from klball.commands.reproduce import _parse
 from klball.data.builtin import load_builtin
 from klball.data.rows import load_rows
+from klball.report.pages.forgetting import equal_verdict
 from klball.studies import forgetting, forgetting_summary
 from klball.studies.arms import Options, kept
 from klball.studies.forgetting_measures import MEASURES
@@ -46,6 +47,14 @@ def test_every_method_is_a_configuration_that_sees_as_many_prompts_a_step(tmp_pa
     assert len(plain) == 7 and not any("robust" in m.label for m in plain)
 
 
+def test_a_task_without_numbers_is_refused_before_any_training(tmp_path):
+    rows = [{"question": f"What is {i}?", "answer": "3" if i < 9 else "many"} for i in range(10)]
+    write_rows(tmp_path / "task.jsonl", rows)
+    options = Options(experiment="forgetting", dataset_name=str(tmp_path / "task.jsonl"), test_rows=2)
+    with pytest.raises(ValueError, match="answer: the reward needs numbers in column 'answer', not 'many'"):
+        forgetting.task_data(options)
+
+
 @pytest.mark.parametrize("preset", ["tiny", "paper"])
 def test_a_preset_is_understood(preset, tmp_path):
     options = _parse(["--experiment", "forgetting", "--preset", preset], "klball reproduce")
@@ -77,7 +86,10 @@ def test_the_start_is_half_of_the_task_and_has_none_of_the_arms_rows(tmp_path):
 
 
 def test_a_robust_arm_that_would_not_differ_is_refused_before_anything_is_trained(tmp_path):
-    options = Options(experiment="forgetting", train_rows=32, epsilons=[0.1], ood_rows=4, test_rows=4)
+    options = Options(
+        **dict(experiment="forgetting", dataset_name="word-problems:level=1", epsilons=[0.1]),
+        **dict(train_rows=32, test_rows=4, ood_rows=4),
+    )
     with pytest.raises(ValueError, match=r"robust GRPO, ε = 0\.1: the adversary would have no effect"):
         next(forgetting.run(options, tmp_path))
     assert not [*tmp_path.iterdir()]
@@ -157,6 +169,13 @@ def test_methods_are_compared_at_an_accuracy_that_most_reach():
     assert common_accuracy(summary) == pytest.approx(0.6)  # only two rose
     none = dict.fromkeys(SLOPES, (1.0, 0.1)) | {"SFT": (2.0, 0.8)}
     assert common_accuracy(means(points(none), ("method", "point"), ("prompts", *MEASURES))) is None
+
+
+@pytest.mark.parametrize(("best", "said"), [(0.0, "None answered a single"), (0.1, "most accurate was SFT")])
+def test_nobody_is_called_the_most_accurate_where_nothing_is_right(best, said):
+    rows = [{"method": name, "accuracy": value} for name, value in (("start", 0.2), ("SFT", best))]
+    (sentence,) = equal_verdict(rows, [], None)
+    assert said in sentence
 
 
 def test_forgetting_at_equal_accuracy_is_the_slope_times_the_gain():

@@ -4,9 +4,11 @@ import importlib.util
 from fractions import Fraction
 
 import pytest
+from datasets import Dataset
 
 from klball import ExactMatch, LastNumber, LengthPenalized, MathVerify, MultipleChoice
 from klball.training.rl.answers import choice_of, last_number, text_of, without_thoughts
+from klball.training.rl.rewards import refuse_unreadable
 
 NUMBERS = {
     "The answer is 72.": "72",
@@ -193,6 +195,19 @@ def test_what_a_reward_refuses(reward, columns, said):
     with pytest.raises(ValueError, match=said) as caught:
         reward(None, ["7"], **columns)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_row_that_a_reward_cannot_read_is_refused_before_any_answer(wrapped):
+    reward = LengthPenalized(LastNumber(), 0.1) if wrapped else LastNumber()
+    good = Dataset.from_dict({"prompt": ["a", "b"], "answer": ["1", "2"]})
+    bad = Dataset.from_dict({"prompt": ["a", "b"], "answer": ["1", "two"]})
+    refuse_unreadable([len, reward], good)
+    with pytest.raises(ValueError, match=r"row 2 \(counted from 1\), answer: the reward needs numbers"):
+        refuse_unreadable([len, reward], good, bad)
+    with pytest.raises(ValueError, match="needs a column 'answer'"):
+        refuse_unreadable(reward, good.remove_columns("answer"))
+    refuse_unreadable([len], bad)
 
 
 def test_numbers_may_be_numbers():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from klball import Empirical, KLBall, RobustGRPOConfig, RobustSFTConfig
+from klball import Empirical, KLBall, LastNumber, RobustGRPOConfig, RobustSFTConfig
 from klball.training.rl.reward_ledger import RewardLedger, group_statistics
 from toy_policy import G, toy_trainer
 
@@ -61,6 +61,8 @@ def test_settings_that_are_refused(settings, said):
         (dict(over="group", group_column="sort"), "no column 'sort'"),
         (dict(ambiguity=3), "is no ambiguity set"),
         (dict(metric_for_best_model="eval_cvar"), "have no worst case; name eval_reward"),
+        (dict(reward_funcs=LastNumber()), "the reward needs a column 'answer'"),
+        (dict(reward_funcs=LastNumber("kind")), r"row 1 \(counted from 1\), kind: the reward needs numbers"),
         (dict(num_generations=8), "4 prompts do not fill one batch of rollouts, which takes 8"),
     ],
 )

@@ -11,7 +11,7 @@ from klball.commands.certified import SHARES, cell, certain, certified, given_bo
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import one_of, refuse_ignored
 from klball.commands.ratios import write_differences
-from klball.data.prompts import check_prompts, require_answers, to_prompts
+from klball.data.prompts import check_prompts, to_prompts
 from klball.data.rows import first_rows, load_rows
 from klball.files import without_nan, write_csv, write_run
 from klball.flags import option
@@ -128,7 +128,7 @@ def _rows(name: str, options: Any) -> Dataset:
         name, options.dataset_split, default="test", id_column=options.id_column, form=check_prompts
     )
     if options.reward is not None:
-        require_answers(to_prompts(rows, conversational=False), options.reward)
+        VERIFIABLE[options.reward]().check(to_prompts(rows, conversational=False))
     return first_rows(rows, options.max_rows)
 
 

@@ -60,16 +60,6 @@ def refuse_told(columns: Collection[str]) -> None:
         raise ValueError(f"the column {name!r} is what reward functions are told: rename yours")
 
 
-def require_answers(prompts: Dataset, reward: str) -> None:
-    """Raise ValueError where a reward has nothing to compare with: no column, or a row without text."""
-    if ANSWER not in prompts.column_names:
-        raise ValueError(
-            f"--reward {reward} needs a column {ANSWER!r} with the right answers; there are "
-            f"{', '.join(prompts.column_names)}"
-        )
-    texts(prompts, ANSWER)  # for its refusals
-
-
 def _as_turns(dataset: Dataset, conversational: bool) -> Dataset:
     prompts = dataset[PROMPT][:]
     if any(isinstance(prompt, list) != isinstance(prompts[0], list) for prompt in prompts):

@@ -56,7 +56,7 @@ class Options(ChatTemplate, DataConfig):
         "robustness (radii), objectives (the head-to-head), preference (noisy pairs) or forgetting (SFT "
         "and reinforcement learning at equal accuracy).",
     )
-    preset: str = option("tiny", "tiny or paper.")
+    preset: str | None = option(None, "tiny (default) or paper.")
     model_name_or_path: str = option("klball/tiny", "Hub name or local folder.")
     dataset_train_split: str = option("train", "Split to train on.")
     dataset_test_split: str | None = option(None, "Split to evaluate on; default: all of a file, else test.")

@@ -26,7 +26,7 @@ from klball.studies.arms import (
     start_of,
     train_run,
 )
-from klball.studies.forgetting_measures import Reference
+from klball.studies.forgetting_measures import HARD, TASK, Reference
 from klball.studies.forgetting_summary import point_of, report
 from klball.studies.head_to_head import LOWER
 from klball.studies.own_answers import answer_table
@@ -132,7 +132,10 @@ def task_data(options: Options) -> dict[str, Dataset]:
     hard = load_rows(
         options.hard_name, None, options.hard_config, default="test", id_column="none", form=check_prompts
     )
-    return {**data_of(options), "hard": first(hard, options.test_rows)}
+    data = {**data_of(options), HARD: first(hard, options.test_rows)}
+    for name in ("train", TASK, HARD):
+        VERIFIABLE[REWARD]().check(to_prompts(data[name], conversational=False))
+    return data
 
 
 def start_rows(options: Options, train: Dataset) -> Dataset:

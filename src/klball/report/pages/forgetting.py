@@ -63,9 +63,10 @@ def equal_verdict(summary: Rows, equal: Rows, target: float | None) -> list[str]
     start = next(row["accuracy"] for row in summary if row["method"] == START)
     if target is None:
         best = max((row for row in summary if row["method"] != START), key=lambda row: row["accuracy"])
+        most = f"The most accurate was {best['method']} with {best['accuracy']:.3f}."
         return [
             f"Not half of the methods got above the start's accuracy of {start:.3f}: there is none at which "
-            f"to compare them. The most accurate was {best['method']} with {best['accuracy']:.3f}."
+            f"to compare them. {most if best['accuracy'] > 0 else 'None answered a single problem right.'}"
         ]
     there = sorted((row for row in equal if row["reached"]), key=lambda row: row["forgetting"])
     ranks = ", ".join(f"{row['method']} {row['forgetting']:.3f}" for row in there)

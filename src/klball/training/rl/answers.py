@@ -87,10 +87,15 @@ def text_of(completion: Any) -> str:
     return "".join(part.get("text") or "" for part in content or () if isinstance(part, dict))
 
 
+def no_references(column: str) -> ValueError:
+    """The error for data without the column of right answers."""
+    return ValueError(f"the reward needs a column {column!r} with the right answers: the data have none")
+
+
 def references(column: str, columns: dict[str, Any]) -> Iterable[str]:
     """The right answers, one a completion. Raises ValueError without the column, or where one is missing."""
     if column not in columns:
-        raise ValueError(f"the reward needs a column {column!r} with the right answers: the data have none")
+        raise no_references(column)
     for value in columns[column]:
         if value is None or str(value).strip() == "":
             raise ValueError(f"the reward found no right answer in column {column!r}: {value!r}")

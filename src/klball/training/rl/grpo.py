@@ -31,7 +31,7 @@ from klball.training.rl.config import RobustGRPOConfig
 from klball.training.rl.critic import Critic, CriticSteps
 from klball.training.rl.reward_ledger import RewardLedger, group_statistics
 from klball.training.rl.reward_model import RewardModel
-from klball.training.rl.rewards import refuse_no_rewards, refusing_nan
+from klball.training.rl.rewards import refuse_no_rewards, refuse_unreadable, refusing_nan
 from klball.training.rl.rollouts import RolloutBoundaries
 from klball.training.rl.settings import refuse_even_weights
 from klball.training.samples import groups_of, numbered
@@ -317,6 +317,9 @@ def _refuse_unsupported(args: Any, rewards: Any, kwargs: dict[str, Any], ambigui
     if "prompt" not in dataset.column_names:
         raise ValueError(f"train_dataset has no column 'prompt'; there are {', '.join(dataset.column_names)}")
     refuse_told(dataset.column_names)
+    tests = kwargs.get("eval_dataset")
+    tests = [*tests.values()] if isinstance(tests, Mapping) else [] if tests is None else [tests]
+    refuse_unreadable(rewards, dataset, *tests)
     needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
     if not set(needs) <= {"score"}:
         raise ValueError(f"an ambiguity set over prompts can need their score alone, not {needs}")

@@ -15,11 +15,20 @@ from numbers import Real
 from typing import Any, Protocol
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from trl.trainer.utils import is_async_callable
 
 from klball.data.prompts import FINISHED
-from klball.training.rl.answers import choice_of, last_number, references, text_of, without_thoughts
+from klball.data.texts import refusal
+from klball.training.rl.answers import (
+    choice_of,
+    last_number,
+    no_references,
+    references,
+    text_of,
+    without_thoughts,
+)
 
 Rewards = list[float | None]
 
@@ -46,6 +55,16 @@ class AnswerReward:
     def right(self, answer: str, wanted: Any) -> bool:
         """Whether what follows a completion's thoughts is right."""
         raise NotImplementedError
+
+    def check(self, rows: Dataset) -> None:
+        """Raise ValueError for the first row with a reference that is none, before any model is asked."""
+        if self.column not in rows.column_names:
+            raise no_references(self.column)
+        for row, value in enumerate(rows[self.column][:]):
+            try:
+                self.wanted(*references(self.column, {self.column: [value]}))
+            except ValueError as error:
+                raise refusal(row, self.column, str(error)) from None
 
     def __call__(self, prompts: Any, completions: Any, completion_ids: Any = None, **columns: Any) -> Rewards:
         finished = columns.get(FINISHED) or [True] * len(completions)
@@ -180,6 +199,15 @@ class LengthPenalized:
             None if reward is None else reward - self.per_token * tokens
             for reward, tokens in zip(found, over, strict=True)
         ]
+
+
+def refuse_unreadable(rewards: Any, *datasets: Any) -> None:
+    """Raise ValueError where rows have no right answer for a verifiable reward to compare with."""
+    for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
+        inner = reward.reward if isinstance(reward, LengthPenalized) else reward
+        if isinstance(inner, AnswerReward):
+            for rows in datasets:
+                inner.check(rows)
 
 
 def refuse_no_rewards(rewards: Any) -> None:
