@@ -86,7 +86,7 @@ CASES: dict[str, dict[str, Case]] = {
         "pair_scores": ({}, ["PAIRS"], "has no effect with --pair_scores"),
         "reference": ({}, "n"),
         "generate": ({"reward": "last-number"}, "true"),
-        "reward": (ANSWERS, "choice"),
+        "reward": (ANSWERS, "exact"),
         "reward_model": (LEARNT, "s"),
         "samples": (ANSWERS, 2),
         "pass_at": (SAMPLES, [1, 2]),
