@@ -185,6 +185,7 @@ def test_text_of_any_completion(completion, text):
         (LastNumber(), {}, "needs a column 'answer'"),
         (LastNumber("solution"), {"answer": ["1"]}, "needs a column 'solution'"),
         (LastNumber(), {"answer": ["one"]}, "needs numbers in column 'answer', not 'one'"),
+        (ExactMatch(), {"answer": [["1"]]}, "found no right answer in column 'answer'"),
         (LastNumber(), {"answer": [None]}, "found no right answer in column 'answer'"),
         (ExactMatch(), {"answer": [" "]}, "found no right answer"),
         (MultipleChoice(), {"answer": ["2"]}, "needs letters A to J"),
@@ -202,12 +203,12 @@ def test_a_row_that_a_reward_cannot_read_is_refused_before_any_answer(wrapped):
     reward = LengthPenalized(LastNumber(), 0.1) if wrapped else LastNumber()
     good = Dataset.from_dict({"prompt": ["a", "b"], "answer": ["1", "2"]})
     bad = Dataset.from_dict({"prompt": ["a", "b"], "answer": ["1", "two"]})
-    refuse_unreadable([len, reward], good)
-    with pytest.raises(ValueError, match=r"row 2 \(counted from 1\), answer: the reward needs numbers"):
-        refuse_unreadable([len, reward], good, bad)
+    refuse_unreadable([len, reward], "data", good)
+    with pytest.raises(ValueError, match=r"data: row 2 \(counted from 1\), answer: the reward needs numbers"):
+        refuse_unreadable([len, reward], "data", bad)
     with pytest.raises(ValueError, match="needs a column 'answer'"):
-        refuse_unreadable(reward, good.remove_columns("answer"))
-    refuse_unreadable([len], bad)
+        refuse_unreadable(reward, "data", good.remove_columns("answer"))
+    refuse_unreadable([len], "data", bad)
 
 
 def test_numbers_may_be_numbers():

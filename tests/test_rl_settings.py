@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from klball import Empirical, KLBall, LastNumber, RobustGRPOConfig, RobustSFTConfig
 from klball.training.rl.reward_ledger import RewardLedger, group_statistics
-from toy_policy import G, toy_trainer
+from toy_policy import G, prompts, toy_trainer
 
 
 def config(**more):
@@ -61,9 +61,21 @@ def test_settings_that_are_refused(settings, said):
         (dict(over="group", group_column="sort"), "no column 'sort'"),
         (dict(ambiguity=3), "is no ambiguity set"),
         (dict(metric_for_best_model="eval_cvar"), "have no worst case; name eval_reward"),
-        (dict(reward_funcs=LastNumber()), "the reward needs a column 'answer'"),
-        (dict(reward_funcs=LastNumber("kind")), r"row 1 \(counted from 1\), kind: the reward needs numbers"),
-        (dict(num_generations=8), "4 prompts do not fill one batch of rollouts, which takes 8"),
+        (dict(eval_dataset=Dataset.from_dict({"x": ["a"]})), "eval_dataset has no column 'prompt'"),
+        (
+            dict(
+                train_dataset=prompts().add_column("answer", ["1"] * 4),
+                eval_dataset={"own": prompts()},
+                reward_funcs=LastNumber(),
+            ),
+            "own: the reward needs a column 'answer'",
+        ),
+        (dict(reward_funcs=LastNumber()), "train_dataset: the reward needs a column 'answer'"),
+        (
+            dict(reward_funcs=LastNumber("kind")),
+            r"train_dataset: row 1 \(counted from 1\), kind: the reward needs numbers",
+        ),
+        (dict(num_generations=8), "a batch of rollouts takes 8 prompts, and train_dataset has 4"),
     ],
 )
 def test_what_a_trainer_refuses(more, said, tmp_path):

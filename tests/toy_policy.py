@@ -133,9 +133,12 @@ def prompts() -> Dataset:
     return Dataset.from_dict({"prompt": WORDS[FIRST:], "kind": ["one", "two", "one", "two"]})
 
 
+ARGUMENTS = ("ambiguity", "reward_funcs", "train_dataset", "eval_dataset")  # not of the configuration
+
+
 def toy_trainer(folder, model=None, stock=False, length=2, enumerated=True, **more):
     """(trainer, its gradients) of a run on the toy policy; stock: TRL's own."""
-    extras = {k: more.pop(k) for k in ("ambiguity", "reward_funcs", "train_dataset") if k in more}
+    extras = {k: more.pop(k) for k in ARGUMENTS if k in more}
     config = (GRPOConfig if stock else RobustGRPOConfig)(output_dir=str(folder), **(SETTINGS | more))
     recorder = Gradients()
     trainer = (GRPOTrainer if stock else RobustGRPOTrainer)(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from fractions import Fraction
+from numbers import Real
 from typing import Any
 
 MINUS = str.maketrans(dict.fromkeys("−–‒﹣－", "-"))
@@ -97,6 +98,6 @@ def references(column: str, columns: dict[str, Any]) -> Iterable[str]:
     if column not in columns:
         raise no_references(column)
     for value in columns[column]:
-        if value is None or str(value).strip() == "":
+        if not isinstance(value, str | Real) or str(value).strip() == "":
             raise ValueError(f"the reward found no right answer in column {column!r}: {value!r}")
         yield str(value)

@@ -311,15 +311,17 @@ def _refuse_unsupported(args: Any, rewards: Any, kwargs: dict[str, Any], ambigui
         raise ValueError("train_dataset has no rows")
     if len(dataset) < (prompts := int(args.generation_batch_size or 1) // int(args.num_generations or 1)):
         raise ValueError(
-            f"{len(dataset)} prompts do not fill one batch of rollouts, which takes {prompts}: take fewer "
+            f"a batch of rollouts takes {prompts} prompts, and train_dataset has {len(dataset)}: take fewer "
             "completions a batch"
         )
-    if "prompt" not in dataset.column_names:
-        raise ValueError(f"train_dataset has no column 'prompt'; there are {', '.join(dataset.column_names)}")
     refuse_told(dataset.column_names)
-    tests = kwargs.get("eval_dataset")
-    tests = [*tests.values()] if isinstance(tests, Mapping) else [] if tests is None else [tests]
-    refuse_unreadable(rewards, dataset, *tests)
+    given = kwargs.get("eval_dataset")
+    tests = given if isinstance(given, Mapping) else {"eval_dataset": given}
+    for name, rows in {"train_dataset": dataset, **tests}.items():
+        if isinstance(rows, Dataset):
+            if "prompt" not in rows.column_names:
+                raise ValueError(f"{name} has no column 'prompt'; there are {', '.join(rows.column_names)}")
+            refuse_unreadable(rewards, name, rows)
     needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
     if not set(needs) <= {"score"}:
         raise ValueError(f"an ambiguity set over prompts can need their score alone, not {needs}")

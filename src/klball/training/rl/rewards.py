@@ -201,13 +201,15 @@ class LengthPenalized:
         ]
 
 
-def refuse_unreadable(rewards: Any, *datasets: Any) -> None:
+def refuse_unreadable(rewards: Any, name: str, rows: Dataset) -> None:
     """Raise ValueError where rows have no right answer for a verifiable reward to compare with."""
     for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
         inner = reward.reward if isinstance(reward, LengthPenalized) else reward
         if isinstance(inner, AnswerReward):
-            for rows in datasets:
+            try:
                 inner.check(rows)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
 
 
 def refuse_no_rewards(rewards: Any) -> None:
