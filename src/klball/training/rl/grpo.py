@@ -301,6 +301,27 @@ def _refuse_unsupported(args: Any, rewards: Any, kwargs: dict[str, Any], ambigui
     refuse_no_set(ambiguity)
     refuse_bad_settings(args)
     refuse_no_rewards(rewards)
+    _refuse_rows(args, rewards, kwargs)
+    needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
+    if not set(needs) <= {"score"}:
+        raise ValueError(f"an ambiguity set over prompts can need their score alone, not {needs}")
+    if str(args.metric_for_best_model).endswith(WORST_CASES):
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r}: GRPO is evaluated by the rewards of new "
+            "answers, which have no worst case; name eval_reward"
+        )
+    if args.group_column is not None and not needs:
+        raise ValueError("group_column has no effect without an adversary: set a radius above 0")
+    if ambiguity is not None and any(getattr(args, n) != getattr(type(args), n) for n in OF_SETS):
+        raise ValueError("give the ambiguity set once: ambiguity= or radius, max_weight, …")
+    if args.chat_template_kwargs and isinstance(kwargs["train_dataset"][0]["prompt"], str):
+        raise ValueError("chat_template_kwargs has no effect on prompts that are texts: give lists of turns")
+    acts = kwargs.get("tools") or kwargs.get("environment_factory")
+    if args.max_tool_calling_iterations is not None and not acts:
+        raise ValueError("max_tool_calling_iterations has no effect without tools")
+
+
+def _refuse_rows(args: Any, rewards: Any, kwargs: dict[str, Any]) -> None:
     dataset = kwargs.get("train_dataset")
     if not isinstance(dataset, Dataset):
         raise ValueError(
@@ -314,28 +335,11 @@ def _refuse_unsupported(args: Any, rewards: Any, kwargs: dict[str, Any], ambigui
             f"a batch of rollouts takes {prompts} prompts, and train_dataset has {len(dataset)}: take fewer "
             "completions a batch"
         )
-    refuse_told(dataset.column_names)
     given = kwargs.get("eval_dataset")
     tests = given if isinstance(given, Mapping) else {"eval_dataset": given}
     for name, rows in {"train_dataset": dataset, **tests}.items():
         if isinstance(rows, Dataset):
             if "prompt" not in rows.column_names:
                 raise ValueError(f"{name} has no column 'prompt'; there are {', '.join(rows.column_names)}")
+            refuse_told(rows.column_names)
             refuse_unreadable(rewards, name, rows)
-    needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
-    if not set(needs) <= {"score"}:
-        raise ValueError(f"an ambiguity set over prompts can need their score alone, not {needs}")
-    if str(args.metric_for_best_model).endswith(WORST_CASES):
-        raise ValueError(
-            f"metric_for_best_model={args.metric_for_best_model!r}: GRPO is evaluated by the rewards of new "
-            "answers, which have no worst case; name eval_reward"
-        )
-    if args.group_column is not None and not needs:
-        raise ValueError("group_column has no effect without an adversary: set a radius above 0")
-    if ambiguity is not None and any(getattr(args, n) != getattr(type(args), n) for n in OF_SETS):
-        raise ValueError("give the ambiguity set once: ambiguity= or radius, max_weight, …")
-    if args.chat_template_kwargs and isinstance(dataset[0]["prompt"], str):
-        raise ValueError("chat_template_kwargs has no effect on prompts that are texts: give lists of turns")
-    acts = kwargs.get("tools") or kwargs.get("environment_factory")
-    if args.max_tool_calling_iterations is not None and not acts:
-        raise ValueError("max_tool_calling_iterations has no effect without tools")
