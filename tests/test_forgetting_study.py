@@ -304,9 +304,9 @@ def test_the_experiment_is_resumed_and_trains_no_finished_arm_again(tmp_path, ca
     assert len(rows) == 1 + 2 * 8 and all(math.isfinite(float(row["kl_task"])) for row in rows)
     assert [float(rows[0][name]) for name in ("forgetting", "kl_task", "reverse_kl_other")] == [0, 0, 0]
     own = [row for row in rows if row["method"] == "SFT on own correct answers"]
-    assert {row["prompts"] for row in rows if row["method"] == "GRPO"} == {"4", "8"} and int(
+    assert {row["prompts"] for row in rows if row["method"] == "GRPO"} == {"8", "16"} and int(
         own[-1]["prompts"]
-    ) == 8
+    ) == 16
     written = {path: path.stat().st_mtime_ns for path in folder.glob("seed-0/*/model.safetensors")}
     assert len(written) == 8
     shutil.rmtree(folder / "seed-0" / "grpo")  # killed before it was measured

@@ -110,7 +110,7 @@ def run(options: Options, folder: Path) -> Iterator[int]:
             checkpoints = trained(method, seed, data["train"], start, folder, options)
             for point, (share, path) in enumerate(checkpoints, start=1):
                 measures = reference.measures(str(path), f"seed-{seed}/{method.folder}/{path.name}")
-                prompts = round(share * len(data["train"]))
+                prompts = round(share * options.num_train_epochs * len(data["train"]))
                 rows.append({**point_of(method.label, seed, point, prompts), **measures})
         if is_main():
             report(rows, folder)
