@@ -31,6 +31,9 @@ from small_runs import write_rows
 OPTIONS = Options(experiment="forgetting", epsilons=[0.0, 0.1], per_device_train_batch_size=4, points=3)
 
 
+REACHED = (("SFT", 3, 0.0047), ("GRPO", 2, 0.0009), ("RLHF", 0, math.nan))  # name, seeds, forgetting
+
+
 def test_every_method_is_a_configuration_that_sees_as_many_prompts_a_step(tmp_path):
     methods = forgetting.methods_of(OPTIONS, "reward-model")
     assert len({method.folder for method in methods}) == len({m.label for m in methods}) == len(methods) == 8
@@ -178,6 +181,12 @@ def test_nobody_is_called_the_most_accurate_where_nothing_is_right(best, said):
     assert said in sentence
 
 
+def test_a_mean_over_fewer_seeds_is_said_to_be_one():
+    found = [{"method": n, "reached": k, "forgetting": f, "less": 1, "both": 1} for n, k, f in REACHED]
+    (sentence, *_) = equal_verdict([{"method": "start", "accuracy": 0.0}], found, 0.5)
+    assert "from least to most, GRPO 0.0009 (in 2 of 3 seeds), SFT 0.0047 nats" in sentence
+
+
 def test_forgetting_at_equal_accuracy_is_the_slope_times_the_gain():
     rows = {row["method"]: row for row in at_equal_accuracy(points(SLOPES), 0.5)}
     for method in ("SFT", "GRPO", "DFT"):
@@ -218,8 +227,8 @@ def test_one_curve_and_a_curve_for_each_method_are_told_apart():
             SLOPES,
             lambda lost, slope: lost,
             [
-                "At accuracy 0.500 (the start has 0.200), forgetting is, from least to most, GRPO 0.150",
-                "GRPO forgot less than SFT there (0.150 against 0.600; in 1 of 1 seed(s) less)",
+                "At accuracy 0.500 (the start has 0.200), forgetting is, from least to most, GRPO 0.15",
+                "GRPO forgot less than SFT there (0.15 against 0.6; in 1 of 1 seed(s) less)",
                 "Never that accurate: RLHF.",
                 "the points lie on one curve",
                 "One seed: chance is not ruled out.",
@@ -229,8 +238,8 @@ def test_one_curve_and_a_curve_for_each_method_are_told_apart():
             SLOPES | {"SFT": (0.1, 0.8)},
             lambda lost, slope: lost / slope,
             [
-                "from least to most, SFT 0.030, GRPO 0.150",
-                "GRPO forgot more than SFT there (0.150 against 0.030; in 0 of 1 seed(s) less)",
+                "from least to most, SFT 0.03, GRPO 0.15",
+                "GRPO forgot more than SFT there (0.15 against 0.03; in 0 of 1 seed(s) less)",
                 "the methods lie on curves of their own",
             ],
         ),

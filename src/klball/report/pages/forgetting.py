@@ -69,7 +69,7 @@ def equal_verdict(summary: Rows, equal: Rows, target: float | None) -> list[str]
             f"to compare them. {most if best['accuracy'] > 0 else 'None answered a single problem right.'}"
         ]
     there = sorted((row for row in equal if row["reached"]), key=lambda row: row["forgetting"])
-    ranks = ", ".join(f"{row['method']} {row['forgetting']:.3f}" for row in there)
+    ranks = ", ".join(_rank(row, max(row["reached"] for row in there)) for row in there)
     sentences = [
         f"At accuracy {target:.3f} (the start has {start:.3f}), forgetting is, from least to most, {ranks} "
         "nats per token on other data."
@@ -83,12 +83,17 @@ def equal_verdict(summary: Rows, equal: Rows, target: float | None) -> list[str]
     return sentences
 
 
+def _rank(row: dict[str, Any], seeds: int) -> str:
+    some = "" if row["reached"] == seeds else f" (in {row['reached']} of {seeds} seeds)"
+    return f"{row['method']} {row['forgetting']:.2g}{some}"
+
+
 def _against(row: dict[str, Any], plain: dict[str, Any]) -> str:
     less = row["forgetting"] < plain["forgetting"]
     times = f"in {row['less']} of {row['both']} seed(s) less"
     return (
-        f"{row['method']} forgot {'less' if less else 'more'} than {PLAIN} there ({row['forgetting']:.3f} "
-        f"against {plain['forgetting']:.3f}; {times})."
+        f"{row['method']} forgot {'less' if less else 'more'} than {PLAIN} there ({row['forgetting']:.2g} "
+        f"against {plain['forgetting']:.2g}; {times})."
     )
 
 
@@ -103,7 +108,7 @@ def razor_verdict(fits: Rows) -> list[str]:
         sentences.append(
             f"One quadratic in {fit['name']}, explains R² = {fit['quadratic']:.2f} of the forgetting of all "
             f"methods, one line {fit['line']:.2f}, a line for each method {fit['lines']:.2f}: {said}. "
-            f"Furthest from the quadratic is {fit['furthest']}, {abs(fit['off']):.3f} nats "
+            f"Furthest from the quadratic is {fit['furthest']}, {abs(fit['off']):.2g} nats "
             f"{'above' if fit['off'] > 0 else 'below'} it."
         )
     best = max(fits, key=lambda fit: fit["quadratic"])
