@@ -95,7 +95,7 @@ def test_tables_of_learnt_rewards_are_solved_and_compared(folder, tmp_path, caps
         (["--reward", "exact", "--reward_model", "x"], "one of them"),
         (["--reward", "best"], "--reward must be one of"),
         (["--reward", "exact", "--pass_at", "2"], "pass@2 needs at least 2 samples"),
-        (["--reward", "choice"], "row 1 (counted from 1), answer: the reward needs letters A to J"),
+        (["--reward", "choice"], ": row 1 (counted from 1), answer: the reward needs letters A to J"),
         (["--reward", "exact", "--bounds", "0", "2"], "--bounds has no effect with --reward"),
         (["--reward_model", "judge", "--bounds", "0"], "--bounds needs two numbers"),
         (["--reward", "exact", "--max_length", "9"], "--max_length has no effect with --generate"),

@@ -54,7 +54,9 @@ def test_a_task_without_numbers_is_refused_before_any_training(tmp_path):
     rows = [{"question": f"What is {i}?", "answer": "3" if i < 9 else "many"} for i in range(10)]
     write_rows(tmp_path / "task.jsonl", rows)
     options = Options(experiment="forgetting", dataset_name=str(tmp_path / "task.jsonl"), test_rows=2)
-    with pytest.raises(ValueError, match="answer: the reward needs numbers in column 'answer', not 'many'"):
+    with pytest.raises(
+        ValueError, match=r"task.jsonl: row .*: the reward needs numbers in column 'answer', not 'many'"
+    ):
         forgetting.task_data(options)
 
 

@@ -23,7 +23,7 @@ from klball.studies.arms import load
 from klball.studies.own_answers import answer_table, metrics_of
 from klball.terminal import is_main, progress_bar, say, show_table
 from klball.training.rl.reward_model import RewardModel
-from klball.training.rl.rewards import VERIFIABLE
+from klball.training.rl.rewards import VERIFIABLE, refuse_unreadable
 
 OF_ANSWERS = (
     "reward",
@@ -128,7 +128,7 @@ def _rows(name: str, options: Any) -> Dataset:
         name, options.dataset_split, default="test", id_column=options.id_column, form=check_prompts
     )
     if options.reward is not None:
-        VERIFIABLE[options.reward]().check(to_prompts(rows, conversational=False))
+        refuse_unreadable(VERIFIABLE[options.reward](), name, to_prompts(rows, conversational=False))
     return first_rows(rows, options.max_rows)
 
 

@@ -34,7 +34,7 @@ from klball.terminal import is_main, progress_bar
 from klball.training.checkpoints import checkpoints_of
 from klball.training.preference.config import RobustRewardConfig
 from klball.training.rl.family import GRPORunConfig
-from klball.training.rl.rewards import VERIFIABLE
+from klball.training.rl.rewards import VERIFIABLE, refuse_unreadable
 from klball.training.rl.settings import refuse_even_weights
 from klball.training.sft.config import RobustSFTConfig
 
@@ -133,8 +133,12 @@ def task_data(options: Options) -> dict[str, Dataset]:
         options.hard_name, None, options.hard_config, default="test", id_column="none", form=check_prompts
     )
     data = {**data_of(options), HARD: first(hard, options.test_rows)}
-    for name in ("train", TASK, HARD):
-        VERIFIABLE[REWARD]().check(to_prompts(data[name], conversational=False))
+    for part, name in (
+        ("train", options.dataset_name),
+        (TASK, options.dataset_name),
+        (HARD, options.hard_name),
+    ):
+        refuse_unreadable(VERIFIABLE[REWARD](), name, to_prompts(data[part], conversational=False))
     return data
 
 
