@@ -16,14 +16,14 @@ HERE = Path(__file__).parent
 PROCESSES = 2
 
 
-def launched(script: str, *arguments: Path | str, timeout: float = 300) -> None:
+def launched(script: str, *arguments: Path | str) -> None:
     """Run a script of this folder in two processes; fail with what they said where one of them fails."""
     done = subprocess.run(
         [sys.executable, HERE / "launch.py", HERE / script, *arguments],
         capture_output=True,
         text=True,
         check=False,
-        timeout=timeout,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3_000:]
 

@@ -60,15 +60,14 @@ def _parse(arguments: list[str], prog: str) -> Options:
     if split_config(arguments)[0] is not None:
         refuse_ignored(options, ["preset"], "with --config, which stands in its place")
     else:
-        preset = options.preset or PRESETS[0]
-        if preset not in PRESETS:
-            raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, not {preset!r}")
-        if (preset, options.experiment) == ("paper", "preference"):
+        options.preset = options.preset or PRESETS[0]
+        one_of(options, "preset", PRESETS)
+        if (options.preset, options.experiment) == ("paper", "preference"):
             raise ValueError(
                 "--experiment preference has no preset paper: at scale use klball train with the recipes "
                 "dpo-paper.yaml, reward-paper.yaml and gdpo-paper.yaml"
             )
-        recipe = RECIPES.get((preset, options.experiment), preset)
+        recipe = RECIPES.get((options.preset, options.experiment), options.preset)
         arguments = ["--config", str(files("klball") / "recipes" / f"{recipe}.yaml"), *arguments]
         (options,) = parse([Options], arguments, prog, EXAMPLE)
     one_of(options, "experiment", tuple(EXPERIMENTS))
