@@ -76,7 +76,7 @@ def measured_here(power: int, name: str) -> list[Row]:
         accountant.record(index, scores)
         accountant.begin_step()
         seconds.append(time.perf_counter() - began)
-        passes.append(accountant.solve().dual.num_passes)
+        passes.append(accountant.solve().dual.num_passes)  # pyright: ignore[reportAttributeAccessIssue]
     peak = resident()["VmHWM"] - before
     unit = exp_seconds(n)
     return [

@@ -38,7 +38,7 @@ def numbers(base: np.ndarray, other: np.ndarray) -> dict[str, tuple[float, ...]]
     """The report's numbers of every tail metric."""
     found = {f"cvar_{level:g}": _of_cvar(-other, -base, level) for level in CVAR_LEVELS}
     hard = _of_hardest(-other, -base, hardest(-base))
-    return {**found, "own_hardest_1pct": _of_own(-other, -base), "hardest_1pct": hard}
+    return {**found, "own_hardest_1pct": _of_own(-other, -base, HARDEST), "hardest_1pct": hard}
 
 
 def truth(shape: str) -> dict[str, tuple[float, float]]:

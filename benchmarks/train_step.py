@@ -109,7 +109,7 @@ def step_times(size: str, vocabulary: int, packing: bool, seconds: float) -> lis
                 paired(BENCHMARK, _case(size, vocabulary, packing, name), measure, *pair, wanted, block)
             )
     epoch = len(trainers[0].get_train_dataloader()) * np.median(times[:, 0, 0])
-    scoring = trainers[1].scoring_seconds["initial"] / epoch
+    scoring = trainers[1].scoring_seconds["initial"] / epoch  # pyright: ignore[reportAttributeAccessIssue]
     case = _case(size, vocabulary, packing)
     rows.append(row(BENCHMARK, case, "one scoring of the training data / epoch of stock steps", [scoring]))
     del trainers

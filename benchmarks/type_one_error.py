@@ -74,8 +74,8 @@ def simulated(
 ) -> tuple[RoundScores, RoundSolutions]:
     g, c = scores_of(shape, latent(rng, null, rounds, n), rng)
     ones = np.ones_like(g)
-    labels = [[str(k) for k in range(size)] for size in (rounds, n)]
-    scores = RoundScores(["a", "b"], *labels, g, c, g, ones, ones, left_out={})
+    of_rounds, of_items = ([str(k) for k in range(size)] for size in (rounds, n))
+    scores = RoundScores(["a", "b"], of_rounds, of_items, g, c, g, ones, ones, left_out={})
     return scores, solve_rounds(scores, epsilon=epsilon, gamma=population(shape, epsilon, capped)[0])
 
 

@@ -153,7 +153,7 @@ def main() -> None:
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=1_024,
-        rope_theta=10_000.0,
+        rope_theta=10_000.0,  # pyright: ignore[reportCallIssue]
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
