@@ -3,6 +3,7 @@
 import csv
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from klball.cli import main
 from klball.commands.reproduce import _parse
 from klball.data.builtin import load_builtin
+from klball.data.readers import dataset_of
 from klball.data.rows import load_rows
 from klball.report.pages.forgetting import equal_verdict
 from klball.studies import forgetting, forgetting_summary
@@ -58,6 +60,31 @@ def test_a_task_without_numbers_is_refused_before_any_training(tmp_path):
         ValueError, match=r"task.jsonl: row .*: the reward needs numbers in column 'answer', not 'many'"
     ):
         forgetting.task_data(options)
+
+
+def test_a_start_that_answers_nothing_right_is_refused_before_other_arms(tmp_path, monkeypatch):
+    class Start:
+        def __init__(self, *args):
+            pass
+
+        def measures(self, *args):
+            return {}
+
+    def wrong(model, tokenizer, prompts, reward, *, samples, **rest):
+        answers = {"samples": ["none"] * samples, "rewards": [0.0] * (samples + 1)}
+        return dataset_of([{"sample_id": name, **answers} for name in prompts["sample_id"]])
+
+    stubs = {"load": lambda *args: (None, Start), "answer_table": wrong, "Reference": Start}
+    stubs |= {name: lambda *args: "a-folder" for name in ("start_of", "reward_model_of")}
+    for name, stub in stubs.items():
+        monkeypatch.setattr(forgetting, name, stub)
+    Start.chat_template = None
+    options = replace(
+        OPTIONS, train_rows=64, dataset_name="word-problems:level=1,count=80", num_train_epochs=2
+    )
+    with pytest.raises(ValueError, match=r"answers none of \d+ prompts right.*raise --start_steps"):
+        next(forgetting.run(options, tmp_path))
+    assert not any(tmp_path.iterdir())  # no arm
 
 
 @pytest.mark.parametrize("preset", ["tiny", "paper"])

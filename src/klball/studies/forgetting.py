@@ -106,8 +106,10 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     rows = []
     for seed in range(options.seeds):
         rows.append({**point_of(START, seed, 0, 0), **reference.measures(start, START)})
+        own = own_correct(data["train"], seed, start, folder, options)  # refused before other arms
         for method in methods:
-            checkpoints = trained(method, seed, data["train"], start, folder, options)
+            of_method = own if method.own else data["train"]
+            checkpoints = trained(method, seed, of_method, start, folder, options)
             for point, (share, path) in enumerate(checkpoints, start=1):
                 measures = reference.measures(str(path), f"seed-{seed}/{method.folder}/{path.name}")
                 prompts = round(share * options.num_train_epochs * len(data["train"]))
@@ -178,9 +180,7 @@ def trained(
 ) -> list[tuple[float, Path]]:
     """The checkpoints of a method, trained if it is not yet, each with its share of the whole budget."""
     run = folder / f"seed-{seed}" / method.folder
-    if method.own:
-        rows = own_correct(rows, seed, start, folder, options)
-    elif method.config is GRPORunConfig:
+    if method.config is GRPORunConfig:
         rows = check_prompts(rows)
     steps = num_steps(len(rows), options)
     train_run(config_of(method, run, steps, seed, options), rows, start, method.label, seed, options)
