@@ -104,7 +104,7 @@ LOGGED = (
     Logged("js_distance", (GDPO,), "√ of the Jensen–Shannon divergence of π and p*"),
     Logged("belief_accuracy", (GDPO,), "how often π and p* have the same most frequent belief"),
     # prompts
-    Logged("mean_reward", (GRPO,), "mean reward of all prompts seen so far, from the ledger"),
+    Logged("mean_reward", (GRPO,), "mean reward of all prompts seen so far, from the ledger, drift included"),
     Logged("worst_case_reward", (GRPO,), "the same in the worst case, E_Q", _weighs),
     Logged("mass_without_gradient", (GRPO,), "share of Q on prompts whose answers got one reward", _weighs),
     Logged("known_prompts", (GRPO,), "share of the prompts that were visited"),
