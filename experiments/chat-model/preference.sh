@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# DPO on hh-harmless, reward models on LLMBar, GDPO on the personas' beliefs, in the folder of `data.py`'s rows: `bash ../preference.sh`.
+# DPO and reward models on hh-harmless, reward models on LLMBar, GDPO on the personas' beliefs, in the folder of `data.py`'s rows: `bash ../preference.sh`.
 # On a CPU: `OMP_NUM_THREADS=1 LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=thp:always,dirty_decay_ms:20000 bash ../preference.sh`.
 # Interrupted, it goes on where it was.
 set -euo pipefail
@@ -15,7 +15,7 @@ arm() { # NAME FAMILY ROWS [options]
   klball train --family "$family" --dataset_name "$rows.jsonl" --output_dir "$out" $SHARED "$@"
   case $family in
     dpo) scored "$out" dpo hh-test-short --reference_model smollm2 ;;
-    reward) scored "$out" reward llmbar-test-short --group_column group ;;
+    reward) scored "$out" reward $TEST ;;
   esac
   touch "$out/done"
 }
@@ -36,8 +36,19 @@ for rows in hh-train-short hh-train-flipped-short; do
   dpo trim --epsilon 0.02 --comparator trim --comparator_strength 0.2
 done
 
+hh_reward() {
+  TEST=hh-test-short arm "reward-$rows-$1" reward "$rows" --gradient_accumulation_steps 4 --learning_rate 2e-4 --lora_dropout 0 \
+    --num_train_epochs 1 "${@:2}"
+}
+for rows in hh-train-short hh-train-flipped-short; do
+  hh_reward plain --epsilon 0
+  hh_reward pessimistic --epsilon 0.02
+  hh_reward optimistic --epsilon 0.02 --direction optimistic
+  hh_reward trim --epsilon 0.02 --comparator trim --comparator_strength 0.2
+done
+
 llmbar() {
-  arm "llmbar-$1" reward llmbar-train-short --gradient_accumulation_steps 4 --learning_rate 2e-4 --num_train_epochs 1 "${@:2}"
+  TEST="llmbar-test-short --group_column group" arm "llmbar-$1" reward llmbar-train-short --gradient_accumulation_steps 4 --learning_rate 2e-4 --num_train_epochs 1 "${@:2}"
 }
 llmbar plain --epsilon 0
 llmbar pairs --epsilon 0.05
