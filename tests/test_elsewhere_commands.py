@@ -11,6 +11,7 @@ import pytest
 
 import klball
 from klball.cli import main
+from klball.report.pages.parts import EACH
 from test_scores_compared import bernoulli_worst
 
 N = 300
@@ -154,6 +155,7 @@ def test_evaluate_reports_means_tails_groups_and_worst_cases(folder, capsys, tmp
         "b: the mean accuracy (correct) is" in page
         and "within ε = 0.1 nats" in page
         and "nats per token" not in page
+        and EACH in page
     )
     assert (tmp_path / "profile-scores.svg").exists()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".csv", ".json")}

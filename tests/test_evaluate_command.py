@@ -10,6 +10,7 @@ import pytest
 from conftest import small_qwen
 from klball import cli
 from klball.commands import evaluate as command
+from klball.report.pages.parts import EACH
 from klball.scores.scorer import Scorer
 from small_runs import write_rows
 
@@ -106,7 +107,8 @@ def test_every_pair_is_printed_with_its_ratio(folder, capsys):
     files = [row["file"] for row in rows]
     assert files[0] == files[2] != files[1]
     assert all((folder / "out" / "scores" / name).is_file() for name in files)
-    assert all(str(folder / name) in (folder / "out" / "report.html").read_text() for name in "xy")
+    page = (folder / "out" / "report.html").read_text()
+    assert all(str(folder / name) in page for name in "xy") and EACH in page
     said = capsys.readouterr().out
     with (folder / "out" / "ratios.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -13,6 +13,7 @@ from klball.report.charts import profile_charts
 from klball.report.interactive import intervals, plot
 from klball.report.page import Page, Part, Plot, Section, Table, write_page
 from klball.report.pages.parts import (
+    EACH,
     REPORT_FILE,
     counted,
     interval,
@@ -149,7 +150,7 @@ def _differences(report: ItemReport, unit: str) -> Plot:
     return Plot(
         f"Difference to {report.reference}",
         intervals(series, f"difference to {report.reference}: {unit}", reference=0.0),
-        "Dots with 95 % intervals, paired over items; the numbers are in scores.csv.",
+        f"Dots with 95 % intervals, paired over items; the numbers are in scores.csv. {EACH}",
     )
 
 

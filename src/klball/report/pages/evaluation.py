@@ -16,6 +16,7 @@ from klball.report.charts import profile_charts
 from klball.report.interactive import intervals, plot
 from klball.report.page import Page, Part, Plot, Section, Table, write_page
 from klball.report.pages.parts import (
+    EACH,
     REPORT_FILE,
     change,
     counted,
@@ -209,7 +210,7 @@ def _effects_table(report: RobustnessReport, data: str, others: list[str]) -> Ta
         rows,
         {"model": "model", **names},
         "Ratio to the reference on the same samples, minus 1; paired 95 % interval over samples. Below 0 is "
-        f"better. {TAILS}",
+        f"better. {EACH} {TAILS}",
     )
 
 

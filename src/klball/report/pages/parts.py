@@ -18,6 +18,7 @@ from klball.scores.tails import FEW, LEAST, largest, tail_size
 
 SHOWN = 20  # samples of each kind
 REPORT_FILE = "report.html"
+EACH = "Every interval stands by itself: of twenty differences that are none, one is shown as one."
 LONG = ("prompt", "answer", "chosen", "rejected")  # columns of texts
 BASE = "base"  # how tables call the model that training starts from
 
