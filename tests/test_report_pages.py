@@ -4,17 +4,20 @@ import json
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from klball.commands.paraphrase import template_replies
 from klball.comparison.analysis import compare_scores
 from klball.data.paraphrase.rounds import write_rounds
 from klball.data.paraphrase.samples import samples_of
+from klball.files import write_table
 from klball.report.page import Plot, Table, number, render
 from klball.report.pages.comparison import _regions, comparison_page, write_comparison_report
 from klball.report.pages.evaluation import COMPARED, _compared, _verdict, plain_lines
 from klball.report.pages.parts import change, counted, few_in_words, sample_rows, says
 from klball.report.pages.reproduction import gain_verdict
+from klball.report.pages.training import CURVES, write_training_page
 from klball.scores.perplexity import Metric, RobustnessReport
 from simulated_rounds import simulated
 
@@ -168,3 +171,47 @@ def test_run_options_are_in_the_provenance(tmp_path, rounds):
     html = render(comparison_page(comparison, rounds, tmp_path))
     for word in ("&#34;epsilon&#34;: 0.5", "&#34;weights&#34;: &#34;abc&#34;", "templates"):
         assert word in html
+
+
+STEPS = 40
+OF_FAMILY = {  # columns of the history → what the page's verdict says of them, and titles of its curves
+    "reward": (
+        {"plain_loss": 0.5, "accuracy": 0.5, "margin": 0.1, "mean_reward": -1.0},
+        ["share of pairs whose chosen answer has the larger reward went from 0.5 to 0.9"],
+        ["Loss", "Accuracy"],
+    ),
+    "dpo": (
+        {"plain_loss": 0.5, "rewards/accuracies": 0.5},
+        ["share of pairs whose chosen answer has the larger reward went from 0.5 to 0.9"],
+        ["Loss", "Accuracy"],
+    ),
+    "gdpo": (
+        {"plain_loss": 0.5, "js_distance": 0.5},
+        ["Jensen–Shannon distance to p* went from 0.5 to 0.9"],
+        ["Loss", "Distance to p*"],
+    ),
+    "grpo": (
+        {"mean_reward": -0.5, "known_prompts": 1.0},
+        ["mean reward went from −0.5 to −0.1"],
+        ["Reward"],
+    ),
+}
+
+
+@pytest.mark.parametrize("family", OF_FAMILY)
+def test_a_training_page_says_what_its_family_learns(family, tmp_path):
+    """Ends are means of a tenth of the steps: single ones are noise, here a jump of 100 at both."""
+    start, says, curves = OF_FAMILY[family]
+    rise = np.repeat([0.0, 0.4], STEPS // 2)
+    noise = np.zeros(STEPS)
+    noise[[0, -1]], noise[[1, -2]] = 100, -100
+    columns = {name: value + rise + noise for name, value in start.items()}
+    write_table(pa.table({"step": range(1, STEPS + 1), **columns}), tmp_path / "history.parquet")
+    (tmp_path / "run.json").write_text("{}")
+    write_training_page(tmp_path, "a run")
+    page = (tmp_path / "report.html").read_text()
+    for words in says:
+        assert f"From the first to the last tenth of the steps the {words}" in page
+    titles = [title for title in CURVES if f">{title}</h3>" in page]
+    assert titles == curves
+    assert ("mean reward went" in page) == (family == "grpo")  # a reward model's has no zero

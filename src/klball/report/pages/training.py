@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -17,11 +18,23 @@ CURVES = {  # title → (axis, columns of the history and what they are called)
         "nats",
         {"plain_loss": "mean of the step's samples", "robust_loss": "worst case of all samples"},
     ),
+    "Accuracy": (
+        "share of the step's pairs",
+        dict.fromkeys(("accuracy", "rewards/accuracies"), "chosen answer has the larger reward"),
+    ),
+    "Distance to p*": ("√ of the Jensen–Shannon divergence", {"js_distance": "mean of the step's questions"}),
     "Reward": ("reward", {"mean_reward": "mean of all prompts", "worst_case_reward": "worst case"}),
     "How uneven the weights are": ("share of what is weighed", {"ess_ratio": "effective sample size / n"}),
     "The adversary's price": ("nats", {"lambda": "λ", "kl": "KL(Q‖F)", "adversary_kl": "KL(Q‖F)"}),
 }
-MEANS = {"plain_loss": ("mean loss of a step's samples", " nats"), "mean_reward": ("mean reward", "")}
+MEANS = {
+    "plain_loss": ("mean loss of a step's samples", " nats"),
+    "accuracy": ("share of pairs whose chosen answer has the larger reward", ""),
+    "rewards/accuracies": ("share of pairs whose chosen answer has the larger reward", ""),
+    "js_distance": ("Jensen–Shannon distance to p*", ""),
+    "mean_reward": ("mean reward", ""),
+}
+ENDS = 10  # one step is too few to say where a run began and ended: a tenth of them
 WORST = {"robust_loss": ("worst case", " nats"), "worst_case_reward": ("worst-case reward", "")}
 SHARES = {"f": "share f", "q": "weight q", "density": "q/f"}
 TEXTS = ("sample_id", "group", "prompt", "answer", "chosen", "rejected", "belief")
@@ -70,13 +83,26 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
     for title, (axis, columns) in CURVES.items():
         series = []
         for column, name in columns.items():
-            known = [(row["step"], row[column]) for row in history if row.get(column) is not None]
+            known = _known(history, column)
             if known:
                 steps, values = zip(*known, strict=True)
                 series.append(Series(name, steps, values))
         if series:
             plots.append(plot(Chart(title, "optimizer step", axis, series)))
     return plots
+
+
+def _known(history: Sequence[Mapping[str, Any]], column: str) -> list[tuple[Any, Any]]:
+    """(step, value); none of the mean reward of a reward model, which no loss sees."""
+    if column == "mean_reward" and "margin" in history[0]:
+        return []
+    return [(row["step"], row[column]) for row in history if row.get(column) is not None]
+
+
+def _ends(history: Sequence[Mapping[str, Any]], column: str) -> tuple[float, float] | None:
+    values = [value for _, value in _known(history, column)]
+    few = max(1, len(values) // ENDS)
+    return (fmean(values[:few]), fmean(values[-few:])) if values else None
 
 
 def _groups_table(groups: Sequence[Mapping[str, Any]]) -> Table:
@@ -92,11 +118,12 @@ def _groups_table(groups: Sequence[Mapping[str, Any]]) -> Table:
 def _verdict(history: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> list[str]:
     if not history:
         return ["No step was trained."]
-    first, last = history[0], history[-1]
+    last = history[-1]
+    over = "From the first to the last tenth of the steps the" if len(history) >= 2 * ENDS else "The"
     sentences = [
-        f"The {what} went from {first[name]:.3g} to {last[name]:.3g}{unit}."
+        f"{over} {what} went from {ends[0]:.3g} to {ends[1]:.3g}{unit}.".replace("-", "−")
         for name, (what, unit) in MEANS.items()
-        if name in first
+        if (ends := _ends(history, name))
     ]
     for name, (what, unit) in WORST.items():
         if last.get(name) is not None:
