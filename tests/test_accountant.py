@@ -2,6 +2,7 @@
 
 import math
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,8 +10,10 @@ from safetensors.torch import save_file
 from klball import CertaintyKLBall, KLBall, solve_dual
 from klball.adversary import sets
 from klball.adversary.warm import resolve
-from klball.training.accountant import LEDGER_FILE
+from klball.training.accountant import LEDGER_FILE, Accountant
+from klball.training.ledger import Ledger
 from klball.training.step import Visits
+from klball.training.units import Units
 from ledgers import accountant_of, named
 
 N = 3_000
@@ -203,3 +206,15 @@ def test_a_start_that_does_not_do_gives_nothing():
     assert resolve(g, c, None, epsilon=0.1, gamma=tight, start=(free.lambda_, 0.0)) is None  # β must rise
     sure = solve_dual(g, c, epsilon=0.1, gamma=tight)
     assert resolve(g, c, None, epsilon=0.1, gamma=99.0, start=(sure.lambda_, sure.beta)) is None  # and fall
+
+
+def test_a_history_keeps_what_only_later_steps_have(tmp_path):
+    """A step of beliefs without texts has no preference columns."""
+    accountant = Accountant(KLBall(0.1), Ledger(4), Units())
+    accountant.history = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4, "rewards/margins": 0.1}]
+    accountant.save_history(tmp_path / "history.parquet")
+    kept = pq.read_table(tmp_path / "history.parquet").to_pylist()
+    assert kept == [{"step": 1, "loss": 0.5, "rewards/margins": None}, accountant.history[1]]
+    accountant.history = []
+    accountant.save_history(tmp_path / "history.parquet")
+    assert pq.read_table(tmp_path / "history.parquet").num_rows == 0

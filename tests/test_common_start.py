@@ -118,3 +118,15 @@ def test_the_tolerance_follows_the_dtype_and_the_length(dtype):
         model = small_qwen(64).to(own)
         short, long = (rounding(model, accelerator, tokens) for tokens in (100, 400))
         assert long == pytest.approx(2 * short) == pytest.approx(2 * 80 * torch.finfo(dtype).eps)
+
+
+def test_a_re_scoring_that_finds_the_start_makes_no_unit_known():
+    """Its rounding would be weighed: with a learning rate of 0 in the first steps all pairs cost log 2."""
+    ledger = Ledger(N, start=START)
+    ledger.rewrite({"score": START + 1e-7 * torch.randn(N).double()})
+    assert not ledger.known.any()
+    ledger.rewrite({"score": START + 0.1 * torch.randn(N).double()})
+    assert ledger.complete
+    ledger = Ledger(N)  # without a common start every score tells
+    ledger.rewrite({"score": torch.zeros(N).double()})
+    assert ledger.complete

@@ -8,7 +8,7 @@ import torch
 import trl
 from peft import LoraConfig
 from torch.nn.functional import logsigmoid
-from transformers import GPT2ForSequenceClassification
+from transformers import GPT2ForSequenceClassification, Qwen3ForCausalLM, Trainer
 
 from conftest import small_qwen
 from gradient_grid import Gradients, quiet, tokenizer
@@ -24,6 +24,7 @@ from klball import (
 from klball.adversary.trimming import Trimmed
 from klball.objectives.pairs import PAIR_LOSSES, LogRatios, bradley_terry
 from klball.training.accountant import Accountant
+from klball.training.checkpoints import problem_of
 from klball.training.preference.comparators import GroupEG, comparator_named
 from klball.training.preference.forward import reference
 from preference_grid import NUM_ROWS, reward_model, rows, trainer_for
@@ -415,6 +416,56 @@ def test_a_reference_of_the_same_weights_is_the_own_start_too(tmp_path):
     assert trainer.common_start() == pytest.approx(-math.log(2))
     trainer, _ = trainer_for(case, "8x1", str(tmp_path))  # of another seed
     assert trainer.common_start() is None
+
+
+def test_a_second_training_begins_with_a_model_that_has_left_its_reference(tmp_path):
+    case = dict(family="dpo", ambiguity=KLBall(0.3), own_start=True, rescore_steps=0)
+    trainer, _ = trainer_for(case, "8x1", str(tmp_path), epsilon_warmup=0.0, learning_rate=0.01)
+    trainer.train()
+    assert trainer.accountant.history[0]["max_weight"] == 1
+    scores = trainer.score_dataset(trainer.train_dataset)["score"]
+    trainer.start_scores = {"score": torch.zeros(NUM_ROWS)}  # of the first start
+    trainer.state.global_step = 0
+    trainer.begin_training()
+    ledger = trainer.accountant.ledger
+    assert ledger.complete and torch.allclose(ledger.scores()["score"], scores.double())
+    trainer.train()
+    assert trainer.accountant.history[0]["max_weight"] > 1
+
+
+def test_a_checkpoint_is_whole_or_none_while_it_takes_the_place_of_another(tmp_path, monkeypatch):
+    case = dict(family="dpo", epsilon=0.1, save_strategy="steps", save_steps=1, max_steps=1)
+    trainer, _ = trainer_for(case, "8x1", str(tmp_path))
+    trainer.train()
+    folder = tmp_path / "checkpoint-1"
+    assert problem_of(folder) is None
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert problem_of(folder) is not None  # a ledger of this training beside the last one's weights
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_the_reference_that_trl_loads_may_be_another_model(changed, tmp_path, caplog):
+    """A model that was changed in memory is not what is saved under its name."""
+    small_qwen(len(tokenizer())).save_pretrained(tmp_path / "saved")
+    model = Qwen3ForCausalLM.from_pretrained(tmp_path / "saved")
+    if changed:
+        torch.nn.init.normal_(model.model.layers[0].mlp.up_proj.weight)
+    settings = quiet(str(tmp_path / "run"), epsilon=0.1)
+    made = dict(train_dataset=rows(), processing_class=tokenizer())
+    trainer = RobustDPOTrainer(model, args=RobustDPOConfig(**settings), **made)
+    assert (trainer.common_start() is None) is changed is ("the model is not what is saved" in caplog.text)
+    static = RobustDPOConfig(**settings, reweight="static")
+    if changed:
+        RobustDPOTrainer(model, args=static, **made)
+        return
+    with pytest.raises(ValueError, match="would weigh all pairs alike"):
+        RobustDPOTrainer(model, args=static, **made)
 
 
 def test_trimming_judges_pairs_that_were_not_solved_for_by_their_fresh_score():

@@ -311,7 +311,7 @@ def test_the_radius_grows_over_a_tenth_of_the_steps_where_there_is_one(settings,
     else:
         config = RobustDPOConfig(**quiet(str(tmp_path), **given))
         assert config.epsilon == given.get("epsilon", 0.05)
-    assert config.epsilon_warmup == warmup
+    assert config.warmup == warmup
 
 
 def test_the_set_is_that_of_the_settings(tmp_path):
@@ -418,3 +418,14 @@ def test_evaluation_between_steps_finds_the_best_checkpoint(family, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
     trained = [row for row in trainer.state.log_history if "plain_loss" in row]
     assert len(trained) == 3 and {"kl", "ess_ratio", "max_weight", "robust_loss", "loss"} <= set(trained[-1])
+
+
+@pytest.mark.parametrize("config", [RobustDPOConfig, RobustRewardConfig, GDPOConfig])
+def test_what_was_left_out_is_derived_anew_by_replace(config, tmp_path):
+    plain = config(**quiet(str(tmp_path), epsilon=0.0))
+    ball = dataclasses.replace(plain, epsilon=0.05)
+    assert (plain.warmup, ball.warmup, dataclasses.replace(ball, epsilon=0.0).warmup) == (0.0, 0.1, 0.0)
+    grouped = dataclasses.replace(ball, group_column="source")
+    assert (ball.unit, grouped.unit, dataclasses.replace(grouped, group_column=None).unit) == (
+        *(config.units[0], "group", config.units[0]),
+    )

@@ -55,6 +55,23 @@ def test_groups_are_told_at_the_end(prompts, tmp_path):
     assert {row["group"] for row in rows} == {"0", "1"} and "mean_reward" in rows[0]
 
 
+def test_pairs_are_prompts_and_what_is_known_of_their_labels_is_shown_at_the_end(prompts, tmp_path):
+    """RLHF on the pairs of its reward model: rewards may not see which are flipped, and people may."""
+    pairs = [
+        {"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No.", "flipped": i == 1}
+        for i in range(3)
+    ]
+    write_rows(prompts / "pairs.jsonl", pairs)
+    kind = [*FAMILY, "--reward_model", str(prompts / "reward")]
+    folder = run(prompts, tmp_path, *kind, rows="pairs.jsonl")
+    with (folder / "top_weighted.csv").open() as file:
+        shown = {row["prompt"]: row["flipped"] for row in csv.DictReader(file)}
+    assert shown == {f"What is {i}?": str(i == 1).lower() for i in range(3)}
+    over = ["--over", "group", "--group_column", "flipped"]
+    with pytest.raises(ValueError, match="'flipped' is about the labels: training may not see it"):
+        run(prompts, tmp_path / "groups", *kind, *over, rows="pairs.jsonl")
+
+
 def test_another_reward_model_is_another_run(prompts, tmp_path, tokenizer):
     shutil.copytree(prompts / "reward", tmp_path / "reward")
     kind = [*FAMILY, "--reward_model", str(tmp_path / "reward")]

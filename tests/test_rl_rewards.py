@@ -1,14 +1,17 @@
 """Verifiable rewards on awkward texts."""
 
 import importlib.util
+import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from klball import ExactMatch, LastNumber, LengthPenalized, MathVerify, MultipleChoice
 from klball.training.rl.answers import choice_of, last_number, text_of, without_thoughts
-from klball.training.rl.rewards import refuse_unreadable
+from klball.training.rl.rewards import refuse_unreadable, refusing_nan
 
 NUMBERS = {
     "The answer is 72.": "72",
@@ -268,3 +271,12 @@ def test_no_reward_runs_what_a_model_wrote(monkeypatch):
     rewards = [LastNumber(), ExactMatch(), *([MathVerify()] if HAVE_MATH else [])]
     for reward in rewards:
         assert len(reward(None, texts, answer=["7"] * 4)) == 4
+
+
+@pytest.mark.parametrize("kind", [list, tuple, iter, torch.tensor, np.array])
+def test_rewards_may_be_any_row_of_numbers(kind):
+    """A generator can be read once, and TRL reads it too."""
+    checked = refusing_nan("own", lambda **given: kind([0.5, 1.0]))
+    assert [float(value) for value in checked(completions=["a", "b"])] == [0.5, 1.0]
+    with pytest.raises(ValueError, match="'own' gave"):
+        refusing_nan("own", lambda **given: kind([0.5, math.nan]))(completions=["a", "b"])

@@ -16,6 +16,10 @@ def config(**more):
     return RobustGRPOConfig(output_dir="o", use_cpu=True, bf16=False, **more)
 
 
+def asked(*own):
+    return Dataset.from_dict({"prompt": own})
+
+
 def test_the_set_of_the_defaults():
     assert config().ambiguity_set() == KLBall(0.05, 4.0)
     assert config(radius=0).ambiguity_set() == Empirical()
@@ -45,6 +49,15 @@ def test_the_set_of_the_defaults():
         (dict(critic_learning_rate=0.1), "critic_learning_rate needs critic=True"),
         (dict(critic=True, gae_lambda=1.5), "gae_lambda"),
         (dict(critic=True, scale_rewards="group"), "scale_rewards has no effect with critic=True"),
+        (
+            dict(critic=True, multi_objective_aggregation="normalize_then_sum"),
+            "multi_objective_aggregation has no effect with critic=True",
+        ),
+        (dict(max_completion_length=None), "max_completion_length must be at least 1, not None"),
+        (
+            dict(loss_type="vespo", importance_sampling_level="sequence"),
+            "importance_sampling_level has no effect without a loss_type that",
+        ),
     ],
 )
 def test_settings_that_are_refused(settings, said):
@@ -75,6 +88,11 @@ def test_settings_that_are_refused(settings, said):
             dict(reward_funcs=LastNumber("kind")),
             r"train_dataset: row 1 \(counted from 1\), kind: the reward needs numbers",
         ),
+        (dict(train_dataset=asked("a", "", "c", "d")), r"train_dataset: row 2 .*, prompt: '' is no prompt"),
+        (dict(train_dataset=asked([], [], [], [])), r"train_dataset: row 1 .*, prompt: \[\] is no prompt"),
+        (dict(train_dataset=asked("a", "b", None, "d")), r"row 3 .*, prompt: None is no prompt"),
+        (dict(train_dataset=asked(1, 2, 3, 4)), r"row 1 .*, prompt: 1 is no prompt"),
+        (dict(eval_dataset=asked("a", "")), r"eval_dataset: row 2 .*, prompt: '' is no prompt"),
         (dict(num_generations=8), "a batch of rollouts takes 8 prompts, and train_dataset has 4"),
     ],
 )
@@ -171,6 +189,19 @@ def test_statistics_of_completions():
     assert found["count"].tolist() == [3, 2, 0, 1]
     assert found["score"].tolist() == pytest.approx([0.1, 2, 0, 2])
     assert found["variance"].tolist() == [0, 2, 0, 0]
+
+
+def test_the_first_prompts_that_come_again_tell_of_drift_and_of_no_offset():
+    """shift ← gap/2 + pace: half of what few prompts show. All of it would be what dropout does."""
+    ledger = RewardLedger(6, 0.0)
+    whole = {"score": torch.full((6,), 0.5), "variance": torch.ones(6), "count": torch.full((6,), 8)}
+    ledger.record(torch.arange(6), whole, None)
+    again = {name: values[:2] for name, values in whole.items()} | {"score": torch.full((2,), 0.9)}
+    ledger.record(torch.arange(2), again, KLBall(0.1).solve({"score": torch.rand(6).double()}))
+    pace = float(ledger.drift.pace[0])
+    assert 0 < pace <= 0.04 + 1e-9 and float(ledger.drift.offset[0]) == 0
+    expected = [0.9 + pace] * 2 + [0.5 + 0.2 + pace] * 4
+    assert ledger.scores()["score"].tolist() == pytest.approx(expected)
 
 
 def test_a_ledger_is_kept_and_read():

@@ -25,6 +25,7 @@ SPEAKER = re.compile(r"\n\n(Human|Assistant):[ \t]*")
 ROLE_OF = {"Human": "user", "Assistant": "assistant"}
 TOKENS = ("chosen_ids", "rejected_ids", "prompt_ids", "chosen_input_ids", "rejected_input_ids")
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")  # TRL would believe them, whatever the reference
+HIDDEN = ("flipped",)  # columns about the labels, which no training may see
 ADVICE = "give the prompt in a column `prompt`, or rows as lists of turns"
 
 
@@ -34,6 +35,13 @@ class Pair(NamedTuple):
     prompt: Any
     chosen: Any
     rejected: Any
+
+
+def visible(dataset: Dataset, group_column: str | None) -> Dataset:
+    """The rows without what training may not see. Raises ValueError for groups by it."""
+    if group_column in HIDDEN:
+        raise ValueError(f"group_column: {group_column!r} is about the labels: training may not see it")
+    return dataset.remove_columns([name for name in HIDDEN if name in dataset.column_names])
 
 
 def to_preferences(dataset: Dataset) -> Dataset:

@@ -1,7 +1,7 @@
 """Prompts of reinforcement learning, and the right answers where the rows have them."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -60,6 +60,16 @@ def refuse_told(columns: Collection[str]) -> None:
         raise ValueError(f"the column {name!r} is what reward functions are told: rename yours")
 
 
+def refuse_no_prompts(name: str, dataset: Dataset) -> None:
+    """Raise ValueError for the first row whose `prompt` is no text and no list of turns, or empty."""
+    kind: Any = None
+    for row, prompt in enumerate(dataset[PROMPT]):
+        kind = kind or type(prompt)
+        if not isinstance(prompt, str | list) or not prompt or type(prompt) is not kind:
+            what = "of another kind than row 1" if prompt and isinstance(prompt, str | list) else "no prompt"
+            raise ValueError(f"{name}: {refusal(row, PROMPT, f'{prompt!r:.40} is {what}')}")
+
+
 def _as_turns(dataset: Dataset, conversational: bool) -> Dataset:
     prompts = dataset[PROMPT][:]
     if any(isinstance(prompt, list) != isinstance(prompts[0], list) for prompt in prompts):
@@ -71,8 +81,15 @@ def _as_turns(dataset: Dataset, conversational: bool) -> Dataset:
                 raise refusal(row, PROMPT, "the last turn is not the user's: there is nothing to answer")
         return dataset if turns == prompts else replaced(dataset, {PROMPT: turns}, {PROMPT})
     plain = texts(dataset, PROMPT)
+    _refuse_empty(plain)
     made = [[{"role": "user", "content": text}] for text in plain] if conversational else plain
     return replaced(dataset, {PROMPT: made}, {PROMPT})
+
+
+def _refuse_empty(prompts: Sequence[Any]) -> None:
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise refusal(row, PROMPT, "it is empty: there is nothing to answer")
 
 
 def _split(dataset: Dataset) -> Dataset:
@@ -89,7 +106,5 @@ def _split(dataset: Dataset) -> Dataset:
         prompts = dataset[PROMPT][:]
         answers = [c if isinstance(c, str) else c[-1]["content"] for c in dataset["completion"]]
         used = {PROMPT, "completion"}
-    for row, prompt in enumerate(prompts):
-        if not prompt:
-            raise refusal(row, PROMPT, "it is empty: there is nothing to answer")
+    _refuse_empty(prompts)
     return replaced(dataset, {PROMPT: prompts, ANSWER: answers}, used)

@@ -189,8 +189,9 @@ class Accountant:
         self.save_history(folder / HISTORY_FILE)
 
     def save_history(self, path: Path) -> None:
-        """One row a step: λ, β, KL, ESS/n, weights, losses, entropy."""
-        write_table(pa.Table.from_pylist(self.history), path)
+        """One row a step: λ, β, KL, ESS/n, weights, losses, entropy; null of what a step had none of."""
+        names = dict.fromkeys(name for row in self.history for name in row)
+        write_table(pa.table({name: [row.get(name) for row in self.history] for name in names}), path)
 
     def load(self, folder: Path, within_epoch: bool, more: Sequence[str] = ()) -> dict[str, Tensor]:
         """Continue from a checkpoint, whose epoch goes on with other samples where `within_epoch`.

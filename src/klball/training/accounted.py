@@ -12,6 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from klball.training.accountant import HISTORY_FILE, Accountant
 from klball.training.batches import INDEX
+from klball.training.checkpoints import STATE_FILE
 from klball.training.resumption import Resumable
 from klball.training.step import StepHook
 from klball.training.weights import WEIGHTS_FILE, Weighed, weight_table, write_weights
@@ -90,8 +91,8 @@ class Accounted(Resumable):
             raise
 
     def _warmup_share(self) -> float:
-        """Of the radius: it grows from 0 over the first `epsilon_warmup` of all steps."""
-        steps = math.ceil(self.args.epsilon_warmup * self.state.max_steps)
+        """Of the radius: it grows from 0 over the first steps, `epsilon_warmup` of them all."""
+        steps = math.ceil(self.args.warmup * self.state.max_steps)
         return 1.0 if steps == 0 else min(1.0, self.state.global_step / steps)
 
     def _log_step(self, step: Mapping[str, float]) -> None:
@@ -116,6 +117,7 @@ class Accounted(Resumable):
         """The ledger goes first: TRL writes trainer_state.json last, and only that completes a checkpoint."""
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
+            (folder / STATE_FILE).unlink(missing_ok=True)  # of another run, whose files are now replaced
             self.accountant.save(folder, **self.kept_tensors())
         for hook in self.hooks:
             hook.save(folder, self.accelerator.process_index)

@@ -65,12 +65,12 @@ class RobustArguments:
         parent.__post_init__()
         self.ambiguity_set()  # raises for bad values
         one_of("reweight", self.reweight, REWEIGHT)
-        if self.epsilon_warmup is None:  # a family may have a default of its own for it
+        if self.warmup is None:
             raise ValueError("epsilon_warmup must be a share, from 0 to 1, not None")
         if self.reweight == "static":
             for name, given in (
                 ("rescore_steps", self.rescore_steps is not None),
-                ("epsilon_warmup", self.epsilon_warmup > 0),
+                ("epsilon_warmup", self.warmup > 0),
             ):
                 if given:
                     raise ValueError(f"{name} needs reweight='live': static weights stay")
@@ -78,11 +78,16 @@ class RobustArguments:
             self._refuse_idle()
 
     def _refuse_idle(self) -> None:
-        if self.epsilon_warmup:
+        if self.warmup:
             raise ValueError("epsilon_warmup needs a radius above 0 to grow to")
         for name in OF_ADVERSARY:
             if getattr(self, name) not in (getattr(type(self), name), 0):  # rescore_steps=0: never
                 raise ValueError(f"{name} has no effect with {self.radius_field}=0: leave one of them out")
+
+    @property
+    def warmup(self) -> float:
+        """Share of the steps over which the radius grows from 0."""
+        return self.epsilon_warmup
 
     @property
     def adversary_radius(self) -> float:

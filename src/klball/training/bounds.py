@@ -41,7 +41,7 @@ ADVERSARY: dict[str, Rule] = {
     "critic_learning_rate": POSITIVE,
 }
 WORDS = {"pad_to_multiple_of"}  # TRL's "auto"
-NEVER_NONE = {*ADVERSARY} - {
+NEVER_NONE = {*ADVERSARY, "max_completion_length"} - {
     *("alpha", "gamma", "max_weight", "rescore_steps", "epsilon_warmup", "comparator_strength", "shrinkage"),
 }
 BOUNDS: dict[str, Rule] = {

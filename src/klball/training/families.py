@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from klball.data.encoding import require_template
 from klball.data.formats import to_trl_format
-from klball.data.preferences import to_belief_rows, to_preferences
+from klball.data.preferences import to_belief_rows, to_preferences, visible
 from klball.data.prompts import check_prompts
 from klball.data.rows import with_sample_ids
 from klball.models.loading import CAUSAL, REWARD, Purpose
@@ -31,7 +31,6 @@ from klball.training.sft.config import RobustSFTConfig
 from klball.training.sft.needs import checkpoint_files
 from klball.training.sft.trainer import RobustSFTTrainer
 
-HIDDEN = ("flipped",)  # columns about the labels, which no training may see
 LOADED = ("model_init_kwargs", "chat_template_path")  # in the model and the tokenizer when a trainer is made
 
 
@@ -79,14 +78,9 @@ def _beliefs(rows: Dataset, tokenizer: Any, config: Any) -> Dataset:
 
 def _visible(pairs: Dataset, tokenizer: Any, config: Any) -> Dataset:
     """Without what training may not see."""
-    if config.group_column in HIDDEN:
-        raise ValueError(
-            f"group_column: {config.group_column!r} is about the labels: training may not see it"
-        )
     if isinstance(pairs[0]["prompt"], list):
         require_template(tokenizer)
-    hidden = [name for name in HIDDEN if name in pairs.column_names]
-    return with_sample_ids(pairs).remove_columns(hidden)
+    return visible(with_sample_ids(pairs), config.group_column)
 
 
 def _files_of_groups(config: Any) -> Mapping[str, tuple[str, ...]]:

@@ -52,14 +52,15 @@ class Ledger:
         return {name: values + self.drift.shift[k] for k, (name, values) in enumerate(self.entries.items())}
 
     def rewrite(self, fresh: Mapping[str, Tensor]) -> None:
-        """Replace every entry after a full re-scoring."""
+        """Replace every entry after a full re-scoring. The common start tells of no unit."""
         foretold = self.scores()
         self.drift.restart([fresh[name] - foretold[name] for name in self.entries])
         # copies: `record` writes into them
         self.entries = {
             name: fresh[name].double().clone(memory_format=torch.contiguous_format) for name in self.entries
         }
-        self.known.fill_(True)
+        if not self._at_start(fresh["score"]):
+            self.known.fill_(True)
 
     def record(self, index: Tensor, fresh: Mapping[str, Tensor], solution: Solution | None) -> None:
         """Enter one step's fresh scores, after which all the others shift; each unit once.

@@ -46,6 +46,7 @@ class RobustTrainer(Accounted):
 
     start_scores: dict[str, Tensor] | None = None
     """The scores before the first step, which runs that begin alike share; the first of them fills it."""
+    _trained: bool = False  # here before: the model is no more what it was at the start
 
     # --- what a family says -------------------------------------------------------------------
 
@@ -120,8 +121,9 @@ class RobustTrainer(Accounted):
         elif self.state.global_step == 0:
             self.accountant = self._empty_accountant()
             self._visits.forget()
-            if self.ambiguity.needs and self.common_start() is None:
+            if self.ambiguity.needs and (self._trained or self.common_start() is None):
                 self.rescore("initial")
+        self._trained = True
 
     def begin_epoch(self) -> None:
         """An epoch begins that is not the rest of a resumed one."""
@@ -145,7 +147,7 @@ class RobustTrainer(Accounted):
 
     def _scores_of_start(self, when: str) -> dict[str, Tensor] | None:
         """Those that another run has left, if they are what this adversary needs."""
-        shared, needs = self.start_scores, self.ambiguity.needs
+        shared, needs = None if self._trained else self.start_scores, self.ambiguity.needs
         if shared is not None and shared.keys() >= {*needs}:
             return {name: shared[name] for name in needs}
         scores = self.score_units(when)

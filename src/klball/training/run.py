@@ -17,6 +17,7 @@ from trl import (
     get_quantization_config,
 )
 
+from klball.data.preferences import HIDDEN
 from klball.data.rows import load_chat_template, with_sample_ids
 from klball.files import RUN_FILE, combined, read_json_object, write_json
 from klball.models.loading import (
@@ -28,7 +29,7 @@ from klball.models.loading import (
 )
 from klball.terminal import is_main, say, show_table
 from klball.training.checkpoints import checkpoints_of, newest_complete, problem_of
-from klball.training.families import HIDDEN, Family, family_of
+from klball.training.families import Family, family_of
 from klball.training.identity import (
     DIGESTS,
     check_same_run,

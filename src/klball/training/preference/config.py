@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from trl import DPOConfig, RewardConfig
 
-from klball.adversary.sets import AmbiguitySet
+from klball.adversary.sets import AmbiguitySet, Empirical
 from klball.adversary.trimming import Trimmed
 from klball.adversary.upweighting import radius_help
 from klball.objectives.pairs import PAIR_LOSSES
@@ -39,7 +39,7 @@ class PreferenceArguments(RobustArguments):
         default=0.05,
         metadata={"help": f"Radius of the ball, of KL in nats; 0 for none; {radius_help(0.05)}."},
     )
-    epsilon_warmup: float | None = field(
+    epsilon_warmup: float | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=None,
         metadata={"help": "Share of the steps over which the radius grows from 0; default: .1 of a ball."},
     )
@@ -49,22 +49,31 @@ class PreferenceArguments(RobustArguments):
     )
 
     def __post_init__(self) -> None:
-        ball = self.ambiguity == "cvar" or self.epsilon != 0
-        if self.epsilon_warmup is None:
-            live = ball and self.reweight == "live"
-            self.epsilon_warmup = WARMUP if live else 0.0  # pyright: ignore[reportIncompatibleVariableOverride]
-        if self.over is None:
-            self.over = "group" if self.group_column is not None else self.units[0]
-        one_of("over", self.over, self.units)
-        if (self.over == "group") != (self.group_column is not None):
+        one_of("over", self.unit, self.units)
+        if (self.unit == "group") != (self.group_column is not None):
             raise ValueError(
                 "over='group' needs group_column, the column that names the groups"
-                if self.over == "group"
+                if self.unit == "group"
                 else f"group_column has no effect with over={self.over!r}: leave one of them out"
             )
         if not getattr(self, "average_tokens_across_devices", True):
             raise ValueError("average_tokens_across_devices has no effect: losses are means over pairs")
         super().__post_init__()
+
+    # the fields stay as they were given: `dataclasses.replace` derives anew what was left out
+
+    @property
+    def unit(self) -> str:
+        """What the adversary weighs."""
+        return self.over or ("group" if self.group_column is not None else self.units[0])
+
+    @property
+    def warmup(self) -> float:
+        """Share of the steps over which the radius grows from 0."""
+        if self.epsilon_warmup is not None:
+            return self.epsilon_warmup
+        idle = self.reweight == "static" or isinstance(self.ambiguity_set(), Empirical)
+        return 0.0 if idle else WARMUP
 
 
 @dataclass
@@ -97,8 +106,6 @@ class ComparatorArguments(PreferenceArguments):
             raise ValueError(
                 f"comparator_strength of trim is the share left out, below 1, not {self.comparator_strength}"
             )
-        if self.comparator == TRIM and self.epsilon_warmup is None and self.reweight == "live":
-            self.epsilon_warmup = WARMUP
         super().__post_init__()
 
     def ambiguity_set(self) -> AmbiguitySet:

@@ -1,5 +1,6 @@
 """RobustDPOTrainer: TRL's DPOTrainer whose loss weighs preference pairs as the worst case would."""
 
+import logging
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +29,8 @@ from klball.training.preference.trainer import (
     units_of,
 )
 from klball.training.step import UnitBatch
+
+logger = logging.getLogger(__name__)
 
 
 class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -79,19 +82,31 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
         args = args or RobustDPOConfig(output_dir="robust-dpo")
         given = {**kwargs, "model": model, "ref_model": ref_model}
         refuse_unsupported(RobustDPOTrainer, RobustDPOConfig, args, positional, given, ambiguity)
-        static = args.reweight == "static"
         args, peft_config = prepared_arguments(args, kwargs, self.columns)
         self.given_rows = kwargs["train_dataset"]
         self._own_start = ref_model is None or _same_weights(model, ref_model)
-        if self._own_start and static:
+        loaded = ref_model is None and isinstance(given["model"], torch.nn.Module)  # TRL loads what was saved
+        if not loaded:
+            self._refuse_static(args)
+        super().__init__(model, ref_model, args, **kwargs)
+        if loaded and self.ref_model is not None and _differ(self.model, self.ref_model):
+            self._own_start = False
+            logger.warning(
+                "the model is not what is saved as %s, which TRL takes for its reference: give ref_model if "
+                "the reference is to be the model as it is now",
+                self.model.config._name_or_path,
+            )
+        self._refuse_static(self.args)
+        refuse_router_loss(self)
+        self._pair_loss = PAIR_LOSSES[self.args.loss_type[0]]
+        self.init_units(ambiguity, peft_config)
+
+    def _refuse_static(self, args: Any) -> None:
+        if self._own_start and args.reweight == "static":
             raise ValueError(
                 "reweight='static' would weigh all pairs alike: the policy starts as its own reference, and "
                 "then all pairs cost the same. Use 'live', or in Python another model as ref_model"
             )
-        super().__init__(model, ref_model, args, **kwargs)
-        refuse_router_loss(self)
-        self._pair_loss = PAIR_LOSSES[self.args.loss_type[0]]
-        self.init_units(ambiguity, peft_config)
 
     def _prepare_dataset(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
@@ -147,4 +162,16 @@ def _same_weights(model: Any, reference: Any) -> bool:
     return own.keys() == others.keys() and all(
         values.numel() > 0 and values.device == others[name].device and torch.equal(values, others[name])
         for name, values in own.items()
+    )
+
+
+def _differ(model: Any, reference: Any) -> bool:
+    """Whether two loaded models are known to differ in a weight; of sharded ones nothing is."""
+    others = dict(weights_of(reference))
+    return any(
+        values.numel() > 0
+        and (values.device, values.dtype) == (others[name].device, others[name].dtype)
+        and not torch.equal(values, others[name])
+        for name, values in weights_of(model)
+        if name in others
     )

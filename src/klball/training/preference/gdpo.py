@@ -117,7 +117,7 @@ class GDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncom
 
     def numbered_units(self, rows: Dataset) -> tuple[Dataset, Dataset]:
         """Rows, and over beliefs an atom for each that someone holds."""
-        if self.args.over != "belief":
+        if self.args.unit != "belief":
             return super().numbered_units(rows)
         held = [(row, p) for row, shares in enumerate(rows["p_star"]) for p in shares if p > 0]
         atoms = rows.select([row for row, _ in held]).remove_columns("p_star")
@@ -130,19 +130,19 @@ class GDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncom
     def texts_of(self, row: dict[str, Any], unit: int) -> dict[str, str]:
         """The belief of the unit, else that of the answers."""
         held = [belief for belief, share in zip(row["beliefs"], row["p_star"], strict=True) if share > 0]
-        belief = held[unit] if self.args.over == "belief" else row.get("belief") or ""
+        belief = held[unit] if self.args.unit == "belief" else row.get("belief") or ""
         answers = texts_of_pair(row)
         return {"prompt": answers.pop("prompt"), "belief": belief, **answers}
 
     def unit_sizes(self, samples: Dataset) -> Tensor | None:
-        if self.args.over != "belief":
+        if self.args.unit != "belief":
             return None
         return torch.tensor(samples["p_star"][:], dtype=torch.float64)
 
     def unit_batch(self, model: Any, inputs: dict[str, Any]) -> UnitBatch:
         """Losses of questions or of their beliefs: the same terms, summed or not."""
         terms = belief_terms(model, inputs, self._of_texts)
-        if self.args.over == "belief":
+        if self.args.unit == "belief":
             held = inputs["p_star"] > 0
             columns = {name: values[held] for name, values in terms.columns.items()}
             losses, score = terms.losses[held], terms.log_ratios[held]

@@ -117,8 +117,9 @@ class RobustGRPOConfig(RobustArguments, GRPOConfig):
         for name in OF_THE_CRITIC:
             if not self.critic and getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"{name} needs critic=True")
-        if self.critic and self.scale_rewards != "none":
-            raise ValueError("scale_rewards has no effect with critic=True: advantages come from its values")
+        for name in ("scale_rewards", "multi_objective_aggregation"):
+            if self.critic and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"{name} has no effect with critic=True: advantages come from its values")
         whole = self.gradient_accumulation_steps % self.steps_an_answer == 0
         if not whole and (self.load_best_model_at_end or self.save_strategy == "best"):
             raise ValueError(

@@ -115,7 +115,7 @@ class Critic(StepHook):
             losses = torch.maximum((values - returns) ** 2, (near - returns) ** 2) / 2
             mask = batch["completion_mask"] * batch["judged"][:, None]
             total = (losses * mask).sum()
-            length = int(self.args.max_completion_length or 1)
+            length: Any = self.args.max_completion_length
             (total / (len(values) * length * micro_batches)).backward()
         return float(total.detach() / mask.sum().clamp(min=1))
 

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from klball.data.encoding import require_template
 from klball.data.ids import with_sample_ids
+from klball.data.preferences import visible
 from klball.data.prompts import to_prompts
 from klball.models.loading import REWARD, load_model
 from klball.training.arguments import one_of
@@ -73,7 +74,8 @@ def files_of(config: GRPORunConfig) -> Mapping[str, tuple[str, ...]]:
 
 def prompt_rows(rows: Dataset, tokenizer: Any, config: GRPORunConfig) -> Dataset:
     """Prompts as the trainer takes them."""
-    prompts = to_prompts(with_sample_ids(rows), bool(tokenizer.chat_template))
+    shown = visible(with_sample_ids(rows), config.group_column)
+    prompts = to_prompts(shown, bool(tokenizer.chat_template))
     if isinstance(prompts[0]["prompt"], list):
         require_template(tokenizer)
     return prompts

@@ -14,7 +14,7 @@ from trl import GRPOTrainer
 from klball.adversary.sets import AmbiguitySet
 from klball.data.conversations import text_of_turn
 from klball.data.ids import with_sample_ids
-from klball.data.prompts import ANSWER, FINISHED, refuse_told
+from klball.data.prompts import ANSWER, FINISHED, refuse_no_prompts, refuse_told
 from klball.scores.scorer import longest_input
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
@@ -342,4 +342,5 @@ def _refuse_rows(args: Any, rewards: Any, kwargs: dict[str, Any]) -> None:
             if "prompt" not in rows.column_names:
                 raise ValueError(f"{name} has no column 'prompt'; there are {', '.join(rows.column_names)}")
             refuse_told(rows.column_names)
+            refuse_no_prompts(name, rows)
             refuse_unreadable(rewards, name, rows)

@@ -28,6 +28,7 @@ class RewardLedger(Ledger):
     def __init__(self, size: int, shrinkage: float | None = None):
         super().__init__(size)
         self.shrinkage = shrinkage
+        self.drift.visits = 1  # no scoring of all comes first, so the first gap is drift, and no offset
         self.count = torch.zeros(size, dtype=torch.float64)  # G
         self.variance = torch.zeros(size, dtype=torch.float64)  # σ², of a completion
 

@@ -7,7 +7,7 @@ whose thought is still open, is no finished answer and gets 0, even if its last 
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from math import isnan
@@ -237,6 +237,8 @@ def refusing_nan(name: str, reward: Any) -> Any:
         found = reward(**given)
         if not isinstance(found, Iterable):
             raise ValueError(f"reward {name!r} gave {found!r:.40}, not a list of numbers")
+        if isinstance(found, Iterator):  # it can be read once
+            found = list(found)
         for value in found:
             if value is not None and not (isinstance(value, Real | Tensor) and not isnan(value)):
                 raise ValueError(f"reward {name!r} gave {value!r:.40}, not a number; None is for no reward")

@@ -27,6 +27,10 @@ NEEDS: dict[str, Condition] = {  # setting → what it would have no effect with
         ("entropy_target", *(f"entropy_coef_{end}" for end in ("min", "max", "delta"))), ADAPTIVE
     ),
     **dict.fromkeys(("sapo_temperature_pos", "sapo_temperature_neg"), SAPO),
+    "importance_sampling_level": (
+        "a loss_type that clips a ratio, sapo, or beta above 0",
+        lambda c: c.loss_type != "vespo" or c.beta > 0,
+    ),
     **dict.fromkeys(("vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg"), VESPO),
     "delta": (f"a loss_type of {', '.join(CLIPPED)}", lambda c: c.loss_type in CLIPPED),
     **dict.fromkeys(("epsilon", "epsilon_high"), RATIO),
