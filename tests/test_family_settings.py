@@ -81,6 +81,7 @@ def test_no_number_of_a_family_can_be_nan_or_far_below_zero(cls, name):
 
 OTHER = {  # values that are not TRL's own, where adding one or turning it round does not give them
     "num_generations_eval": 8,
+    "importance_sampling_level": "sequence",
     "num_completions_to_print": 1,
     "delta": 2.0,
     "epsilon_high": 0.3,
@@ -104,7 +105,7 @@ ENABLING = {
 }
 IDLE = {  # what takes the effect from settings that have one by default
     "delta": {"loss_type": "sapo"},
-    "epsilon": {"loss_type": "vespo"},
+    **dict.fromkeys(("epsilon", "importance_sampling_level"), {"loss_type": "vespo"}),
     "epsilon_high": {"loss_type": "sapo"},
 }
 

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     }
     options.dataset_name = options.dataset_name or family.data
     rows, evaluation = training_and_evaluation_rows(options, mixture, config, family.form)
-    if getattr(config, "over", None) == "pair":
+    if getattr(config, "unit", None) == "pair":
         say_of_flips(config.ambiguity_set())
     if (meaning := config.radius_in_words()) and is_main():
         say(meaning)
