@@ -105,7 +105,8 @@ ENABLING = {
 }
 IDLE = {  # what takes the effect from settings that have one by default
     "delta": {"loss_type": "sapo"},
-    **dict.fromkeys(("epsilon", "importance_sampling_level"), {"loss_type": "vespo"}),
+    "epsilon": {"loss_type": "vespo"},
+    "importance_sampling_level": {"loss_type": "vespo"},
     "epsilon_high": {"loss_type": "sapo"},
 }
 
