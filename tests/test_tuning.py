@@ -6,12 +6,14 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from klball import Empirical, RobustSFTConfig
 from klball.cli import main
 from klball.commands import tune as command
 from klball.data.splitting import prompts_of
@@ -120,6 +122,18 @@ def losses(n=600, seed=0):
     rng = np.random.default_rng(seed)
     plain = rng.gamma(2.0, size=n)
     return plain, np.where(plain > 4, plain - 0.5, plain + 0.02) + 0.1 * rng.normal(size=n)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [dict(trim=0.1), dict(max_weight=2.0), dict(direction="optimistic"), dict(gamma=2.0)],
+    ids=str,
+)
+def test_without_a_radius_an_arm_is_plain_whatever_the_others_are(given, tmp_path):
+    plain, ball = arms_of([0.1], [], None)
+    config = RobustSFTConfig(output_dir=str(tmp_path), epsilon=0.1, use_cpu=True, bf16=False, **given)
+    assert replace(config, **plain.settings).ambiguity_set() == Empirical()
+    assert replace(config, **ball.settings).ambiguity_set() != Empirical()
 
 
 def test_what_a_row_of_the_frontier_measures():

@@ -40,7 +40,7 @@ from klball.training.stages import checkpoint_at
 PLAIN = "ε = 0"
 HELD_OUT, TEST = "held-out", "test"
 OF_ADVERSARY = (  # settings that say nothing to ε = 0
-    *("ambiguity", "direction", "max_weight", "epsilon_warmup", "group_column", "reweight"),
+    *("ambiguity", "direction", "max_weight", "trim", "epsilon_warmup", "group_column", "reweight"),
     *("rescore_steps", "gamma", "certainty_gradient", "on_infeasible"),
 )
 
