@@ -281,6 +281,18 @@ def test_hodges_lehmann_interval_covers():
     assert 0.93 < ((found[:, 1] <= 0) & (found[:, 2] >= 0)).mean() < 0.97
 
 
+@pytest.mark.parametrize("n", [2, 5, 6, 7, 9, 12])
+def test_hodges_lehmann_intervals_of_few_rounds_cover_by_enumeration(n):
+    """Over all signs of differences whose median is 0; below six even the widest covers less than 95 %."""
+    size = np.random.default_rng(n).exponential(size=n)
+    found = np.array([hodges_lehmann(size * signs) for signs in itertools.product((-1, 1), repeat=n)])
+    if n < 6:
+        assert np.isnan(found[:, 1:]).all() and 1 - 2 ** (1 - n) < 0.95
+    else:
+        covered = ((found[:, 1] <= 0) & (found[:, 2] >= 0)).mean()
+        assert 0.95 <= covered <= 0.98
+
+
 @pytest.mark.parametrize("dz", [0.02, 0.3, -0.8, 2.0])
 def test_rounds_needed_reach_the_power(dz):
     def power(n):

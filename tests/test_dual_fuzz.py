@@ -282,3 +282,25 @@ def test_hard_rounds_of_a_batch_are_answered_as_if_alone(bounded):
             assert together.status[r] == alone.status
             near = pytest.approx(alone.weights, rel=1e-6, abs=1e-9, nan_ok=True)
             assert together.weights[r] == near, r
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weightless_units_have_no_part_in_the_answer(seed):
+    """As the bootstrap of a few items draws them: they made feasible problems infeasible."""
+    rng, judged = np.random.default_rng(seed), 0
+    for _ in range(150):
+        n = int(rng.integers(3, 7))
+        g, c = -rng.integers(0, 9, n) * rng.choice([1.0, 1e6], n, p=[0.9, 0.1]), rng.integers(0, 9, n) * 1.0
+        base = rng.integers(0, 3, n)
+        used = base > 0
+        if not used.any():
+            continue
+        least = solve_dual(loss=c[used], epsilon=0.0, base_weights=base[used]).worst_case
+        asked = dict(epsilon=float(rng.choice([0.05, 0.5, 3.0])), gamma=float(-least * 0.9), throw=False)
+        alone = solve_dual(g[used], c[used], base_weights=base[used], **asked)
+        found = solve_dual(g, c, base_weights=base, **asked)
+        assert (found.status == "infeasible") == (alone.status == "infeasible")
+        if alone.status != "infeasible":
+            assert found.worst_case == pytest.approx(alone.worst_case, rel=1e-8, abs=1e-8)
+            judged += 1
+    assert judged > 50

@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -341,3 +342,39 @@ def test_a_whole_model_needs_its_reference_named(root, scored, tmp_path, capsys)
             ]
         )
     assert "--reference_model" in capsys.readouterr().err
+
+
+def table_of(path, losses, groups):
+    """A pair table of a reward model, null where there is no loss."""
+    n = len(losses)
+    margins = [None if loss is None else -loss for loss in losses]
+    columns = {"sample_id": [f"p{i}" for i in range(n)], "loss": losses, "margin": margins, "group": groups}
+    accuracy = [None if loss is None else loss < 0 for loss in losses]
+    rest = {
+        "accuracy": accuracy,
+        "truncated": [False] * n,
+        "chosen_tokens": [1] * n,
+        "rejected_tokens": [1] * n,
+    }
+    pq.write_table(pa.table({**columns, **rest}), path)
+    return path
+
+
+def test_pairs_that_one_table_has_no_loss_of_leave_for_all(tmp_path, capsys):
+    a = table_of(tmp_path / "a.parquet", [0.5, -0.5, 1.0, -1.0, 0.25], ["x"] * 5)
+    b = table_of(tmp_path / "b.parquet", [0.5, None, 1.0, -1.0, 0.25], ["x"] * 5)
+    cli.main(["evaluate", "--pair_scores", f"a={a}", f"b={b}", "--output_dir", str(tmp_path / "out")])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "b: 1 pair with an answer that was cut to nothing: no loss, and leave for all" in said
+    with (tmp_path / "out" / "pairs.csv").open(newline="") as file:
+        found = [row for row in csv.DictReader(file) if (row["metric"], row["part"]) == ("loss", "all")]
+    assert [(row["pairs"], float(row["value"])) for row in found] == [("4", 0.1875)] * 2
+
+
+def test_pair_tables_with_other_groups_are_refused(tmp_path, capsys):
+    a = table_of(tmp_path / "a.parquet", [0.5, -0.5], [None, None])
+    b = table_of(tmp_path / "b.parquet", [0.5, -0.5], ["x", "y"])
+    words = ["evaluate", "--pair_scores", f"a={a}", f"b={b}", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    assert "the pair tables of 'a' and 'b' have other groups" in capsys.readouterr().err

@@ -87,6 +87,22 @@ def test_batches_keep_the_token_budget():
     assert all(max(lengths[i] for i in b) * len(b) <= 80 for b in batches if len(b) > 1)
 
 
+def test_a_model_keeps_the_mode_it_had(model, tokenizer, dataset, tmp_path, monkeypatch):
+    """Where the table is there already, and where scoring fails, training goes on with its dropout."""
+    rows = dataset.select(range(4))
+    try:
+        model.train()
+        for _ in range(2):
+            klball.score(model, tokenizer, rows, output=tmp_path / "scores.parquet")
+            assert model.training
+        monkeypatch.setattr(Scorer, "score", None)
+        with pytest.raises(TypeError):
+            klball.score(model, tokenizer, rows)
+        assert model.training
+    finally:
+        model.eval()
+
+
 def test_killed_and_run_again_gives_the_same_bytes(model, tokenizer, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "BATCHES_PER_PART", 1)
     settings = dict(tokens_per_batch=600)

@@ -383,3 +383,46 @@ def test_items_that_one_model_lacks_leave_for_all():
         assert found.sample_ids == ["a"] and found.left_out == {"missing": 1}
     with pytest.raises(ValueError, match="'b' in round '1'"):
         round_scores({"a": seeds, "b": b})
+
+
+def test_files_without_ids_are_no_rounds_unless_said_so(tmp_path):
+    """Row k of one is no item of the other: two parts of one data set were averaged."""
+    for k in range(2):
+        (tmp_path / f"part-{k}.csv").write_text(separated([{"x": i + k} for i in range(3 - k)]))
+    for words in ({}, {"id": "none"}):
+        with pytest.raises(ValueError, match=r"have no ids, so nothing tells .* --round file"):
+            klball.scores_from(tmp_path, **words)
+    scores = klball.scores_from(tmp_path, id="none", round="file")
+    assert scores.round_names == ["part-0", "part-1"] and scores.sample_ids == ["1", "2", "3", "1", "2"]
+
+
+def test_numbers_of_rows_count_those_without_a_score(tmp_path):
+    """Else every row behind a cut one would be paired with its neighbour."""
+    rows = {
+        "sample_id": ["a", "b", "c", "d"],
+        "log_likelihood": [-1.0, -2.0, None, -4.0],
+        "certainty": [1.0] * 4,
+        "entropy": [1.0] * 4,
+        "sum_log_prob": [-1.0] * 4,
+        "num_tokens": [1] * 4,
+        "num_bytes": [1] * 4,
+    }
+    cut = klball.scores_from(pa.table({**rows, "truncated": [True, False, False, False]}), id="none")
+    assert cut.sample_ids == ["2", "4"] and cut.lacking == {"1": "truncated", "3": "unscored"}
+    whole = [-1.0, -2.0, -3.0, -4.0]
+    table = pa.table({**rows, "log_likelihood": whole, "truncated": [False] * 4})
+    scores = round_scores({"cut": cut, "whole": klball.scores_from(table, id="none")})
+    assert np.array_equal(scores.log_likelihood[0], scores.log_likelihood[1])
+    assert {why: count for why, count in scores.left_out.items() if count} == {"truncated": 1, "unscored": 1}
+
+
+def test_models_that_contradict_each_other_on_an_items_group_are_refused():
+    def of(own, **more):
+        rows = [{"id": "a", "x": 1.0, "g": own}, {"id": "b", "x": 2.0, "g": "y"}]
+        return klball.scores_from(rows, **more)
+
+    grouped = dict(score="x", group="g")
+    assert round_scores({"a": of("x", **grouped), "b": of("x", **grouped)}).groups == ["x", "y"]
+    with pytest.raises(ValueError, match="item 'a' is in group 'z' by 'b', before in 'x'"):
+        round_scores({"a": of("x", **grouped), "b": of("z", **grouped)})
+    assert round_scores({"a": of("x", score="x"), "b": of("z", **grouped)}).groups == ["z", "y"]

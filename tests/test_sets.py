@@ -142,3 +142,14 @@ def test_a_score_that_is_no_number_is_refused(ambiguity):
     scores["score"][3] = math.nan
     with pytest.raises(ValueError, match=r"finite|NaN"):
         ambiguity.solve(scores)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cvar_of_all_the_data_is_the_mean_where_units_have_no_weight(seed):
+    """Also of the largest scores, which the sum of the others, a bit below 1, would reach."""
+    rng = np.random.default_rng(seed)
+    score, base = torch.from_numpy(np.sort(rng.normal(size=30))), torch.from_numpy(rng.random(30))
+    base[-3:] = 0
+    base /= base.sum()
+    for ambiguity in (CVaR(1.0), CVaR(0.3).scaled(0.0)):
+        assert torch.allclose(ambiguity.solve({"score": score}, base).weights, base)

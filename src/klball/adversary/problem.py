@@ -91,8 +91,7 @@ def standardised(
     if cap is not None:
         origin = quantile(values, base, cap)
     elif middle:
-        few = values[..., :: max(1, values.shape[-1] // TYPICAL)]
-        origin = np.partition(few, few.shape[-1] // 2)[..., few.shape[-1] // 2]
+        origin = _typical(values, used, low)
     width: Any = (high - low) or 1.0 if single else np.where(high > low, high - low, 1.0)
     x = values - (origin if single else origin[:, None])
     unit = width if single else width[:, None]
@@ -103,6 +102,20 @@ def standardised(
     if used is not None:
         x[~used] = 1.0
     return x, origin, width
+
+
+def _typical(values: Numbers, used: Numbers | None, low: Any) -> Any:
+    """A value near the middle of those used: one beyond them would put used scores above the weightless."""
+    step = max(1, values.shape[-1] // TYPICAL)
+    few = values[..., ::step]
+    if used is None:
+        return np.partition(few, few.shape[-1] // 2)[..., few.shape[-1] // 2]
+    chosen = used[..., ::step]
+    count = chosen.sum(-1)
+    ordered = np.sort(np.where(chosen, few, math.inf), axis=-1)
+    found = np.take_along_axis(ordered, np.expand_dims(count // 2, -1).clip(0, few.shape[-1] - 1), -1)[..., 0]
+    found = np.where(count > 0, found, low)
+    return found if found.ndim else float(found)
 
 
 @dataclass(frozen=True)

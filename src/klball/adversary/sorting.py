@@ -51,7 +51,7 @@ def tail(score: Array, base: Array, height: float) -> StepDensity:
     """
     order = np.argsort(score, kind="stable")
     mass = np.cumsum(base[order])
-    last = min(int(np.searchsorted(mass, 1 / height)), len(score) - 1)
+    last = int(np.searchsorted(mass, min(1 / height, mass[-1])))  # the sum may lack a bit of 1
     threshold = score[order[last]]
     below, tied = float(base[score < threshold].sum()), float(base[score == threshold].sum())
     return StepDensity(float(threshold), height, min((1 - height * below) / tied, height))

@@ -41,9 +41,9 @@ def certified_of(options: Any) -> tuple[CertifiedWorstCase | None, str]:
     if is_answer_table(options.scores):
         values = _column(options.scores)
         right_or_wrong = bool(np.isin(values, SHARES).all())
-        bounds = given_bounds(options, "on rewards that are all 0 or 1" if right_or_wrong else "")
-        name = "accuracy" if right_or_wrong else "the reward"
-        bounds = SHARES if right_or_wrong else bounds
+        bounds = given_bounds(options)
+        name = "accuracy" if right_or_wrong and bounds is None else "the reward"
+        bounds = SHARES if right_or_wrong and bounds is None else bounds
         return certified(values, name, "prompts", options.epsilon, bounds, options)
     bounds = given_bounds(
         options, "with --streamed true: a bound needs the scores in memory" if options.streamed else ""

@@ -1,5 +1,6 @@
 """All that a comparison computes from its scores, and its tables on screen and on disk."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def write(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path
         folder / "left_out.csv", [{"n": len(comparison.scores.sample_ids), **comparison.scores.left_out}]
     )
     write_csv(folder / "profiles.csv", _profiles(comparison))
+    shutil.rmtree(folder / "wide", ignore_errors=True)  # of a run before, which this one may have none of
     for analysis in comparison.analyses():
         own = folder / ("asked" if analysis is comparison.asked else "wide")
         write_csv(own / "rounds.csv", round_rows(analysis))

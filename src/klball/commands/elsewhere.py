@@ -25,11 +25,11 @@ from klball.scores.certified import certified_worst_case, limit
 from klball.scores.elsewhere.item_scores import Scores
 from klball.scores.elsewhere.reading import scores_from
 from klball.scores.elsewhere.report import GROUP, ItemReport, item_report
-from klball.scores.elsewhere.tables import ANSWERED, OWN
+from klball.scores.elsewhere.tables import ANSWERED
 from klball.scores.measure import Measure
 from klball.scores.parquet import score_files
 from klball.scores.perplexity import robustness_report
-from klball.scores.tables import read_scores
+from klball.scores.tables import SCHEMA, read_scores
 from klball.scores.tails import largest
 from klball.terminal import is_main, say, say_verdicts, show_table
 
@@ -55,7 +55,7 @@ def is_own(path: str) -> bool:
         names = [{*pq.read_schema(file).names} for file in files]
     except (ValueError, OSError):
         return False
-    return all(own >= OWN and not own >= ANSWERED for own in names)
+    return all(own >= {*SCHEMA.names} and not own >= ANSWERED for own in names)
 
 
 def read_models(options: Any) -> dict[str, Scores]:
@@ -255,6 +255,7 @@ def _differences(report: ItemReport, models: list[str]) -> list[tuple[Any, ...]]
 
 def show_groups(scores: RoundScores, folder: Path) -> None:
     """What a comparison adds where items have groups: means of each, and differences to the first model."""
+    (folder / "groups.csv").unlink(missing_ok=True)  # of a run before
     if not scores.groups:
         return
     means = {model: scores.log_likelihood[m].mean(axis=0) for m, model in enumerate(scores.models)}

@@ -18,8 +18,8 @@ from klball.data.rows import first_rows, load_chat_template, load_rows, to_prefe
 from klball.files import RUN_FILE, read_json_object, without_nan, write_csv, write_run
 from klball.models.loading import REWARD, adapter_base, load_on_device
 from klball.objectives.pairs import no_preference_radius
-from klball.report.pages.parts import few_in_words
-from klball.scores.accuracy import WORST, columns_of, pair_differences, pair_report
+from klball.report.pages.parts import counted, few_in_words
+from klball.scores.accuracy import WORST, columns_in_common, columns_of, pair_differences, pair_report
 from klball.scores.certified import certified_worst_case
 from klball.scores.pairs import dpo_table, encode_pairs, likelihoods, read_pairs, reward_table
 from klball.scores.tails import largest
@@ -149,17 +149,12 @@ def show_report(
     reference: whose losses choose the hardest 1 %; None: each model's own. Raises ValueError for tables of
     different pairs.
     """
-    columns: dict[str, Any] = {}
-    for label, table in tables.items():
-        columns[label], left_out = columns_of(table)
-        if left_out:
-            say(f"{label}: {left_out} pairs have an answer that was cut to nothing, and no loss")
+    columns, left_out = columns_in_common(tables)
+    others = ", and leave for all" if len(tables) > 1 else ""
+    for label, count in left_out.items():
+        if count:
+            say(f"{label}: {counted(count, 'pair')} with an answer that was cut to nothing: no loss{others}")
     first = next(iter(columns))
-    for label, own in columns.items():
-        if own["sample_id"].tolist() != columns[first]["sample_id"].tolist():
-            raise ValueError(
-                f"the pair tables of {first!r} and {label!r} are of other pairs: score the same rows"
-            )
     chooser = None if reference is None else columns[reference]
     reports = {label: pair_report(own, chooser, confidence) for label, own in columns.items()}
     body = [
@@ -191,7 +186,7 @@ def evaluate_pairs(options: Any, labels: dict[str, str], prog: str) -> None:
             tables, f"preference pairs, hardest 1 % by {reference}", reference, options.confidence
         )
         write_csv(folder / "pairs.csv", without_nan(rows))
-        columns = {label: columns_of(table)[0] for label, table in tables.items()}
+        columns, _ = columns_in_common(tables)
         write_differences(pair_differences(columns, reference), "pairs", folder)
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
+
 from klball.adversary.dual import solve_dual
 from klball.adversary.streaming import solve_dual_streamed
 from klball.adversary.upweighting import radius_help, radius_in_words
@@ -86,6 +89,16 @@ def main(arguments: Sequence[str], prog: str) -> None:
     say(f"{sentence}; {radius_in_words(options.epsilon, options.max_weight)}")
     if pairs and options.epsilon > 0:
         say(flips_sentence())
+    if cut := _num_cut(options):
+        say(f"{cut} of the rows are cut at their end, and are in it; compare and evaluate leave them out")
+
+
+def _num_cut(options: Options) -> int:
+    """Rows of klball's own score tables whose answer lost its end."""
+    if not is_own(options.scores) or asks_for_columns(options):
+        return 0
+    tables = (pq.read_table(file, columns=["truncated"]) for file in score_files(options.scores))
+    return sum(int(np.array(table["truncated"]).sum()) for table in tables)
 
 
 def _is_ours(options: Options) -> bool:

@@ -122,7 +122,7 @@ def scores_elsewhere(scores: Mapping[str, Scores]) -> RoundScores:
             "no item has a score of every model in every round: ids are such as "
             f"{', '.join(repr(own.sample_ids[0]) for own in scores.values())}: name their column with --id"
         )
-    groups = first.group_of()
+    groups = _groups_of(scores)
     return RoundScores(
         *(models, rounds, kept),
         np.array([[[of_unit[m, r][item] for item in kept] for r in rounds] for m in models]),
@@ -131,6 +131,18 @@ def scores_elsewhere(scores: Mapping[str, Scores]) -> RoundScores:
         measure=first.measure if same else points(first.name, first.measure.loss),
         groups=[groups[item] for item in kept] if groups else None,
     )
+
+
+def _groups_of(scores: Mapping[str, Scores]) -> dict[str, str]:
+    """Item → group, of all models that name groups. Raises ValueError for an item with two."""
+    found: dict[str, str] = {}
+    for model, own in scores.items():
+        for item, group in own.group_of().items():
+            if found.setdefault(item, group) != group:
+                raise ValueError(
+                    f"item {item!r} is in group {group!r} by {model!r}, before in {found[item]!r}"
+                )
+    return found
 
 
 def _of_tables(tables: Mapping[tuple[str, str], Dataset]) -> RoundScores:

@@ -5,10 +5,12 @@ import math
 import torch
 from datasets import Dataset
 
+from klball.models.modes import in_evaluation
 from klball.scores.parts import Progress
 from klball.scores.scorer import Scorer, batches_by_length, rows_of
 
 
+@in_evaluation
 @torch.no_grad()
 def forgetting(
     base: torch.nn.Module, model: torch.nn.Module, samples: Dataset, progress: Progress | None = None
@@ -19,7 +21,7 @@ def forgetting(
     samples: encoded rows of `sample_answers(base, …)`. Raises ValueError for different vocabularies and
     for a divergence that is not finite.
     """
-    scorers = [Scorer(m.eval(), samples[0]["input_ids"]) for m in (base, model)]
+    scorers = [Scorer(m, samples[0]["input_ids"]) for m in (base, model)]
     sizes = [scorer.num_logits() for scorer in scorers]
     if sizes[0] != sizes[1]:
         raise ValueError(

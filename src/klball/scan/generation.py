@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from klball.data.rows import IGNORED, encode
 from klball.models.loading import causal_lm
+from klball.models.modes import in_evaluation
 from klball.scores.parts import Progress
 from klball.scores.scorer import longest_input
 
@@ -49,6 +50,7 @@ def encoded_prompts(
 
 
 @torch.no_grad()
+@in_evaluation
 def sample_answers(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -65,7 +67,6 @@ def sample_answers(
     Each prompt is answered `samples` times; greedy: with the likeliest tokens instead. Columns: sample_id,
     input_ids and labels as `encode` gives them (the end token included where the model wrote it), text.
     """
-    model.eval()
     ends = end_tokens(model, tokenizer)
     settings = GenerationConfig(
         **(dict(do_sample=False) if greedy else dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)),

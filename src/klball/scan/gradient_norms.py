@@ -8,10 +8,12 @@ from torch import Tensor
 
 from klball.data.rows import IGNORED
 from klball.models.loading import causal_lm
+from klball.models.modes import in_evaluation
 from klball.objectives.tokens import plain_objectives
 from klball.scores.parts import Progress
 
 
+@in_evaluation
 def head_gradient_norms(
     model: torch.nn.Module, encoded: Dataset, progress: Progress | None = None
 ) -> dict[str, list[float]]:
@@ -20,7 +22,6 @@ def head_gradient_norms(
     Where the head is tied to the embeddings, the part that reaches W through the embeddings is left
     out: the backbone is not differentiated.
     """
-    model.eval()
     inner = causal_lm(model)
     head: Any = inner.get_output_embeddings()
     weight: Tensor = head.weight

@@ -43,6 +43,31 @@ def columns_of(table: Dataset) -> tuple[Columns, int]:
     return columns, len(rows) - len(kept)
 
 
+def columns_in_common(tables: Mapping[str, Dataset]) -> tuple[dict[str, Columns], dict[str, int]]:
+    """`columns_of` every table, of the pairs that all have a loss of, and how many each has none of.
+
+    Raises ValueError for tables of other pairs, or with other groups.
+    """
+    first = next(iter(tables))
+    for name, what in (
+        ("sample_id", "are of other pairs: score the same rows"),
+        ("group", "have other groups"),
+    ):
+        for label, table in tables.items():
+            if table[name][:] != tables[first][name][:]:
+                raise ValueError(f"the pair tables of {first!r} and {label!r} {what}")
+    found = {label: columns_of(table) for label, table in tables.items()}
+    scored = [np.array(table.data.table["loss"].is_valid()) for table in tables.values()]
+    everywhere = np.logical_and.reduce(scored)
+    if not everywhere.any():
+        raise ValueError("no pair has a loss in every table: nothing to compare")
+    columns = {
+        label: {name: values[everywhere[own]] for name, values in columns.items()}
+        for own, (label, (columns, _)) in zip(scored, found.items(), strict=True)
+    }
+    return columns, {label: lost for label, (_, lost) in found.items()}
+
+
 def pair_report(
     columns: Columns, reference: Columns | None = None, confidence: float = 0.95
 ) -> list[dict[str, Any]]:

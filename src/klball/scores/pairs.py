@@ -31,6 +31,7 @@ from klball.files import (
     with_provenance,
     write_table,
 )
+from klball.models.modes import in_evaluation
 from klball.models.weights import weights_hash
 from klball.scores.parquet import readable
 from klball.scores.parts import Progress, table_in_parts
@@ -149,6 +150,7 @@ def dpo_table(pairs: EncodedPairs, model: Path, reference: Path, beta: float, ou
     return Dataset(table)
 
 
+@in_evaluation
 def reward_table(
     model: Any,
     tokenizer: Any,
@@ -184,7 +186,6 @@ def reward_table(
         return finished
     device = next(model.parameters()).device
     pad = model.config.get_text_config().pad_token_id
-    model.eval()
 
     def part_of(batches: list[list[int]]) -> pa.Table:
         rows = list(chain.from_iterable(batches))

@@ -27,6 +27,7 @@ from klball.files import (
     with_provenance,
 )
 from klball.models.loading import causal_lm, load_on_device, public_name
+from klball.models.modes import in_evaluation
 from klball.models.weights import weights_hash
 from klball.scores.parquet import ELSEWHERE, check_columns, readable, score_files
 from klball.scores.parts import PLACES, Cache, Progress, made_from, table_in_parts
@@ -74,6 +75,7 @@ class ScoreTable(Dataset):
         return f"<p>{escape(repr(self))}</p>{pd.DataFrame(self[:FEW]).to_html(index=False)}"
 
 
+@in_evaluation
 def score(
     model: torch.nn.Module | str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -110,8 +112,6 @@ def score(
     _refuse_arguments(model, max_length, tokens_per_batch, output)
     dataset = as_dataset(dataset, "dataset")
     model, tokenizer = _loaded(model, tokenizer)
-    was_training = model.training
-    model.eval()
     encoded = encode_for(model, tokenizer, dataset, max_length)
     scorer = Scorer(model, encoded[0]["input_ids"])
     about = provenance(scorer, tokenizer, encoded, max_length, tokens_per_batch)
@@ -135,7 +135,6 @@ def score(
         progress,
         alone,
     )
-    model.train(was_training)
     return ScoreTable(table) if output is None else read_scores(output)[0]
 
 

@@ -73,9 +73,11 @@ def scores_from(
         for one, part in zip(sources, parts, strict=True)
     ]
     ids = list(chain.from_iterable(of_source))
-    labels, said = _rounds(sources, of_source, round)
+    labels, said = _rounds(sources, of_source, round, any(part[2] for part in parts) or id == NUMBERED)
     lacking = {
-        (f"{one.task}/{i}" if prefixed else i): why for one in sources for i, why in one.lacking.items()
+        (f"{one.task}/{i}" if prefixed else i): why
+        for one in sources
+        for i, why in (_by_number(one.lost) if id == NUMBERED else one.lacking).items()
     }
     notes += without
     if counts := Counter(lacking.values()):
@@ -196,7 +198,7 @@ def _part(
     values = -values if _is_loss(source, name, lower_is_better) else values
     column = source.id if id_column is None else id_column
     if column in ("", NUMBERED):
-        return values, [str(row + 1) for row in range(source.rows)], id_column is None
+        return values, source.numbers(), id_column is None
     return values, texts(source, column, "id"), False
 
 
@@ -238,8 +240,17 @@ def _measure(
     return points(name, bool(lower_is_better))
 
 
-def _rounds(sources: list[Source], ids: list[list[str]], round_: str | None) -> tuple[list[str], list[str]]:
-    """The round of every row, and what was chosen without a word of the user's."""
+def _by_number(lost: Mapping[int, str]) -> dict[str, str]:
+    return {str(place + 1): why for place, why in lost.items()}
+
+
+def _rounds(
+    sources: list[Source], ids: list[list[str]], round_: str | None, numbered: bool
+) -> tuple[list[str], list[str]]:
+    """The round of every row, and what was chosen without a word of the user's.
+
+    numbered: ids are numbers of rows, which recur in every file whatever it is of.
+    """
     own = [[ONE_ROUND] * one.rows for one in sources]
     said: list[str] = []
     if round_ == BY_TASK and any(one.task for one in sources):
@@ -256,6 +267,11 @@ def _rounds(sources: list[Source], ids: list[list[str]], round_: str | None) -> 
     seen = [set(zip(*both, strict=True)) for both in zip(ids, own, strict=True)]
     if sum(map(len, seen)) == len(set().union(*seen)):
         return [label for labels in own for label in labels], said
+    if numbered:
+        raise ValueError(
+            f"{sources[0].where} and {sources[1].where} have no ids, so nothing tells whether they score the "
+            "same items: name the column with --id, or say --round file if row k is the same item in each"
+        )
     said.append("every file is a round: they score the same items")
     labelled = [
         one.label + (f", {label}" if label != ONE_ROUND else "")

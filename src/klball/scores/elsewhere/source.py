@@ -1,7 +1,7 @@
 """Rows of per-item results as a file or frame has them, and what its format knows of the columns."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ class Source:
         id, group, round: The columns that hold them, "" for none that the format knows.
         measures: The scores that the format defines, the default first.
         lacking: The ids of items without a score → why: "unscored" or "truncated".
+        lost: The places of their rows, from 0 → why; places: those of the other rows, None for all.
         task: What the items are of, where the tool has tasks.
         label: What a round is called if every file is one.
         model: Who was measured, where the file says so.
@@ -36,6 +37,8 @@ class Source:
     round: str = ""
     measures: Mapping[str, Measure] = field(default_factory=dict)
     lacking: Mapping[str, str] = field(default_factory=dict)
+    lost: Mapping[int, str] = field(default_factory=dict)
+    places: Sequence[int] | None = None
     task: str = ""
     label: str = ""
     model: str = ""
@@ -62,9 +65,23 @@ class Source:
         kept = [row for row, values in enumerate(of_row) if all(is_there(value) for value in values)]
         if len(kept) in (0, self.rows):
             return self
-        lost = {self.columns[self.id][row] for row in {*range(self.rows)} - {*kept}}
+        gone = sorted({*range(self.rows)} - {*kept})
+        places = self.places or range(self.rows)
         columns = {own: [column[row] for row in kept] for own, column in self.columns.items()}
-        return replace(self, columns=columns, lacking={**self.lacking, **dict.fromkeys(lost, "unscored")})
+        return replace(
+            self,
+            columns=columns,
+            lacking={
+                **self.lacking,
+                **dict.fromkeys((self.columns[self.id][row] for row in gone), "unscored"),
+            },
+            lost={**self.lost, **dict.fromkeys((places[row] for row in gone), "unscored")},
+            places=[places[row] for row in kept],
+        )
+
+    def numbers(self) -> list[str]:
+        """Ids of the rows by where they stand in the file, rows without a score counted."""
+        return [str(place + 1) for place in self.places or range(self.rows)]
 
     def refusal(self, row: int, name: str, what: str) -> ValueError:
         """The error of one cell; rows count from 1."""

@@ -104,13 +104,11 @@ def of_arrow(table: pa.Table, where: str) -> Source:
     if names >= ANSWERED:
         return _of_answers(table, where)
     if names >= OWN:
-        kept, lacking = _scored(table, where, "log_likelihood", "truncated")
-        return _own(
-            kept, where, {"log_likelihood": PER_TOKEN, "certainty": Measure("certainty", "nats")}, lacking
-        )
+        measures = {"log_likelihood": PER_TOKEN, "certainty": Measure("certainty", "nats")}
+        return _scored(table, where, measures, "log_likelihood", "truncated")
     if names >= PAIRS:
-        kept, lacking = _scored(table, where, "loss", "")
-        return _own(kept, where, {"loss": points("loss", loss=True), "margin": points("margin")}, lacking)
+        measures = {"loss": points("loss", loss=True), "margin": points("margin")}
+        return _scored(table, where, measures, "loss", "")
     return _table({name: table[name] for name in table.column_names}, where)
 
 
@@ -125,7 +123,9 @@ def _first(columns: Iterable[str], names: Sequence[str]) -> str:
     return next((lower[name] for name in names if name in lower), "")
 
 
-def _scored(table: pa.Table, where: str, score: str, truncated: str) -> tuple[pa.Table, dict[str, str]]:
+def _scored(
+    table: pa.Table, where: str, measures: Mapping[str, Measure], score: str, truncated: str
+) -> Source:
     """The rows with a score that were not cut, and why the others are left out."""
     unscored = np.array(table[score].is_null())
     cut = np.array(table[truncated]) if truncated else np.zeros(len(table), dtype=bool)
@@ -133,13 +133,19 @@ def _scored(table: pa.Table, where: str, score: str, truncated: str) -> tuple[pa
     why = np.where(cut, "truncated", "unscored")[unscored | cut].tolist()
     if len(ids) == len(table):
         raise ValueError(f"{where}: no row has a score")
-    return table.filter(pa.array(~(unscored | cut))), dict(zip(ids, why, strict=True))
+    lost = np.flatnonzero(unscored | cut).tolist()
+    return replace(
+        _own(table.filter(pa.array(~(unscored | cut))), where, measures),
+        lacking=dict(zip(ids, why, strict=True)),
+        lost=dict(zip(lost, why, strict=True)),
+        places=np.flatnonzero(~(unscored | cut)).tolist(),
+    )
 
 
-def _own(table: pa.Table, where: str, measures: Mapping[str, Measure], lacking: Mapping[str, str]) -> Source:
+def _own(table: pa.Table, where: str, measures: Mapping[str, Measure]) -> Source:
     columns = {name: table[name] for name in table.column_names}
     group = "group" if "group" in columns and not table["group"].null_count else ""
-    return Source(where, columns, id="sample_id", group=group, measures=measures, lacking=lacking)
+    return Source(where, columns, id="sample_id", group=group, measures=measures)
 
 
 def _of_answers(table: pa.Table, where: str) -> Source:
@@ -153,4 +159,4 @@ def _of_answers(table: pa.Table, where: str) -> Source:
     if all(sampled):
         kept = kept.append_column("mean_reward", pa.array([float(np.mean(row)) for row in sampled]))
         measures["mean_reward"] = points("mean_reward")
-    return _own(kept, where, measures, {})
+    return _own(kept, where, measures)
