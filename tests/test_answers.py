@@ -11,6 +11,7 @@ from scipy.special import rel_entr
 
 from klball import certified_worst_case
 from klball.data.prompts import check_prompts, to_prompts
+from klball.data.readers import dataset_of
 from klball.scores.answers import answer_report, pass_at_k, worst_mean
 
 
@@ -113,3 +114,15 @@ def test_prompts_of_every_row_format(name):
 def test_rows_without_prompts_are_refused(rows, said):
     with pytest.raises(ValueError, match=said):
         check_prompts(Dataset.from_list(rows))
+
+
+def test_what_stands_before_a_prompt_is_part_of_it(caplog):
+    """As in SFT of the same rows, and with `question` in place of `prompt`."""
+    row = {"system": "In French.", "history": [["1+1?", "2"]], "prompt": "2+2?", "answer": "4", "input": "x"}
+    earlier = [("system", "In French."), ("user", "1+1?"), ("assistant", "2"), ("user", "2+2?")]
+    found = to_prompts(dataset_of([row]), conversational=True)
+    assert [(turn["role"], turn["content"]) for turn in found[0]["prompt"]] == earlier
+    assert {*found.column_names} >= {"prompt", "answer"} and not {"system", "history"} & {*found.column_names}
+    plain = to_prompts(dataset_of([row]), conversational=False)[0]["prompt"]
+    assert plain == "\n\n".join(text for _, text in earlier)
+    assert "columns that are no part of the prompt: input" in caplog.text

@@ -14,8 +14,9 @@ from klball.data.builtin import BUILTIN, SPLITS, data_hash, load_builtin, module
 from klball.data.paraphrase import quality
 from klball.data.paraphrase.quality import QualityControl, Reply, Similarity, problem_of
 from klball.data.paraphrase.rounds import read_rounds, write_rounds
-from klball.data.paraphrase.samples import Sample, samples_of
+from klball.data.paraphrase.samples import Sample, rows_of, samples_of
 from klball.data.paraphrase.templates import QUESTIONS, kind_of, reword, templates
+from klball.data.readers import dataset_of
 from klball.data.rows import encode
 from klball.files import json_digest
 
@@ -321,3 +322,25 @@ def test_bad_arguments(arguments, message, data, tmp_path):
 
 
 # --- rounds files of other making, and prompts that are only framed -------------------------------
+
+
+def test_conversations_come_back_as_they_were():
+    """Absent keys stay absent, and tools' arguments may be of any kind: a template prints what is there."""
+    called = [
+        [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": given}}]}]
+        for given in ({"a": 1}, {"a": "x"}, {"b": [1.5]})
+    ]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Call {k}."},
+                *turns,
+                {"role": "assistant", "content": "Done."},
+            ]
+        }
+        for k, turns in enumerate(called)
+    ]
+    samples, layout = samples_of(dataset_of(rows))
+    columns = zip(*((s.sample_id, s.prompt, s.answer, s.conversation) for s in samples), strict=True)
+    made = rows_of(layout, *map(list, columns)).to_list()
+    assert [row["messages"] for row in made] == [row["messages"] for row in rows]

@@ -310,3 +310,14 @@ def test_the_tokenizer_is_found_where_trl_finds_it(tokenizer, tmp_path):
     trainer = trainer_of(QUESTIONS, None, tmp_path, model=model)
     assert labels_of(trainer) == encode(QUESTIONS, tokenizer)["labels"][:]
     assert to_trl_format(dataset_of(QUESTIONS), True)["prompt"][0] == [user("What about 0?")]
+
+
+def test_conversations_are_not_evaluated_by_a_loss_of_all_turns(tokenizer, tmp_path):
+    """Rows of questions settle no loss of assistant's turns: the user's words would count in evaluation."""
+    chats = Dataset.from_list(MESSAGES)
+    for given in (chats, {"own": chats}):
+        with pytest.raises(
+            ValueError, match="eval_dataset has whole conversations and train_dataset has none"
+        ):
+            trainer_of(QUESTIONS, tokenizer, tmp_path, arguments={"eval_dataset": given})
+    trainer_of(MESSAGES, tokenizer, tmp_path, arguments={"eval_dataset": chats})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,30 @@ def test_resumption_from_a_checkpoint_that_is_named(root, finished, tmp_path, ca
     longer = ["--max_steps", "6", "--resume_from_checkpoint", str(finished / "checkpoint-4")]
     train(root, tmp_path / "longer", *longer)
     assert (tmp_path / "longer" / "checkpoint-6").exists()
+
+
+def test_an_edited_chat_template_is_another_run(root, tmp_path):
+    """The path alone was compared: half of the steps would be of rows that read otherwise."""
+    template, text = (
+        tmp_path / "chat.jinja",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+    )
+    template.write_text(text)
+    given = ["--chat_template_path", str(template)]
+    train(root, tmp_path / "run", *given)
+    template.write_text(text.replace(": ", " says "))
+    for end in (lambda: None, lambda: unfinish(tmp_path / "run")):
+        end()
+        with pytest.raises(ValueError, match="on other chat template"):
+            train(root, tmp_path / "run", *given)
+    template.write_text(text)
+    train(root, tmp_path / "run", *given)
+
+
+def test_a_checkpoint_that_was_renamed_within_its_run_is_resumed(root, finished, tmp_path):
+    shutil.copytree(finished / "checkpoint-2", tmp_path / "run" / "best")
+    train(root, tmp_path / "run", "--resume_from_checkpoint", str(tmp_path / "run" / "best"))
+    assert (tmp_path / "run" / FINAL[0]).read_bytes() == (finished / FINAL[0]).read_bytes()
 
 
 def test_checkpoints_that_cannot_be_begun_from_are_refused(root, finished, stopped, tmp_path):

@@ -11,7 +11,7 @@ from klball.commands.options import parse_options
 from klball.scores.perplexity import robustness_report
 from klball.studies import robustness
 from klball.studies.arms import Options
-from klball.studies.robustness import arms_of, measures_of
+from klball.studies.robustness import _groups, arms_of, measures_of
 from klball.training.sft.config import RobustSFTConfig
 
 
@@ -107,3 +107,9 @@ def test_the_report_compares_variants_with_plain_training_and_draws_radii_alone(
     assert float(rows["base"]["worst_group"]) == pytest.approx(worst)
     over_training, _ = drawn["whole"]
     assert [series.name for series in over_training.series] == ["SFT (ε = 0)", "ε = 0.1"]
+
+
+def test_groups_of_two_columns_are_refused():
+    """Their worst groups would be measured over the first alone."""
+    with pytest.raises(ValueError, match="groups of one column at a time, not field and language"):
+        _groups(options("group=field", "group=language"), {})

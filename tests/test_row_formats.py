@@ -10,6 +10,7 @@ import klball
 from conftest import small_qwen
 from gradient_grid import quiet
 from klball import cli
+from klball.data.encoding import load_chat_template
 from klball.data.readers import dataset_of
 from klball.data.rows import (
     as_dataset,
@@ -256,6 +257,16 @@ def test_texts_can_be_shown_for_every_format(row):
 
 
 # --- templates --------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_without_a_template_takes_none_away(tokenizer, tmp_path):
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    bare.save_pretrained(tmp_path)
+    own = copy.deepcopy(tokenizer)
+    with pytest.raises(ValueError, match=r"no chat template at .* tokenizer that has one"):
+        load_chat_template(own, str(tmp_path))
+    assert own.chat_template == tokenizer.chat_template
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from klball import CVaR, Empirical, KLBall, Trimmed, solve_dual
+from klball import CVaR, Empirical, KLBall, RobustSFTConfig, Trimmed, solve_dual
 from ledgers import accountant_of
 
 
@@ -80,3 +80,14 @@ def test_groups_are_trimmed_whole_or_at_the_edge():
     weights = solve_dual([-1.0, -2.0, -3.0], epsilon=0.1).weights
     assert density[:2].tolist() == [0, 0]
     assert density[2::2].tolist() == pytest.approx((weights * 4).tolist())
+
+
+@pytest.mark.parametrize(
+    "idle", [dict(direction="optimistic"), dict(max_weight=2.0), dict(ambiguity="chi2")], ids=str
+)
+def test_what_is_of_a_ball_has_no_effect_on_trimming_alone(idle, tmp_path):
+    plain = dict(output_dir=str(tmp_path), use_cpu=True, bf16=False, trim=0.1)
+    with pytest.raises(ValueError, match=f"{next(iter(idle))} has no effect with epsilon=0"):
+        RobustSFTConfig(**plain, epsilon=0.0, **idle)
+    RobustSFTConfig(**plain, epsilon=0.1, **idle)
+    RobustSFTConfig(**plain, epsilon=0.0, reweight="static")

@@ -416,3 +416,14 @@ def test_arms_of_halving_are_beginnings_of_whole_runs_also_after_a_kill(many, tm
     shutil.rmtree(tmp_path / "halved" / "arms" / "eps-0" / "checkpoint-2")
     with pytest.raises(ValueError, match="was trained without a stop"):
         run(many, tmp_path / "halved")
+
+
+def test_texts_of_another_column_are_refused(tmp_path, capsys):
+    """What scores the arms reads `text`, or another format that the rows have, and never that column."""
+    write_rows(tmp_path / "rows.jsonl", [{"body": f"Row {i} says so."} for i in range(40)])
+    words = ["tune", "--dataset_name", str(tmp_path / "rows.jsonl"), "--dataset_text_field", "body"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--max_steps", "2", *PEFT, "--output_dir", str(tmp_path / "out")])
+    assert "tune reads texts of the column 'text' alone: rename it" in " ".join(
+        capsys.readouterr().err.split()
+    )

@@ -20,6 +20,7 @@ from klball.commands.training_data import (
     training_rows,
 )
 from klball.commands.training_options import refuse_missing_packages, refuse_without_effect
+from klball.data.formats import TEXT
 from klball.data.splitting import split_by_content
 from klball.files import versions, write_run
 from klball.flags import DataSet, option
@@ -118,6 +119,8 @@ def _check(options: Options, config: RobustSFTConfig, model: ModelConfig) -> Non
 
 def _rows(options: Options, config: RobustSFTConfig) -> tuple[Dataset, Dataset, Dataset | None]:
     """Rows to train on, to choose by, and to test on; no prompt of a part that is held out in another."""
+    if config.dataset_text_field != TEXT:
+        raise ValueError(f"--dataset_text_field: tune reads texts of the column {TEXT!r} alone: rename it")
     reading = reading_of(options, config)
     train, test = training_rows(options, reading), None
     share = options.eval_fraction

@@ -27,19 +27,26 @@ CONTEXT = 8  # tokens before an answer that its first bytes may depend on, as th
 
 def load_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None) -> None:
     """Set the tokenizer's chat template from a Jinja file or a tokenizer folder, if a path is given."""
-    if path is None:
-        return
+    if path is not None:
+        tokenizer.chat_template = chat_template_at(path)
+        refuse_broken_template(tokenizer)
+
+
+def chat_template_at(path: str) -> Any:
+    """That of a Jinja file, or of a tokenizer. Raises ValueError where there is none."""
     source = Path(path)
     if source.suffix in (".jinja", ".j2") and source.is_file():
-        tokenizer.chat_template = source.read_text(encoding="utf-8")
-        refuse_broken_template(tokenizer)
-        return
+        return source.read_text(encoding="utf-8")
     from transformers import AutoTokenizer
 
+    wanted = f"no chat template at {path!r}: give a .jinja file or a tokenizer that has one"
     try:
-        tokenizer.chat_template = AutoTokenizer.from_pretrained(path).chat_template
+        found = AutoTokenizer.from_pretrained(path).chat_template
     except (OSError, ValueError) as error:
-        raise ValueError(f"no chat template at {path!r}: give a .jinja file or a tokenizer") from error
+        raise ValueError(wanted) from error
+    if not found:
+        raise ValueError(wanted)
+    return found
 
 
 def refuse_broken_template(tokenizer: Any) -> None:

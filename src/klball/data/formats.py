@@ -181,7 +181,7 @@ def _questions(dataset: Dataset, conversational: bool) -> Dataset:
         inputs = texts(dataset, more, empty=True)
         pairs = zip(prompts, inputs, strict=True)
         prompts = ["\n\n".join(part for part in pair if part) for pair in pairs]
-    before = _turns_before(dataset)
+    before = turns_before(dataset)
     if conversational:
         made: dict[str, list[Any]] = {
             "prompt": [
@@ -191,12 +191,13 @@ def _questions(dataset: Dataset, conversational: bool) -> Dataset:
             "completion": [[{"role": "assistant", "content": text}] for text in answers],
         }
     else:
-        told = ["\n\n".join([*_plain(turns), prompt]) for turns, prompt in zip(before, prompts, strict=True)]
+        both = zip(before, prompts, strict=True)
+        told = ["\n\n".join([*plain_turns(turns), prompt]) for turns, prompt in both]
         made = {"prompt": [prompt + "\n" for prompt in told], "completion": answers}
     return replaced(dataset, made, {question, answer, "input", "context", "system", "history"})
 
 
-def _turns_before(dataset: Dataset) -> list[list[Turn]]:
+def turns_before(dataset: Dataset) -> list[list[Turn]]:
     """What comes before the question: `system`, then the turns of `history`."""
     columns, nothing = dataset.column_names, [None] * len(dataset)
     systems = texts(dataset, "system", empty=True) if "system" in columns else [""] * len(dataset)
@@ -207,7 +208,7 @@ def _turns_before(dataset: Dataset) -> list[list[Turn]]:
     ]
 
 
-def _plain(turns: list[Turn]) -> list[str]:
+def plain_turns(turns: list[Turn]) -> list[str]:
     return [turn["content"] for turn in turns]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from klball.data.conversations import turns_of
-from klball.data.formats import layout_of, replaced, to_trl_format
+from klball.data.formats import layout_of, plain_turns, replaced, to_trl_format, turns_before
 from klball.data.preferences import CHOSEN, REJECTED, to_preferences
 from klball.data.texts import refusal, texts
 
@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 PROMPT, ANSWER = "prompt", "answer"
 FINISHED = "completion_finished"
+BESIDES = {"question", "instruction", "input", "context"}  # of rows whose prompt is `prompt`
 TOLD = {  # what reward functions are told besides the columns of the data
     *("prompts", "completions", "completion_ids", FINISHED),
     *("trainer_state", "log_extra", "log_metric", "environments"),
@@ -25,8 +26,9 @@ def to_prompts(dataset: Dataset, conversational: bool) -> Dataset:
     """The rows with `prompt`, a text or turns, and `answer`, the right answer, where they have one.
 
     Rows in any format of SFT: what precedes the last answer is the prompt. Rows with `prompt` alone, or with
-    one beside `answer`, are taken as they are, and preference pairs without their answers. Other columns
-    stay. A text becomes a user's turn if the tokenizer has a chat template (`conversational`).
+    one beside `answer`, are taken as they are, texts after their `system` and `history`; preference pairs
+    without their answers. Other columns stay. A text becomes a user's turn if the tokenizer has a chat
+    template (`conversational`).
 
     Raises:
         ValueError: There is no prompt, or a row cannot be used: its number, column and what was found.
@@ -82,8 +84,15 @@ def _as_turns(dataset: Dataset, conversational: bool) -> Dataset:
         return dataset if turns == prompts else replaced(dataset, {PROMPT: turns}, {PROMPT})
     plain = texts(dataset, PROMPT)
     _refuse_empty(plain)
-    made = [[{"role": "user", "content": text}] for text in plain] if conversational else plain
-    return replaced(dataset, {PROMPT: made}, {PROMPT})
+    if besides := sorted(BESIDES.intersection(dataset.column_names)):
+        logger.warning("columns that are no part of the prompt: %s", ", ".join(besides))
+    told = zip(turns_before(dataset), plain, strict=True)
+    made: list[Any] = (
+        [[*turns, {"role": "user", "content": text}] for turns, text in told]
+        if conversational
+        else ["\n\n".join([*plain_turns(turns), text]) for turns, text in told]
+    )
+    return replaced(dataset, {PROMPT: made}, {PROMPT, "system", "history"})
 
 
 def _refuse_empty(prompts: Sequence[Any]) -> None:

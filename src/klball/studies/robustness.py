@@ -100,6 +100,8 @@ def measures_of(report: RobustnessReport) -> Measures:
 def _groups(options: Options, data: dict[str, Dataset]) -> Groups:
     """The groups of the test rows, by the column that a variant names; none without one."""
     columns = [value for kind, value in map(_parted, options.variants) if kind == "group"]
+    if len({*columns}) > 1:
+        raise ValueError(f"--variants: groups of one column at a time, not {' and '.join(columns)}")
     return {"test": group_names(data["test"], columns[0])} if columns else {}
 
 

@@ -1,5 +1,6 @@
 """The fields that the configuration of every robust trainer shares."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
@@ -8,7 +9,8 @@ from klball.adversary.upweighting import radius_in_words
 from klball.training.bounds import BOUNDS, check_bounds
 
 REWEIGHT = ("live", "static")
-OF_ADVERSARY = ("ambiguity", "direction", "max_weight", "reweight", "rescore_steps")
+OF_SETS = ("ambiguity", "direction", "max_weight")
+OF_ADVERSARY = (*OF_SETS, "reweight", "rescore_steps")
 LOWER_IS_BETTER = (  # ends of the names of metrics; of the others Transformers takes the greatest
     *("loss", "cvar", "perplexity_token", "perplexity_sample", "hardest_1pct"),
     *("belief_kl", "belief_nll", "text_dpo", "js_distance"),
@@ -74,13 +76,16 @@ class RobustArguments:
             ):
                 if given:
                     raise ValueError(f"{name} needs reweight='live': static weights stay")
-        if isinstance(self.ambiguity_set(), Empirical):
-            self._refuse_idle()
+        found = self.ambiguity_set()
+        if isinstance(found, Empirical):
+            if self.warmup:
+                raise ValueError("epsilon_warmup needs a radius above 0 to grow to")
+            self._refuse_idle(OF_ADVERSARY)
+        elif isinstance(getattr(found, "inner", None), Empirical):  # the hardest left out, and no ball
+            self._refuse_idle(OF_SETS)
 
-    def _refuse_idle(self) -> None:
-        if self.warmup:
-            raise ValueError("epsilon_warmup needs a radius above 0 to grow to")
-        for name in OF_ADVERSARY:
+    def _refuse_idle(self, names: Sequence[str]) -> None:
+        for name in names:
             if getattr(self, name) not in (getattr(type(self), name), 0):  # rescore_steps=0: never
                 raise ValueError(f"{name} has no effect with {self.radius_field}=0: leave one of them out")
 

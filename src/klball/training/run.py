@@ -10,16 +10,17 @@ from typing import Any
 from accelerate import DistributedType, PartialState
 from datasets import Dataset
 from torch import Tensor
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback, TrainerState, set_seed
 from trl import (
     ModelConfig,
     get_peft_config,
     get_quantization_config,
 )
 
+from klball.data.encoding import chat_template_at
 from klball.data.preferences import HIDDEN
 from klball.data.rows import load_chat_template, with_sample_ids
-from klball.files import RUN_FILE, combined, read_json_object, write_json
+from klball.files import RUN_FILE, combined, json_digest, read_json_object, write_json
 from klball.models.loading import (
     REWARD,
     check_model,
@@ -28,7 +29,7 @@ from klball.models.loading import (
     model_path,
 )
 from klball.terminal import is_main, say, show_table
-from klball.training.checkpoints import checkpoints_of, newest_complete, problem_of
+from klball.training.checkpoints import STATE_FILE, checkpoints_of, newest_complete, problem_of
 from klball.training.families import Family, family_of
 from klball.training.identity import (
     DIGESTS,
@@ -75,7 +76,8 @@ def train(
     asked = _asked_checkpoint(config.resume_from_checkpoint)
     name, others = str(model_options.model_name_or_path), family.models(config)
     _check_models(model_options, others, config.trust_remote_code, family)
-    digests = _digests(dataset, evaluation, model_options, asked, folder)
+    template = getattr(config, "chat_template_path", chat_template_path)
+    digests = _digests(dataset, evaluation, model_options, asked, folder, template)
     resolved = {
         **resolved,
         DIGESTS: {**digests, **{what: model_digest(n, None) for what, n in others.items()}},
@@ -97,7 +99,7 @@ def train(
     if family.purpose.head is not None:
         set_seed(config.seed)  # a new head is drawn at random
     model, tokenizer = load_for_training(config, model_options)
-    load_chat_template(tokenizer, getattr(config, "chat_template_path", chat_template_path))
+    load_chat_template(tokenizer, template)
     numbered = with_sample_ids(dataset)
     arguments: dict[str, Any] = dict(
         args=family.settled(config),
@@ -208,15 +210,22 @@ def _asked_checkpoint(asked: str | None) -> Path | None:
 
 
 def _digests(
-    dataset: Dataset, evaluation: Dataset | None, options: ModelConfig, asked: Path | None, folder: Path
+    dataset: Dataset,
+    evaluation: Dataset | None,
+    options: ModelConfig,
+    asked: Path | None,
+    folder: Path,
+    template: str | None,
 ) -> dict[str, str]:
-    """Rows, model and foreign starting point by their content."""
+    """Rows, model, chat template and foreign starting point by their content."""
     digests = {
         "data": combined(row_digests(dataset)),
         "model": model_digest(str(options.model_name_or_path), options.model_revision),
     }
     if evaluation is not None:
         digests["test data"] = combined(row_digests(evaluation))
+    if template:
+        digests["chat template"] = json_digest(chat_template_at(template))
     if asked is None or _same_place(asked.parent, folder):
         return digests
     run = asked.parent / RUN_FILE
@@ -247,7 +256,9 @@ def _remove_unfinished(folder: Path, resume_from: str | None) -> None:
     And the last file of a run, which a trainer in Python leaves as well.
     """
     whole = resume_from is not None and _same_place(Path(resume_from).parent, folder)
-    reached = int(str(resume_from).rpartition("-")[2]) if whole else -1
+    reached = -1
+    if whole:  # by its state, whatever the folder is called
+        reached = TrainerState.load_from_json(str(Path(str(resume_from)) / STATE_FILE)).global_step
     for step, path in checkpoints_of(folder).items():
         if step > reached:
             shutil.rmtree(path)

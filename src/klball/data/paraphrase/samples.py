@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from klball.data.conversations import text_of_turn
+from klball.data.readers import dataset_of
 from klball.data.rows import to_trl_format, with_sample_ids
 
 LAYOUTS = ("question-answer", "prompt-completion", "conversation")
@@ -65,7 +66,7 @@ def rows_of(
     """
     if layout == "conversation":
         pairs = zip(ids, prompts, conversations, strict=True)
-        return Dataset.from_list([{"id": i, **_with_prompt(row, prompt)} for i, prompt, row in pairs])
+        return dataset_of([{"id": i, **_with_prompt(row, prompt)} for i, prompt, row in pairs])
     question, answer = ("question", "answer") if layout == "question-answer" else ("prompt", "completion")
     return Dataset.from_dict({"id": list(ids), question: list(prompts), answer: list(answers)})
 

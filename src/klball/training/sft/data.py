@@ -76,6 +76,8 @@ def prepare_arguments(
         kwargs["eval_dataset"] = row_format(evaluation, "eval_dataset")
     if args.assistant_only_loss is None:
         args.assistant_only_loss = "messages" in rows.column_names
+        if not args.assistant_only_loss:
+            _refuse_conversations(kwargs.get("eval_dataset"))
     args.completion_only_loss = _completion_only(args, rows)
     template = None
     if is_chat(rows) and args.chat_template_path is None:
@@ -83,6 +85,16 @@ def prepare_arguments(
         if args.assistant_only_loss:
             template = training_template(processing_class, rows)
     return row_format, template
+
+
+def _refuse_conversations(evaluation: Any) -> None:
+    """Raise ValueError for conversations to be evaluated by a loss that would be of the user's words too."""
+    for data in evaluation.values() if isinstance(evaluation, dict) else [evaluation]:
+        if data is not None and "messages" in data.column_names:
+            raise ValueError(
+                "eval_dataset has whole conversations and train_dataset has none: give both as messages, or "
+                "set assistant_only_loss"
+            )
 
 
 def _completion_only(args: RobustSFTConfig, rows: Dataset) -> bool | None:
