@@ -344,3 +344,21 @@ def test_conversations_come_back_as_they_were():
     columns = zip(*((s.sample_id, s.prompt, s.answer, s.conversation) for s in samples), strict=True)
     made = rows_of(layout, *map(list, columns)).to_list()
     assert [row["messages"] for row in made] == [row["messages"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "problem"),
+    [
+        ("Tracy used 4 feet of wire and obtained 6 inches of it.", "nothing is asked"),
+        ("Rewrite the prompt: Tracy cuts 4 feet of wire into 6 inches. How many?", "more than a prompt"),
+        ("Tracy cuts 4 feet of wire into pieces of 6 inches: how many?", ""),
+        ("Tell me into how many pieces of 6 inches Tracy cuts 4 feet of wire.", ""),
+        ("Calculate the number of pieces of 6 inches in 4 feet of Tracy's wire.", ""),
+        ("崔西把4英尺的线剪成6英寸的小段，一共多少段？", ""),
+    ],
+)
+def test_a_question_still_asks(candidate, problem):
+    """Of seven rewordings by a small model that kept every number, five had lost the question."""
+    original = "Tracy used a wire 4 feet long. It was cut into pieces 6 inches long. How many did she obtain?"
+    assert problem_of(original, candidate) == problem
+    assert problem_of("Rewrite the prompt below: 4 of 6.", "Please rewrite the prompt below: 4 of 6.") == ""

@@ -21,12 +21,13 @@ EMPTY = "empty"
 REFUSED = "refused"
 NUMBERS = "numbers changed"
 CODE = "code changed"
+QUESTION = "nothing is asked"
 UNCHANGED = "same as the original"
 REPEATED = "same as in an earlier round"
 SHARED = "same as another sample's"
 DISSIMILAR = "meaning too far"
 REASONS = (
-    *(NO_PROMPT, NO_REPLY, CUT_OFF, WRAPPED, EMPTY, REFUSED, NUMBERS, CODE),
+    *(NO_PROMPT, NO_REPLY, CUT_OFF, WRAPPED, EMPTY, REFUSED, CODE, NUMBERS, QUESTION),
     *(UNCHANGED, REPEATED, SHARED, DISSIMILAR),
 )
 
@@ -40,6 +41,14 @@ REFUSAL = re.compile(
     r"(?:i['’]?m (?:really |so |very )?sorry|i am sorry|(?:i['’]?m )?sorry,|i apologi[sz]e|"
     r"(?:unfortunately,? )?i (?:cannot|can['’]?t|can not|won['’]?t|am unable|am not able)|"
     r"i['’]?m (?:unable|not able)|as an ai)\b",
+    re.IGNORECASE,
+)
+INSTRUCTION = re.compile(r"\brewrite the (?:prompt|question|message|text)\b", re.IGNORECASE)
+MARK = re.compile(r"[?？؟]")
+ASKS = re.compile(  # without a question mark
+    r"\b(?:what|how|why|explain|describe|tell|give|find|calculate|compute|determine|work out|write|list|show|"
+    r"provide|name|state|say|identify|discuss|define|summari[sz]e|clarify|outline|share|help|let me know|"
+    r"i(?:['’]d| would) like|i (?:want|need|wonder))\b",
     re.IGNORECASE,
 )
 
@@ -100,17 +109,18 @@ def problem_of(original: str, candidate: str) -> str:
     """Why a candidate must not stand for the original, one of `REASONS`; "" if nothing speaks against it.
 
     Numbers are compared as a multiset of values outside code (two to twelve count in words too); code
-    in backticks must all be there, letter for letter.
+    in backticks must all be there, letter for letter. What was a question still asks.
     """
-    if not candidate.strip():
-        return EMPTY
-    if REFUSAL.match(candidate.strip()) and not REFUSAL.match(original.strip()):
-        return REFUSED
-    if set(CODE_SPAN.findall(original)) - set(CODE_SPAN.findall(candidate)):
-        return CODE
-    if _numbers(original) != _numbers(candidate):
-        return NUMBERS
-    return UNCHANGED if fold(original) == fold(candidate) else ""
+    checks = (
+        (EMPTY, not candidate.strip()),
+        (REFUSED, REFUSAL.match(candidate.strip()) and not REFUSAL.match(original.strip())),
+        (WRAPPED, INSTRUCTION.search(candidate) and not INSTRUCTION.search(original)),
+        (CODE, set(CODE_SPAN.findall(original)) - set(CODE_SPAN.findall(candidate))),
+        (NUMBERS, _numbers(original) != _numbers(candidate)),
+        (QUESTION, MARK.search(original) and not (MARK.search(candidate) or ASKS.search(candidate))),
+        (UNCHANGED, fold(original) == fold(candidate)),
+    )
+    return next((reason for reason, holds in checks if holds), "")
 
 
 def _numbers(text: str) -> Counter[Decimal]:
