@@ -317,3 +317,47 @@ def test_a_profile_of_losses_says_what_is_certain_in_their_numbers(folder, capsy
     )
     solved = run(capsys, "solve", "--scores", folder / "a.csv", *words[:4])
     assert "loss is at most" in " ".join(solved.split())
+
+
+def test_a_folder_holds_what_its_last_run_made(folder, capsys, tmp_path):
+    """Tables of a run before, of another ε, with groups or with more models, would stand beside the new."""
+    compare(capsys, tmp_path, folder, "{}.csv", "--lower_is_better", "--epsilon", "1")
+    assert (tmp_path / "wide" / "rounds.csv").exists()
+    compare(capsys, tmp_path, folder, "{}.csv", "--lower_is_better", "--epsilon", "0.05")
+    assert not (tmp_path / "wide").exists()
+    compare(capsys, tmp_path, folder, "{}.jsonl", "--group", "lang")
+    assert (tmp_path / "groups.csv").exists()
+    compare(capsys, tmp_path, folder, "{}.jsonl", "--score", "correct")
+    assert not (tmp_path / "groups.csv").exists()
+
+
+def test_bounds_of_rewards_are_the_users(folder, capsys):
+    """Rewards that are all 0 or 1 here may be lower elsewhere: then they are no accuracies."""
+    answers = folder / "answers-b.parquet"
+    own = json.loads(run(capsys, "solve", "--scores", answers, "--json", "true"))["certified"]
+    wide = json.loads(run(capsys, "solve", "--scores", answers, "--json", "true", "--bounds", -1, 1))[
+        "certified"
+    ]
+    assert (own["bounds"], wide["bounds"]) == ([0, 1], [-1, 1]) and wide["lower"] < own["lower"]
+    assert "the reward is at least" in run(capsys, "solve", "--scores", answers, "--bounds", -1, 1)
+
+
+def test_solve_says_how_many_rows_are_cut(folder, capsys, tmp_path):
+    table = pq.read_table(folder / "own-a.parquet")
+    place = table.column_names.index("truncated")
+    cut = table.set_column(place, "truncated", pa.array([i < 3 for i in range(N)]))
+    pq.write_table(cut, tmp_path / "cut.parquet")
+    for more in ((), ("--streamed", "true")):
+        said = run(capsys, "solve", "--scores", tmp_path / "cut.parquet", *more)
+        assert "3 of the rows are cut at their end, and are in it" in said
+        assert "are cut" not in run(capsys, "solve", "--scores", folder / "own-a.parquet", *more)
+
+
+def test_a_table_that_lacks_what_klball_writes_is_read_as_one_from_elsewhere(folder, capsys, tmp_path):
+    table = pq.read_table(folder / "own-a.parquet")
+    pq.write_table(table.drop_columns(["entropy"]), tmp_path / "part.parquet")
+    part, own = (
+        json.loads(run(capsys, "solve", "--scores", path, "--json", "true"))["worst_case"]
+        for path in (tmp_path / "part.parquet", folder / "own-a.parquet")
+    )
+    assert part == pytest.approx(own)

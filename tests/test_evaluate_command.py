@@ -118,6 +118,8 @@ def test_every_pair_is_printed_with_its_ratio(folder, capsys):
     ratio = next(r for r in rows if (r["against"], r["model"], r["name"]) == ("b", "c", "perplexity_sample"))
     assert f"{float(ratio['ratio']):.4g}" in said
     assert float(ratio["low"]) < float(ratio["ratio"]) < float(ratio["high"])
+    evaluate(folder, "a=x")
+    assert not (folder / "out" / "ratios.csv").exists()  # of a run with more models
 
 
 def test_answers_are_known_by_what_was_asked(folder, monkeypatch):

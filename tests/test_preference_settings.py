@@ -167,6 +167,7 @@ SETTINGS = [
     (RobustDPOConfig, dict(comparator="trim", comparator_strength=math.nan), "comparator_strength must be"),
     (RobustDPOConfig, dict(epsilon=math.nan), "epsilon must be 0 or more"),
     (RobustDPOConfig, dict(epsilon_warmup=2.0), "epsilon_warmup must be a share"),
+    (RobustDPOConfig, dict(over=""), "over must be one of pair, group"),
     (RobustDPOConfig, dict(epsilon_warmup=0.1, reweight="static"), "needs reweight='live'"),
     (
         RobustRewardConfig,

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from klball.files import differences, provenance_in, read_table, write_table
+from klball.models.modes import in_evaluation
 from klball.scan.forgetting import forgetting
 from klball.scan.generation import (
     PROMPTS_PER_BATCH,
@@ -103,6 +104,7 @@ def behaviour_from(base: Any, model: Any, base_answers: Dataset, own: Dataset) -
     )
 
 
+@in_evaluation
 def token_entropy(model: Any, encoded: Dataset) -> float:
     """Mean entropy of the next-token distribution over all answer tokens, nats."""
     scorer = Scorer(model, encoded[0]["input_ids"])

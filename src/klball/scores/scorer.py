@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from klball.data.formats import refuse_unknown_tokens
 from klball.data.rows import IGNORED, encode
 from klball.models.loading import causal_lm, lm_head
+from klball.models.modes import evaluating
 from klball.models.token_scores import LMHead, TokenScores, scores_from_logits, token_scores
 
 logger = logging.getLogger(__name__)
@@ -116,12 +117,10 @@ class Scorer:
         if self.lower is not None:
             head = replace(head, weight=head.weight.to(self.lower))
         mask = torch.ones_like(ids)
-        was_training = self.model.training
-        self.model.eval()
-        with self.autocast():
-            own = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
-        ours = head.logits(self._hidden(ids, mask)[0]).float()
-        self.model.train(was_training)
+        with evaluating(self.model):
+            with self.autocast():
+                own = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
+            ours = head.logits(self._hidden(ids, mask)[0]).float()
         tolerance = 1e-4 if head.weight.dtype in (torch.float32, torch.float64) else 3e-2
         if torch.allclose(own, ours, rtol=tolerance, atol=tolerance * float(own.abs().max().nan_to_num())):
             return head

@@ -65,7 +65,9 @@ class PreferenceArguments(RobustArguments):
     @property
     def unit(self) -> str:
         """What the adversary weighs."""
-        return self.over or ("group" if self.group_column is not None else self.units[0])
+        if self.over is not None:
+            return self.over
+        return "group" if self.group_column is not None else self.units[0]
 
     @property
     def warmup(self) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from klball.data.rows import IGNORED
 from klball.models.loading import causal_lm
+from klball.models.modes import evaluating
 from klball.objectives.pairs import LogRatios
 from klball.training.batches import INDEX
 
@@ -57,11 +58,8 @@ def reference(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     given = {name: value for name, value in inputs.items() if name != INDEX}
     if trainer.ref_model is not None:
         return torch.cat(trainer.compute_ref_log_probs(trainer.ref_model, given))
-    was_training = trainer.model.training
-    trainer.model.eval()  # else dropout and NEFTune would disturb the reference
-    found = torch.cat(trainer.compute_ref_log_probs(trainer.model, given))
-    trainer.model.train(was_training)
-    return found
+    with evaluating(trainer.model):  # else dropout and NEFTune would disturb the reference
+        return torch.cat(trainer.compute_ref_log_probs(trainer.model, given))
 
 
 def rounding(model: Any, accelerator: Any, tokens: float) -> float:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from klball.data.rows import IGNORED
 from klball.models.loading import lm_head
+from klball.models.modes import evaluating
 from klball.models.token_scores import LMHead
 from klball.training.batches import INDEX
 from klball.training.step import wide
@@ -147,12 +148,10 @@ class SampleForward:
         if self.head is None:
             logger.warning("unusual LM head: training through full logits, which costs memory")
             return
-        was_training = model.training
-        model.eval()
         ids = torch.tensor([list(probe[:PROBE_TOKENS])], device=self.head.weight.device)
         inputs = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
-        fused, full = self(model, dict(inputs)), self._from_logits(model, dict(inputs))
-        model.train(was_training)
+        with evaluating(model):
+            fused, full = self(model, dict(inputs)), self._from_logits(model, dict(inputs))
         tolerance = 1e-3 if exact and self.head.weight.dtype == torch.float32 else 0.1
         pairs = [(fused.log_probs, full.log_probs)]
         if fused.certainty is not None and full.certainty is not None:

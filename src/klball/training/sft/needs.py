@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from klball.models.loading import causal_lm
+from klball.models.modes import evaluating
 from klball.objectives.tokens import Objective, needs_of
 from klball.training.sft.forward import BatchScores, SampleForward
 from klball.training.sft.window import NEEDED_FILES, OldLogProbs
@@ -35,12 +36,8 @@ class Reference:
         """(B, T−1)."""
         if not self.adapted:
             return self.forward(self.model.to(inputs["input_ids"].device), inputs).log_probs
-        was_training = self.model.training
-        self.model.eval()
-        with self.model.disable_adapter():
-            found = self.forward(self.model, inputs).log_probs
-        self.model.train(was_training)
-        return found
+        with evaluating(self.model), self.model.disable_adapter():
+            return self.forward(self.model, inputs).log_probs
 
 
 class Needed:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from trl import pack_dataset
 
 from klball.models.loading import causal_lm
+from klball.models.modes import evaluating
 from klball.training.batches import INDEX
 from klball.training.sft.config import RobustSFTConfig
 from klball.training.sft.forward import SampleForward
@@ -61,10 +62,9 @@ def refuse_crossing_attention(
         scores = forward(model, batch)
         return scores.log_probs[-1][scores.mask[-1]][1 - len(own) :].double()
 
-    was_training = model.training
-    model.eval()
-    alone, behind, continuing = last_scores(own), last_scores(neighbour, own), last_scores(neighbour + own)
-    model.train(was_training)
+    with evaluating(model):
+        alone, behind = last_scores(own), last_scores(neighbour, own)
+        continuing = last_scores(neighbour + own)
     if (behind - alone).norm() > CROSSING * (continuing - alone).norm():
         model = causal_lm(model)
         attention = model.config._attn_implementation

@@ -15,6 +15,7 @@ from klball.adversary.sets import AmbiguitySet
 from klball.data.encoding import rendering_errors_named, texts_of
 from klball.data.marking import chat_template_of
 from klball.models.loading import causal_lm
+from klball.models.modes import evaluating
 from klball.objectives.tokens import Objective, needs_of, objective_named
 from klball.scores.perplexity import summary_of
 from klball.scores.scorer import SCORE_COLUMNS, Scorer
@@ -175,12 +176,10 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         """
         absent = {"certainty"} if self._sharded and not self._needs_certainty else set()
         names = [name for name in SCORE_COLUMNS if name not in absent]
-        was_training = self.model.training
-        self.model.eval()
-        columns = fresh_scores(
-            self._scorer(dataset), dataset, names, self.accelerator, title, self.hides_progress
-        )
-        self.model.train(was_training)
+        with evaluating(self.model):
+            columns = fresh_scores(
+                self._scorer(dataset), dataset, names, self.accelerator, title, self.hides_progress
+            )
         refuse_nonfinite(dataset, torch.arange(len(dataset)), columns, self.state.global_step)
         return columns
 
