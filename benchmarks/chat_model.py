@@ -46,7 +46,7 @@ from turns import in_turns, paired
 
 BENCHMARK = "chat_model"
 BATCH, ROWS, NEW_TOKENS, GENERATIONS = 8, 64, 32, 8
-OURS, STOCK = "klball", "stock TRL"
+OURS, STOCK, SCORING = "klball", "stock TRL", "scoring"
 FAMILIES: dict[str, tuple[Any, Any, Any, Any, dict[str, Any], str]] = {
     "sft": (SFTTrainer, SFTConfig, RobustSFTTrainer, RobustSFTConfig, {}, "≤ 1.03"),
     "dpo": (DPOTrainer, DPOConfig, RobustDPOTrainer, RobustDPOConfig, {}, "≤ 1.03"),
@@ -187,14 +187,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", help="Of the model.")
     parser.add_argument("--seconds", type=float, default=60, help="Of each family.")
-    parser.add_argument("--families", nargs="*", default=[*FAMILIES])
+    parser.add_argument("--parts", nargs="*", choices=[*FAMILIES, SCORING], default=[*FAMILIES, SCORING])
     options = parser.parse_args()
     prepare_process()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows: list[Row] = []
-    for family in options.families:
-        rows += training(family, options.folder, device, options.seconds)
-    print(table(rows + scoring(options.folder, device, repeats=5)))
+    for part in options.parts:  # each is printed when it is done: all of them take long on a CPU
+        found = (
+            scoring(options.folder, device, repeats=5)
+            if part == SCORING
+            else training(part, options.folder, device, options.seconds)
+        )
+        print(table(found), flush=True)
 
 
 if __name__ == "__main__":

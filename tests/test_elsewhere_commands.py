@@ -350,6 +350,12 @@ def test_solve_says_how_many_rows_are_cut(folder, capsys, tmp_path):
     for more in ((), ("--streamed", "true")):
         said = run(capsys, "solve", "--scores", tmp_path / "cut.parquet", *more)
         assert "3 of the rows are cut at their end, and are in it" in said
+        assert (
+            json.loads(run(capsys, "solve", "--scores", tmp_path / "cut.parquet", "--json", "true", *more))[
+                "rows_cut"
+            ]
+            == 3
+        )
         assert "are cut" not in run(capsys, "solve", "--scores", folder / "own-a.parquet", *more)
 
 

@@ -47,3 +47,22 @@ def test_local_model_resumes_as_if_never_interrupted(template, tokenizer, tmp_pa
     assert len(replies) == 8
     assert replies[lines[2]["custom_id"]] == Reply("", quality.CUT_OFF)
     assert replies[lines[0]["custom_id"]] != replies[lines[4]["custom_id"]]
+
+
+def test_a_prompt_near_the_models_limit_does_not_shorten_its_neighbours_replies(tokenizer, tmp_path):
+    model = small_qwen(len(tokenizer), max_position_embeddings=128)
+    asking = batch_files.Asking("m", 0.9, 6)
+    words, room = 1, 128
+    while room > 3:  # so many that a reply of six tokens no longer fits
+        words += 1
+        (line,) = batch_files.requests(samples("long " * words), [1], asking)
+        room = 128 - len(
+            tokenizer(local_model._prompt(tokenizer, line["body"]["messages"][0]["content"], False))[
+                "input_ids"
+            ]
+        )
+    lines = list(batch_files.requests(samples("Say it", "long " * words), [1], asking))
+    files = [tmp_path / f"{size}.jsonl" for size in (1, 2)]
+    for size, file in enumerate(files, 1):
+        local_model.answer_locally(model, tokenizer, lines, file, batch_size=size)
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -71,6 +71,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     else:
         _refuse_several_models(options.scores)
         summary, top = _streamed(options) if options.streamed else _in_memory(options)
+        summary["rows_cut"] = _num_cut(options.scores)
     if options.json:
         finite = {
             k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in summary.items()
@@ -89,15 +90,13 @@ def main(arguments: Sequence[str], prog: str) -> None:
     say(f"{sentence}; {radius_in_words(options.epsilon, options.max_weight)}")
     if pairs and options.epsilon > 0:
         say(flips_sentence())
-    if cut := _num_cut(options):
+    if cut := summary.get("rows_cut"):
         say(f"{cut} of the rows are cut at their end, and are in it; compare and evaluate leave them out")
 
 
-def _num_cut(options: Options) -> int:
+def _num_cut(scores: str) -> int:
     """Rows of klball's own score tables whose answer lost its end."""
-    if not is_own(options.scores) or asks_for_columns(options):
-        return 0
-    tables = (pq.read_table(file, columns=["truncated"]) for file in score_files(options.scores))
+    tables = (pq.read_table(file, columns=["truncated"]) for file in score_files(scores))
     return sum(int(np.array(table["truncated"]).sum()) for table in tables)
 
 

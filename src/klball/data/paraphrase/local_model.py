@@ -83,8 +83,10 @@ def _generate(model: Any, tokenizer: Any, batch: Sequence[dict[str, Any]]) -> li
     encoded = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=not chat)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = new_tokens if limit is None else min(new_tokens, limit - encoded["input_ids"].shape[1])
+    if room < new_tokens and len(batch) > 1:  # a long prompt must not shorten its neighbours' answers
+        return [_generate(model, tokenizer, [request])[0] for request in batch]
     if room <= 0:
-        return _one_by_one(model, tokenizer, batch)
+        return [("", "length")]
     sampling = SeededSampling([b["seed"] for b in bodies], bodies[0].get("temperature", TEMPERATURE))
     stop = {} if chat else {"stop_strings": ["\n"], "tokenizer": tokenizer}
     tokens = model.generate(
@@ -98,13 +100,6 @@ def _generate(model: Any, tokenizer: Any, batch: Sequence[dict[str, Any]]) -> li
     )
     new = tokens[:, encoded["input_ids"].shape[1] :].tolist()
     return [_finish(model, tokenizer, ids, chat) for ids in new]
-
-
-def _one_by_one(model: Any, tokenizer: Any, batch: Sequence[Any]) -> list[tuple[str, str]]:
-    """A prompt too long for the model must not take its neighbours with it."""
-    if len(batch) == 1:
-        return [("", "length")]
-    return [_generate(model, tokenizer, [request])[0] for request in batch]
 
 
 def _prompt(tokenizer: Any, content: str, chat: bool) -> str:
