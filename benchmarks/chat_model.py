@@ -1,4 +1,4 @@
-"""A real chat model: a step of every family against stock TRL, and scoring against the naive loop.
+"""A real chat model: a step of every family against stock TRL.
 
 `python benchmarks/chat_model.py FOLDER`, a model of Transformers with a chat template. On an accelerator also
 peak memory and how often a step makes the host wait.
@@ -7,7 +7,6 @@ peak memory and how often a step makes the host wait.
 import argparse
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from tempfile import mkdtemp
 from typing import Any
 
@@ -27,7 +26,7 @@ from trl import (
     SFTTrainer,
 )
 
-from accelerator import klball_scores, naive_scores, peak_memory
+from accelerator import peak_memory
 from klball import (
     RobustDPOConfig,
     RobustDPOTrainer,
@@ -39,14 +38,14 @@ from klball import (
     RobustSFTTrainer,
 )
 from klball.cli import prepare_process
-from klball.data.rows import encode, load_rows, to_preferences
+from klball.data.rows import load_rows, to_preferences
 from klball.models.loading import REWARD, load_model
-from table import Row, interleaved, row, table
+from table import Row, row, table
 from turns import in_turns, paired
 
 BENCHMARK = "chat_model"
 BATCH, ROWS, NEW_TOKENS, GENERATIONS = 8, 64, 32, 8
-OURS, STOCK, SCORING = "klball", "stock TRL", "scoring"
+OURS, STOCK = "klball", "stock TRL"
 FAMILIES: dict[str, tuple[Any, Any, Any, Any, dict[str, Any], str]] = {
     "sft": (SFTTrainer, SFTConfig, RobustSFTTrainer, RobustSFTConfig, {}, "≤ 1.03"),
     "dpo": (DPOTrainer, DPOConfig, RobustDPOTrainer, RobustDPOConfig, {}, "≤ 1.03"),
@@ -161,43 +160,16 @@ def _columns(times: np.ndarray, kind: int) -> tuple[np.ndarray, np.ndarray]:
     return times[:, 1, kind], times[:, 0, kind]
 
 
-def scoring(folder: str, device: str, repeats: int) -> list[Row]:
-    """Speed against the naive loop over the same rows, and the largest difference of their answers."""
-    loaded, tokenizer = load_model(folder, "bfloat16" if device == "cuda" else "float32")
-    model: Any = loaded
-    model.to(device).eval()
-    rows = encode(rows_of("sft"), tokenizer)
-    rows = rows.select(np.argsort([len(ids) for ids in rows["input_ids"]]).tolist())
-    ours, naive = partial(klball_scores, model, rows), partial(naive_scores, model, rows, BATCH)
-    error = float(np.abs(np.array(ours()) - np.array(naive())).max())
-    times = interleaved([ours, naive], repeats)
-    case = f"scoring, V = {model.config.vocab_size:,}"
-    return [
-        row(BENCHMARK, case, "naive time / klball time", list(times[:, 1] / times[:, 0]), "≥ 1"),
-        row(BENCHMARK, case, "largest difference of log-likelihoods, nats per token", [error]),
-        *(
-            row(BENCHMARK, f"{case}, {name}", "peak memory, GiB", [peak_memory(work)])
-            for name, work in ((OURS, ours), ("naive loop", naive))
-            if device == "cuda"
-        ),
-    ]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", help="Of the model.")
     parser.add_argument("--seconds", type=float, default=60, help="Of each family.")
-    parser.add_argument("--parts", nargs="*", choices=[*FAMILIES, SCORING], default=[*FAMILIES, SCORING])
+    parser.add_argument("--families", nargs="*", choices=[*FAMILIES], default=[*FAMILIES])
     options = parser.parse_args()
     prepare_process()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for part in options.parts:  # each is printed when it is done: all of them take long on a CPU
-        found = (
-            scoring(options.folder, device, repeats=5)
-            if part == SCORING
-            else training(part, options.folder, device, options.seconds)
-        )
-        print(table(found), flush=True)
+    for family in options.families:  # each is printed when it is done: all of them take long on a CPU
+        print(table(training(family, options.folder, device, options.seconds)), flush=True)
 
 
 if __name__ == "__main__":

@@ -36,19 +36,30 @@ PEERS = {
 }
 
 
-def build(vocabulary: int, device: str) -> tuple[Any, Any]:
-    """A random model of that vocabulary, and the embedded tokenizer, whose ids are a part of it."""
+Subject = int | str  # a random model of that vocabulary, or the folder of a chat model
+
+
+def named(subject: Subject) -> str:
+    """How a row of the table calls it."""
+    return Path(subject).name if isinstance(subject, str) else f"V = {subject:,}"
+
+
+def build(subject: Subject, device: str) -> tuple[Any, Any]:
+    """The model of a folder, or a random one with the embedded tokenizer, whose ids are a part of its."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    if isinstance(subject, str):
+        model, tokenizer = load_model(subject)
+        return model.to(device, dtype).eval(), tokenizer
     torch.manual_seed(0)
     heads = SHAPES[device]["num_attention_heads"]
     config = Qwen3Config(
-        vocab_size=vocabulary,
+        vocab_size=subject,
         num_key_value_heads=heads // 2,
         head_dim=SHAPES[device]["hidden_size"] // heads,
         max_position_embeddings=1_024,
         tie_word_embeddings=True,
         **SHAPES[device],
     )
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     return Qwen3ForCausalLM(config).to(device, dtype).eval(), load_model("klball/tiny")[1]
 
 
@@ -119,9 +130,9 @@ METHODS: dict[str, Callable[..., list[float]]] = {
 }
 
 
-def speed(device: str, vocabulary: int, case: str, rows: datasets.Dataset, repeats: int) -> list[Row]:
+def speed(device: str, subject: Subject, case: str, rows: datasets.Dataset, repeats: int) -> list[Row]:
     """Samples a second of klball.score over those of each peer, tokenisation included."""
-    model, tokenizer = build(vocabulary, device)
+    model, tokenizer = build(subject, device)
     for method in METHODS.values():
         method(model, tokenizer, rows.select(range(2)))
     longest(tokenizer, rows)  # a matter of this comparison, not of scoring
@@ -131,7 +142,7 @@ def speed(device: str, vocabulary: int, case: str, rows: datasets.Dataset, repea
     return [
         row(
             "scoring",
-            f"{device}, V = {vocabulary:,}, {case}",
+            f"{device}, {named(subject)}, {case}",
             f"samples per second, {PEERS[peer]} = 1",
             (seconds[:, k] / seconds[:, 0]).tolist(),
             targets.get(peer, ""),
@@ -141,18 +152,18 @@ def speed(device: str, vocabulary: int, case: str, rows: datasets.Dataset, repea
     ]
 
 
-def peak(method: str, vocabulary: int, device: str) -> tuple[float, float]:
+def peak(method: str, subject: Subject, device: str) -> tuple[float, float]:
     """Peak memory, MiB, of a process of its own that scores one batch: in all, and above the idle model."""
-    command = [sys.executable, __file__, "--peak", method, str(vocabulary), device]
+    command = [sys.executable, __file__, "--peak", method, str(subject), device]
     words = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-2:]
     before, after = map(float, words)
     return after, after - before
 
 
-def print_peak(method: str, vocabulary: int, device: str) -> None:
+def print_peak(method: str, subject: Subject, device: str) -> None:
     rows = load_rows("word-problems", "test").select(range(BATCH))
     METHODS[method](*load_model("klball/tiny"), rows.select(range(1)))  # libraries load on first use
-    model, tokenizer = build(vocabulary, device)
+    model, tokenizer = build(subject, device)
     before = high_water(device, reset=True)
     METHODS[method](model, tokenizer, rows)
     print(before, high_water(device))
@@ -171,14 +182,14 @@ def high_water(device: str, reset: bool = False) -> float:
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
 
 
-def memory(device: str, vocabulary: int, peers: Sequence[str], repeats: int) -> list[Row]:
+def memory(device: str, subject: Subject, peers: Sequence[str], repeats: int) -> list[Row]:
     """Peak memory over that of each peer: what scoring adds to a process with the model, and in all."""
     total, added = {}, {}
     for method in ("ours", *peers):
-        peaks = np.array([peak(method, vocabulary, device) for _ in range(repeats)])
+        peaks = np.array([peak(method, subject, device) for _ in range(repeats)])
         total[method], added[method] = peaks.T
-    case = f"{device}, V = {vocabulary:,}, word-problems"
-    targets = {"naive": "≤ 0.1"} if vocabulary == max(VOCABULARIES) else {}
+    case = f"{device}, {named(subject)}, word-problems"
+    targets = {} if subject == min(VOCABULARIES) else {"naive": "≤ 0.1"}
     rows = [row("scoring", case, "memory that scoring adds, MiB", added["ours"])]
     for peer in peers:
         ratio = added["ours"] / added[peer]
@@ -188,41 +199,47 @@ def memory(device: str, vocabulary: int, peers: Sequence[str], repeats: int) -> 
     return rows
 
 
-def agreement(count: int) -> Row:
-    """Largest difference of summed log-likelihoods from lm-evaluation-harness on the embedded model."""
-    model, tokenizer = load_model("klball/tiny")
+def agreement(subject: str, count: int) -> Row:
+    """Largest difference of summed log-likelihoods from lm-evaluation-harness."""
+    model, tokenizer = build(subject, "cpu")
     rows = load_rows("stdlib-docs", "test").select(range(count))
     difference = np.subtract(ours(model, tokenizer, rows), harness(model, tokenizer, rows))
-    case = f"klball/tiny, {count} rows of stdlib-docs"
+    case = f"{named(subject)}, {count} rows of stdlib-docs"
     measured = "largest difference of summed log-likelihoods from lm-evaluation-harness, nats"
     return row("scoring", case, measured, [float(np.abs(difference).max())], "≤ 2e-3")
 
 
-def measure(quick: bool) -> list[Row]:
-    """Agreement, speed and memory against the peers; `quick` is the smaller vocabulary, once."""
+def measure(quick: bool, folder: str | None = None) -> list[Row]:
+    """Agreement, speed and memory against the peers; `quick` is the smaller vocabulary, once.
+
+    folder: of a chat model, instead of random ones.
+    """
     datasets.disable_progress_bars()
     repeats, count = (1, BATCH) if quick else (3, 3 * BATCH)
-    rows = [agreement(50 if quick else 300)]
+    rows = [agreement(folder or "klball/tiny", 50 if quick or folder else 300)]
     cases = {"short answers": short_answers(count)}
     if not quick:
         cases["word-problems"] = load_rows("word-problems", "test").select(range(count // 2))
+    subjects: Sequence[Subject] = [folder] if folder else VOCABULARIES[: 1 if quick else None]
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
-        for vocabulary in VOCABULARIES[:1] if quick else VOCABULARIES:
+        for subject in subjects:
             for case, data in cases.items():
-                rows += speed(device, vocabulary, case, data, repeats)
-            rows += memory(device, vocabulary, ["naive"] if quick else ["naive", "harness"], repeats)
+                rows += speed(device, subject, case, data, repeats)
+            rows += memory(device, subject, ["naive"] if quick else ["naive", "harness"], repeats)
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--model", metavar="FOLDER", help="a chat model instead of random ones")
     parser.add_argument("--peak", nargs=3, metavar=("METHOD", "V", "DEVICE"), help="print one peak, MiB")
     options = parser.parse_args()
     if options.peak:
         prepare_process()
-        return print_peak(options.peak[0], int(options.peak[1]), options.peak[2])
-    print(table(measure(options.quick)))
+        method, subject, device = options.peak
+        return print_peak(method, int(subject) if subject.isdigit() else subject, device)
+    print(table(measure(options.quick, options.model)))
 
 
 if __name__ == "__main__":

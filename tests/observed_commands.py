@@ -15,6 +15,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from klball import cli
+from klball.data.paraphrase.quality import Similarity
 from klball.files import write_table
 from klball.scan.behaviour import Behaviour
 from klball.scores.parts import Cache
@@ -97,7 +98,7 @@ def table(model: Any, tokenizer: Any, dataset: Dataset, *, output: Any = None, *
 
 
 def model(*arguments: Any, **named: Any) -> tuple[Any, Any]:
-    return SimpleNamespace(name="model"), SimpleNamespace(chat_template="x")
+    return SimpleNamespace(name="model"), SimpleNamespace(chat_template="x", get_vocab=dict)
 
 
 def behaviour(*arguments: Any, **named: Any) -> Behaviour:
@@ -164,7 +165,9 @@ REPLACED: dict[str, dict[str, dict[str, Any]]] = {
     "paraphrase": {
         "commands.paraphrase": {
             **{"load_rows": rows, "connect": Reached},
-            "sentence_embedder": lambda name: lambda texts: [[1.0, 0.1 * len(text)] for text in texts],
+            "sentence_similarity": lambda name, least: Similarity(
+                lambda texts: [[1.0, 0.1 * len(t)] for t in texts], least
+            ),
         },
     },
     "compare": {
@@ -217,6 +220,8 @@ def observed(command: str, options: dict[str, Any], folder: Path, monkeypatch: A
     for name in ("local_model.answer_locally", "openai_batch.BatchFolder.add_results"):
         monkeypatch.setattr(f"klball.data.paraphrase.{name}", recorder(name, last=True))
     monkeypatch.setattr("klball.models.loading.load_model", recorder("load_model", model))
+    if command == "paraphrase":  # of a model that is not there
+        monkeypatch.setattr("klball.models.weights.weights_hash", lambda model: "")
     words = [word for name, value in options.items() for word in (f"--{name}", *_words(value, folder))]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(Reached):

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from klball.adversary.dual import solve_dual
 from klball.cli import main
 from klball.scan.advice import advise, radius_for
 from klball.scan.suspicion import SIGNS, jaccard, script_of, signs_of, words_of
@@ -188,6 +189,17 @@ def test_what_does_not_dominate():
     assert second.startswith("Nothing dominates")
     few = [value[:30] for value in arguments[:4]]
     assert "30 rows are too few" in advise(*few, 0.5, {}).sentences[0]
+
+
+@pytest.mark.parametrize(("hard", "dominates"), [(4, True), (0, False)])
+def test_of_few_rows_a_few_may_dominate(hard, dominates):
+    """The twenty looked at are half of forty rows, and cannot hold twice their share."""
+    n = 40
+    loss = np.random.default_rng(0).normal(1, 0.2, n) + 5 * (np.arange(n) < hard)
+    weights = solve_dual(-loss, epsilon=0.5 if hard else 0.05).weights * n
+    texts = [f"{word} number {i}" for i, word in enumerate(["what", "how", "why", "when"] * 10)]
+    said = advise(texts, texts, np.full(n, 9), np.array(weights), 0.5, {}).sentences
+    assert ("Nothing dominates" in said[1]) != dominates
 
 
 def test_the_share_of_the_weight_is_that_of_the_heaviest_rows():

@@ -178,3 +178,14 @@ def test_bad_input_is_one_line(base, arguments, message, tmp_path, capsys):
         main([*without(command, arguments), *arguments, "--output_dir", str(tmp_path)])
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert caught.value.code == 2 and message in error
+
+
+def test_a_model_may_be_called_model(base, tmp_path):
+    _, command = base
+    command = [word.replace("tiny=", "model=") for word in command]
+    main([*command, "--output_dir", str(tmp_path / "out")])
+    (matrix, *_) = sorted((tmp_path / "out" / "asked").glob("p-*.csv"))
+    rows = read_csv(matrix)
+    assert [row[""] for row in rows] == ["model", "other model"] and rows[0]["model"] == "—"
+    (text, *_) = sorted((tmp_path / "out" / "latex").glob("p-*.tex"))
+    assert text.read_text().count("other model") == 2

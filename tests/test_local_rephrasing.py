@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from datasets import Dataset
 
 from conftest import small_qwen
+from klball.commands.paraphrase import main
 from klball.data.paraphrase import batch_files, local_model, quality
 from klball.data.paraphrase.quality import Reply
 from klball.data.paraphrase.samples import Sample
@@ -66,3 +68,37 @@ def test_a_prompt_near_the_models_limit_does_not_shorten_its_neighbours_replies(
     for size, file in enumerate(files, 1):
         local_model.answer_locally(model, tokenizer, lines, file, batch_size=size)
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.fixture
+def rephrase(tokenizer, tmp_path):
+    """`klball paraphrase --maker model` with a model in a folder, some of whose weights are moved."""
+    rows = [{"prompt": f"What is {k} and 1?", "completion": str(k + 1)} for k in range(2)]
+    Dataset.from_list(rows).to_json(tmp_path / "rows.jsonl")
+
+    def step(name, moved):
+        model = small_qwen(len(tokenizer))
+        model.lm_head.weight.data += moved
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        arguments = ["--dataset_name", tmp_path / "rows.jsonl", "--rounds", 2, "--maker", "model"]
+        arguments += ["--output_dir", tmp_path / "out", "--max_new_tokens", 4]
+        main([*map(str, arguments), "--model_name_or_path", str(tmp_path / name)], "klball paraphrase")
+
+    return step
+
+
+def test_another_model_in_the_same_folder_is_another_maker(rephrase):
+    rephrase("m", 0)
+    rephrase("m", 0)
+    with pytest.raises(ValueError, match=r"another configuration .*weights"):
+        rephrase("m", 1)
+
+
+def test_a_model_that_is_not_there_leaves_nothing_behind(rephrase, tmp_path):
+    (tmp_path / "typo").mkdir()
+    with pytest.raises(ValueError, match="typo"):
+        main_arguments = ["--dataset_name", tmp_path / "rows.jsonl", "--maker", "model", "--rounds", 1]
+        main_arguments += ["--model_name_or_path", tmp_path / "typo", "--output_dir", tmp_path / "out"]
+        main([*map(str, main_arguments)], "klball paraphrase")
+    rephrase("m", 0)

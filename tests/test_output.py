@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from klball import cli, terminal
 from klball.commands.labels import file_names, labelled
-from klball.files import without_secrets, write_csv, write_run
+from klball.files import read_csv, without_secrets, write_csv, write_run
 from klball.models.loading import TINY, load_model
 from klball.plain_text import visible
 from klball.scores.tables import score
@@ -185,6 +185,7 @@ def test_training_does_not_work_in_the_folder_of_another_command(tmp_path, capsy
         ("http://host/v1?key=secret", "http://host/v1?***"),
         ("http://host:8000/v1", "http://host:8000/v1"),
         ("http://u:p@[::1]:8000/v1", "http://***@[::1]:8000/v1"),
+        ("http://[::1/v1?key=secret", "***"),  # no URL at all
         ("rows.jsonl", "rows.jsonl"),
         (None, None),
     ],
@@ -254,3 +255,13 @@ def test_all_models_are_looked_for_before_the_first_row_is_scored(
         caught.value.code == 2
         and f"could not load model '{known.get(missing, missing)}'" in capsys.readouterr().err
     )
+
+
+def test_what_was_written_as_csv_is_read_as_it_was(tmp_path):
+    """Texts that a spreadsheet would run, and those longer than Python's own limit of a cell."""
+    texts = ["=SUM(A5)", "- an item", "-1.5", "'tis", "@x", "a, b", "two\nlines", "x" * 150_000, ""]
+    write_csv(tmp_path / "a.csv", [{"text": text, "-n": str(k)} for k, text in enumerate(texts)])
+    assert "'=SUM" in (tmp_path / "a.csv").read_text()
+    assert read_csv(tmp_path / "a.csv") == [{"text": text, "-n": str(k)} for k, text in enumerate(texts)]
+    write_csv(tmp_path / "none.csv", [])
+    assert read_csv(tmp_path / "none.csv") == []

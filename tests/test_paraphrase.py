@@ -95,12 +95,24 @@ def test_templates_are_the_same_in_another_process():
         ("Ann has 3 cats.", "There are 3 cats with Ann.", ""),
         ("Ann has three cats.", "There are 3 cats with Ann.", ""),
         ("Ann has 1,200 cats.", "There are 1200 cats with Ann.", ""),
-        ("It costs 2.50.", "The price is 2.5.", ""),
+        ("It costs 2.00.", "The price is 2.", ""),
         ("Ann has 3 cats.", "Ann has some cats.", quality.NUMBERS),
         ("Ann has 3 cats.", "Ann has 4 cats, I think.", quality.NUMBERS),
         ("3 bags of 3", "3 bags", quality.NUMBERS),
         ("It is -3 degrees.", "The temperature is 3 degrees.", quality.NUMBERS),
         ("From 5-3 take 2", "Take 2 from 5-3", ""),
+        ("Pages 3–5 of it", "Of it, pages 3–5", ""),
+        ("Add .5 cups of milk", "Put .50 cups of milk in", quality.NUMBERS),
+        ("Add .5 cups of milk", "Put 0.5 cups of milk in", ""),
+        ("Add 05.00 cups of milk", "Put 5 cups of milk in", ""),
+        ("Add .5 cups of milk", "Put 5 cups of milk in", quality.NUMBERS),
+        ("Is -.5 below 0?", "Would .5 be below 0?", quality.NUMBERS),
+        ("It is –5 degrees", "The temperature is 5 degrees", quality.NUMBERS),
+        ("Work out 5²", "Compute 5³", quality.NUMBERS),
+        ("Work out 5²", "Compute 5²", ""),
+        ("Take ½ a cup", "Use ¼ of a cup", quality.NUMBERS),
+        ("Take ½ a cup", "Use 0.5 of a cup", ""),
+        ("Run Python 3.10", "Start Python 3.1", quality.NUMBERS),
         ("What is `a1`?", "Explain `a1`.", ""),
         ("What is `a1`?", "Explain a1.", quality.CODE),
         ("Run ```x = 1\ny```", "Please run ```x = 1\nz```", quality.CODE),
@@ -130,6 +142,11 @@ def test_duplicates_within_and_across_rounds():
     assert judge(control, "d", "D", "e", "c?") == [quality.SHARED, quality.SHARED, "", quality.REPEATED]
     assert judge(control, "b", "d", "g", "h") == ["", quality.REPEATED, "", ""]
     assert [v.reason for v in control.judge([Reply(None)] * 4)] == [quality.NO_REPLY] * 4
+
+
+def test_no_sample_takes_the_prompt_that_another_may_keep():
+    control = QualityControl(samples("What is 3 minus 5?", "What is 5 minus 3?"))
+    assert judge(control, "what is 5 minus 3", "REFUSED?") == [quality.SHARED, quality.NUMBERS]
 
 
 def test_similarity_is_a_cosine_and_only_asked_where_needed():

@@ -163,7 +163,7 @@ def test_interrupted_submission_submits_nothing_twice(command, monkeypatch):
     """Killed after any of the writes of the state: the same step again brings each request once."""
     from klball.data.paraphrase.openai_batch import BatchFolder
 
-    real, kills = BatchFolder._save, iter(range(1, 100))
+    real, kills = BatchFolder.save, iter(range(1, 100))
 
     class Killed(BaseException):
         pass
@@ -178,13 +178,13 @@ def test_interrupted_submission_submits_nothing_twice(command, monkeypatch):
                     raise Killed
                 real(self)
 
-            monkeypatch.setattr(BatchFolder, "_save", save)
+            monkeypatch.setattr(BatchFolder, "save", save)
             try:
                 command("submit", server=server)
                 break
             except Killed:
                 continue
-        monkeypatch.setattr(BatchFolder, "_save", real)
+        monkeypatch.setattr(BatchFolder, "save", real)
         command("collect", server=server)
     assert set(server.asked.values()) == {1} and len(server.asked) == 24
     check_joined(command.folder)
@@ -297,6 +297,25 @@ def test_encodings_of_result_files(encoding, ending, tmp_path):
     (tmp_path / "r.jsonl").write_bytes(text.encode(encoding))
     results = batch_files.read_results([tmp_path / "r.jsonl"])
     assert results.replies == {"a": Reply("Wéll."), "b": Reply("Wéll.")} and results.foreign == 0
+
+
+def test_results_of_strangers_do_not_change_what_rounds_are_made_from(command, tmp_path):
+    command("requests")
+    requests = sorted((command.folder / "batch").glob("requests-*"))
+    lines = [json.loads(x) for p in requests for x in p.read_text().splitlines()]
+    (tmp_path / "good.jsonl").write_bytes(jsonl([result(line) for line in lines]))
+    (tmp_path / "foreign.jsonl").write_bytes(jsonl([result({**lines[0], "custom_id": "round-1-other"})]))
+    command("collect", "--results", tmp_path / "good.jsonl")
+    before = (command.folder / "rounds.parquet").read_bytes()
+    command("collect", "--results", tmp_path / "good.jsonl", tmp_path / "foreign.jsonl")
+    assert (command.folder / "rounds.parquet").read_bytes() == before
+
+
+def test_a_step_that_was_refused_leaves_no_folder_behind(command, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(ValueError, match="OPENAI_API_KEY"):
+        command("submit")
+    assert not (command.folder / "batch" / "state.json").exists()
 
 
 def test_a_good_answer_beats_one_cut_off(tmp_path):

@@ -203,6 +203,8 @@ def test_a_wrong_command_line_is_one_line(arguments, words):
         ("env:\n  A: true\n", "env: A: True is not text"),
         ("env:\n  1: x\n", "env: 1: 'x' is not text"),
         ("\x00", "is not YAML"),
+        ('count: !!int ""\n', "is not YAML"),
+        ("flag: !!bool x\n", "is not YAML"),
         ("[" * 5_000, "is not YAML"),
     ],
 )
@@ -229,6 +231,15 @@ def test_a_recipe_and_the_command_line_give_the_same(flag, tmp_path):
     assert (read,) == parse([Few], given, "klball few") and read != Few()
     (over,) = parse([Few], [*flag(str(path)), "--count", "4"], "klball few")
     assert over.count == 4 and over.rate == 1e-3
+
+
+@pytest.mark.parametrize(("value", "flag"), [("true", False), ("false", True)])
+def test_a_recipe_may_deny_a_flag(value, flag, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"no_flag: {value}\n")
+    (read,) = parse([Few], ["--config", str(path)], "klball few")
+    assert read.flag is flag
+    assert parse([Few], ["--no_flag"], "klball few")[0].flag is False
 
 
 def test_a_recipe_may_hold_a_mixture_of_data_sets(tmp_path):

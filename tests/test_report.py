@@ -321,3 +321,12 @@ def test_a_page_takes_time_in_proportion_to_its_rows(long):
     assert html.count("<details>") == (300 if long else 0)
     if long:
         assert "7700 more are in the files beside this page" in html and 'data-value="299"' in html
+
+
+def test_a_filter_finds_groups_with_several_spaces():
+    """Browsers make one of them where an option has no value of its own."""
+    rows = [{"group": "my  run", "loss": 1.0}]
+    page = Page(
+        title="t", verdict=[], sections=[Section("s", [Table("rows", rows, search=True, group="group")])]
+    )
+    assert '<option value="my  run">' in render(page)

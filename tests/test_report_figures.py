@@ -8,7 +8,9 @@ from scipy import stats
 
 from klball.report import figures, interactive
 from klball.report.charts import (
+    Chart,
     HeatMap,
+    Series,
     curve_chart,
     gain_chart,
     multipliers_chart,
@@ -180,6 +182,21 @@ def test_labels_are_no_markup_and_share_no_file(labels, tmp_path):
     pairs = {d: (RNG.normal(size=5), RNG.normal(size=5), "abcde") for d in labels}
     figures.draw(tmp_path / "f" / "x.2", multipliers_chart(pairs))
     assert (tmp_path / "f" / "x.1.svg").exists() and (tmp_path / "f" / "x.2.svg").exists()
+
+
+def test_models_may_be_called_like_numbers():
+    """Else Plotly gives a heat map an axis of numbers, on which the names are gone."""
+    matrix = np.full((2, 2), 1.0)
+    page = interactive.heat_map(HeatMap("who differs", "p", ["0.05", "0.5"], matrix, ""))
+    assert page.figure.layout.xaxis.type == page.figure.layout.yaxis.type == "category"
+
+
+def test_long_names_that_differ_at_their_ends_stay_apart():
+    names = [f"/home/somebody/experiments/robust-fine-tuning/a-model/runs/eps-{e}" for e in (0.05, 0.5)]
+    chart = Chart("t", "x", "y", [Series(name, [0, 1], [0, 1]) for name in names])
+    legend = [text.get_text() for text in figures.drawn(chart).legends[0].texts]
+    assert len({*legend}) == 2 and all(map(str.endswith, legend, ("eps-0.05", "eps-0.5")))
+    assert max(map(len, legend)) <= figures.LONGEST_NAME + 1
 
 
 def test_both_engines_draw_what_a_heat_map_says(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from klball.commands.paraphrase import template_replies
 from klball.comparison.analysis import compare_scores
 from klball.data.paraphrase.rounds import write_rounds
 from klball.data.paraphrase.samples import samples_of
-from klball.files import write_table
+from klball.files import write_csv, write_table
 from klball.report.page import Plot, Table, number, render
 from klball.report.pages.comparison import _regions, comparison_page, write_comparison_report
 from klball.report.pages.evaluation import COMPARED, _compared, _verdict, plain_lines
@@ -215,3 +215,14 @@ def test_a_training_page_says_what_its_family_learns(family, tmp_path):
     titles = [title for title in CURVES if f">{title}</h3>" in page]
     assert titles == curves
     assert ("mean reward went" in page) == (family == "grpo")  # a reward model's has no zero
+
+
+def test_a_training_page_shows_texts_as_they_are(tmp_path):
+    """Not as the CSV file has them, and however long they are."""
+    write_table(pa.table({"step": [1], "plain_loss": [0.5]}), tmp_path / "history.parquet")
+    (tmp_path / "run.json").write_text("{}")
+    row = {"sample_id": "=1", "n_q": 2.0, "prompt": "- an item", "answer": "long " * 30_000}
+    write_csv(tmp_path / "top_weighted.csv", [row])
+    write_training_page(tmp_path, "a run")
+    page = (tmp_path / "report.html").read_text()
+    assert "- an item" in page and "&#39;- an item" not in page and "'- an item" not in page

@@ -28,6 +28,7 @@ from klball.boundary import first_line
 logger = logging.getLogger(__name__)
 
 LONGEST = 80  # characters of a label in a file name; 255 bytes is what file systems take
+LONGEST_CELL = 2**31 - 1  # Python's own limit is 131,072 characters
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 RUN_FILE = "run.json"
 TRAIN = "klball train"  # its run.json names no command
@@ -202,6 +203,19 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows([_disarmed(row[name]) for name in names] for row in rows)
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file of `write_csv`, as texts, without the `'` that it put before some."""
+    csv.field_size_limit(LONGEST_CELL)
+    with path.open(newline="", encoding="utf-8") as file:
+        names, *rows = csv.reader(file)
+    names = [*map(_armed, names)]
+    return [dict(zip(names, map(_armed, row), strict=True)) for row in rows]
+
+
+def _armed(text: str) -> str:
+    return text[1:] if text.startswith("'") and _disarmed(text[1:]) == text else text
+
+
 def _disarmed(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(FORMULA) and not _is_plain_number(value):
         return f"'{value}"
@@ -300,7 +314,10 @@ def without_secrets(value: Any) -> Any:
     """A URL without its user, password and query; everything else as it is."""
     if not isinstance(value, str) or "://" not in value:
         return value
-    parts = urlsplit(value)
+    try:
+        parts = urlsplit(value)
+    except ValueError:  # such as http://[::1
+        return "***"
     host = parts.netloc.rpartition("@")[2]
     hidden = f"***@{host}" if "@" in parts.netloc else host
     return urlunsplit((parts.scheme, hidden, parts.path, "***" if parts.query else "", parts.fragment))

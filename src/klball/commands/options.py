@@ -110,6 +110,7 @@ class Parser(TrlParser):
         """The recipe's values as the command line would give them. Raises ValueError naming a bad key."""
         flags = {flag[2:]: action.dest for action in self._actions for flag in action.option_strings}
         known = {name: dest for name, dest in flags.items() if "-" not in name and dest != "help"}
+        denying = {flag[2:] for a in self._actions if a.const is False for flag in a.option_strings}
         found = {}
         for name, value in settings.items():
             if name not in known:
@@ -118,7 +119,8 @@ class Parser(TrlParser):
             if option in found:
                 raise ValueError(f"{path}: {name} and {option} are one option: give it once")
             try:
-                found[option] = self._checked(option, _converted(value, self.types[option]))
+                converted = _converted(value, self.types[option])
+                found[option] = self._checked(option, converted is not True if name in denying else converted)
             except ValueError as error:
                 raise ValueError(f"{path}: {name}: {_one_line(error)}") from error
         return found

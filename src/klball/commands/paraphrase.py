@@ -9,7 +9,7 @@ from typing import Any
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
 from klball.data.paraphrase.batch_files import MOST_REQUESTS, Asking, Results, reply_to, requests
 from klball.data.paraphrase.openai_batch import BatchFolder, connect, server_errors
-from klball.data.paraphrase.quality import REASONS, Reply, Similarity, sentence_embedder
+from klball.data.paraphrase.quality import REASONS, Reply, sentence_similarity
 from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds, provenance, write_rounds
 from klball.data.paraphrase.samples import Sample, samples_of
 from klball.data.paraphrase.templates import QUESTIONS, kind_of, most_rounds, reword, templates
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     _check(options)
     similarity = None
     if options.similarity_model is not None:
-        similarity = Similarity(sentence_embedder(options.similarity_model), options.min_similarity)
+        similarity = sentence_similarity(options.similarity_model, options.min_similarity)
     dataset = load_rows(
         *(options.dataset_name, options.dataset_split, options.dataset_config),
         default="test",
@@ -81,7 +81,10 @@ def main(arguments: Sequence[str], prog: str) -> None:
         return
     maker, replies = made
     if similarity is not None:
-        maker["similarity"] = {"model": options.similarity_model, "threshold": options.min_similarity}
+        maker["similarity"] = {
+            **{"model": options.similarity_model, "weights": similarity.weights},
+            "threshold": similarity.threshold,
+        }
     output = Path(options.output_dir) / "rounds.parquet"
     with progress_bar("Judging", "rounds") as progress:
         rounds = write_rounds(
@@ -137,16 +140,21 @@ def template_replies(samples: Sequence[Sample], rounds: int) -> Made:
 def _by_model(options: Options, samples: Sequence[Sample], layout: str) -> Made:
     from klball.data.paraphrase.local_model import answer_locally
     from klball.models.loading import load_on_device
+    from klball.models.weights import weights_hash
 
-    asking = _asking(options)
-    about = {**_about(options, samples, layout), "dtype": options.dtype}
-    folder = BatchFolder(Path(options.output_dir) / "model", about)
-    model, tokenizer = load_on_device(asking.model, options.dtype)
+    model, tokenizer = load_on_device(_asking(options).model, options.dtype)
+    of_model = {
+        "weights": weights_hash(model),
+        "tokenizer": json_digest([tokenizer.get_vocab(), str(tokenizer.chat_template)]),
+        "dtype": options.dtype,
+    }
+    folder = BatchFolder(Path(options.output_dir) / "model", {**_about(options, samples, layout), **of_model})
+    folder.save()  # before the first answer: whose they are
     lines = list(_requests(options, samples, "Preparing"))
     with progress_bar("Rephrasing", "prompts") as progress:
         output = folder.folder / "results" / "model.jsonl"
         answer_locally(model, tokenizer, lines, output, options.batch_size, progress)
-    return _from_results(options, samples, folder.results())
+    return _from_results(options, samples, folder.results(), {line["custom_id"] for line in lines}, of_model)
 
 
 def _by_batches(options: Options, samples: Sequence[Sample], layout: str) -> Made | None:
@@ -173,8 +181,9 @@ def _by_batches(options: Options, samples: Sequence[Sample], layout: str) -> Mad
     if options.step != "collect":
         return None
     results = folder.results()
-    _require_replies(options, samples, results)
-    return _from_results(options, samples, results)
+    ids = {line["custom_id"] for line in _requests(options, samples, "Joining")}
+    _require_replies(options, results, ids)
+    return _from_results(options, samples, results, ids, {})
 
 
 def _asking(options: Options) -> Asking:
@@ -197,15 +206,16 @@ def _about(options: Options, samples: Sequence[Sample], layout: str) -> dict[str
     return {key: value for key, value in about.items() if key != "libraries"}
 
 
-def _from_results(options: Options, samples: Sequence[Sample], results: Results) -> Made:
+def _from_results(
+    options: Options, samples: Sequence[Sample], results: Results, ids: set[str], of_model: dict[str, str]
+) -> Made:
     asking = _asking(options)
-    replies = json_digest(sorted((i, reply.text, reply.problem) for i, reply in results.replies.items()))
-    maker = {"maker": options.maker, **asking.about(), "replies": replies}
+    own = sorted((i, reply.text, reply.problem) for i, reply in results.replies.items() if i in ids)
+    maker = {"maker": options.maker, **asking.about(), **of_model, "replies": json_digest(own)}
     return maker, lambda round_: [reply_to(sample, round_, asking, results.replies) for sample in samples]
 
 
-def _require_replies(options: Options, samples: Sequence[Sample], results: Results) -> None:
-    ids = {line["custom_id"] for line in _requests(options, samples, "Joining")}
+def _require_replies(options: Options, results: Results, ids: set[str]) -> None:
     missing = len(ids - set(results.replies))
     strangers = len({*results.replies, *results.errors} - ids)
     if results.foreign:

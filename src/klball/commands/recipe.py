@@ -78,7 +78,8 @@ def read_recipe(path: str) -> tuple[dict[str, Any], dict[str, str]]:
         mark = error.problem_mark
         where = "" if mark is None else f" line {mark.line + 1}, column {mark.column + 1}"
         raise ValueError(f"{path}{where} is not YAML: {_what(error)}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2024-99-99 is a ValueError
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # a date such as 2024-99-99 is a ValueError, `!!int ""` an IndexError, `!!bool x` a KeyError
         raise ValueError(f"{path} is not YAML: {first_line(error)}") from error
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"

@@ -260,6 +260,6 @@ def source_summary(analysis: Analysis) -> list[dict[str, Any]]:
 
 
 def matrix_rows(models: Sequence[str], matrix: np.ndarray) -> list[dict[str, Any]]:
-    """−log10 p as rows; NaN (the diagonal, or degenerate) as "—"."""
+    """−log10 p as rows, their model under ""; NaN (the diagonal, or degenerate) as "—"."""
     cells = [["—" if np.isnan(x) else float(x) for x in row] for row in matrix]
-    return [{"model": a, **dict(zip(models, row, strict=True))} for a, row in zip(models, cells, strict=True)]
+    return [{"": a, **dict(zip(models, row, strict=True))} for a, row in zip(models, cells, strict=True)]

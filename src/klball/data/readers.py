@@ -21,6 +21,7 @@ from datasets import Dataset, Features, Json, List, Value
 from datasets.features.features import generate_from_arrow_type
 
 from klball.boundary import first_line
+from klball.files import LONGEST_CELL
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ RENDERED = (
     *("messages", "conversations", "prompt", "completion", "chosen", "rejected"),
     *("tools", "chat_template_kwargs"),
 )
-LONGEST_CELL = 2**31 - 1
 
 Row = dict[str, Any]
 

@@ -20,7 +20,7 @@ from klball.scores.perplexity import ProfilePoint
 # Okabe–Ito, ordered by lightness so that neighbours differ in grey too
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))  # one fewer than colours
-LONGEST_NAME = 60  # characters
+LONGEST_NAME, KEPT = 60, 20  # characters, and those of its beginning: paths differ in their ends
 MARKERS = "osD^vPX*"
 STYLE: Any = {
     "font.size": 12,
@@ -49,7 +49,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def name_of(label: str) -> str:
     """A label for a legend, which leaves out what begins with an underscore, and for a title's width."""
-    short = label if len(label) <= LONGEST_NAME else label[:LONGEST_NAME] + "…"
+    short = label if len(label) <= LONGEST_NAME else f"{label[:KEPT]}…{label[KEPT - LONGEST_NAME :]}"
     return f" {short}" if short.startswith("_") else short
 
 
@@ -87,8 +87,9 @@ def drawn(*charts: Chart) -> Figure:
         handles: dict[str, Any] = {}
         for axis, chart in zip(axes[0], charts, strict=True):
             _draw_on(axis, chart, styles)
-            handles |= {label: h for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles, loc="outside right upper")
+            drawn_of = axis.get_legend_handles_labels()[0]
+            handles |= dict(zip((series.name for series in chart.series), drawn_of, strict=True))
+        figure.legend(handles.values(), map(name_of, handles), loc="outside right upper")
     return figure
 
 

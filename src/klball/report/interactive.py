@@ -129,8 +129,9 @@ def heat_map(chart: HeatMap) -> Plot:
         hoverinfo="skip",
         showlegend=False,
     )
-    figure.update_xaxes(showgrid=False, ticks="")
-    figure.update_yaxes(showgrid=False, ticks="", autorange="reversed")
+    names_only = {"type": "category", "showgrid": False, "ticks": ""}  # a model may be called 0.05
+    figure.update_xaxes(names_only)
+    figure.update_yaxes(names_only, autorange="reversed")
     figure.update_layout(height=240 + 44 * len(names), hovermode="closest")
     return Plot(chart.title, figure, f"Heat map. {chart.reading}.", chart.note)
 

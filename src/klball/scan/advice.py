@@ -11,7 +11,7 @@ from scipy import stats
 from klball.scan.suspicion import SIGNS, Matter, columns_that_could_name_groups, matter_of, signs_of
 
 TOP, LEAST = 0.05, 20  # the share of rows looked at, and the fewest
-DOMINATES = 2.0  # times an even share
+DOMINATES = 2.0  # times an even share, of odds: of few rows those looked at are up to a half
 FEWEST = 5  # rows that may have something in common
 NOISY = 0.2  # share of the rows looked at that bears a sign
 TIMES = 3.0  # how often over a radius that is suggested lets rare matter count
@@ -70,7 +70,7 @@ def advise(
         f"At ε = {epsilon:g} the heaviest {len(order)} of {n} rows hold {held:.0%} of the weight; "
         f"an even share is {even:.0%}."
     )
-    if held < DOMINATES * even:
+    if held * (1 - even) < DOMINATES * even * (1 - held):
         return Advice([first, _nothing_dominates()], rows)
     noise = _noise(top, signs, clean)
     unsuspected = top & clean

@@ -1,6 +1,5 @@
 """What the preference experiment found: measures of every arm, and the radius at which learning stops."""
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
-from klball.files import write_csv
+from klball.files import read_csv, write_csv
 from klball.objectives.pairs import no_preference_radius
 from klball.report.charts import Chart, Series
 from klball.report.figures import draw
@@ -79,8 +78,7 @@ def outcome_of(
 
 
 def _top_flipped(run: Path) -> float:
-    with (run / WEIGHTS_FILE).open(newline="", encoding="utf-8") as file:
-        flipped = [row["flipped"] == "True" for row in csv.DictReader(file)]
+    flipped = [row["flipped"] == "True" for row in read_csv(run / WEIGHTS_FILE)]
     return sum(flipped) / len(flipped)
 
 

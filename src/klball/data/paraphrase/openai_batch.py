@@ -53,7 +53,6 @@ class BatchFolder:
         self.folder, self.about = folder, about
         self.shards: list[Shard] = []
         if not self._state.exists():
-            self._save()
             return
         known, self.shards = _read_state(self._state)
         if changed := differences(known, about):
@@ -66,7 +65,8 @@ class BatchFolder:
     def _state(self) -> Path:
         return self.folder / "state.json"
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write down whose requests and results these are, and how far they have come."""
         content = {"about": self.about, "shards": [asdict(shard) for shard in self.shards]}
         write_json(self._state, content)
 
@@ -83,7 +83,7 @@ class BatchFolder:
         missing = (line for line in lines if line["custom_id"] not in covered)
         written = write_shards(missing, self.folder, len(self.shards) + 1, most_requests)
         self.shards += [Shard(path.name, count) for path, count in written]
-        self._save()
+        self.save()
         return sum(count for _, count in written)
 
     def _ids_of(self, shard: Shard) -> list[str]:
@@ -105,11 +105,11 @@ class BatchFolder:
                 with (self.folder / shard.path).open("rb") as file:
                     file_id = shard.file_id = client.files.create(file=file, purpose="batch").id
                 shard.server = without_secrets(str(client.base_url))
-                self._save()
+                self.save()
             self._check_server(shard, client)
             shard.batch_id = _create_once(client, file_id, resumed)
             shard.status = "submitted"
-            self._save()
+            self.save()
             started += 1
         return started
 
@@ -128,7 +128,7 @@ class BatchFolder:
                     if file_id:
                         self._download(client, file_id, f"{file_name(str(shard.batch_id))}-{kind}.jsonl")
                 shard.done = True
-            self._save()
+            self.save()
 
     def add_results(self, paths: Iterable[Path]) -> None:
         """Take over local result files, such as those of `vllm run-batch`; their request files are done."""
@@ -146,7 +146,7 @@ class BatchFolder:
         for shard in (s for s in self.shards if s.batch_id is None):
             if not shard.done and known.intersection(self._ids_of(shard)):
                 shard.status, shard.done = "local results", True
-        self._save()
+        self.save()
 
     def _download(self, client: Any, file_id: str, name: str) -> None:
         with (

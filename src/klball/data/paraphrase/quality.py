@@ -1,10 +1,10 @@
 """Which paraphrases may be used: cheap checks on all, similarity of meaning where it is asked for."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,11 @@ REASONS = (
 
 WORDS = "two three four five six seven eight nine ten eleven twelve"
 NUMBER_WORDS = {word: str(value) for value, word in enumerate(WORDS.split(), start=2)}
+MINUS = "-−–"
 NUMBER = re.compile(
-    r"(?<![\w)\]])[-−](?=\d)|\d+(?:,\d{3})*(?:\.\d+)?|\b(?:" + "|".join(NUMBER_WORDS) + r")\b", re.IGNORECASE
+    rf"(?<![\w)\]])[{MINUS}](?=\.?\d)|\d+(?:,\d{{3}})*(?:\.\d+)?|(?<![\w.])\.\d+|[²³¹⁰⁴-⁹₀-₉¼-¾⅐-⅞]|"
+    r"\b(?:" + "|".join(NUMBER_WORDS) + r")\b",
+    re.IGNORECASE,
 )
 CODE_SPAN = re.compile(r"```.*?```|`[^`]+`", re.DOTALL)
 REFUSAL = re.compile(
@@ -74,10 +77,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Similarity:
-    """Cosine of the embeddings of original and candidate; below `threshold` the candidate is rejected."""
+    """Cosine of the embeddings of original and candidate; below `threshold` the candidate is rejected.
+
+    weights: a hash of the embedding model's.
+    """
 
     embed: Embedder
     threshold: float
+    weights: str = ""
 
     def cosines(self, originals: Sequence[str], candidates: Sequence[str]) -> list[float]:
         """cos(e(original), e(candidate)) per pair. Raises ValueError if one is not finite."""
@@ -92,8 +99,8 @@ class Similarity:
         return values.tolist()
 
 
-def sentence_embedder(name: str) -> Embedder:
-    """A sentence-transformers model. Raises ValueError if the extra or the model is missing."""
+def sentence_similarity(name: str, threshold: float) -> Similarity:
+    """By a sentence-transformers model. Raises ValueError if the extra or the model is missing."""
     try:
         from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -102,14 +109,19 @@ def sentence_embedder(name: str) -> Embedder:
         model = SentenceTransformer(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"could not load similarity model {name!r}: {first_line(error)}") from error
-    return lambda texts: model.encode(texts, show_progress_bar=False)
+    from klball.models.weights import weights_hash
+
+    return Similarity(
+        lambda texts: model.encode(texts, show_progress_bar=False), threshold, weights_hash(model)
+    )
 
 
 def problem_of(original: str, candidate: str) -> str:
     """Why a candidate must not stand for the original, one of `REASONS`; "" if nothing speaks against it.
 
-    Numbers are compared as a multiset of values outside code (two to twelve count in words too); code
-    in backticks must all be there, letter for letter. What was a question still asks.
+    Numbers are compared as a multiset of values outside code (two to twelve count in words too, and of
+    3.10, which may be a version, the last zero); code in backticks must all be there, letter for letter.
+    What was a question still asks.
     """
     checks = (
         (EMPTY, not candidate.strip()),
@@ -123,18 +135,27 @@ def problem_of(original: str, candidate: str) -> str:
     return next((reason for reason, holds in checks if holds), "")
 
 
-def _numbers(text: str) -> Counter[Decimal]:
+def _numbers(text: str) -> Counter[str]:
     """How often each value occurs; a minus sign is a match of its own, before its number."""
-    found: Counter[Decimal] = Counter()
-    sign = 1
+    found: Counter[str] = Counter()
+    sign = ""
     matches: list[str] = NUMBER.findall(CODE_SPAN.sub(" ", text))
     for match in matches:
-        if match in "-−":
-            sign = -1
+        if match in MINUS:
+            sign = "-"
             continue
-        found[sign * Decimal(NUMBER_WORDS.get(match.lower()) or match.replace(",", ""))] += 1
-        sign = 1
+        found[sign + _value(match)] += 1
+        sign = ""
     return found
+
+
+def _value(match: str) -> str:
+    """Written without commas, needless zeros before it, and a fraction of zeros only."""
+    if not match.isascii() and len(match) == 1:  # ² or ½, but also a digit of another script
+        return f"{unicodedata.numeric(match):g}"
+    whole, _, fraction = (NUMBER_WORDS.get(match.lower()) or match.replace(",", "")).partition(".")
+    whole = whole.lstrip("0") or "0"
+    return f"{whole}.{fraction}" if fraction.strip("0") else whole
 
 
 def fold(text: str) -> str:
@@ -176,6 +197,8 @@ class QualityControl:
     def _without_shared(self, verdicts: list[Verdict]) -> list[Verdict]:
         """Samples with different prompts must not end up with one wording; all who share it are rejected."""
         origins: dict[bytes, set[str]] = {}
+        for sample in self.samples:  # whose own prompt it may keep
+            origins.setdefault(_key(sample.prompt), set()).add(fold(sample.prompt))
         for sample, verdict in zip(self.samples, verdicts, strict=True):
             if verdict.candidate and not verdict.reason:
                 origins.setdefault(_key(verdict.candidate), set()).add(fold(sample.prompt))

@@ -49,7 +49,7 @@ def write_comparison_report(comparison: Comparison, rounds: Rounds | RoundsElsew
         chart = _p_chart(asked, test, quantity)
         if not np.isnan(chart.matrix).all():
             draw_heat_map(folder / "figures" / f"p-{test}-{quantity}", chart)
-        columns = {"model": "", **dict(zip(models, models, strict=True))}
+        columns = {name: name for name in ("", *models)}
         caption = f"{chart.title}, unpaired, at {asked.name}"
         text = latex_table(matrix_rows(models, chart.matrix), columns, caption)
         write_text(folder / "latex" / f"p-{test}-{quantity}.tex", text)

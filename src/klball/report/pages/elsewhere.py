@@ -131,12 +131,13 @@ def _values(report: ItemReport, models: list[str], unit: str) -> Table:
     body = []
     for name in names:
         found = {model: _row(report, model, name) for model in models}
-        cells = {m: interval(r["value"], r["low"], r["high"]) for m, r in found.items()}
+        cells = {f"of {m}": interval(r["value"], r["low"], r["high"]) for m, r in found.items()}
         body.append({"mean of": name, "items": found[models[0]]["items"], **cells})
     return Table(
         f"Values: {unit}",
         body,
-        note="95 % intervals over items. cvar_α: the worst share α of each model's own; hardest_1pct: the "
+        {"mean of": "mean of", "items": "items", **{f"of {m}": m for m in models}},
+        "95 % intervals over items. cvar_α: the worst share α of each model's own; hardest_1pct: the "
         f"reference's 1 %, the same items for all. Tails of fewer than {FEW} items are descriptive.",
     )
 

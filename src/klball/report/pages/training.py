@@ -1,6 +1,5 @@
 """The report of `klball train`: how the adversary weighed the data while the model learnt."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -8,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from klball.files import read_csv
 from klball.report.charts import Chart, Series
 from klball.report.interactive import plot
 from klball.report.page import Cell, Page, Plot, Section, Table, write_page
@@ -65,8 +65,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """A CSV file's rows, numbers as numbers; none without the file."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+    return [{name: _value(name, text) for name, text in row.items()} for row in read_csv(path)]
 
 
 def _value(name: str, text: str) -> Any:
