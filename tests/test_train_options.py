@@ -312,7 +312,8 @@ def test_the_metric_of_the_best_model_is_known_before_training(tmp_path):
     assert set(METRICS) == {*known, *WORST_CASES}
     for metric in ("loss", "eval_perplexity_token", "eval_german_entropy", "eval_cvar", "accuracy"):
         config = RobustSFTConfig(output_dir=str(tmp_path), metric_for_best_model=metric, use_cpu=True)
-        arguments = {"train_dataset": Dataset.from_list([{"text": "x"}])}
+        rows = Dataset.from_list([{"text": "x"}])
+        arguments = {"train_dataset": rows, "eval_dataset": {"german": rows} if "german" in metric else rows}
         if metric != "accuracy":
             refuse_unsupported(config, (), arguments, None, None)
             continue

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 LEDGER_FILE = "ledger.safetensors"
 HISTORY_FILE = "history.parquet"
 DRAWS = "draws"  # a key of the ledger file's metadata
-FAMILY = "family"  # and one in it
+FAMILY, NORMALIZATION = "family", "normalization"  # and two in it
 
 
 def about_ledger(path: Path) -> dict[str, Any]:
@@ -41,8 +41,8 @@ class Accountant:
 
     units: what the adversary weighs, the ledger's samples or groups of them, and their base weights.
     frozen: `reweight="static"`. draws: what decides which samples a step has (processes, batch size, seed,
-    …): a resumed epoch goes on with the same. family: whose scores these are; a checkpoint of another is
-    refused.
+    …): a resumed epoch goes on with the same. family, normalization: whose scores these are; a checkpoint of
+    others is refused.
     """
 
     ambiguity: AmbiguitySet
@@ -52,6 +52,7 @@ class Accountant:
     frozen: bool = False
     draws: dict[str, Any] = field(default_factory=dict)
     family: str = ""
+    normalization: str = ""
 
     def __post_init__(self) -> None:
         self.relaxed = 0  # how often γ was
@@ -184,7 +185,9 @@ class Accountant:
         tensors = {**self.ledger.tensors(), **more, "counts": counts}
         if self.start is not None:
             tensors["start"] = self.start
-        about = json.dumps({**self.draws, FAMILY: self.family})  # of several keys the order is random
+        about = json.dumps(  # one key: of several the order is random
+            {**self.draws, FAMILY: self.family, NORMALIZATION: self.normalization}
+        )
         save_file(tensors, folder / LEDGER_FILE, metadata={DRAWS: about})
         self.save_history(folder / HISTORY_FILE)
 
@@ -215,16 +218,31 @@ class Accountant:
             raise ValueError(f"{path} was written by an earlier version of klball: start the run again")
         if within_epoch:
             self._refuse_other_draws(folder, about)
+        self._refuse_other_scores(folder, about, tensors)
         self.ledger.load(tensors)
         self.relaxed, self.rescores, self.num_tokens = tensors["counts"].tolist()
         self.history = pq.read_table(folder / HISTORY_FILE).to_pylist()
         self.start, self.solution = tensors.get("start"), None
         return {name: tensors[name] for name in more}
 
+    def _refuse_other_scores(
+        self, folder: Path, about: Mapping[str, Any], tensors: Mapping[str, Any]
+    ) -> None:
+        saved = about.get(NORMALIZATION, self.normalization)
+        if saved != self.normalization:
+            raise ValueError(
+                f"the scores in {folder} are of normalization={saved!r}, not {self.normalization!r}: resume "
+                "it as it was"
+            )
+        if absent := [name for name in self.ledger.names_on_disk() if name not in tensors]:
+            raise ValueError(
+                f"the ledger in {folder} has no {absent[0]}, which the set needs: resume it as it was"
+            )
+
     def _refuse_other_draws(self, folder: Path, drawn: Mapping[str, Any]) -> None:
         for name, value in self.draws.items():
             if drawn.get(name) != value:
                 raise ValueError(
-                    f"{folder} lies within an epoch that was drawn with {name} = {drawn.get(name)}, not "
-                    f"{value}: resume it as it was, or from an epoch's end"
+                    f"{folder} was drawn with {name} = {drawn.get(name)}, not {value}, with which its steps "
+                    "are no whole epochs: resume it as it was"
                 )

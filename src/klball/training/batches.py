@@ -33,4 +33,6 @@ def input_lengths(batch: dict[str, Any]) -> torch.Tensor:
     """Tokens of every sample of a collated batch, prompts included and padding not, (B)."""
     if "attention_mask" in batch:
         return batch["attention_mask"].sum(1)
+    if "cu_seq_lens_q" not in batch:
+        raise ValueError("data_collator returns no attention_mask, which says where rows end")
     return batch["cu_seq_lens_q"].diff()[: len(batch[INDEX])]

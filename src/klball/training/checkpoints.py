@@ -1,13 +1,15 @@
 """Which checkpoints training can be resumed from, and what of a run is not for others to see."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
+from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import safe_globals
@@ -24,7 +26,10 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "trainer_state.json"
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 NEEDED = {  # what a resumption reads → names that it may have; folders are FSDP's and DeepSpeed's
-    "weights": (*WEIGHTS, "*model*.index.json", "*model*.bin", "pytorch_model_fsdp*", "global_step*"),
+    "weights": (
+        *(*WEIGHTS, "*/adapter_model.safetensors", "*model*.index.json", "*model*.bin"),
+        *("pytorch_model_fsdp*", "global_step*"),
+    ),
     "optimizer state (as with --save_only_model)": (
         "optimizer.pt",
         "optimizer.bin",
@@ -129,9 +134,41 @@ def refuse_unfit(checkpoint: Path, model: torch.nn.Module, family: str) -> None:
     own = get_peft_model_state_dict(model) if of_adapter else model.state_dict()
     with safe_open(weights, framework="pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if not of_adapter and _renames(model, shapes):
+        return  # judged by what loads them
     foreign = [name for name, shape in shapes.items() if name not in own or tuple(own[name].shape) != shape]
     if foreign:
         raise ValueError(f"{checkpoint} is of another model: {foreign[0]} does not fit")
+
+
+def _renames(model: torch.nn.Module, names: Collection[str]) -> bool:
+    """Whether a whole model's saved names are not all its parameters': some are renamed, split or joined."""
+    return isinstance(model, PreTrainedModel) and not {*names} <= {*model.state_dict()}
+
+
+def load_renamed(folder: Path, model: torch.nn.Module) -> bool:
+    """Load a whole model that is saved under other names than its parameters have; False for all others.
+
+    Raises ValueError for the weights of another model.
+    """
+    single, index = folder / WEIGHTS[0], folder / f"{WEIGHTS[0]}.index.json"
+    if single.is_file():
+        with safe_open(single, framework="pt") as file:
+            names = [*file.keys()]
+    else:
+        names = [*read_json_object(index)["weight_map"]] if index.is_file() else []
+    if not _renames(model, names):
+        return False
+    assert isinstance(model, PreTrainedModel)
+    try:
+        found: Any = type(model).from_pretrained(folder, dtype="auto", output_loading_info=True)
+    except RuntimeError as error:  # of shapes
+        raise ValueError(f"{folder} is of another model: {first_line(error)}") from error
+    loaded, info = found
+    if foreign := [*info["unexpected_keys"], *info["missing_keys"]]:
+        raise ValueError(f"{folder} is of another model: {foreign[0]} does not fit")
+    model.load_state_dict(loaded.state_dict())
+    return True
 
 
 def hide_installation(folder: Path) -> None:

@@ -87,13 +87,20 @@ def _worst_case(ambiguity: AmbiguitySet, ledger: Ledger, units: Units, relax: bo
     return float(Accountant(ambiguity, ledger, units, relax).solve().worst_case)
 
 
+def named_sets(evaluation: Any) -> list[tuple[str, Any]]:
+    """What messages call the data sets to evaluate on, none or several, and their rows."""
+    if isinstance(evaluation, dict):
+        return [(f"eval_dataset {name!r}", rows) for name, rows in evaluation.items()]
+    return [] if evaluation is None else [("eval_dataset", evaluation)]
+
+
 def refuse_metric_without_groups(args: Any, evaluation: Any) -> None:
     """Raise ValueError if the best model is to be chosen by a worst case over groups that no row names."""
     column = args.group_column
     if column is None or not str(args.metric_for_best_model).endswith("robust_loss"):
         return
-    for rows in evaluation.values() if isinstance(evaluation, dict) else [evaluation]:
-        if rows is not None and column not in rows.column_names:
+    for _, rows in named_sets(evaluation):
+        if column not in rows.column_names:
             raise ValueError(
                 f"metric_for_best_model={args.metric_for_best_model!r} is the worst case over groups, and "
                 f"the rows to evaluate on have no column {column!r}"

@@ -84,6 +84,10 @@ class Ledger:
             return False
         return float((scores - self.start).abs().max()) <= self.noise
 
+    def names_on_disk(self) -> list[str]:
+        """What the checkpoint calls the entries."""
+        return [ON_DISK.get(name, name) for name in self.entries]
+
     def tensors(self) -> dict[str, Tensor]:
         """For the checkpoint."""
         state = {ON_DISK.get(name, name): values for name, values in self.entries.items()}

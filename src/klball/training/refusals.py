@@ -32,6 +32,7 @@ OF_LOGITS = {  # settings of TRL's → why they would have no effect
         ("include_for_metrics", "batch_eval_metrics", "label_names"), "evaluation has metrics of its own"
     ),
 }
+SPLIT = "context, sequence and tensor parallelism are not supported"
 PROTOCOL = ("needs", "solve", "relaxed", "scaled", "summary")
 
 
@@ -68,10 +69,12 @@ def refuse_no_set(ambiguity: Any) -> None:
         )
 
 
-def is_no_metric(name: str | None, known: tuple[str, ...]) -> bool:
-    """Whether an evaluation has no such metric; the name of one of several sets may stand before it."""
-    plain = (name or known[0]).removeprefix("eval_")
-    return not any(plain == metric or plain.endswith(f"_{metric}") for metric in known)
+def refuse_no_metric(name: str | None, known: tuple[str, ...], evaluation: Any) -> None:
+    """Raise ValueError if an evaluation has no such metric; of several sets, one's name stands before it."""
+    if isinstance(evaluation, dict):
+        known = tuple(f"{part}_{metric}" for part in evaluation for metric in known)
+    if name is not None and name.removeprefix("eval_") not in known:
+        raise ValueError(f"metric_for_best_model={name!r} is none of {', '.join(known)}")
 
 
 def refuse_bad_settings(args: Any) -> None:
@@ -80,6 +83,12 @@ def refuse_bad_settings(args: Any) -> None:
     for name, why in OF_LOGITS.items():
         if getattr(args, name) != plain[name]:
             raise ValueError(f"{name} has no effect here: {why}")
+    if args.parallelism_config:
+        raise ValueError(SPLIT)
+    if getattr(args, "enable_jit_checkpoint", False):
+        raise ValueError("enable_jit_checkpoint is not supported, it saves within a step: set save_steps")
+    if args.world_size > 1 and getattr(args.accelerator_config, "even_batches", True) is False:
+        raise ValueError("even_batches=False is not supported: processes would wait for each other forever")
     _refuse_scheduler(args)
     _refuse_unknown_kwargs(args)
     if getattr(args, "activation_offloading", False) and not torch.accelerator.is_available():
@@ -113,6 +122,13 @@ def _refuse_unknown_kwargs(args: Any) -> None:
             torch._inductor.list_mode_options(args.torch_compile_mode)
         except RuntimeError as error:
             raise ValueError(f"torch_compile_mode: {error}") from error
+
+
+def refuse_split_models(accelerator: Any) -> None:
+    """Raise ValueError for context, sequence or tensor parallelism, which a launcher may ask for too."""
+    config = accelerator.parallelism_config
+    if any(getattr(config, f"{kind}_size", 1) > 1 for kind in ("cp", "sp", "tp")):
+        raise ValueError(SPLIT)
 
 
 def refuse_useless(model: torch.nn.Module, args: Any, rows: int, peft_config: Any) -> None:

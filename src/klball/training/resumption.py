@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from klball.training.checkpoints import hide_installation, newest_complete, refuse_unfit
+from klball.training.checkpoints import hide_installation, load_renamed, newest_complete, refuse_unfit
 
 if TYPE_CHECKING:
     from transformers import Trainer as Base
@@ -18,6 +18,8 @@ class Resumable(Base):
     """Before a trainer of TRL: resumes from whole checkpoints of this model only, not past `max_steps`."""
 
     _resume_folder: Path | None = None
+    _steps_an_epoch: int = 1
+    _within_epoch: bool = False  # training resumes there, and goes on with the samples still to come
     model: Any
     _tag_names: Any
 
@@ -44,10 +46,22 @@ class Resumable(Base):
     def _init_training_state(self, *arguments: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Transformers forgets the best checkpoint of a folder that was moved: it lies beside this one."""
         result = super()._init_training_state(*arguments)
+        self._steps_an_epoch, self._within_epoch = arguments[1], result[1] > 0
         if self._resume_folder is not None and self.state.best_model_checkpoint is None:
             best = self._resume_folder.with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
         return result
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Transformers would leave out what is saved under another name."""
+        if self.is_fsdp_enabled or not load_renamed(Path(resume_from_checkpoint), self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if best is None or sharded or not load_renamed(Path(best), self.model):
+            super()._load_best_model()
 
     def _run_epoch(self, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Transformers asks whether training is over after a step only: so it is asked before, too."""

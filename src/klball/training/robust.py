@@ -14,8 +14,9 @@ from klball.adversary.sets import AmbiguitySet
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
 from klball.training.batches import INDEX, WithIndex
-from klball.training.epochs import draws, steps_an_epoch, within_epoch
+from klball.training.epochs import draws
 from klball.training.ledger import Ledger
+from klball.training.refusals import refuse_split_models
 from klball.training.samples import refuse_nonfinite
 from klball.training.step import LOSS, StepPlan, UnitBatch, Visits, plan_step
 from klball.training.units import Units
@@ -78,6 +79,7 @@ class RobustTrainer(Accounted):
         """After TRL's constructor. samples: with their positions in the column INDEX."""
         if units.names and not ambiguity.needs:
             raise ValueError("group_column has no effect without an adversary: set a radius above 0")
+        refuse_split_models(self.accelerator)
         self.samples, self.ambiguity, self._units, self._relax = samples, ambiguity, units, relax
         self.loss_is_scaled_for_ga = True  # normalised over the whole optimizer step, here
         self.data_collator = WithIndex(self.data_collator)
@@ -96,6 +98,7 @@ class RobustTrainer(Accounted):
             relax=self._relax,
             frozen=self.args.reweight == "static",
             draws=draws(self.args),
+            normalization=getattr(self.args, "normalization", ""),
             family=self._tag_names[-1],
         )
 
@@ -113,7 +116,7 @@ class RobustTrainer(Accounted):
     def begin_training(self) -> None:
         """Fill the ledger: from the checkpoint that training resumes from, else by scoring all samples."""
         if self._resume_folder is not None:
-            kept = self.accountant.load(self._resume_folder, self.within_epoch(), more=("visited",))
+            kept = self.accountant.load(self._resume_folder, self._begun_epoch(), more=("visited",))
             self._visits = Visits(len(self.samples))
             self._visits.seen[:-1] = kept["visited"]
             for hook in self.hooks:
@@ -131,9 +134,16 @@ class RobustTrainer(Accounted):
         for hook in self.hooks:
             hook.begin_epoch()
 
-    def within_epoch(self) -> bool:
-        """Whether training resumes in the middle of an epoch."""
-        return within_epoch(self.args, self.state, len(self.train_dataset), self._resume_folder)
+    def _begun_epoch(self) -> bool:
+        """Whether training resumes in the middle of an epoch, or in another epoch than it was in."""
+        moved = abs((self.state.epoch or 0.0) - self.state.global_step / self._steps_an_epoch) > 1e-6
+        by_epochs = self.args.max_steps <= 0
+        return not self.args.ignore_data_skip and (self._within_epoch or (by_epochs and moved))
+
+    @property
+    def resumes_within_epoch(self) -> bool:
+        """Whether training goes on with the samples that its epoch has not visited yet."""
+        return self._resume_folder is not None and self._within_epoch
 
     def rescore(self, reason: str = "rescoring") -> None:
         """Rewrite the whole ledger with fresh scores; the time it takes is kept in `scoring_seconds`."""
@@ -160,8 +170,8 @@ class RobustTrainer(Accounted):
         if self.state.global_step == 0 or self.accountant.frozen or not self.ambiguity.needs:
             return False
         if self.args.rescore_steps is None:
-            epoch = steps_an_epoch(self.args, len(self.train_dataset))
-            return self.accountant.ledger.drift.demands_rescoring(epoch, bool(self._units.names))
+            grouped = bool(self._units.names)
+            return self.accountant.ledger.drift.demands_rescoring(self._steps_an_epoch, grouped)
         return self.args.rescore_steps > 0 and self.state.global_step % self.args.rescore_steps == 0
 
     # --- one optimizer step -------------------------------------------------------------------
@@ -209,6 +219,11 @@ class RobustTrainer(Accounted):
         for finite in (scores, {LOSS: everyone[LOSS]}):
             refuse_nonfinite(self.samples, everyone["index"].long(), finite, self.state.global_step + 1)
         columns = {name: values[everyone["keep"] > 0] for name, values in everyone.items()}
+        if not len(columns["index"]):
+            raise ValueError(
+                f"step {self.state.global_step + 1} has only samples that its epoch has visited before: a "
+                "sampler must not draw a sample twice"
+            )
         if "num_inputs" in columns:
             self.accountant.num_tokens += int(columns["num_inputs"].sum())
             self._metrics["train"]["num_tokens"] = [self.accountant.num_tokens]
@@ -229,7 +244,7 @@ class _Boundaries(TrainerCallback):
         self.within_epoch = False
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.within_epoch = self.trainer.within_epoch()
+        self.within_epoch = self.trainer.resumes_within_epoch
         self.trainer.begin_training()
 
     def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:

@@ -20,6 +20,8 @@ def groups_of(samples: Dataset, column: str | None) -> list[Any] | None:
     """The group of every sample, as `group_names`. Raises ValueError also where all are of one."""
     if column is None:
         return None
+    if column == INDEX:
+        raise ValueError(f"group_column: {INDEX!r} is klball's own name for positions: rename the column")
     groups = group_names(samples, column)
     if len(set(groups)) == 1:
         raise ValueError(

@@ -8,9 +8,9 @@ from trl import RewardConfig
 from klball.data.preferences import refuse_margin
 from klball.data.sources import as_dataset
 from klball.training.refusals import (
-    is_no_metric,
     refuse_bad_settings,
     refuse_foreign_arguments,
+    refuse_no_metric,
     refuse_no_model,
     refuse_no_set,
 )
@@ -49,12 +49,8 @@ def refuse_unsupported(
         "bf16_full_eval and fp16_full_eval have no effect: evaluation is in the dtype of training": (
             args.bf16_full_eval or args.fp16_full_eval
         ),
-        "context, sequence and tensor parallelism are not supported": args.parallelism_config,
         "dataloader_persistent_workers needs dataloader_num_workers": args.dataloader_persistent_workers
         and not args.dataloader_num_workers,
-        f"metric_for_best_model={args.metric_for_best_model!r} is none of {', '.join(trainer.metrics)}": (
-            is_no_metric(args.metric_for_best_model, trainer.metrics)
-        ),
         "an ambiguity set of preferences can need score, and nothing else": (
             not set(getattr(ambiguity or args.ambiguity_set(), "needs", ())) <= {"score"}
         ),
@@ -64,6 +60,7 @@ def refuse_unsupported(
     for message, present in problems.items():
         if present:
             raise ValueError(message)
+    refuse_no_metric(args.metric_for_best_model, trainer.metrics, kwargs.get("eval_dataset"))
     refuse_bad_settings(args)
     if kwargs.get("train_dataset") is None:
         raise ValueError("train_dataset is required")

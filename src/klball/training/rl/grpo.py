@@ -25,6 +25,7 @@ from klball.training.refusals import (
     refuse_foreign_arguments,
     refuse_no_model,
     refuse_no_set,
+    refuse_split_models,
     refuse_useless,
 )
 from klball.training.rl.config import RobustGRPOConfig
@@ -105,6 +106,7 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         self._units = Units(groups=groups_of(self.samples, args.group_column))
         if self.ambiguity.needs:
             refuse_even_weights(self.args, len(self.samples))
+        refuse_split_models(self.accelerator)
         self.hooks = []
         self.accountant = self._empty_accountant()
         self.add_callback(RolloutBoundaries(self))

@@ -24,9 +24,9 @@ class RowFormat:
     conversational: whether question–answer rows become chats.
     """
 
-    def __init__(self, conversational: bool, text_field: str, formatting_func: Formatting | None):
-        self.conversational, self.text_field = conversational, text_field
-        self.formatting_func = formatting_func
+    def __init__(self, args: RobustSFTConfig, conversational: bool, formatting_func: Formatting | None):
+        self.conversational, self.text_field = conversational, args.dataset_text_field
+        self.formatting_func, self.group_column = formatting_func, args.group_column
 
     def __call__(self, rows: Any, what: str) -> Dataset:
         """Checked rows. Raises ValueError that begins with `what` the data is."""
@@ -41,7 +41,7 @@ class RowFormat:
     def _formatted(self, dataset: Dataset, formatting_func: Formatting) -> Dataset:
         if "input_ids" in dataset.column_names:
             raise ValueError("formatting_func has no effect on token ids: leave it out, or give texts")
-        kept = [name for name in ("sample_id",) if name in dataset.column_names]
+        kept = [name for name in ("sample_id", self.group_column) if name in dataset.column_names]
         dropped = [name for name in dataset.column_names if name not in kept]
         return dataset.map(
             lambda row: {TEXT: formatting_func(row)}, remove_columns=dropped, desc="Formatting"
@@ -63,7 +63,7 @@ def prepare_arguments(
     if args.chat_template_path:
         load_chat_template(copy.copy(processing_class), args.chat_template_path)  # for its errors
     conversational = bool(args.chat_template_path or processing_class.chat_template)
-    row_format = RowFormat(conversational, args.dataset_text_field, kwargs.pop("formatting_func", None))
+    row_format = RowFormat(args, conversational, kwargs.pop("formatting_func", None))
     args.dataset_text_field = TEXT
     numbered = with_sample_ids(as_dataset(kwargs["train_dataset"], "train_dataset"))
     rows = kwargs["train_dataset"] = row_format(numbered, "train_dataset")

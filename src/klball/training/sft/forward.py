@@ -72,6 +72,7 @@ class SampleForward:
     def __init__(self, model: PreTrainedModel, certainty: bool, certainty_gradient: bool):
         self.model, self.certainty, self.certainty_gradient = model, certainty, certainty_gradient
         self.hidden: Tensor | None = None
+        self._keeps = False  # a model that is trained twice has the hooks of both
         head = self.head
         if certainty_gradient and head is not None and head.softcap is not None:
             raise ValueError("certainty_gradient is not supported for models with soft-capped logits")
@@ -95,15 +96,19 @@ class SampleForward:
         return scores.unpacked(offsets, inputs["max_length_q"])
 
     def _fused_scores(self, model: Any, inputs: dict[str, Any]) -> BatchScores:
+        self._keeps = self.certainty
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        self._keeps = False
         mask = outputs.label_mask
         certainty = None
         if self.certainty:
             certainty = self._certainty(outputs, inputs["labels"][:, 1:], mask)
+            self.hidden = None  # with its graph nobody could copy the model, whose hook this is
         return BatchScores(outputs.log_probs, outputs.entropy, outputs.is_top1, mask, certainty)
 
     def _keep_hidden(self, module: Any, args: Any, output: Any) -> None:
-        self.hidden = output.last_hidden_state
+        if self._keeps:
+            self.hidden = output.last_hidden_state
 
     def _certainty(self, outputs: Any, labels: Tensor, mask: Tensor) -> Tensor:
         head = self.head
@@ -141,6 +146,12 @@ class SampleForward:
             certainty = certainty.masked_fill(~mask, 0.0)
         return BatchScores(log_probs, entropy, top1, mask, certainty)
 
+    def probe(self, row: Sequence[int]) -> dict[str, Any]:
+        """The beginning of one row as a batch."""
+        device = next(self.model.parameters()).device
+        ids = torch.tensor([list(row[:PROBE_TOKENS])], device=device)
+        return {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+
     @torch.no_grad()
     def check(self, model: Any, probe: Sequence[int], exact: bool = True) -> None:
         """Keep the fused head only if `model`, wrapped or not, agrees on one row; exact: in float32."""
@@ -148,8 +159,7 @@ class SampleForward:
         if self.head is None:
             logger.warning("unusual LM head: training through full logits, which costs memory")
             return
-        ids = torch.tensor([list(probe[:PROBE_TOKENS])], device=self.head.weight.device)
-        inputs = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+        inputs = self.probe(probe)
         with evaluating(model):
             fused, full = self(model, dict(inputs)), self._from_logits(model, dict(inputs))
         tolerance = 1e-3 if exact and self.head.weight.dtype == torch.float32 else 0.1

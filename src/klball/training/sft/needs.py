@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from trl.trainer.utils import add_fused_lm_head
 
 from klball.models.loading import causal_lm
 from klball.models.modes import evaluating
@@ -25,19 +26,40 @@ class Reference:
     """Log-probabilities of the model before training: without its adapter, or a copy of it."""
 
     def __init__(self, model: Any, forward: SampleForward):
-        self.forward = forward
+        self.of_model = forward
         self.adapted = hasattr(model, "disable_adapter")
-        self.model: Any = (
-            model if self.adapted else copy.deepcopy(causal_lm(model)).eval().requires_grad_(False)
-        )
+        self.model: Any = model if self.adapted else _copy_of(causal_lm(model))
+        self.forward = SampleForward(causal_lm(self.model), certainty=False, certainty_gradient=False)
 
     @torch.no_grad()
     def log_probs(self, inputs: dict[str, Any]) -> Tensor:
         """(B, T−1)."""
+        self.forward.fused = self.of_model.fused
         if not self.adapted:
             return self.forward(self.model.to(inputs["input_ids"].device), inputs).log_probs
         with evaluating(self.model), self.model.disable_adapter():
             return self.forward(self.model, inputs).log_probs
+
+    def refuse_trained_adapter(self, probe: dict[str, Any]) -> None:
+        """Raise ValueError if the model without its adapter is not the one that training starts from."""
+        if not self.adapted:
+            return
+        reference = self.log_probs(dict(probe))
+        with torch.no_grad(), evaluating(self.model):
+            start = self.forward(self.model, dict(probe)).log_probs
+        if not torch.allclose(start.float(), reference.float(), rtol=1e-2, atol=1e-2):
+            raise ValueError(
+                "reference_log_probs: without its adapter this model is not what training starts from: merge "
+                "an adapter that was trained before, and begin a new one with zeros, as LoRA does by default"
+            )
+
+
+def _copy_of(model: Any) -> Any:
+    """Frozen; TRL's forward, which a copy would share with the model that moves, is made anew."""
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    vars(copied).pop("forward", None)
+    add_fused_lm_head(copied, outputs=("log_probs", "entropy", "is_top1"))
+    return copied
 
 
 class Needed:

@@ -13,9 +13,9 @@ from klball.models.loading import check_base
 from klball.objectives.tokens import NEEDS, OBJECTIVES, needs_of
 from klball.training.evaluation import WORST_CASES
 from klball.training.refusals import (
-    is_no_metric,
     refuse_bad_settings,
     refuse_foreign_arguments,
+    refuse_no_metric,
     refuse_no_model,
     refuse_no_set,
 )
@@ -53,9 +53,6 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
             "compute_loss_func"
         ),
         "compute_metrics needs logits that are never built: use klball.score": kwargs.get("compute_metrics"),
-        f"metric_for_best_model={args.metric_for_best_model!r} is none of {', '.join(METRICS)}": (
-            is_no_metric(args.metric_for_best_model, METRICS)
-        ),
         "on_infeasible needs gamma: without it every weight is feasible": args.on_infeasible != "relax"
         and args.gamma is None
         and ambiguity is None,
@@ -89,8 +86,8 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         "bf16_full_eval and fp16_full_eval have no effect: evaluation is in the dtype of training": (
             args.bf16_full_eval or args.fp16_full_eval
         ),
-        "context, sequence and tensor parallelism are not supported": args.parallelism_config,
-        "give the objective once: objective= or RobustSFTConfig(objective=...)": objective and args.objective,
+        "give the objective once: objective= or RobustSFTConfig(objective=..., loss_type=...)": objective
+        and (args.objective or args.loss_type != "nll"),
         "give the ambiguity set once: ambiguity= or epsilon, trim, gamma and max_weight": ambiguity
         is not None
         and any(getattr(args, name) != getattr(RobustSFTConfig, name) for name in OF_SETS),
@@ -98,6 +95,7 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
     for message, present in problems.items():
         if present:
             raise ValueError(message)
+    refuse_no_metric(args.metric_for_best_model, METRICS, kwargs.get("eval_dataset"))
 
 
 def refuse_unknown_needs(objective: Any) -> None:

@@ -29,13 +29,13 @@ def warn_of_cut_rows(name: str, tokenised: Dataset, prepared: Dataset, max_lengt
         raise ValueError(f"{name}: no row has an answer token within max_length = {max_length}: raise it")
 
 
-def num_answer_tokens(samples: Dataset) -> Tensor:
+def num_answer_tokens(samples: Dataset, name: str = "train_dataset") -> Tensor:
     """T_i of every sample, [n] in float64. Raises ValueError without labels, or if a row has no answer."""
     if "labels" not in samples.column_names:
-        raise ValueError("the training data has no `labels`: leave out skip_prepare_dataset, or add them")
+        raise ValueError(f"{name} has no `labels`: leave out skip_prepare_dataset, or add them")
     counts = torch.tensor(
         [sum(label != IGNORED for label in row[1:]) for row in samples["labels"]], dtype=torch.float64
     )
     if bool((counts == 0).any()):
-        raise ValueError(f"{int((counts == 0).sum())} training rows have no answer token; drop them")
+        raise ValueError(f"{name}: {int((counts == 0).sum())} rows have no answer token; drop them")
     return counts

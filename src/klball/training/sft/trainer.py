@@ -20,7 +20,7 @@ from klball.objectives.tokens import Objective, needs_of, objective_named
 from klball.scores.perplexity import summary_of
 from klball.scores.scorer import SCORE_COLUMNS, Scorer
 from klball.training.batches import INDEX, input_lengths
-from klball.training.evaluation import RowEvaluation, refuse_metric_without_groups
+from klball.training.evaluation import RowEvaluation, named_sets, refuse_metric_without_groups
 from klball.training.refusals import refuse_useless
 from klball.training.robust import RobustTrainer
 from klball.training.samples import groups_of, numbered, refuse_nonfinite
@@ -99,6 +99,8 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         self.chat_template = template or self.chat_template
         refuse_useless(self.model, args, len(self.train_dataset), kwargs.get("peft_config"))
         refuse_metric_without_groups(args, self.eval_dataset)
+        for name, rows in named_sets(self.eval_dataset):
+            num_answer_tokens(rows, name)
         if self.aux_loss_enabled:
             raise ValueError(
                 "the router loss of mixture-of-experts is not supported: set router_aux_loss_coef=0.0"
@@ -131,6 +133,8 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         self._sharded = shards_parameters(self.accelerator, self._needs_certainty)
         if not self._sharded:
             self._check_forward(inner)
+            if reference is not None:
+                reference.refuse_trained_adapter(self._forward.probe(self.samples[0]["input_ids"]))
 
     # --- data ---------------------------------------------------------------------------------
 
@@ -239,7 +243,8 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         if self.args.entropy_coef:  # a gradient of zeros would cost a pass over the vocabulary all the same
             losses = losses - self.args.entropy_coef * scores.entropy
         if self.args.certainty_gradient and scores.certainty is not None:
-            losses = losses - self.accountant.summary()["beta"] * scores.certainty
+            sign = -1.0 if self.args.direction == "optimistic" else 1.0  # β bounds a maximum there
+            losses = losses - sign * self.accountant.summary()["beta"] * scores.certainty
         return losses
 
     def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
@@ -251,7 +256,10 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
 
     def eval_rows(self, dataset: Any) -> Dataset:
         rows = self._row_format(dataset, "eval_dataset")
-        return self._prepare_dataset(rows, self.processing_class, self.args, False, None, "eval")
+        if not self._skip_prepare_dataset:
+            rows = self._prepare_dataset(rows, self.processing_class, self.args, False, None, "eval")
+        num_answer_tokens(rows, "eval_dataset")
+        return rows
 
     def eval_metrics(self, rows: Dataset) -> dict[str, float]:
         """Of the score table: `loss` is the mean NLL over all tokens; worst cases are of training's g."""

@@ -1,0 +1,358 @@
+"""Models and settings that are less common: resumed, restored, referred to and copied as others are."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from accelerate.utils import ParallelismConfig
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from torch.utils.data import WeightedRandomSampler
+from transformers import TrainerCallback
+
+from conftest import small_qwen
+from klball import RobustSFTConfig, RobustSFTTrainer
+from klball.adversary.sets import CertaintyKLBall
+from klball.models.loading import load_model
+from klball.training.refusals import refuse_split_models
+
+TOKENIZER = load_model("klball/tiny")[1]
+SMALL = dict(vocab_size=len(TOKENIZER), hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+
+
+def neox():
+    torch.manual_seed(0)
+    config = transformers.GPTNeoXConfig(**SMALL, intermediate_size=32, max_position_embeddings=256)
+    return transformers.GPTNeoXForCausalLM(config)
+
+
+def mixture():
+    torch.manual_seed(0)
+    experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    config = transformers.Qwen3MoeConfig(
+        **SMALL, **experts, intermediate_size=32, num_key_value_heads=1, head_dim=8, decoder_sparse_step=1
+    )
+    return transformers.Qwen3MoeForCausalLM(config)
+
+
+def qwen():
+    return small_qwen(len(TOKENIZER))
+
+
+MODELS = {"renamed head": neox, "experts saved one by one": mixture, "plain": qwen}
+
+
+def rows(n=24):
+    return Dataset.from_list(
+        [{"question": f"What is {i}?", "answer": "the value of " + "a key " * (i % 7)} for i in range(n)]
+    )
+
+
+def trainer(folder, model=None, data=None, cls=RobustSFTTrainer, **given):
+    names = ("objective", "eval_dataset", "callbacks", "formatting_func", "data_collator", "peft_config")
+    arguments = {name: given.pop(name) for name in names if name in given}
+    settings = dict(
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        learning_rate=0.01,
+        lr_scheduler_type="constant",
+        report_to="none",
+        logging_steps=1,
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        save_strategy="no",
+        num_train_epochs=1,
+        router_aux_loss_coef=0.0,
+    )
+    config = RobustSFTConfig(**{**settings, **given})
+    data = rows() if data is None else data
+    model = qwen() if model is None else model
+    tokenizer = copy.deepcopy(TOKENIZER)
+    return cls(model, config, train_dataset=data, processing_class=tokenizer, **arguments)
+
+
+# --- names that differ between the model and its file -------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_best_model_is_the_one_that_was_evaluated_and_a_resumed_run_ends_alike(name, tmp_path):
+    settings = dict(save_strategy="steps", save_steps=2, max_steps=6, learning_rate=0.3)
+    evaluated = dict(eval_dataset=rows(8), eval_strategy="steps", eval_steps=2, load_best_model_at_end=True)
+    best = trainer(tmp_path / "best", MODELS[name](), **settings, **evaluated)
+    best.train()
+    assert name == "plain" or best.state.best_global_step < 6
+    assert best.evaluate()["eval_loss"] == pytest.approx(best.state.best_metric, abs=1e-5)
+    whole = trainer(tmp_path / "whole", MODELS[name](), **settings)
+    whole.train()
+    resumed = trainer(tmp_path / "whole", MODELS[name](), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    for (own, value), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(value, other), own
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
+    trainer(tmp_path, neox(), save_strategy="steps", save_steps=2, max_steps=2).train()
+    for model in (qwen(), mixture()):
+        with pytest.raises(ValueError, match="is of another model"):
+            trainer(tmp_path, model, max_steps=4).train(resume_from_checkpoint=True)
+
+
+def test_an_adapter_may_have_a_name(tmp_path):
+    def named():
+        return get_peft_model(qwen(), LoraConfig(target_modules=["q_proj"]), adapter_name="mine")
+
+    settings = dict(save_strategy="steps", save_steps=2, max_steps=4)
+    whole = trainer(tmp_path, named(), **settings)
+    whole.train()
+    resumed = trainer(tmp_path, named(), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for value, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(value, other)
+
+
+# --- the place in an epoch ----------------------------------------------------------------------
+
+
+class Shrinking(RobustSFTTrainer):
+    def training_step(self, model, inputs, *args, **kwargs):
+        if len(inputs["input_ids"]) > 7:
+            raise RuntimeError("CUDA out of memory. Tried to allocate")
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+ROUNDED = {
+    "rebalanced": (
+        RobustSFTTrainer,
+        dict(
+            train_sampling_strategy="batch_rebalance",
+            dataloader_drop_last=True,
+            gradient_accumulation_steps=3,
+            save_strategy="steps",
+            save_steps=1,
+        ),
+    ),
+    "shrunk": (
+        Shrinking,
+        dict(
+            auto_find_batch_size=True,
+            per_device_train_batch_size=8,
+            save_strategy="epoch",
+            shuffle_dataset=False,
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_the_steps_of_an_epoch_are_those_of_the_loader(name, tmp_path):
+    cls, settings = ROUNDED[name]
+    whole = trainer(tmp_path, data=rows(22), cls=cls, num_train_epochs=3, **settings)
+    whole.train()
+    checkpoints = sorted(tmp_path.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    assert len(checkpoints) >= 3
+    for checkpoint in checkpoints[:-1]:
+        again = trainer(tmp_path, data=rows(22), cls=cls, num_train_epochs=3, **settings)
+        again.train(resume_from_checkpoint=str(checkpoint))
+        assert again.accountant.history == whole.accountant.history
+        assert again.accountant.num_tokens == whole.accountant.num_tokens
+
+
+@pytest.mark.parametrize(("before", "after", "step"), [(4, 8, 6), (8, 4, 3)])
+def test_an_epochs_end_of_other_batches_is_no_place_to_go_on_from(before, after, step, tmp_path):
+    settings = dict(save_strategy="epoch", num_train_epochs=3)
+    trainer(tmp_path, per_device_train_batch_size=before, **settings).train()
+    other = trainer(tmp_path, per_device_train_batch_size=after, **settings)
+    with pytest.raises(ValueError, match=f"train_batch_size = {before}, not {after}, with which its steps"):
+        other.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({}, {"gamma": 3.0}, "has no certainty"),
+        ({}, {"normalization": "sum"}, "normalization='sample', not 'sum'"),
+    ],
+)
+def test_scores_of_another_kind_are_not_gone_on_with(before, after, words, tmp_path):
+    settings = dict(save_strategy="steps", save_steps=6, num_train_epochs=2)
+    trainer(tmp_path, **settings, **before).train()
+    with pytest.raises(ValueError, match=words):
+        trainer(tmp_path, **settings, **after).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+class Repeating(RobustSFTTrainer):
+    def _get_train_sampler(self, dataset=None):
+        return WeightedRandomSampler([1.0] * 2 + [1e-9] * 22, 24, replacement=True)
+
+
+def test_a_sampler_that_draws_twice_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="has only samples that its epoch has visited before"):
+        trainer(tmp_path, cls=Repeating).train()
+
+
+# --- objectives, sets and copies ----------------------------------------------------------------
+
+
+class Distance:
+    needs = ("reference_log_probs",)
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, log_probs, reference_log_probs):
+        self.seen.append(float((log_probs.detach() - reference_log_probs).abs().max()))
+        return -log_probs
+
+
+class OwnLinear(torch.nn.Linear):
+    """Which TRL's fused head does not know."""
+
+
+def adapted():
+    return get_peft_model(qwen(), LoraConfig(target_modules=["q_proj"], lora_dropout=0.0))
+
+
+@pytest.mark.parametrize("kind", ["plain head", "own head", "adapter"])
+def test_the_reference_stays_where_training_began(kind, tmp_path):
+    model = adapted() if kind == "adapter" else qwen()
+    if kind == "own head":
+        model.lm_head.__class__ = OwnLinear
+    distance = Distance()
+    trainer(tmp_path, model, objective=distance, max_steps=3, learning_rate=0.1).train()
+    assert distance.seen[0] < 1e-4 and min(distance.seen[1:]) > 1e-2
+
+
+def test_an_adapter_that_was_trained_before_has_no_start_to_refer_to(tmp_path):
+    model = adapted()
+    trainer(tmp_path, model, max_steps=2, learning_rate=0.1).train()
+    with pytest.raises(ValueError, match="without its adapter this model is not what training starts from"):
+        trainer(tmp_path, model, objective=Distance())
+
+
+@pytest.mark.parametrize("direction", ["pessimistic", "optimistic"])
+def test_the_certainty_moves_the_gradient_to_the_side_of_its_bound(direction, tmp_path):
+    """d/dθ of E_Q[−g], whose Q bounds E_Q[C], by finite differences of the solved problem."""
+    torch.manual_seed(0)
+    g, dg, c, dc = torch.randn(4, 40, dtype=torch.float64)
+    ball = CertaintyKLBall(0.3, 2.8, direction=direction)
+
+    def solved(theta):
+        scores = {"score": g + theta * dg, "certainty": 3 + 0.5 * c + theta * dc}
+        return ball.solve(scores), scores
+
+    def value(theta):
+        solution, scores = solved(theta)
+        return -float(solution.weights @ scores["score"])
+
+    beta = ball.summary(solved(0.1)[0])["beta"]
+    weights = solved(0.1)[0].weights
+    expected = (value(0.1 + 1e-5) - value(0.1 - 1e-5)) / 2e-5
+    settings = dict(epsilon=0.3, gamma=2.8, direction=direction, certainty_gradient=True)
+    own = trainer(tmp_path, **settings)
+    own.accountant.summary = lambda: {"beta": beta}
+
+    class Scores:
+        log_probs = torch.zeros(1, 1)
+        certainty = torch.ones(1, 1)
+
+    slope = own._token_losses(Scores(), {})  # of the loss, in C
+    assert float(weights @ (-dg + float(slope) * dc)) == pytest.approx(expected, abs=1e-5)
+    assert beta > 0.1
+
+
+class Copies(TrainerCallback):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.model = copy.deepcopy(model)
+
+
+def test_a_model_that_is_trained_with_gamma_can_be_copied(tmp_path):
+    model = qwen()
+    for _ in range(2):  # the second trainer finds the hook of the first
+        own = trainer(tmp_path, model, gamma=50.0, max_steps=2, rescore_steps=0, callbacks=[Copies()])
+        own.train()
+        copy.deepcopy(own.model)
+
+
+# --- data and settings that cannot be used ------------------------------------------------------
+
+
+def test_a_formatting_function_keeps_the_groups(tmp_path):
+    data = Dataset.from_list([{"q": f"row {i} of it", "source": "ab"[i % 2]} for i in range(8)])
+    own = trainer(tmp_path, data=data, group_column="source", formatting_func=lambda row: row["q"])
+    assert len(own._units.names) == 2
+
+
+UNLABELLED = {"input_ids": [5, 6, 7], "labels": [-100] * 3}
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    "row", [UNLABELLED, {"input_ids": [5, 6, 7], "labels": [5, -100, -100]}, {"text": TOKENIZER.eos_token}]
+)
+def test_rows_to_evaluate_on_have_something_to_score(row, named, tmp_path):
+    evaluation = Dataset.from_list([row])
+    own = {"a": evaluation} if named else evaluation
+    where = "eval_dataset 'a'" if named else "eval_dataset"
+    with pytest.raises(ValueError, match=f"{where}: .*no.* answer"):
+        trainer(tmp_path, eval_dataset=own, max_length=None)
+    with pytest.raises(ValueError, match=r"eval_dataset: .*no.* answer"):
+        trainer(tmp_path, max_length=None).evaluate(evaluation)
+
+
+def test_rows_that_were_prepared_before_are_evaluated_as_they_are(tmp_path):
+    prepared = trainer(tmp_path).samples.select_columns(["input_ids", "labels"])
+    settings = dict(dataset_kwargs={"skip_prepare_dataset": True}, max_length=8)
+    own = trainer(tmp_path, data=prepared, eval_dataset=prepared, **settings)
+    assert own.evaluate()["eval_loss"] == own.evaluate(prepared)["eval_loss"]
+    with pytest.raises(ValueError, match="eval_dataset has no `labels`"):
+        trainer(tmp_path, data=prepared, eval_dataset=prepared.remove_columns("labels"), **settings)
+
+
+class NoMask:
+    def __call__(self, examples):
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row["input_ids"]) for row in examples], True)
+        return {"input_ids": ids, "labels": ids}
+
+
+BEST = dict(load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps", max_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (dict(enable_jit_checkpoint=True), "enable_jit_checkpoint is not supported"),
+        (dict(loss_type="dft", objective=lambda log_probs: -log_probs), "give the objective once"),
+        (dict(data=rows().add_column("sample_index", [1, 2] * 12), group_column="sample_index"), "rename"),
+        (dict(**BEST, eval_dataset={"a": rows(4)}), "'loss' is none of a_loss"),
+        (dict(**BEST, eval_dataset=rows(4), metric_for_best_model="val_loss"), "'val_loss' is none of loss"),
+    ],
+)
+def test_settings_without_sense_are_one_line(given, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        trainer(tmp_path, **given)
+
+
+def test_a_collator_says_where_rows_end(tmp_path):
+    with pytest.raises(ValueError, match="returns no attention_mask"):
+        trainer(tmp_path, data_collator=NoMask()).train()
+
+
+def test_the_best_of_several_sets_is_found_by_its_name(tmp_path):
+    named = dict(eval_dataset={"a": rows(4)}, metric_for_best_model="a_loss")
+    own = trainer(tmp_path, **named, eval_steps=1, save_steps=1, **BEST)
+    own.train()
+    assert own.state.best_metric is not None
+
+
+@pytest.mark.parametrize("kind", ["tp_size", "cp_size"])
+def test_models_split_by_a_launcher_are_refused(kind):
+    class Accelerator:
+        parallelism_config = ParallelismConfig(**{kind: 2})
+
+    with pytest.raises(ValueError, match="context, sequence and tensor parallelism"):
+        refuse_split_models(Accelerator())
+    Accelerator.parallelism_config = ParallelismConfig()
+    refuse_split_models(Accelerator())
