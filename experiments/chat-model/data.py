@@ -121,6 +121,8 @@ def pairs(
     rows = list(found.values())
     random.Random(0).shuffle(rows)
     write("hh-test", rows[:600])
+    answered = [{"id": row["id"], "prompt": row["prompt"], "completion": row["chosen"]} for row in rows[:600]]
+    write("hh-answers", [row for row in answered if size(row["prompt"] + row["completion"]) <= SHORT_HH][:60])
     train = rows[600:2_300]
     write("hh-train", train)
     flipped = set(random.Random(1).sample(range(len(train)), round(FLIPPED * len(train))))
