@@ -359,6 +359,13 @@ def test_solve_says_how_many_rows_are_cut(folder, capsys, tmp_path):
         assert "are cut" not in run(capsys, "solve", "--scores", folder / "own-a.parquet", *more)
 
 
+def test_a_table_of_others_is_streamed_without_what_klball_writes(folder, capsys, tmp_path):
+    table = pq.read_table(folder / "own-a.parquet")
+    pq.write_table(table.select(["sample_id", "log_likelihood", "certainty"]), tmp_path / "few.parquet")
+    said = run(capsys, "solve", "--scores", tmp_path / "few.parquet", "--streamed", "true")
+    assert "are cut" not in said and "lambda_" in said
+
+
 def test_a_table_that_lacks_what_klball_writes_is_read_as_one_from_elsewhere(folder, capsys, tmp_path):
     table = pq.read_table(folder / "own-a.parquet")
     pq.write_table(table.drop_columns(["entropy"]), tmp_path / "part.parquet")

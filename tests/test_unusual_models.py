@@ -21,9 +21,11 @@ TOKENIZER = load_model("klball/tiny")[1]
 SMALL = dict(vocab_size=len(TOKENIZER), hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
 
 
-def neox():
+def neox(**other):
     torch.manual_seed(0)
-    config = transformers.GPTNeoXConfig(**SMALL, intermediate_size=32, max_position_embeddings=256)
+    config = transformers.GPTNeoXConfig(
+        **{**SMALL, **other}, intermediate_size=32, max_position_embeddings=256
+    )
     return transformers.GPTNeoXForCausalLM(config)
 
 
@@ -95,7 +97,7 @@ def test_the_best_model_is_the_one_that_was_evaluated_and_a_resumed_run_ends_ali
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     trainer(tmp_path, neox(), save_strategy="steps", save_steps=2, max_steps=2).train()
-    for model in (qwen(), mixture()):
+    for model in (qwen(), mixture(), neox(hidden_size=32), neox(num_hidden_layers=3)):
         with pytest.raises(ValueError, match="is of another model"):
             trainer(tmp_path, model, max_steps=4).train(resume_from_checkpoint=True)
 
@@ -165,8 +167,15 @@ def test_an_epochs_end_of_other_batches_is_no_place_to_go_on_from(before, after,
     settings = dict(save_strategy="epoch", num_train_epochs=3)
     trainer(tmp_path, per_device_train_batch_size=before, **settings).train()
     other = trainer(tmp_path, per_device_train_batch_size=after, **settings)
-    with pytest.raises(ValueError, match=f"train_batch_size = {before}, not {after}, with which its steps"):
+    with pytest.raises(ValueError, match=f"train_batch_size = {before}, not {after}, which would"):
         other.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+
+
+def test_half_an_epoch_is_no_whole_one_of_larger_batches(tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=3, max_steps=12).train()
+    other = trainer(tmp_path, per_device_train_batch_size=8, max_steps=12)
+    with pytest.raises(ValueError, match="train_batch_size = 4, not 8"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
     else:
         _refuse_several_models(options.scores)
         summary, top = _streamed(options) if options.streamed else _in_memory(options)
-        summary["rows_cut"] = _num_cut(options.scores)
+        if is_own(options.scores):
+            summary["rows_cut"] = _num_cut(options.scores)
     if options.json:
         finite = {
             k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in summary.items()

@@ -243,6 +243,6 @@ class Accountant:
         for name, value in self.draws.items():
             if drawn.get(name) != value:
                 raise ValueError(
-                    f"{folder} was drawn with {name} = {drawn.get(name)}, not {value}, with which its steps "
-                    "are no whole epochs: resume it as it was"
+                    f"{folder} was drawn with {name} = {drawn.get(name)}, not {value}, which "
+                    "would give its epochs other samples: resume it as it was, or set ignore_data_skip"
                 )

@@ -162,12 +162,12 @@ def load_renamed(folder: Path, model: torch.nn.Module) -> bool:
     assert isinstance(model, PreTrainedModel)
     try:
         found: Any = type(model).from_pretrained(folder, dtype="auto", output_loading_info=True)
-    except RuntimeError as error:  # of shapes
+        loaded, info = found
+        if foreign := [*info["unexpected_keys"], *info["missing_keys"]]:
+            raise ValueError(f"{folder} is of another model: {foreign[0]} does not fit")
+        model.load_state_dict(loaded.state_dict())
+    except RuntimeError as error:  # of shapes, or of another number of layers
         raise ValueError(f"{folder} is of another model: {first_line(error)}") from error
-    loaded, info = found
-    if foreign := [*info["unexpected_keys"], *info["missing_keys"]]:
-        raise ValueError(f"{folder} is of another model: {foreign[0]} does not fit")
-    model.load_state_dict(loaded.state_dict())
     return True
 
 

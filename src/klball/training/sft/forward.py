@@ -97,8 +97,13 @@ class SampleForward:
 
     def _fused_scores(self, model: Any, inputs: dict[str, Any]) -> BatchScores:
         self._keeps = self.certainty
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        self._keeps = False
+        try:
+            outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        except BaseException:
+            self.hidden = None  # out of memory: a smaller batch is tried, and needs what this graph holds
+            raise
+        finally:
+            self._keeps = False
         mask = outputs.label_mask
         certainty = None
         if self.certainty:
