@@ -259,7 +259,20 @@ def test_all_models_are_looked_for_before_the_first_row_is_scored(
 
 def test_what_was_written_as_csv_is_read_as_it_was(tmp_path):
     """Texts that a spreadsheet would run, and those longer than Python's own limit of a cell."""
-    texts = ["=SUM(A5)", "- an item", "-1.5", "'tis", "@x", "a, b", "two\nlines", "x" * 150_000, ""]
+    texts = [
+        "=SUM(A5)",
+        "- an item",
+        "-1.5",
+        "'tis",
+        "'-x' is a flag",
+        "'=A1'",
+        "'-1",
+        "@x",
+        "a, b",
+        "two\nlines",
+        "x" * 150_000,
+        "",
+    ]
     write_csv(tmp_path / "a.csv", [{"text": text, "-n": str(k)} for k, text in enumerate(texts)])
     assert "'=SUM" in (tmp_path / "a.csv").read_text()
     assert read_csv(tmp_path / "a.csv") == [{"text": text, "-n": str(k)} for k, text in enumerate(texts)]

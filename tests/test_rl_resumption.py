@@ -111,6 +111,12 @@ def test_an_epoch_that_would_go_on_with_other_prompts_is_refused(changed, tmp_pa
         run(tmp_path / "other", checkpoint, **half, num_train_epochs=2, **changed)
 
 
+def test_an_epochs_end_of_other_batches_is_no_place_to_go_on_from(tmp_path):
+    run(tmp_path / "run", num_train_epochs=2)
+    with pytest.raises(ValueError, match="gradient_accumulation_steps = 2, not 1"):
+        run(tmp_path / "run", tmp_path / "run" / "checkpoint-2", gradient_accumulation_steps=1)
+
+
 def test_a_second_training_begins_with_rollouts_of_its_own(tmp_path):
     trainer, recorder = toy_trainer(tmp_path, num_iterations=3, max_steps=4, radius=0.3)
     trainer.train()

@@ -15,6 +15,7 @@ from conftest import small_qwen
 from klball import RobustSFTConfig, RobustSFTTrainer
 from klball.adversary.sets import CertaintyKLBall
 from klball.models.loading import load_model
+from klball.training.checkpoints import problem_of
 from klball.training.refusals import refuse_split_models
 
 TOKENIZER = load_model("klball/tiny")[1]
@@ -113,6 +114,23 @@ def test_an_adapter_may_have_a_name(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     for value, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(value, other)
+    for model in (adapted(), qwen()):
+        with pytest.raises(ValueError, match=r"is of another model|holds an adapter"):
+            trainer(tmp_path, model, max_steps=4).train(resume_from_checkpoint=True)
+    file = tmp_path / "checkpoint-2" / "mine" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    assert "damaged" in str(problem_of(tmp_path / "checkpoint-2"))
+
+
+def test_the_best_adapter_with_a_name_is_loaded(tmp_path):
+    model = get_peft_model(qwen(), LoraConfig(target_modules=["q_proj"]), adapter_name="mine")
+    settings = dict(
+        save_strategy="steps", save_steps=1, max_steps=3, learning_rate=0.3, greater_is_better=True
+    )
+    evaluated = dict(eval_dataset=rows(8), eval_strategy="steps", eval_steps=1, load_best_model_at_end=True)
+    own = trainer(tmp_path, model, **settings, **evaluated)
+    own.train()
+    assert own.evaluate()["eval_loss"] == pytest.approx(own.state.best_metric, abs=1e-5)
 
 
 # --- the place in an epoch ----------------------------------------------------------------------
@@ -232,6 +250,13 @@ def test_the_reference_stays_where_training_began(kind, tmp_path):
     distance = Distance()
     trainer(tmp_path, model, objective=distance, max_steps=3, learning_rate=0.1).train()
     assert distance.seen[0] < 1e-4 and min(distance.seen[1:]) > 1e-2
+
+
+def test_a_new_adapter_may_be_rounded(tmp_path):
+    """By a third of a nat in some tokens, whatever row is looked at."""
+    for first in range(0, 24, 3):
+        model = get_peft_model(qwen().bfloat16(), LoraConfig(target_modules="all-linear", use_dora=True))
+        trainer(tmp_path, model, rows().select([first, *range(8)]), objective=Distance())
 
 
 def test_an_adapter_that_was_trained_before_has_no_start_to_refer_to(tmp_path):

@@ -217,9 +217,10 @@ def _armed(text: str) -> str:
 
 
 def _disarmed(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(FORMULA) and not _is_plain_number(value):
-        return f"'{value}"
-    return value
+    if not isinstance(value, str):
+        return value
+    text = value.lstrip("'")  # what has one already gets another, for `read_csv` to take off
+    return f"'{value}" if text.startswith(FORMULA) and not _is_plain_number(text) else value
 
 
 def _is_plain_number(text: str) -> bool:

@@ -25,9 +25,10 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+NAMED = f"*/{WEIGHTS[1]}"  # of an adapter that is not called "default"
 NEEDED = {  # what a resumption reads → names that it may have; folders are FSDP's and DeepSpeed's
     "weights": (
-        *(*WEIGHTS, "*/adapter_model.safetensors", "*model*.index.json", "*model*.bin"),
+        *(*WEIGHTS, NAMED, "*model*.index.json", "*model*.bin"),
         *("pytorch_model_fsdp*", "global_step*"),
     ),
     "optimizer state (as with --save_only_model)": (
@@ -80,7 +81,7 @@ def problem_of(checkpoint: Path, also: Mapping[str, tuple[str, ...]] | None = No
     absent = [what for what, names in needed.items() if not any(_has(checkpoint, name) for name in names)]
     if absent:
         return f"it has no {absent[0]}"
-    for path in sorted(checkpoint.iterdir()):
+    for path in sorted([*checkpoint.iterdir(), *checkpoint.glob(NAMED)]):
         try:
             _read(path)
         except Exception as error:  # torch.load raises a dozen kinds for a damaged file
@@ -123,15 +124,17 @@ def refuse_unfit(checkpoint: Path, model: torch.nn.Module, family: str) -> None:
     if found != family:
         raise ValueError(f"{checkpoint} was written by a trainer of another family, {found}, not {family}")
     of_adapter = isinstance(model, PeftModel)
-    if _has(checkpoint, WEIGHTS[not of_adapter]):
+    if _has(checkpoint, WEIGHTS[not of_adapter]) or (not of_adapter and _has(checkpoint, NAMED)):
         raise ValueError(
             f"{checkpoint} holds {'a whole model' if of_adapter else 'an adapter'}, and "
             f"{'an adapter' if of_adapter else 'a whole model'} is to be trained"
         )
-    weights = checkpoint / WEIGHTS[of_adapter]
-    if not weights.is_file():  # in shards: left to what loads them
-        return
-    own = get_peft_model_state_dict(model) if of_adapter else model.state_dict()
+    weights = adapter_weights(checkpoint, model) if isinstance(model, PeftModel) else checkpoint / WEIGHTS[0]
+    if not weights.is_file():
+        if of_adapter and (_has(checkpoint, WEIGHTS[1]) or _has(checkpoint, NAMED)):
+            raise ValueError(f"{checkpoint} is of another model: it has no {weights.relative_to(checkpoint)}")
+        return  # in shards: left to what loads them
+    own = _adapter_state(model) if isinstance(model, PeftModel) else model.state_dict()
     with safe_open(weights, framework="pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if not of_adapter and _renames(model, shapes):
@@ -139,6 +142,16 @@ def refuse_unfit(checkpoint: Path, model: torch.nn.Module, family: str) -> None:
     foreign = [name for name, shape in shapes.items() if name not in own or tuple(own[name].shape) != shape]
     if foreign:
         raise ValueError(f"{checkpoint} is of another model: {foreign[0]} does not fit")
+
+
+def adapter_weights(folder: Path, model: PeftModel) -> Path:
+    """Where the adapter that is trained lies: one with a name in a folder of that name."""
+    name = model.active_adapters[0]
+    return (folder if name == "default" else folder / name) / WEIGHTS[1]
+
+
+def _adapter_state(model: PeftModel) -> dict[str, Any]:
+    return get_peft_model_state_dict(model, adapter_name=model.active_adapters[0])
 
 
 def _renames(model: torch.nn.Module, names: Collection[str]) -> bool:

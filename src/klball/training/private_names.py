@@ -25,7 +25,7 @@ CALLED = {  # class → methods
     "torch._inductor": ("list_mode_options",),
 }
 READ = {  # class → attributes that its own code sets
-    "trl.SFTTrainer": ("_metrics", "_tag_names"),
+    "trl.SFTTrainer": ("_metrics", "_tag_names", "_skip_prepare_dataset"),
     "trl.DPOTrainer": ("_metrics", "_tag_names"),
     "trl.RewardTrainer": ("_metrics", "_tag_names"),
     "trl.GRPOTrainer": (*("_metrics", "_step", "_buffered_inputs", "_last_world_entropy", "_tag_names"),),

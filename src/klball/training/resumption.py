@@ -4,9 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft import PeftModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from klball.training.checkpoints import hide_installation, load_renamed, newest_complete, refuse_unfit
+from klball.training.checkpoints import (
+    adapter_weights,
+    hide_installation,
+    load_renamed,
+    newest_complete,
+    refuse_unfit,
+)
 
 if TYPE_CHECKING:
     from transformers import Trainer as Base
@@ -60,8 +67,25 @@ class Resumable(Base):
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if best is None or sharded or not load_renamed(Path(best), self.model):
+        if best is None or sharded or not (self._load_named(best) or load_renamed(Path(best), self.model)):
             super()._load_best_model()
+
+    def _load_named(self, folder: str) -> bool:
+        """Load an adapter with a name, which Transformers looks for in the wrong place; False for others."""
+        if not isinstance(self.model, PeftModel):
+            return False
+        weights = adapter_weights(Path(folder), self.model)
+        if weights.parent == Path(folder) or not weights.is_file():
+            return False
+        self.model.load_adapter(str(weights.parent), self.model.active_adapters[0], is_trainable=True)
+        return True
+
+    def _begun_epoch(self) -> bool:
+        """Whether training resumes in the middle of an epoch, or in another epoch than it was in."""
+        epochs = self.state.epoch or 0.0
+        moved = abs(epochs - self.state.global_step / self._steps_an_epoch) > 1e-6
+        by_epochs, begun = self.args.max_steps <= 0, abs(epochs - round(epochs)) > 1e-6
+        return not self.args.ignore_data_skip and (self._within_epoch or begun or (by_epochs and moved))
 
     def _run_epoch(self, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Transformers asks whether training is over after a step only: so it is asked before, too."""

@@ -134,13 +134,6 @@ class RobustTrainer(Accounted):
         for hook in self.hooks:
             hook.begin_epoch()
 
-    def _begun_epoch(self) -> bool:
-        """Whether training resumes in the middle of an epoch, or in another epoch than it was in."""
-        epochs = self.state.epoch or 0.0
-        moved = abs(epochs - self.state.global_step / self._steps_an_epoch) > 1e-6
-        by_epochs, begun = self.args.max_steps <= 0, abs(epochs - round(epochs)) > 1e-6
-        return not self.args.ignore_data_skip and (self._within_epoch or begun or (by_epochs and moved))
-
     @property
     def resumes_within_epoch(self) -> bool:
         """Whether training goes on with the samples that its epoch has not visited yet."""

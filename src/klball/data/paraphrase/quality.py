@@ -33,9 +33,11 @@ REASONS = (
 
 WORDS = "two three four five six seven eight nine ten eleven twelve"
 NUMBER_WORDS = {word: str(value) for value, word in enumerate(WORDS.split(), start=2)}
-MINUS = "-−–"
-NUMBER = re.compile(
-    rf"(?<![\w)\]])[{MINUS}](?=\.?\d)|\d+(?:,\d{{3}})*(?:\.\d+)?|(?<![\w.])\.\d+|[²³¹⁰⁴-⁹₀-₉¼-¾⅐-⅞]|"
+MINUS = "-−–⁻"
+RAISED = "²³¹⁰⁴-⁹"
+NUMBER = re.compile(  # a dash after a number is a range
+    r"(?<![\w)\]%°$€'\"’”])(?:[-−]|(?<!\d\s)–)(?=\.?\d)|\d+(?:,\d{3})*(?:\.\d+)?|(?<![\w.])\.\d+|"
+    rf"⁻(?=[{RAISED}])|[{RAISED}₀-₉¼-¾⅐-⅞]|"
     r"\b(?:" + "|".join(NUMBER_WORDS) + r")\b",
     re.IGNORECASE,
 )
@@ -139,7 +141,7 @@ def _numbers(text: str) -> Counter[str]:
     """How often each value occurs; a minus sign is a match of its own, before its number."""
     found: Counter[str] = Counter()
     sign = ""
-    matches: list[str] = NUMBER.findall(CODE_SPAN.sub(" ", text))
+    matches: list[str] = NUMBER.findall("".join(map(_european, CODE_SPAN.sub(" ", text))))
     for match in matches:
         if match in MINUS:
             sign = "-"
@@ -149,9 +151,14 @@ def _numbers(text: str) -> Counter[str]:
     return found
 
 
+def _european(character: str) -> str:
+    """A digit of any script as one of ours."""
+    return str(unicodedata.decimal(character)) if character.isdecimal() else character
+
+
 def _value(match: str) -> str:
     """Written without commas, needless zeros before it, and a fraction of zeros only."""
-    if not match.isascii() and len(match) == 1:  # ² or ½, but also a digit of another script
+    if not match.isascii():  # ² or ½
         return f"{unicodedata.numeric(match):g}"
     whole, _, fraction = (NUMBER_WORDS.get(match.lower()) or match.replace(",", "")).partition(".")
     whole = whole.lstrip("0") or "0"

@@ -172,8 +172,8 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         self._step, self._buffered_inputs = 0, None
         if self._resume_folder is not None:
             epoch = self.state.epoch or 0.0
-            within = abs(epoch - round(epoch)) > 1e-9 and not self.args.ignore_data_skip
-            kept = self.accountant.load(self._resume_folder, within, more=tuple(self.kept_tensors()))
+            more = tuple(self.kept_tensors())
+            kept = self.accountant.load(self._resume_folder, self._begun_epoch(), more=more)
             if kept["rollout_position"] and self.state.global_step < self.state.max_steps:
                 raise ValueError(
                     f"{self._resume_folder} lies inside a batch of rollouts, where an earlier run ended: "

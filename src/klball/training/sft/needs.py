@@ -47,7 +47,8 @@ class Reference:
         reference = self.log_probs(dict(probe))
         with torch.no_grad(), evaluating(self.model):
             start = self.forward(self.model, dict(probe)).log_probs
-        if not torch.allclose(start.float(), reference.float(), rtol=1e-2, atol=1e-2):
+        rounding = 0.01 if next(self.model.parameters()).dtype == torch.float32 else 0.1
+        if float((start.float() - reference.float()).abs().mean()) > rounding:
             raise ValueError(
                 "reference_log_probs: without its adapter this model is not what training starts from: merge "
                 "an adapter that was trained before, and begin a new one with zeros, as LoRA does by default"
