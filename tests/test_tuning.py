@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from klball.report.charts import frontier_chart
 from klball.report.pages.tuning import TuningResults, frontier_table, verdict
 from klball.scores.frontier import frontier_row
 from klball.scores.perplexity import hardest
-from klball.studies import tuning
+from klball.studies import tuning, tuning_report
 from klball.studies.tuning import PLAIN, arms_of
 from klball.studies.tuning_choice import Rung, chosen, cost_of, kept, rungs_of
 from klball.studies.tuning_report import plan
@@ -205,6 +206,18 @@ def test_what_the_verdict_says():
     text = " ".join(verdict(results([{**dear, "rows": 39, "cvar_low": NAN, "cvar_high": NAN}])))
     assert "ε = 0, for want of rows: on a worst 5 % of 2 rows no gain" in text and "buys" not in text
     assert "hardest_1pct" in frontier_table([{**row, "rows": 4000} for row in (PLAIN_ROW, good)]).headings()
+
+
+def test_no_file_of_another_choice_stays_and_none_says_nan(tmp_path, monkeypatch):
+    for name in ("write_tuning_page", "provenance_of"):
+        monkeypatch.setattr(tuning_report, name, lambda *given: {})
+    good = arm(0.05, 1.002, 0.8, 0.9)
+    arms = [SimpleNamespace(label=row["arm"], settings={}) for row in (PLAIN_ROW, good)]
+    study = SimpleNamespace(folder=tmp_path, arms=arms)
+    tuning_report._write(study, results([good], good, test={**good, "cvar_high": NAN}))
+    assert "nan" not in (tmp_path / "test.csv").read_text() + (tmp_path / "frontier.csv").read_text()
+    tuning_report._write(study, results([good]))
+    assert not (tmp_path / "test.csv").exists()
 
 
 def test_the_frontier_is_drawn_with_its_intervals():

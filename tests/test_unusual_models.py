@@ -1,6 +1,8 @@
 """Models and settings that are less common: resumed, restored, referred to and copied as others are."""
 
 import copy
+from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from torch.utils.data import WeightedRandomSampler
 from transformers import TrainerCallback
 
 from conftest import small_qwen
+from gradient_grid import quiet
 from klball import RobustSFTConfig, RobustSFTTrainer
 from klball.adversary.sets import CertaintyKLBall
 from klball.models.loading import load_model
 from klball.training.checkpoints import problem_of
-from klball.training.refusals import refuse_split_models
+from test_objectives import Drifted
+from toy_policy import toy_trainer
 
 TOKENIZER = load_model("klball/tiny")[1]
 SMALL = dict(vocab_size=len(TOKENIZER), hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
@@ -55,21 +59,8 @@ def rows(n=24):
 def trainer(folder, model=None, data=None, cls=RobustSFTTrainer, **given):
     names = ("objective", "eval_dataset", "callbacks", "formatting_func", "data_collator", "peft_config")
     arguments = {name: given.pop(name) for name in names if name in given}
-    settings = dict(
-        output_dir=str(folder),
-        per_device_train_batch_size=4,
-        learning_rate=0.01,
-        lr_scheduler_type="constant",
-        report_to="none",
-        logging_steps=1,
-        disable_tqdm=True,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        save_strategy="no",
-        num_train_epochs=1,
-        router_aux_loss_coef=0.0,
-    )
+    common = dict(optim="adamw_torch", learning_rate=0.01, per_device_train_batch_size=4, max_grad_norm=1.0)
+    settings = quiet(str(folder), **common, router_aux_loss_coef=0.0, train_sampling_strategy="random")
     config = RobustSFTConfig(**{**settings, **given})
     data = rows() if data is None else data
     model = qwen() if model is None else model
@@ -223,17 +214,6 @@ def test_a_sampler_that_draws_twice_is_one_line(tmp_path):
 # --- objectives, sets and copies ----------------------------------------------------------------
 
 
-class Distance:
-    needs = ("reference_log_probs",)
-
-    def __init__(self):
-        self.seen = []
-
-    def __call__(self, log_probs, reference_log_probs):
-        self.seen.append(float((log_probs.detach() - reference_log_probs).abs().max()))
-        return -log_probs
-
-
 class OwnLinear(torch.nn.Linear):
     """Which TRL's fused head does not know."""
 
@@ -242,28 +222,26 @@ def adapted():
     return get_peft_model(qwen(), LoraConfig(target_modules=["q_proj"], lora_dropout=0.0))
 
 
-@pytest.mark.parametrize("kind", ["plain head", "own head", "adapter"])
-def test_the_reference_stays_where_training_began(kind, tmp_path):
-    model = adapted() if kind == "adapter" else qwen()
-    if kind == "own head":
-        model.lm_head.__class__ = OwnLinear
-    distance = Distance()
-    trainer(tmp_path, model, objective=distance, max_steps=3, learning_rate=0.1).train()
-    assert distance.seen[0] < 1e-4 and min(distance.seen[1:]) > 1e-2
+def test_the_reference_of_an_unusual_head_stays_where_training_began(tmp_path):
+    model = qwen()
+    model.lm_head.__class__ = OwnLinear
+    drifted = Drifted()
+    trainer(tmp_path, model, objective=drifted, max_steps=3, learning_rate=0.1).train()
+    assert drifted.distances[0] < 1e-4 and min(drifted.distances[1:]) > 1e-2
 
 
 def test_a_new_adapter_may_be_rounded(tmp_path):
     """By a third of a nat in some tokens, whatever row is looked at."""
     for first in range(0, 24, 3):
         model = get_peft_model(qwen().bfloat16(), LoraConfig(target_modules="all-linear", use_dora=True))
-        trainer(tmp_path, model, rows().select([first, *range(8)]), objective=Distance())
+        trainer(tmp_path, model, rows().select([first, *range(8)]), objective=Drifted())
 
 
 def test_an_adapter_that_was_trained_before_has_no_start_to_refer_to(tmp_path):
     model = adapted()
     trainer(tmp_path, model, max_steps=2, learning_rate=0.1).train()
     with pytest.raises(ValueError, match="without its adapter this model is not what training starts from"):
-        trainer(tmp_path, model, objective=Distance())
+        trainer(tmp_path, model, objective=Drifted())
 
 
 @pytest.mark.parametrize("direction", ["pessimistic", "optimistic"])
@@ -382,11 +360,34 @@ def test_the_best_of_several_sets_is_found_by_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tp_size", "cp_size"])
-def test_models_split_by_a_launcher_are_refused(kind):
-    class Accelerator:
-        parallelism_config = ParallelismConfig(**{kind: 2})
-
+@pytest.mark.parametrize("family", ["sft", "grpo"])
+def test_models_split_by_a_launcher_are_refused(family, kind, tmp_path, monkeypatch):
+    """It says so on the accelerator only, once the constructor of Transformers is through."""
+    accelerator = import_module(f"klball.training.{'robust' if family == 'sft' else 'rl.grpo'}")
+    refuse, split = accelerator.refuse_split_models, ParallelismConfig(**{kind: 2})
+    monkeypatch.setattr(
+        accelerator, "refuse_split_models", lambda own: refuse(SimpleNamespace(parallelism_config=split))
+    )
     with pytest.raises(ValueError, match="context, sequence and tensor parallelism"):
-        refuse_split_models(Accelerator())
-    Accelerator.parallelism_config = ParallelismConfig()
-    refuse_split_models(Accelerator())
+        trainer(tmp_path) if family == "sft" else toy_trainer(tmp_path, radius=0.0)
+    refuse(SimpleNamespace(parallelism_config=ParallelismConfig()))
+
+
+def test_processes_with_uneven_batches_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(RobustSFTConfig, "world_size", 2)
+    with pytest.raises(ValueError, match="even_batches=False is not supported"):
+        trainer(tmp_path, accelerator_config={"even_batches": False})
+
+
+def test_a_forward_that_fails_keeps_no_graph(tmp_path, monkeypatch):
+    """Out of memory in the head: a smaller batch is tried next."""
+    own = trainer(tmp_path, gamma=50.0)
+    batch = own.data_collator([own.samples[0]])
+
+    def fail():
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(own.model, "get_output_embeddings", fail)
+    with pytest.raises(RuntimeError):
+        own._forward._fused_scores(own.model, {k: v for k, v in batch.items() if k != "sample_index"})
+    assert own._forward.hidden is None and not own._forward._keeps

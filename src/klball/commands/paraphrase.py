@@ -81,10 +81,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
         return
     maker, replies = made
     if similarity is not None:
-        maker["similarity"] = {
-            **{"model": options.similarity_model, "weights": similarity.weights},
-            "threshold": similarity.threshold,
-        }
+        about = {"weights": similarity.weights, "threshold": similarity.threshold}
+        maker["similarity"] = {"model": options.similarity_model, **about}
     output = Path(options.output_dir) / "rounds.parquet"
     with progress_bar("Judging", "rounds") as progress:
         rounds = write_rounds(

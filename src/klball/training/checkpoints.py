@@ -129,12 +129,15 @@ def refuse_unfit(checkpoint: Path, model: torch.nn.Module, family: str) -> None:
             f"{checkpoint} holds {'a whole model' if of_adapter else 'an adapter'}, and "
             f"{'an adapter' if of_adapter else 'a whole model'} is to be trained"
         )
-    weights = adapter_weights(checkpoint, model) if isinstance(model, PeftModel) else checkpoint / WEIGHTS[0]
+    if isinstance(model, PeftModel):
+        weights = adapter_weights(checkpoint, model)
+        own = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0])
+    else:
+        weights, own = checkpoint / WEIGHTS[0], model.state_dict()
     if not weights.is_file():
         if of_adapter and (_has(checkpoint, WEIGHTS[1]) or _has(checkpoint, NAMED)):
             raise ValueError(f"{checkpoint} is of another model: it has no {weights.relative_to(checkpoint)}")
         return  # in shards: left to what loads them
-    own = _adapter_state(model) if isinstance(model, PeftModel) else model.state_dict()
     with safe_open(weights, framework="pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if not of_adapter and _renames(model, shapes):
@@ -148,10 +151,6 @@ def adapter_weights(folder: Path, model: PeftModel) -> Path:
     """Where the adapter that is trained lies: one with a name in a folder of that name."""
     name = model.active_adapters[0]
     return (folder if name == "default" else folder / name) / WEIGHTS[1]
-
-
-def _adapter_state(model: PeftModel) -> dict[str, Any]:
-    return get_peft_model_state_dict(model, adapter_name=model.active_adapters[0])
 
 
 def _renames(model: torch.nn.Module, names: Collection[str]) -> bool:

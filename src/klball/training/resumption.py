@@ -26,7 +26,8 @@ class Resumable(Base):
 
     _resume_folder: Path | None = None
     _steps_an_epoch: int = 1
-    _within_epoch: bool = False  # training resumes there, and goes on with the samples still to come
+    within_epoch: bool = False
+    """Whether training resumes in the middle of an epoch, and goes on with the samples still to come."""
     model: Any
     _tag_names: Any
 
@@ -53,7 +54,7 @@ class Resumable(Base):
     def _init_training_state(self, *arguments: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Transformers forgets the best checkpoint of a folder that was moved: it lies beside this one."""
         result = super()._init_training_state(*arguments)
-        self._steps_an_epoch, self._within_epoch = arguments[1], result[1] > 0
+        self._steps_an_epoch, self.within_epoch = arguments[1], result[1] > 0
         if self._resume_folder is not None and self.state.best_model_checkpoint is None:
             best = self._resume_folder.with_name(f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
@@ -85,7 +86,7 @@ class Resumable(Base):
         epochs = self.state.epoch or 0.0
         moved = abs(epochs - self.state.global_step / self._steps_an_epoch) > 1e-6
         by_epochs, begun = self.args.max_steps <= 0, abs(epochs - round(epochs)) > 1e-6
-        return not self.args.ignore_data_skip and (self._within_epoch or begun or (by_epochs and moved))
+        return not self.args.ignore_data_skip and (self.within_epoch or begun or (by_epochs and moved))
 
     def _run_epoch(self, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Transformers asks whether training is over after a step only: so it is asked before, too."""

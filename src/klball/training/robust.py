@@ -14,7 +14,6 @@ from klball.adversary.sets import AmbiguitySet
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
 from klball.training.batches import INDEX, WithIndex
-from klball.training.epochs import draws
 from klball.training.ledger import Ledger
 from klball.training.refusals import refuse_split_models
 from klball.training.samples import refuse_nonfinite
@@ -22,6 +21,11 @@ from klball.training.step import LOSS, StepPlan, UnitBatch, Visits, plan_step
 from klball.training.units import Units
 
 logger = logging.getLogger(__name__)
+
+DRAWS = (  # settings that decide which samples the steps of an epoch have
+    *("world_size", "train_batch_size", "gradient_accumulation_steps", "seed", "data_seed"),
+    *("train_sampling_strategy", "dataloader_drop_last", "packing"),
+)
 
 
 class RobustTrainer(Accounted):
@@ -97,7 +101,7 @@ class RobustTrainer(Accounted):
             units=self._units,
             relax=self._relax,
             frozen=self.args.reweight == "static",
-            draws=draws(self.args),
+            draws={name: getattr(self.args, name, None) for name in DRAWS},
             normalization=getattr(self.args, "normalization", ""),
             family=self._tag_names[-1],
         )
@@ -133,11 +137,6 @@ class RobustTrainer(Accounted):
         self._visits.forget()
         for hook in self.hooks:
             hook.begin_epoch()
-
-    @property
-    def resumes_within_epoch(self) -> bool:
-        """Whether training goes on with the samples that its epoch has not visited yet."""
-        return self._resume_folder is not None and self._within_epoch
 
     def rescore(self, reason: str = "rescoring") -> None:
         """Rewrite the whole ledger with fresh scores; the time it takes is kept in `scoring_seconds`."""
@@ -238,7 +237,7 @@ class _Boundaries(TrainerCallback):
         self.within_epoch = False
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.within_epoch = self.trainer.resumes_within_epoch
+        self.within_epoch = self.trainer.within_epoch
         self.trainer.begin_training()
 
     def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
