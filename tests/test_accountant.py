@@ -218,3 +218,11 @@ def test_a_history_keeps_what_only_later_steps_have(tmp_path):
     accountant.history = []
     accountant.save_history(tmp_path / "history.parquet")
     assert pq.read_table(tmp_path / "history.parquet").num_rows == 0
+
+
+@pytest.mark.parametrize("groups", [None, ["a", "b", "b", "a"]])
+def test_before_any_unit_is_told_apart_the_worst_case_is_the_common_start(groups):
+    accountant = Accountant(KLBall(0.1), Ledger(4, start=-0.7), Units(groups=groups))
+    accountant.begin_step()
+    report = accountant.summary()
+    assert report["robust_loss"] == 0.7 and report["kl"] == 0 and report["ess_ratio"] == 1

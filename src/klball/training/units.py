@@ -75,7 +75,7 @@ class Units:
         mass = self._sum(self.base(len(ledger)) * ledger.known)
         there = mass > 0
         if not bool(there.any()):  # nothing is known: all are alike
-            return {name: torch.zeros(1, dtype=torch.float64) for name in scores}, None
+            return {name: values[:1] for name, values in scores.items()}, None
         known = self.base(len(ledger)) * ledger.known
         means = {name: (self._sum(known * values) / mass)[there] for name, values in scores.items()}
         return means, mass[there] / mass.sum()
