@@ -7,6 +7,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import rel_entr
@@ -14,7 +15,7 @@ from scipy.special import rel_entr
 import klball
 from klball.adversary.upweighting import radius_in_words
 from klball.commands import solve, train
-from klball.commands.certified import cell
+from klball.commands.certified import cell, certain
 from klball.scores.certified import LONGEST, band, limit, staying_below
 from observed_commands import rows, table
 
@@ -294,3 +295,42 @@ def test_solve_says_what_is_certain_or_why_nothing_is(tmp_path, capsys):
     solve.main(["--scores", path, "--bounds", "-9", "0", "--confidence", "0.5"], "klball solve")
     sentence = klball.certified_worst_case(g, 0.05, (-9, 0), 0.5).sentence("the log-likelihood", "rows")
     assert sentence in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("confidence", "shown"),
+    [
+        (0.95, "95 %"),
+        (0.5, "50 %"),
+        (0.999, "99.9 %"),
+        (0.9999999, "99.99999 %"),
+        (1 - 2**-53, "99.99999999999999 %"),
+    ],
+)
+def test_a_confidence_is_never_rounded_up(confidence, shown):
+    found = klball.certified_worst_case([1, 1, 0, 1], 0.05, confidence=confidence)
+    assert found.sentence().startswith(f"with {shown} confidence")
+    assert certain(confidence).endswith(f", {shown} confidence)")
+
+
+def test_scores_in_any_container_are_those_of_a_list():
+    right = [1, 1, 0, 1, 1, 1, 0, 1]
+    expected = klball.certified_worst_case(right, 0.05)
+    for scores in (
+        torch.tensor(right, dtype=torch.bfloat16),
+        torch.tensor(right, dtype=torch.float32, requires_grad=True),
+        torch.tensor(right, dtype=torch.bool),
+        np.array(right, dtype=bool),
+        [bool(score) for score in right],
+        np.ma.masked_array(right),
+    ):
+        assert klball.certified_worst_case(scores, 0.05) == expected
+    for scores in (
+        np.ma.masked_array(np.array(right, dtype=bool), mask=right),
+        np.ma.masked_array(right, mask=right),
+    ):
+        with pytest.raises(ValueError, match="scores has masked values"):
+            klball.certified_worst_case(scores, 0.05)
+    for scores in (torch.ones(3, device="meta"), torch.ones(3).to_sparse()):
+        with pytest.raises(ValueError, match="pass a dense tensor"):
+            klball.certified_worst_case(scores, 0.05)

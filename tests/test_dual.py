@@ -349,3 +349,19 @@ def test_moments_at_any_tilt(tilt):
     assert moments.kl == pytest.approx((xlogy(q, q) + q * np.log(50)).sum(1))
     assert weights == pytest.approx(q)
     assert tilted.kl == pytest.approx(moments.kl)
+
+
+@pytest.mark.parametrize(
+    ("n", "cap"), [(90_000, 1.25), (150_000, 1.25), (150_000, 10.0), (300_000, 5.0), (12, 3.0), (7, 7.0)]
+)
+def test_a_cap_that_divides_the_samples_leaves_a_face_of_whole_samples(n, cap):
+    found = solve_dual(-np.arange(float(n)), epsilon=9.0, max_weight=cap)
+    filled = round(n / cap)
+    assert found.status == "capped" and found.ess == pytest.approx(filled)
+    assert found.worst_case == pytest.approx(-(n - 1) + (filled - 1) / 2)
+
+
+def test_a_sample_of_hardly_any_base_weight_keeps_a_cap_of_one():
+    base = np.array([1e-11, 1.0, 1.0])
+    found = solve_dual([0.0, -1.0, -2.0], epsilon=0.1, max_weight=1, base_weights=base)
+    assert np.allclose(found.weights, base / base.sum(), rtol=1e-12)

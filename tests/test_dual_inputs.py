@@ -212,3 +212,19 @@ def test_solves_at_the_same_time_do_not_touch_each_other():
     for thread in threads:
         thread.join()
     assert found == expected
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_parameters_of_less_precision_are_taken_at_their_value(kind):
+    g = -np.random.default_rng(0).exponential(size=200)
+    found = solve_dual(g, g + 2, epsilon=kind(0.5), gamma=kind(0.9), max_weight=kind(3.3))
+    exact = solve_dual(
+        g, g + 2, epsilon=float(kind(0.5)), gamma=float(kind(0.9)), max_weight=float(kind(3.3))
+    )
+    assert np.array_equal(found.weights, exact.weights)
+
+
+def test_a_profile_takes_its_radii_from_any_iterable():
+    assert robust_profile(G, map(float, ("0.1", "0.2"))).epsilon == [0.1, 0.2]
+    with pytest.raises(ValueError, match="epsilons must be a list of radii"):
+        robust_profile(G, iter(()))

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from scipy import stats
 
 from klball.report.pages.tables import _with_half
-from klball.scores.perplexity import decided_by, hardest, robustness_report
+from klball.scores.perplexity import decided_by, hardest, robustness_report, summary_of
 from klball.scores.tails import LEAST, influence, tail_interval
 from klball.studies.summary import ratio_interval
 
@@ -193,3 +194,19 @@ def test_every_pair_has_the_ratios_that_it_has_against_a_reference(scores):
     expected = math.exp((noisy["a"] - noisy["c"])[rows].mean())
     assert found["a", "c", "hardest_1pct"][0] == pytest.approx(expected)
     assert not robustness_report({"d": {"a": models["a"]}}, "a", resamples=10).ratios
+
+
+@pytest.mark.parametrize("rows", [40, 150, 200])
+def test_training_logs_the_tail_that_the_report_has(rows):
+    g = -np.random.default_rng(0).exponential(size=rows)
+    report = robustness_report({"test": {"a": table(g, [3] * rows), "b": table(g - 0.1, [3] * rows)}}, "a")
+    own = {metric.model: metric.value for metric in report.metrics if metric.name == "own_hardest_1pct"}
+    columns = {"log_likelihood": torch.tensor(g), "sum_log_prob": torch.tensor(3 * g)}
+    logged = summary_of({**columns, "num_tokens": torch.full((rows,), 3.0)})
+    assert logged["own_hardest_1pct"] == pytest.approx(own["a"])
+
+
+def test_a_model_that_diverged_has_an_infinite_perplexity():
+    scores = {"log_likelihood": torch.tensor([-1.0, -800.0]), "sum_log_prob": torch.tensor([-1.0, -1600.0])}
+    logged = summary_of({**scores, "num_tokens": torch.tensor([1.0, 1.0])})
+    assert logged["perplexity_token"] == logged["own_hardest_1pct"] == math.inf and logged["loss"] == 800.5

@@ -238,9 +238,11 @@ def test_beyond_the_no_preference_radius_the_flipped_have_half_the_weight(flip_r
     for slack, learns in ((-0.01, True), (0.01, False)):
         weights = solve_dual(loss=losses, epsilon=radius + slack).weights
         assert (float(weights[flipped].sum()) < 0.5) == learns
-    assert no_preference_radius(0) == math.inf and no_preference_radius(0.5) == 0
+    assert no_preference_radius(0) == math.inf and str(no_preference_radius(0.5)) == "0.0"
     with pytest.raises(ValueError, match="flip_rate must be a share"):
         no_preference_radius(0.6)
+    with pytest.raises(ValueError, match="flip_rate must be a share"):
+        no_preference_radius("a")
 
 
 # --- comparators ------------------------------------------------------------------------------------

@@ -148,3 +148,18 @@ def test_tails_of_items():
     tail = rows["b", "cvar_0.05"]
     assert ("a", "hardest_1pct") in rows
     assert 0 < 10 * (tail["difference_high"] - tail["difference_low"]) < tail["high"] - tail["low"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon": 0}, "epsilon must be above 0, not 0: without a ball λ is infinite"),
+        ({"epsilon": -1.0}, "epsilon must be a finite number, 0 or more"),
+        ({"epsilon": 0.1, "resamples": 1.5}, "resamples must be a whole number, 0 for none, not 1.5"),
+        ({"epsilon": 0.1, "resamples": -3}, "resamples must be a whole number, 0 for none, not -3"),
+    ],
+)
+def test_a_comparison_without_a_ball_or_with_no_such_resamples_is_refused(settings, message):
+    of_models = {name: klball.scores_from({"correct": [1, 0, 1, 1]}, id="none") for name in ("a", "b")}
+    with pytest.raises(ValueError, match=message):
+        klball.compare_scores(klball.round_scores(of_models), **settings)

@@ -1,6 +1,7 @@
 """Every ambiguity set against cvxpy, and what the protocol asks of each: density, direction, scaling."""
 
 import math
+from dataclasses import replace
 
 import cvxpy as cp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from klball.adversary.sets import CertaintyKLBall, ChiSquareBall, CVaR, Empirical, KLBall
+from klball.adversary.trimming import Trimmed
 
 SETS = [
     Empirical(),
@@ -153,3 +155,94 @@ def test_cvar_of_all_the_data_is_the_mean_where_units_have_no_weight(seed):
     base /= base.sum()
     for ambiguity in (CVaR(1.0), CVaR(0.3).scaled(0.0)):
         assert torch.allclose(ambiguity.solve({"score": score}, base).weights, base)
+
+
+@pytest.mark.parametrize("ambiguity", [ball for ball in SETS if ball.needs == ("score",)], ids=str)
+@pytest.mark.parametrize("size", [3, 40])
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e-9, 1e9, 1e160, 1e298])
+@pytest.mark.parametrize("direction", ["pessimistic", "optimistic"])
+def test_units_of_the_score_change_nothing_but_the_worst_case(ambiguity, size, scale, direction):
+    ball = replace(ambiguity, direction=direction)
+    scores, base = problem(5, size, weighted=True)
+    plain, scaled = (ball.solve({"score": scores["score"] * unit}, base) for unit in (1.0, scale))
+    assert torch.allclose(scaled.weights, plain.weights, rtol=1e-7, atol=1e-12)
+    assert scaled.worst_case / scale == pytest.approx(plain.worst_case, rel=1e-9)
+    assert scaled.scales["score"] / scale == pytest.approx(plain.scales["score"], rel=1e-6)
+    assert scaled.status == plain.status
+
+
+@pytest.mark.parametrize("radius", [1e-14, 1e-6, 0.3, 30.0, 38.9999, 39.5])
+@pytest.mark.parametrize("cap", [None, 1.000001, 1.6, 40.0])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("shape", ["normal", "few near the worst", "heavy"])
+def test_weights_of_a_chi_square_ball_lie_in_it(radius, cap, offset, shape):
+    g = np.random.default_rng(8).normal(size=40)
+    if shape == "few near the worst":
+        g[:5] = g.min() - 1e3 + 1e-4 * np.arange(5)
+    if shape == "heavy":
+        g = np.sign(g) * np.abs(g) ** 9
+    ball = ChiSquareBall(radius, cap)
+    found = ball.solve({"score": torch.from_numpy(g + offset)})
+    w = 40 * found.weights.numpy()
+    reached = float(np.mean((w - 1) ** 2))
+    assert w.mean() == pytest.approx(1, abs=1e-10) and w.min() >= 0 and w.max() <= (cap or 40) * (1 + 1e-9)
+    assert reached <= radius * (1 + 1e-7) + 1e-15
+    if found.status == "optimal":
+        assert reached == pytest.approx(radius, rel=1e-5)
+    assert np.all(np.diff(w[np.argsort(g)]) <= 1e-9)
+
+
+@pytest.mark.parametrize("ambiguity", [*SETS, Trimmed(KLBall(0.2), 0.2)], ids=str)
+@pytest.mark.parametrize(
+    ("change", "base", "message"),
+    [
+        ({"score": []}, None, "score must be a non-empty"),
+        ({"score": [-1.0, math.nan, -2.0]}, None, "score has 1 NaN or infinite values"),
+        ({"score": [[-1.0, -2.0, -3.0]]}, None, r"score must be a non-empty \[n\] array, not \[1, 3\]"),
+        ({}, [math.nan, 1.0, 0.5], "base_weights has 1 NaN or infinite values"),
+        ({}, [-0.5, 1.0, 0.5], "base_weights must not be negative"),
+        ({}, [0.5, 0.5], r"base_weights has shape \[2\], the scores \[3\]"),
+    ],
+)
+def test_scores_and_weights_that_mean_nothing_are_one_line_in_every_set(ambiguity, change, base, message):
+    scores = {"score": [-1.0, -3.0, -2.0], "certainty": [0.1, 0.2, 0.3], **change}
+    with pytest.raises(ValueError, match=message):
+        ambiguity.solve(scores, None if base is None else torch.tensor(base))
+    for needed in ambiguity.needs:
+        with pytest.raises(ValueError, match=f"there is no '{needed}'"):
+            ambiguity.solve({name: [-1.0, -2.0] for name in ambiguity.needs if name != needed})
+
+
+@pytest.mark.parametrize("ambiguity", [*SETS, Trimmed(KLBall(0.2), 0.2)], ids=str)
+def test_units_without_base_weight_and_arrays_of_any_kind(ambiguity):
+    scores = {
+        "score": torch.tensor([-9.0, -1.0, -3.0, -2.0]),
+        "certainty": torch.tensor([0.0, 0.1, 0.2, 0.0]),
+    }
+    alone = ambiguity.solve({name: values[1:] for name, values in scores.items()})
+    found = ambiguity.solve(
+        {name: values.numpy().astype(np.float16) for name, values in scores.items()},
+        torch.tensor([0.0, 1.0, 1.0, 1.0]),  # float32, and not normalised
+    )
+    assert found.weights[0] == 0 and found.weights[1:].allclose(alone.weights, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64, int])
+def test_parameters_of_any_kind_of_number_are_float64(kind):
+    scores = {"score": torch.from_numpy(-np.random.default_rng(0).exponential(size=200))}
+    for ball in (KLBall(0.5, kind(3.3)), ChiSquareBall(0.5, kind(3.3)), CVaR(kind(1) / kind(3))):
+        assert float(ball.solve(scores).weights.sum()) == pytest.approx(1, abs=1e-12)
+        assert all(type(value) in (float, str) for value in vars(ball).values())
+
+
+def test_a_ball_is_capped_only_where_a_weight_sits_at_the_cap():
+    scores = {"score": torch.tensor([-3.0, -2.0, -1.0])}
+    for ball, status in (
+        (KLBall(5.0, 100.0), "point_mass"),
+        (KLBall(5.0, 3.0), "capped"),
+        (KLBall(5.0, 2.5), "capped"),
+        (ChiSquareBall(9.0, 100.0), "point_mass"),
+        (ChiSquareBall(9.0, 2.5), "capped"),
+        (ChiSquareBall(0.1, 100.0), "optimal"),
+    ):
+        assert ball.solve(scores).status == status, ball

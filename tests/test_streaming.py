@@ -371,3 +371,25 @@ def test_two_processes_agree_to_the_bit_and_with_one(scores, tmp_path_factory):
     for line, gamma in zip(solutions, (None, 14.9), strict=True):
         assert_same(StreamedSolution(**eval(line, names)), solve_dual(g, c, epsilon=0.3, gamma=gamma), g, c)
     assert infeasible.startswith("infeasible")
+
+
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [
+        (([-1.0, -2.0], None), "log_likelihood of a chunk must be a NumPy array .* not list"),
+        ((-np.ones((1, 3)), None), r"not \[1, 3\] of float64"),
+        ((-np.ones(3), [1.0, 2.0, 3.0]), "certainty of a chunk must be a NumPy array .* not list"),
+        ((-np.ones(3), np.ones(2)), "a chunk has 3 log-likelihoods and 2 certainties"),
+        ((None, None), "log_likelihood of a chunk must be a NumPy array .* not NoneType"),
+        (-np.ones(3), "a chunk must be a pair of arrays"),
+    ],
+)
+def test_a_chunk_of_another_kind_is_one_line(chunk, message):
+    with pytest.raises(ValueError, match=message):
+        solve_dual_streamed([lambda: [chunk]], epsilon=0.1)
+
+
+def test_a_part_that_can_be_read_once_only_is_told_so():
+    once = iter([(-np.arange(9.0), None)])
+    with pytest.raises(ValueError, match="each must return a new iterable at every call"):
+        solve_dual_streamed([lambda: once], epsilon=0.1)

@@ -6,7 +6,7 @@ through its dual, maximise over λ ≥ 0, β ≥ 0:  h(λ,β) = −λε − βγ
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Required, TypedDict, Unpack, overload
 
@@ -113,14 +113,14 @@ def solve_dual(
     Source: F. Deng, "Robust SFT" (slides); Hu & Hong (2013) for the dual of KL-constrained DRO.
     """
     g = inputs.log_likelihoods(log_likelihood, loss)
-    extremes = inputs.scores("log_likelihood" if loss is None else "loss", g)
+    extremes = inputs.least_and_most("log_likelihood" if loss is None else "loss", g)
     if loss is None:
         inputs.refuse_losses(extremes[0])
     c = inputs.matching("certainty", certainty, g)
-    c_extremes = None if c is None else inputs.scores("certainty", c)
-    inputs.parameters(epsilon, gamma, max_weight, c)
+    c_extremes = None if c is None else inputs.least_and_most("certainty", c)
+    limits = inputs.parameters(epsilon, gamma, max_weight, c)
     base = inputs.base_weights(base_weights, g)
-    problem = Problem(g, extremes, c, c_extremes, base, float(epsilon), gamma, max_weight)
+    problem = Problem(g, extremes, c, c_extremes, base, *limits)
     answer, units = problem.solve()
     if throw:
         problem.refuse_infeasible(answer, units)
@@ -142,7 +142,7 @@ class RobustProfile(Shown):
 
 def robust_profile(
     log_likelihood: Array | None = None,
-    epsilons: Sequence[float] | None = None,
+    epsilons: Iterable[float] | None = None,
     *,
     loss: Array | None = None,
     base_weights: Array | None = None,
@@ -162,16 +162,17 @@ def robust_profile(
     Raises:
         ValueError: As in `solve_dual`.
     """
-    if epsilons is None or not np.iterable(epsilons) or isinstance(epsilons, str) or not len(epsilons):
+    radii = list(epsilons) if isinstance(epsilons, Iterable) and not isinstance(epsilons, str) else []
+    if not radii:
         raise ValueError(f"epsilons must be a list of radii, not {repr(epsilons)[:40]}")
     if inputs.log_likelihoods(log_likelihood, loss).ndim != 1:
         raise ValueError("a profile is of one set of scores: pass [n], not [rounds, n]")
     solutions = [
         solve_dual(log_likelihood, loss=loss, epsilon=e, base_weights=base_weights, max_weight=max_weight)
-        for e in epsilons
+        for e in radii
     ]
     return RobustProfile(
-        epsilon=[float(e) for e in epsilons],
+        epsilon=[float(e) for e in radii],
         robust_loss=[-s.worst_case for s in solutions],
         lambda_=[s.lambda_ for s in solutions],
         ess=[s.ess for s in solutions],

@@ -1,6 +1,7 @@
 """What callers pass: anything array-like becomes float64 [rounds, n], or one clear line says why not."""
 
 import math
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -50,7 +51,7 @@ def _of_array(name: str, values: Array | None) -> Numbers:
         raise ValueError(f"{name} is not an array of numbers: {str(error).splitlines()[0]}") from None
 
 
-def scores(name: str, values: Numbers) -> tuple[Any, Any]:
+def least_and_most(name: str, values: Numbers) -> tuple[Any, Any]:
     """The smallest and the largest (of every round, [rounds]), which must be finite, and not too large."""
     low, high = values.min(-1), values.max(-1)
     if values.ndim == 1:
@@ -63,6 +64,20 @@ def scores(name: str, values: Numbers) -> tuple[Any, Any]:
             raise ValueError(f"{name} has {bad} NaN or infinite values; drop or repair those samples first")
         raise ValueError(f"{name} has values beyond ±{LARGEST:g}; rescale them")
     return low, high
+
+
+def named(scores: Mapping[str, Array], name: str) -> Tensor:
+    """The scores of that name, [n], float64, finite, on the CPU."""
+    if not isinstance(scores, Mapping) or name not in scores:
+        raise ValueError(
+            'scores go by name: pass {"score": log_likelihood}, and "certainty" where it is needed; there is '
+            f"no {name!r}"
+        )
+    values = numbers(name, scores[name])
+    if values.ndim != 1:
+        raise ValueError(f"{name} must be a non-empty [n] array, not {list(values.shape)}")
+    least_and_most(name, values)
+    return torch.from_numpy(values if values.flags.writeable else values.copy())
 
 
 def matching(name: str, values: Array | None, like: Numbers) -> Numbers | None:
@@ -81,7 +96,7 @@ def base_weights(values: Array | None, like: Numbers) -> Numbers | None:
     base = numbers("base_weights", values)
     rounds = like.size // like.shape[-1]
     if base.shape[-1] != like.shape[-1] or base.size // base.shape[-1] not in (1, rounds):
-        raise ValueError(f"base_weights has shape {list(base.shape)}, log_likelihood {list(like.shape)}")
+        raise ValueError(f"base_weights has shape {list(base.shape)}, the scores {list(like.shape)}")
     if bad := int(np.count_nonzero(~np.isfinite(base))):
         raise ValueError(f"base_weights has {bad} NaN or infinite values; drop or repair those samples first")
     with np.errstate(over="ignore"):
@@ -92,6 +107,12 @@ def base_weights(values: Array | None, like: Numbers) -> Numbers | None:
         raise ValueError("base_weights sum to infinity; rescale them")
     base = base / total
     return base.reshape(like.shape) if base.size == like.size else np.broadcast_to(base, like.shape)
+
+
+def base_of(values: Array | None, score: Tensor) -> Tensor:
+    """f of scores [n], summing to one, float64; None: 1/n."""
+    base = base_weights(values, score.numpy())
+    return torch.full_like(score, 1 / len(score)) if base is None else torch.from_numpy(base)
 
 
 def log_likelihoods(values: Array | None, loss: Array | None) -> Numbers:
@@ -112,33 +133,34 @@ def refuse_losses(least: Any) -> None:
 
 def parameters(
     epsilon: float, gamma: float | None, max_weight: float | None, certainty: object = True
-) -> None:
-    """Raise ValueError for a radius, bound or cap that means nothing."""
-    radius("epsilon", epsilon)
-    if gamma is not None:
-        bound(gamma)
+) -> tuple[float, float | None, float | None]:
+    """The three in float64; raises ValueError for a radius, bound or cap that means nothing."""
+    limits = radius("epsilon", epsilon), None if gamma is None else bound(gamma), cap(max_weight)
     if gamma is not None and certainty is None:
         raise ValueError("gamma bounds the mean certainty: pass certainty too")
-    cap(max_weight)
+    return limits
 
 
-def radius(name: str, value: Any) -> None:
+def radius(name: str, value: Any) -> float:
     if not (is_finite(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number, 0 or more (of KL in nats), not {_shown(value)}")
+    return float(value)
 
 
-def bound(gamma: Any) -> None:
+def bound(gamma: Any) -> float:
     if not is_finite(gamma):
         raise ValueError(
             f"gamma must be a finite number of nats, not {_shown(gamma)}; leave it out for no bound"
         )
+    return float(gamma)
 
 
-def cap(max_weight: Any) -> None:
+def cap(max_weight: Any) -> float | None:
     if max_weight is not None and not (is_finite(max_weight) and max_weight >= 1):
         raise ValueError(
             f"max_weight must be finite and at least 1 (the mean weight), not {_shown(max_weight)}"
         )
+    return None if max_weight is None else float(max_weight)
 
 
 def is_finite(value: Any) -> bool:

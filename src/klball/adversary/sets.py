@@ -6,7 +6,7 @@ problem" and "Other balls, and the other direction".
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -21,6 +21,7 @@ from klball.adversary.sorting import LinearDensity, StepDensity, linear, tail
 from klball.adversary.warm import resolve
 
 DIRECTIONS = ("pessimistic", "optimistic")
+ROUNDING = 1e-9  # of the sum of weights
 RELAXED_MARGIN = 0.01  # of the way from γ_min to the mean certainty
 
 
@@ -62,8 +63,8 @@ class Empirical:
         self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
     ) -> Solution:
         """Q = F."""
-        g = _score(scores)
-        base = _base(base_weights, len(g))
+        g = inputs.named(scores, "score")
+        base = inputs.base_of(base_weights, g)
         return _density_solution(g, base, torch.ones_like, 1.0, "optimal", math.inf)
 
     def relaxed(self, error: InfeasibleError) -> "Empirical":
@@ -95,9 +96,8 @@ class KLBall:
     needs: ClassVar[tuple[str, ...]] = ("score",)
 
     def __post_init__(self) -> None:
-        inputs.radius("epsilon", self.epsilon)
-        inputs.cap(self.max_weight)
-        _sign(self.direction)
+        radius, cap = inputs.radius("epsilon", self.epsilon), inputs.cap(self.max_weight)
+        _settle(self, epsilon=radius, max_weight=cap)
 
     def solve(
         self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
@@ -131,10 +131,8 @@ class CertaintyKLBall:
     needs: ClassVar[tuple[str, ...]] = ("score", "certainty")
 
     def __post_init__(self) -> None:
-        inputs.radius("epsilon", self.epsilon)
-        inputs.cap(self.max_weight)
-        _sign(self.direction)
-        inputs.bound(self.gamma)
+        epsilon, gamma, cap = inputs.parameters(self.epsilon, inputs.bound(self.gamma), self.max_weight)
+        _settle(self, epsilon=epsilon, gamma=gamma, max_weight=cap)
 
     def solve(
         self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
@@ -143,8 +141,8 @@ class CertaintyKLBall:
         try:
             return _tilt(self, scores, base_weights, start, self.gamma)
         except InfeasibleError as error:
-            c = scores["certainty"].double()
-            error.mean_certainty = float(_base(base_weights, len(c)) @ c)
+            c = inputs.named(scores, "certainty")
+            error.mean_certainty = float(inputs.base_of(base_weights, c) @ c)
             raise
 
     def relaxed(self, error: InfeasibleError) -> "CertaintyKLBall":
@@ -176,18 +174,20 @@ class CVaR:
     def __post_init__(self) -> None:
         if not (inputs.is_finite(self.alpha) and 0 < self.alpha <= 1):
             raise ValueError(f"alpha must be a share of the data, above 0 and at most 1, not {self.alpha!r}")
-        _sign(self.direction)
+        _settle(self, alpha=float(self.alpha))
 
     def solve(
         self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
     ) -> DensitySolution:
         """Weight 1/α on the lowest scores until their base mass is α."""
         sign = _sign(self.direction)
-        g = _score(scores)
-        base = _base(base_weights, len(g))
+        g = inputs.named(scores, "score")
+        base = inputs.base_of(base_weights, g)
         density = tail(sign * g.numpy(), base.numpy(), 1 / self.alpha)
         # all scores have to fall by about this much before a share α more of them lies below the threshold
-        spread = float((base * (g - base @ g) ** 2).sum()) ** 0.5
+        width = float(g.max() - g.min()) or 1.0
+        place = (g - g.min()) / width
+        spread = width * float(base @ (place - base @ place) ** 2) ** 0.5
         return _density_solution(g, base, density, sign, "optimal", self.alpha * spread)
 
     def relaxed(self, error: InfeasibleError) -> "CVaR":
@@ -217,26 +217,26 @@ class ChiSquareBall:
     needs: ClassVar[tuple[str, ...]] = ("score",)
 
     def __post_init__(self) -> None:
-        inputs.radius("radius", self.radius)
-        inputs.cap(self.max_weight)
-        _sign(self.direction)
+        radius, cap = inputs.radius("radius", self.radius), inputs.cap(self.max_weight)
+        _settle(self, radius=radius, max_weight=cap)
 
     def solve(
         self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
     ) -> DensitySolution:
         """Exact, by sorting."""
         sign = _sign(self.direction)
-        g = _score(scores)
-        base = _base(base_weights, len(g))
+        g = inputs.named(scores, "score")
+        base = inputs.base_of(base_weights, g)
         if self.radius == 0:
             return _density_solution(g, base, torch.ones_like, sign, "optimal", math.inf)
         cap = math.inf if self.max_weight is None else self.max_weight
         density, binds = linear(sign * g.numpy(), base.numpy(), self.radius, cap)
-        status = "optimal" if binds else "point_mass" if self.max_weight is None else "capped"
+        capped = float(density(sign * g).max()) >= cap * (1 - ROUNDING)
+        status = "capped" if capped else "optimal" if binds else "point_mass"
         scale = 0.0
         if isinstance(density, LinearDensity):  # w changes by the slope, where it is neither 0 nor the cap
             w = density(sign * g)
-            scale = 1 / (density.slope * float(base[(w > 0) & (w < cap)].sum()))
+            scale = density.width / (density.slope * float(base[(w > 0) & (w < cap)].sum()))
         return _density_solution(g, base, density, sign, status, scale)
 
     def relaxed(self, error: InfeasibleError) -> "ChiSquareBall":
@@ -247,6 +247,13 @@ class ChiSquareBall:
 
     def summary(self, solution: DensitySolution) -> dict[str, float]:
         return {}
+
+
+def _settle(ball: Any, **settings: float | None) -> None:
+    """As float64, whatever kind of number was given; and a direction that there is."""
+    _sign(ball.direction)
+    for name, value in settings.items():
+        object.__setattr__(ball, name, value)
 
 
 def _sign(direction: str) -> float:
@@ -264,8 +271,8 @@ def _tilt(
 ) -> TiltSolution:
     """From the last multipliers where that does, else afresh."""
     sign = _sign(ball.direction)
-    g = sign * _score(scores)
-    c = scores["certainty"] if gamma is not None else None
+    g = sign * inputs.named(scores, "score")
+    c = inputs.named(scores, "certainty") if gamma is not None else None
     limits = {"epsilon": ball.epsilon, "gamma": gamma}
     dual = None
     if start is not None:
@@ -279,28 +286,14 @@ def _tilt(
     return TiltSolution(dual, ball.max_weight, sign)
 
 
-def _score(scores: Scores) -> Tensor:
-    if not isinstance(scores, Mapping) or "score" not in scores:
-        raise ValueError(
-            'scores go by name: pass {"score": log_likelihood}, and "certainty" where it is needed'
-        )
-    score = torch.as_tensor(scores["score"], dtype=torch.float64)
-    if not bool(score.isfinite().all()):
-        raise ValueError("a score is NaN or infinite")
-    return score
-
-
-def _base(base_weights: Tensor | None, size: int) -> Tensor:
-    if base_weights is None:
-        return torch.full((size,), 1 / size, dtype=torch.float64)
-    return base_weights.double() / base_weights.double().sum()
-
-
 def _density_solution(
     g: Tensor, base: Tensor, density: Callable[[Tensor], Tensor], sign: float, status: str, scale: float
 ) -> DensitySolution:
     w = density(sign * g.double())
     weights = base * w
+    if not abs(float(weights.sum()) - 1) <= ROUNDING:
+        total = float(weights.sum())
+        raise ValueError(f"no weights were found that sum to one, but to {total}: rescale the scores")
     kl = float((weights * torch.where(w > 0, w, 1.0).log()).sum())
     return DensitySolution(
         weights=weights,

@@ -15,6 +15,7 @@ from torch import Tensor
 Array = np.ndarray
 
 BISECTIONS = 200  # of a bracket in float64: until its ends are neighbours
+STEEPEST = 1e140  # slope, whose square is still a number
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,21 @@ class StepDensity:
 
 @dataclass(frozen=True)
 class LinearDensity:
-    """w = min(cap, slope·(zero − score)₊): the optimum of the modified χ² ball; cap may be infinite."""
+    """w = min(cap, slope·(zero − d)₊), d = (score − least)/width: the optimum of the modified χ² ball.
 
+    d of the scores that were solved for is 0 at the least and 1 at the greatest; cap may be infinite.
+    """
+
+    least: float
+    width: float
     zero: float
     slope: float
     cap: float
 
     def __call__(self, score: Tensor) -> Tensor:
         """w of fresh scores, elementwise."""
-        return ((self.zero - score).clamp(min=0.0) * self.slope).clamp(max=self.cap)
+        distance = (score - self.least) / self.width
+        return ((self.zero - distance).clamp(min=0.0) * self.slope).clamp(max=self.cap)
 
 
 def tail(score: Array, base: Array, height: float) -> StepDensity:
@@ -49,6 +56,7 @@ def tail(score: Array, base: Array, height: float) -> StepDensity:
 
     score [n], base [n] (f, sums to 1), height ≥ 1: CVaR at level 1/height.
     """
+    score, base = score[base > 0], base[base > 0]
     order = np.argsort(score, kind="stable")
     mass = np.cumsum(base[order])
     last = int(np.searchsorted(mass, min(1 / height, mass[-1])))  # the sum may lack a bit of 1
@@ -63,88 +71,103 @@ def linear(score: Array, base: Array, radius: float, cap: float) -> tuple[Linear
     score [n], base [n] (f, sums to 1). Where it does not bind: `tail` at the cap, or all weight on the
     smallest scores.
     """
-    steepest = tail(score, base, min(cap, 1 / float(base[score == score.min()].sum())))
-    if second_moment(steepest, score, base) <= 1 + radius:
+    score, base = score[base > 0], base[base > 0]
+    least, width = float(score.min()), float(np.ptp(score))
+    steepest = tail(score, base, min(cap, 1 / float(base[score == least].sum())))
+    if chi_square(steepest, score, base) <= radius:
         return steepest, False
-    order = np.argsort(-score, kind="stable")  # losses from small to large
-    problem = _Sorted(-(score[order] - score.max()), base[order], cap)
+    distance = (score - least) / width
+    order = np.argsort(distance, kind="stable")
+    problem = _Sorted(distance[order], base[order], cap)
     low, high = 0.0, 1.0
-    while problem.second_moment(high) <= 1 + radius:
+    while problem.chi_square(high) <= radius and high < STEEPEST:
         low, high = high, 2 * high
     for _ in range(BISECTIONS):
         slope = 0.5 * (low + high)
         if slope in (low, high):
             break
-        if problem.second_moment(slope) <= 1 + radius:
+        if problem.chi_square(slope) <= radius:
             low = slope
         else:
             high = slope
-    zero, slope = problem.polished(low, 1 + radius)
-    return LinearDensity(float(score.max() - zero), slope, cap), True
+    return LinearDensity(least, width, *problem.polished(low, radius), cap), True
 
 
-def second_moment(density: StepDensity | LinearDensity, score: Array, base: Array) -> float:
-    """E_F[w²] = 1 + χ²(Q‖F)."""
+def chi_square(density: StepDensity | LinearDensity, score: Array, base: Array) -> float:
+    """χ²(Q‖F) = E_F[(w − 1)²]."""
     w = density(torch.from_numpy(score)).numpy()
-    return float(base @ w**2)
+    return float(base @ (w - 1) ** 2)
 
 
 class _Sorted:
-    """Prefix sums over the losses in ascending order, so that a slope costs two searches, not a pass."""
+    """Prefix sums over the distances from the worst score, ascending: a slope costs two searches, not a pass.
 
-    def __init__(self, loss: Array, base: Array, cap: float):
-        self.loss, self.cap = loss, cap
-        powers = (base, base * loss, base * loss**2)
+    They begin at the worst, so that what a few samples near to it add up to is not lost in all the others.
+    """
+
+    def __init__(self, distance: Array, base: Array, cap: float):
+        self.distance, self.base, self.cap = distance, base, cap
+        powers = (base, base * distance, base * distance**2)
         self.sums = [np.concatenate([[0.0], np.cumsum(p)]) for p in powers]
 
-    def parts(self, zero: float, slope: float) -> tuple[float, float, float, float]:
-        """Σf, Σf·loss, Σf·loss² where 0 < w < cap, and Σf where w = cap; w = slope·(loss − zero)."""
-        first = int(np.searchsorted(self.loss, zero, side="right"))
-        last = len(self.loss)
-        if math.isfinite(self.cap):
-            last = max(first, int(np.searchsorted(self.loss, zero + self.cap / slope, side="left")))
-        inside = [float(s[last] - s[first]) for s in self.sums]
-        return inside[0], inside[1], inside[2], float(self.sums[0][-1] - self.sums[0][last])
+    def inside(self, zero: float, slope: float) -> slice:
+        """Where 0 < w < cap; before it w is the cap, behind it 0. w = slope·(zero − distance)."""
+        last = int(np.searchsorted(self.distance, zero, side="left"))
+        if math.isinf(self.cap):
+            return slice(0, last)
+        first = int(np.searchsorted(self.distance, zero - self.cap / slope, side="right"))
+        return slice(min(first, last), last)
+
+    def parts(self, zero: float, slope: float) -> tuple[float, float, float, float, float]:
+        """Σf, Σf·d, Σf·d² where 0 < w < cap, Σf where w = cap, Σf where w = 0."""
+        at = self.inside(zero, slope)
+        f, first, second = (float(s[at.stop] - s[at.start]) for s in self.sums)
+        mass = self.sums[0]
+        return f, first, second, float(mass[at.start]), float(mass[-1] - mass[at.stop])
 
     def zero(self, slope: float) -> float:
-        """Where w reaches 0, by E_F[w] = 1, which falls as it rises."""
-        low, high = float(self.loss[0]) - 1 / slope, float(self.loss[-1])
+        """Where w reaches 0, by E_F[w] = 1, which rises with it."""
+        low, high = 0.0, float(self.distance[-1]) + 1 / slope
         for _ in range(BISECTIONS):
             middle = 0.5 * (low + high)
             if middle in (low, high):
                 break
-            f, first, _, capped = self.parts(middle, slope)
-            if slope * (first - middle * f) + self.cap_mass(capped) >= 1:
-                low = middle
-            else:
+            f, first, _, capped, _ = self.parts(middle, slope)
+            if slope * (middle * f - first) + self.of_cap(capped) >= 1:
                 high = middle
-        return low
+            else:
+                low = middle
+        return high
 
-    def cap_mass(self, capped: float) -> float:
-        return self.cap * capped if capped > 0 else 0.0
+    def of_cap(self, capped: float, power: int = 1, less: float = 0.0) -> float:
+        """(cap − less)^power·Σf where w = cap."""
+        return (self.cap - less) ** power * capped if capped > 0 else 0.0
 
-    def second_moment(self, slope: float) -> float:
+    def chi_square(self, slope: float) -> float:
         zero = self.zero(slope)
-        f, first, second, capped = self.parts(zero, slope)
-        capped_square = self.cap**2 * capped if capped > 0 else 0.0
-        return slope**2 * (second - 2 * zero * first + zero**2 * f) + capped_square
+        f, first, second, capped, nothing = self.parts(zero, slope)
+        above = slope * zero - 1
+        square = above**2 * f - 2 * above * slope * first + slope**2 * second
+        return square + self.of_cap(capped, 2, less=1.0) + nothing
 
-    def polished(self, slope: float, moment: float) -> tuple[float, float]:
+    def polished(self, slope: float, radius: float) -> tuple[float, float]:
         """(zero, slope) from the two equations on the samples that bisection found inside.
 
-        With mean m and variance v of their losses and w = a + b·(loss − m): f·a is the mass left to them,
-        f·(a² + b²v) their share of the second moment.
+        With mean m and variance v of their distances and w = a − b·(d − m): f·a is the mass left to them,
+        f·((a − 1)² + b²v) their share of χ².
         """
         zero = self.zero(slope)
-        f, first, second, capped = self.parts(zero, slope)
-        capped_square = self.cap**2 * capped if capped > 0 else 0.0
+        _, _, _, capped, nothing = self.parts(zero, slope)
+        at = self.inside(zero, slope)
+        base, distance = self.base[at], self.distance[at]
+        f = float(base.sum())
         if f <= 0:
             return zero, slope
-        mean = first / f
-        variance = second / f - mean**2
-        level = (1 - self.cap_mass(capped)) / f
-        square = (moment - capped_square) / f - level**2
+        mean = float(base @ distance) / f
+        variance = float(base @ (distance - mean) ** 2) / f
+        level = (1 - self.of_cap(capped)) / f
+        square = (radius - self.of_cap(capped, 2, less=1.0) - nothing) / f - (level - 1) ** 2
         if not (variance > 0 and square > 0):
             return zero, slope
         better = math.sqrt(square / variance)
-        return mean - level / better, better
+        return mean + level / better, better

@@ -41,8 +41,8 @@ def solve_dual_streamed(
         InfeasibleError: No Q qualifies; it names γ_min.
     """
     sample = sample_of(parts, sharded)
-    inputs.parameters(epsilon, gamma, None, sample[1])
-    return _Solver(Data(parts, sample, sharded), float(epsilon), gamma).solve(refuse_losses=True)
+    epsilon, gamma, _ = inputs.parameters(epsilon, gamma, None, sample[1])
+    return _Solver(Data(parts, sample, sharded), epsilon, gamma).solve(refuse_losses=True)
 
 
 class _Solver:
@@ -60,6 +60,10 @@ class _Solver:
     def solve(self, refuse_losses: bool) -> StreamedSolution:
         guess = (0.0, 0.0) if self.epsilon == 0 else self._tilt_of_sample()
         at_guess, s = self.data.moments(*guess), self.survey
+        if s.rows == 0:
+            raise ValueError(
+                "the parts gave no rows when read again: each must return a new iterable at every call"
+            )
         s.check()
         if refuse_losses:
             inputs.refuse_losses(s.least_g)

@@ -42,17 +42,19 @@ class Trimmed:
         object.__setattr__(self, "needs", needs)  # its own, as what the inner set needs is
         if not (inputs.is_finite(self.alpha) and 0 <= self.alpha < 1):
             raise ValueError(f"alpha must be a share of the data, at least 0 and below 1, not {self.alpha!r}")
+        object.__setattr__(self, "alpha", float(self.alpha))
 
     def solve(
         self, scores: Scores, base_weights: Tensor | None = None, *, start: Tensor | None = None
     ) -> "TrimmedSolution":
         """Sorts by the score, then asks the inner set."""
-        g = torch.as_tensor(scores["score"], dtype=torch.float64)
-        f = torch.full_like(g, 1 / len(g)) if base_weights is None else base_weights / base_weights.sum()
+        of_name = {name: inputs.named(scores, name) for name in self.needs}
+        g = of_name["score"]
+        f = inputs.base_of(base_weights, g)
         kept = _kept(g, f, self.alpha)
         there = kept > 0
         rest = f * kept / (f * kept).sum()
-        inner = self.inner.solve({name: values[there] for name, values in scores.items()}, rest[there])
+        inner = self.inner.solve({name: values[there] for name, values in of_name.items()}, rest[there])
         assert inner.weights is not None  # solved afresh
         weights = torch.zeros_like(g)
         weights[there] = inner.weights

@@ -9,7 +9,7 @@ import numpy as np
 from klball.commands.options import refuse_ignored
 from klball.report.pages.parts import interval
 from klball.scores.accuracy import columns_of
-from klball.scores.certified import CertifiedWorstCase, certified_worst_case, limit
+from klball.scores.certified import CertifiedWorstCase, certified_worst_case, limit, percent
 from klball.scores.elsewhere.item_scores import Scores
 from klball.scores.measure import ACCURACY, Measure
 from klball.scores.pairs import is_pair_table, read_pairs
@@ -115,4 +115,4 @@ def cell(row: dict[str, Any]) -> str:
 
 def certain(confidence: float) -> str:
     """What a table's title says of such cells."""
-    return f"(≥ bound of the population's worst case, {100 * confidence:g} % confidence)"
+    return f"(≥ bound of the population's worst case, {percent(confidence)} confidence)"

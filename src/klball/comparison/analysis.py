@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
 
+from klball.adversary import inputs
 from klball.adversary.dual import robust_profile
 from klball.comparison.averages import MeanDifference, mean_differences
 from klball.comparison.effects import Effect, Spread, effect_sizes, spreads
@@ -155,8 +157,12 @@ def compare_scores(
         like_these: What the rounds are, for the verdicts' sentences.
 
     Raises:
-        ValueError: No round of some pair can be solved.
+        ValueError: No round of some pair can be solved, no ball, or no such number of resamples.
     """
+    if not inputs.radius("epsilon", epsilon) > 0:
+        raise ValueError(f"epsilon must be above 0, not {epsilon!r}: without a ball λ is infinite")
+    if not (isinstance(resamples, Integral) and resamples >= 0):
+        raise ValueError(f"resamples must be a whole number, 0 for none, not {resamples!r}")
     asked = _analysed(scores, epsilon, gamma, resamples, progress, like_these)
     binds = bool((asked.solutions.lambda_ > 0).all())
     enough = scores.certainty is None and binds and asked.solutions.least_ess() >= LEAST_ESS

@@ -7,6 +7,7 @@ no place here: the adversary weighs pairs one by one.
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -96,6 +97,6 @@ def no_preference_radius(flip_rate: float) -> float:
     the best margin is 0 (derived for one feature: docs/mathematics.md). Infinite at η = 0.
     Raises ValueError for a rate outside [0, ½].
     """
-    if not 0 <= flip_rate <= 0.5:
+    if not (isinstance(flip_rate, Real) and 0 <= flip_rate <= 0.5):
         raise ValueError(f"flip_rate must be a share from 0 to 0.5, not {flip_rate!r}")
-    return math.inf if flip_rate == 0 else -0.5 * math.log(4 * flip_rate * (1 - flip_rate))
+    return math.inf if flip_rate == 0 else 0.5 * math.log(1 / (4 * flip_rate * (1 - flip_rate)))

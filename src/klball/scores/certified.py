@@ -7,8 +7,10 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from scipy import stats
 from scipy.special import gammaln
+from torch import Tensor
 
 from klball.adversary import inputs
 from klball.adversary.dual import solve_dual
@@ -55,7 +57,13 @@ class CertifiedWorstCase(Shown):
             said = f"{self.n} {rows} do not show that {name} is {side} {sign * low:g} {within}"
         else:
             said = f"{name} is {than} {sign * shown:f} {within}"
-        return f"with {100 * self.confidence:g} % confidence, {said}"
+        return f"with {percent(self.confidence)} confidence, {said}"
+
+
+def percent(confidence: float) -> str:
+    """As a percentage, rounded down: "95 %", "99.99999 %"; never "100 %", since it is below 1."""
+    doubt = Decimal(1) - Decimal(str(float(confidence)))
+    return f"{(100 * (1 - Context(prec=2, rounding=ROUND_CEILING).plus(doubt))).normalize():f} %"
 
 
 def limit(value: float, least: bool = True) -> str:
@@ -180,11 +188,10 @@ def _bounds(bounds: Any) -> tuple[float, float]:
 
 
 def _scores(scores: Any, low: float, high: float) -> np.ndarray:
-    array = np.asarray(scores)
-    values = inputs.numbers("scores", array.astype(float) if array.dtype == bool else scores)
+    values = inputs.numbers("scores", _counted(scores))
     if values.ndim != 1:
         raise ValueError(f"scores must be [n], one an item, not {list(values.shape)}")
-    inputs.scores("scores", values)
+    inputs.least_and_most("scores", values)
     bad = np.flatnonzero((values < low) | (values > high))
     if len(bad):
         raise ValueError(
@@ -192,3 +199,13 @@ def _scores(scores: Any, low: float, high: float) -> np.ndarray:
             f"for every score there could be; the first is {values[bad[0]]:g} in row {bad[0] + 1}, from 1"
         )
     return values
+
+
+def _counted(scores: Any) -> Any:
+    """True and false as 1 and 0, whatever holds them; all else as it is."""
+    if isinstance(scores, Tensor):
+        return scores.double() if scores.dtype == torch.bool else scores
+    if np.ma.is_masked(scores):
+        return scores  # is refused
+    array = np.asarray(scores)
+    return array.astype(float) if array.dtype == bool else scores

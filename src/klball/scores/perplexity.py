@@ -304,9 +304,9 @@ def summary_of(scores: dict[str, Tensor]) -> dict[str, float]:
     nll = float(-scores["sum_log_prob"].sum() / scores["num_tokens"].sum())
     return {
         "loss": nll,
-        "perplexity_token": math.exp(nll),
-        "perplexity_sample": math.exp(-float(g.mean())),
-        "own_hardest_1pct": math.exp(-float(g[hardest(g)].mean())),
+        "perplexity_token": _exp(nll),
+        "perplexity_sample": _exp(-float(g.mean())),
+        "own_hardest_1pct": _exp(cvar(-g, HARDEST)),
         **{name: float(scores[name].mean()) for name in ("entropy", "certainty") if name in scores},
     }
 

@@ -144,7 +144,7 @@ LOGGED = (
     Logged("eval_robust_loss", SCORED, "their worst-case mean loss, by training's own set", _evaluates),
     Logged("eval_perplexity_token", (SFT,), "exp of the mean −log p over tokens", _evaluates),
     Logged("eval_perplexity_sample", (SFT,), "exp of minus the mean log-likelihood of rows", _evaluates),
-    Logged("eval_own_hardest_1pct", (SFT,), "the same of the hardest 1 % of the rows", _evaluates),
+    Logged("eval_own_hardest_1pct", (SFT,), "the same of the worst 1 % of the rows (CVaR)", _evaluates),
     Logged("eval_certainty", (SFT,), "mean self-certainty of the rows, nats", _evaluates),
     Logged("eval_runtime", (GRPO,), "seconds of the evaluation", _evaluates),
     Logged("eval_samples_per_second", (GRPO,), "completions evaluated a second", _evaluates),

@@ -50,6 +50,11 @@ class Face:
         q[self.tied] = self.mass * share
         return q
 
+    def meets_cap(self) -> bool:
+        """Whether some weight sits at the cap, where all are nearest to the base."""
+        limit = self.cap * float(self.base[self.tied].sum())
+        return bool(self.full.any()) or self.mass >= limit * (1 - TIE)
+
     def nearest(self) -> Numbers:
         """The weights on the face that are closest to the base."""
         return self.weights(self.tied_base())
@@ -66,7 +71,8 @@ def face_of(z: Numbers, scores: Scores, tolerance: float = 0.0) -> Face:
     level = quantile(z, scores.base, cap)
     full = usable & (z < level - tolerance)
     tied = usable & (z >= level - tolerance) & (z <= level + tolerance)
-    mass = min(1.0, max(1 - cap * float(base[full].sum()), 1e-300))
+    most = cap * float(base[tied].sum())  # the rest may exceed it by a bit of 1
+    mass = min(1.0, most, max(1 - cap * float(base[full].sum()), 1e-300))
     return Face(full, tied, mass, base, cap)
 
 

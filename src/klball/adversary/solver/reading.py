@@ -103,9 +103,7 @@ class Data:
     def _sums(self, part: Part, a: float, b: float, surveys: list[Survey]) -> list[Numbers]:
         """The sums of the pieces of a part."""
         found = []
-        for g, c in part():
-            if c is not None and len(c) != len(g):
-                raise ValueError(f"a chunk has {len(g)} log-likelihoods and {len(c)} certainties")
+        for g, c in _chunks(part):
             for start in range(0, len(g), PIECE):
                 own = g[start : start + PIECE], None if c is None else c[start : start + PIECE]
                 x, y = self._units(*own)
@@ -122,7 +120,31 @@ class Data:
 
 def certainties(part: Part) -> Iterator[Chunk]:
     """C in the place of g."""
-    return ((c, None) for _, c in part() if c is not None)
+    return ((c, None) for _, c in _chunks(part) if c is not None)
+
+
+def _chunks(part: Part) -> Iterator[Chunk]:
+    for chunk in part():
+        if not (isinstance(chunk, tuple | list) and len(chunk) == 2):
+            raise ValueError(
+                "a chunk must be a pair of arrays, (log_likelihood, certainty) or (log_likelihood, None)"
+            )
+        for name, values in zip(("log_likelihood", "certainty"), chunk, strict=True):
+            usable = isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "fiu"
+            if not (usable or (values is None and name == "certainty")):
+                raise ValueError(
+                    f"{name} of a chunk must be a NumPy array [rows] of floats, not {_kind(values)}"
+                )
+        g, c = chunk
+        if c is not None and len(c) != len(g):
+            raise ValueError(f"a chunk has {len(g)} log-likelihoods and {len(c)} certainties")
+        yield g, c
+
+
+def _kind(values: Any) -> str:
+    if isinstance(values, np.ndarray):
+        return f"{list(values.shape)} of {values.dtype.name}"
+    return type(values).__name__
 
 
 def _scaled(values: Numbers, origin: float, width: float) -> Numbers:
@@ -157,7 +179,7 @@ def sample_of(parts: Sequence[Part], sharded: bool) -> tuple[Numbers, Numbers | 
 
 def _first_rows(part: Part, rows: int) -> Iterator[Numbers]:
     """About the first `rows` rows, thinned where the first chunk has many more."""
-    for g, c in part():
+    for g, c in _chunks(part):
         stride = max(1, len(g) // rows)
         columns = [column for column in (g, c) if column is not None]
         taken = np.stack([column[::stride][:rows].astype(np.float64) for column in columns])

@@ -140,7 +140,7 @@ def solve_ball(scores: Scores, epsilon: float, overwrite: bool = False) -> Answe
     if scores.cap is not None or mass > 0.999 * math.exp(-epsilon):  # else the ball binds
         face = face_of(scores.x, scores)
         if epsilon >= face.fixed_kl() - 1e-14:
-            status = "point_mass" if scores.cap is None else "capped"
+            status = "capped" if face.meets_cap() else "point_mass"
             return _at(scores, face.nearest(), status, a=math.inf, gap=0.0)
     tilting, ball = Tilting(scores), Ball(epsilon)
     start = newton.radius_start(tilting, epsilon)
