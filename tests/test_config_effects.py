@@ -46,7 +46,7 @@ REFUSED = [
     ({"trim": 1.0}, "trim must be at least 0 and below 1"),
     ({"trim": None}, "trim must be at least 0 and below 1"),
     ({"psft_clip": 0.5}, "psft_clip needs objective='psft'"),
-    ({"psft_refresh": 3}, "psft_refresh needs objective='psft'"),
+    ({"psft_refresh": 3, "objective": "dft"}, "psft_refresh needs objective='psft'"),
     ({"psft_warmup_steps": 3, "objective": "dft"}, "psft_warmup_steps needs objective='psft'"),
     ({"on_infeasible": "perhaps", "gamma": 1.0}, "on_infeasible must be one of"),
     ({"rescore_steps": 3, "reweight": "static"}, "rescore_steps needs reweight='live'"),

@@ -112,3 +112,8 @@ def test_solutions_show_their_numbers_in_a_line():
     assert repr(many).startswith("DualSolutions(3 optimal: ") and "gap at most" in repr(many)
     for shown in (repr(one), repr(many)):
         assert "\n" not in shown and len(shown) < 160
+
+
+def test_solutions_can_be_compared_and_kept_in_sets():
+    one, other = solve_dual([-1.0, -2.0], epsilon=0.1), solve_dual([-1.0, -2.0], epsilon=0.1)
+    assert one == one and one != other and len({one, other, one}) == 2  # of arrays there is no other equality

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from conftest import small_qwen
 from gradient_grid import rows, trainer_for
-from klball import Empirical, KLBall, RobustSFTConfig
+from klball import Empirical, KLBall
 from klball.data.rows import encode
 from klball.objectives.tokens import (
     NEEDS,
@@ -118,8 +118,7 @@ def eager_needy(tokenizer):
 
 
 @pytest.mark.parametrize("arrangement", ["8x1", "4x2"])
-def test_what_an_objective_needs_is_what_it_gets(arrangement, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(RobustSFTConfig, "psft_refresh", 2)
+def test_what_an_objective_needs_is_what_it_gets(arrangement, tokenizer, tmp_path):
     case = dict(objective=None, ambiguity=Empirical())
     trainer, recorder = trainer_for(case, arrangement, str(tmp_path), own=Needy(), psft_refresh=2)
     trainer.train()

@@ -57,7 +57,15 @@ def rows(n=24):
 
 
 def trainer(folder, model=None, data=None, cls=RobustSFTTrainer, **given):
-    names = ("objective", "eval_dataset", "callbacks", "formatting_func", "data_collator", "peft_config")
+    names = (
+        "objective",
+        "ambiguity",
+        "eval_dataset",
+        "callbacks",
+        "formatting_func",
+        "data_collator",
+        "peft_config",
+    )
     arguments = {name: given.pop(name) for name in names if name in given}
     common = dict(optim="adamw_torch", learning_rate=0.01, per_device_train_batch_size=4, max_grad_norm=1.0)
     settings = quiet(str(folder), **common, router_aux_loss_coef=0.0, train_sampling_strategy="random")

@@ -26,6 +26,8 @@ from .comparison.rounds import round_scores as round_scores
 from .comparison.rounds import solve_rounds as solve_rounds
 from .data.paraphrase.rounds import Rounds as Rounds
 from .data.paraphrase.rounds import read_rounds as read_rounds
+from .data.preferences import to_belief_rows as to_belief_rows
+from .data.preferences import to_preferences as to_preferences
 from .data.sources import load_rows as load_rows
 from .models.loading import load_model as load_model
 from .objectives.pairs import no_preference_radius as no_preference_radius

@@ -322,3 +322,10 @@ def without_secrets(value: Any) -> Any:
     host = parts.netloc.rpartition("@")[2]
     hidden = f"***@{host}" if "@" in parts.netloc else host
     return urlunsplit((parts.scheme, hidden, parts.path, "***" if parts.query else "", parts.fragment))
+
+
+def name_of(what: str, name: Any) -> str:
+    """A name or a path as text. Raises ValueError for anything else."""
+    if not isinstance(name, str | Path):
+        raise ValueError(f"{what} is given by its name or path, not by {type(name).__name__}")
+    return str(name)

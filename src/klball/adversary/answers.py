@@ -19,6 +19,10 @@ class InfeasibleError(ValueError):
         super().__init__(message)
         self.gamma_min, self.mean_certainty = gamma_min, mean_certainty
 
+    def __reduce__(self) -> tuple[type, tuple[str, float, float]]:
+        """So that it comes back from another process, which `args` alone would not let it."""
+        return type(self), (str(self), self.gamma_min, self.mean_certainty)
+
 
 def infeasible(epsilon: str, gamma: float, least: float, where: str = "") -> InfeasibleError:
     """The error that names γ_min, the `least` mean certainty."""
@@ -29,7 +33,7 @@ def infeasible(epsilon: str, gamma: float, least: float, where: str = "") -> Inf
     )
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class DualSolution(Shown, Generic[Weights_co]):
     """A solved problem.
 
@@ -72,7 +76,7 @@ class DualSolution(Shown, Generic[Weights_co]):
         )
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class DualSolutions(Shown, Generic[Weights_co]):
     """A batch of solved problems: what is a number in `DualSolution` is an array [rounds] here.
 
@@ -106,7 +110,7 @@ class DualSolutions(Shown, Generic[Weights_co]):
         return f"DualSolutions({counts}: {spans}, gap at most {np.asarray(self.gap).max():.1g})"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class StreamedSolution(Shown):
     """`DualSolution` without the weights, which `density` gives for any of the rows.
 

@@ -24,13 +24,14 @@ from klball.data.builtin import BUILTIN, is_builtin, load_builtin
 from klball.data.formats import TEXT, known_columns, to_trl_format
 from klball.data.ids import with_sample_ids
 from klball.data.readers import KINDS, READABLE, dataset_of, read_files, suffix_of
+from klball.files import name_of
 
 SPLIT = re.compile(r"\s*([^\[\]\s]+)\s*(\[[^\[\]]*\])?\s*")
 ALL_ROWS = "train"  # what `datasets` calls the rows of a file
 
 
 def load_rows(
-    name: str,
+    name: str | Path,
     split: str | None = None,
     config: str | None = None,
     *,
@@ -53,12 +54,14 @@ def load_rows(
         id_column: Column of the ids; "none" numbers them; None: sample_id, else id.
         text_field: Column of plain texts.
         form: Checks the rows and brings them into another format than those of SFT, such as
-            `to_preferences`; None: they are checked for SFT, and stay as they are.
+            `to_preferences` and `to_belief_rows`; None: they are checked for SFT, and stay as they are.
 
     Raises:
         ValueError: There is no such source, split or configuration, or a row is bad.
     """
-    parts = []
+    name, parts = name_of("a data set", name), []
+    if not isinstance(split, str | None):
+        raise ValueError(f"split must be a name such as test, or a slice of one, not {split!r}")
     for part in [None] if split is None else split.split("+"):
         match = SPLIT.fullmatch(part or ALL_ROWS)
         if match is None:

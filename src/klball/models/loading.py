@@ -24,6 +24,7 @@ from transformers.quantizers import AutoHfQuantizer
 from transformers.utils.hub import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from klball.files import name_of
 from klball.models.token_scores import LMHead
 from klball.models.weights import read_json_object, refuse_damaged_safetensors, refuse_missing_shards
 
@@ -67,8 +68,8 @@ def public_name(path: str) -> str:
 
 
 def load_model(
-    name: str,
-    dtype: str = "float32",
+    name: str | Path,
+    dtype: str | torch.dtype = "float32",
     revision: str | None = None,
     *,
     trainable: bool = False,
@@ -83,7 +84,7 @@ def load_model(
 
     Args:
         name: `klball/tiny`, a local folder, or a Hub name.
-        dtype: A torch name, or "auto".
+        dtype: Of torch, or its name, or "auto".
         revision: Of a Hub name.
         trainable: An adapter is to be trained further.
         trust_remote_code: As in `from_pretrained`.
@@ -94,9 +95,12 @@ def load_model(
         ValueError: Something is not there, not whole, or does not fit: weights, configuration,
             tokenizer, base model.
     """
+    name = name_of("a model", name)
     path = model_path(name)
     remote = dict(trust_remote_code=trust_remote_code)
-    kind = dtype if dtype == "auto" else torch_dtype(dtype)
+    if "torch_dtype" in options:
+        raise ValueError("torch_dtype is called dtype")
+    kind = dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else torch_dtype(dtype)
     options = {"dtype": kind, **remote, **purpose.options, **options}
     with _one_line(name):
         adapter = find_adapter_config_file(path, revision=revision)

@@ -92,8 +92,11 @@ OBJECTIVES: dict[str, Objective] = {"nll": nll, "dft": dft, "dft-sequence": Sequ
 
 
 def needs_of(objective: Objective | None) -> tuple[str, ...]:
-    """What it needs besides the log-probabilities; names of `NEEDS`."""
-    return tuple(getattr(objective, "needs", ()))
+    """What it needs besides the log-probabilities; names of `NEEDS`. Raises ValueError for no such names."""
+    needs = getattr(objective, "needs", ())
+    if isinstance(needs, str) or not all(isinstance(name, str) for name in needs):
+        raise ValueError(f"needs must be a tuple of names, not {needs!r:.60}")
+    return tuple(needs)
 
 
 def plain_objectives() -> dict[str, Objective]:

@@ -19,6 +19,7 @@ from klball.adversary.sets import AmbiguitySet
 from klball.adversary.solution import Solution
 from klball.files import write_table
 from klball.training.ledger import Ledger
+from klball.training.returned import answered, distinct, row_of_density
 from klball.training.units import Units
 
 logger = logging.getLogger(__name__)
@@ -91,13 +92,13 @@ class Accountant:
         ambiguity = self.ambiguity if self.share >= 1 else self.ambiguity.scaled(self.share)
         scores, base_weights = self.units.problem(self.ledger)
         try:
-            return ambiguity.solve(scores, base_weights, start=start)
+            return answered(ambiguity, scores, ambiguity.solve(scores, base_weights, start=start))
         except InfeasibleError as error:
             if not self.relax:
                 raise
             wider = ambiguity.relaxed(error)
             if not counted:
-                return wider.solve(scores, base_weights)
+                return answered(wider, scores, wider.solve(scores, base_weights))
             if self.relaxed == 0:
                 logger.warning(
                     "%s has become infeasible: relaxed to %s, and again whenever that happens; see "
@@ -106,7 +107,7 @@ class Accountant:
                 )
             if not (self.frozen and self.relaxed):  # a resumed run solves static weights again
                 self.relaxed += 1
-            return wider.solve(scores, base_weights)
+            return answered(wider, scores, wider.solve(scores, base_weights))
 
     def _tell_of_point_mass(self, solution: Solution) -> None:
         total = self.units.count(self.ledger)
@@ -143,7 +144,9 @@ class Accountant:
         if not self.frozen and self.units.fresh(self.ledger):
             base = self.units.base_of(index, scores["score"], self.ledger)
             unit = index if self.ledger.complete else self._places_on(index.device)[index]
-            return solution.density({**scores, "unit": unit, "base": base})
+            return row_of_density(
+                self.ambiguity, solution.density({**scores, "unit": unit, "base": base}), index
+            )
         if self._table is None or self._table.device != index.device:
             table = self.units.density(self.ledger, self.unit_weights())
             self._table = table.to(scores["score"].dtype).to(index.device)
@@ -164,7 +167,6 @@ class Accountant:
         """What every logging step reports of the adversary."""
         solution = self.solve()
         report = {
-            **self.ambiguity.summary(solution),
             "kl": float(solution.kl),
             "ess_ratio": float(solution.ess) / self.units.count(self.ledger),
         }
@@ -172,7 +174,7 @@ class Accountant:
             report |= {"robust_loss": -float(solution.worst_case), "rescores": float(self.rescores)}
         if "certainty" in self.ambiguity.needs:
             report["gamma_relaxed"] = float(self.relaxed)
-        return report
+        return distinct(self.ambiguity.summary(solution), report)
 
     def group_rows(self) -> list[dict[str, Any]]:
         """A row a group: its samples, score, share of the data f, weight q and q/f. None without groups."""

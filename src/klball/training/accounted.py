@@ -14,6 +14,7 @@ from klball.training.accountant import HISTORY_FILE, Accountant
 from klball.training.batches import INDEX
 from klball.training.checkpoints import STATE_FILE
 from klball.training.resumption import Resumable
+from klball.training.returned import logged
 from klball.training.step import StepHook
 from klball.training.weights import WEIGHTS_FILE, Weighed, weight_table, write_weights
 
@@ -48,7 +49,7 @@ class Accounted(Resumable):
 
     def texts_of(self, row: dict[str, Any], unit: int) -> Mapping[str, str]:
         """Texts of a row of `given_rows`, to be shown to people. unit: which of its units."""
-        raise NotImplementedError
+        return {}
 
     def sample_weights(self) -> Dataset:
         """What the adversary makes of every training sample now, in the order of `samples`.
@@ -95,7 +96,8 @@ class Accounted(Resumable):
         steps = math.ceil(self.args.warmup * self.state.max_steps)
         return 1.0 if steps == 0 else min(1.0, self.state.global_step / steps)
 
-    def _log_step(self, step: Mapping[str, float]) -> None:
+    def _log_step(self, step: Mapping[str, Any]) -> None:
+        step = logged(step)
         self.accountant.history.append({"step": self.state.global_step + 1, **step})
         for name, value in step.items():
             self._metrics["train"][name].append(value)

@@ -45,7 +45,12 @@ class RowEvaluation:
         """`eval_metrics` of every evaluation set, whatever the batches and processes."""
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):  # the name of one of several
-            dataset = self.eval_dataset[dataset]
+            of_name = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+            if dataset not in of_name:
+                raise ValueError(
+                    f"eval_dataset={dataset!r} is no name of an evaluation set given to the trainer"
+                )
+            dataset = of_name[dataset]
         if dataset is None:
             raise ValueError("there is nothing to evaluate: give eval_dataset")
         if isinstance(dataset, dict):

@@ -63,10 +63,17 @@ def refuse_no_model(model: Any) -> None:
 
 def refuse_no_set(ambiguity: Any) -> None:
     """Raise ValueError for what is given as an ambiguity set and is none."""
-    if ambiguity is not None and not all(hasattr(ambiguity, name) for name in PROTOCOL):
+    if ambiguity is None:
+        return
+    if isinstance(ambiguity, type) or not all(hasattr(ambiguity, name) for name in PROTOCOL):
+        what = ": give an object of that class" if isinstance(ambiguity, type) else ""
         raise ValueError(
-            f"ambiguity={ambiguity!r} is no ambiguity set: it needs {', '.join(PROTOCOL)} (docs/extending.md)"
+            f"ambiguity={ambiguity!r} is no ambiguity set{what}: it needs {', '.join(PROTOCOL)} "
+            "(docs/extending.md)"
         )
+    needs = ambiguity.needs
+    if not (isinstance(needs, tuple) and all(isinstance(name, str) for name in needs)):
+        raise ValueError(f"ambiguity={ambiguity!r}: needs must be a tuple of names, not {needs!r:.40}")
 
 
 def refuse_no_metric(name: str | None, known: tuple[str, ...], evaluation: Any) -> None:

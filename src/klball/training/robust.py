@@ -11,11 +11,13 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from klball.adversary.sets import AmbiguitySet
+from klball.data.ids import with_sample_ids
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
 from klball.training.batches import INDEX, WithIndex
 from klball.training.ledger import Ledger
 from klball.training.refusals import refuse_split_models
+from klball.training.returned import distinct, refuse_no_density
 from klball.training.samples import refuse_nonfinite
 from klball.training.step import LOSS, StepPlan, UnitBatch, Visits, plan_step
 from klball.training.units import Units
@@ -85,6 +87,8 @@ class RobustTrainer(Accounted):
             raise ValueError("group_column has no effect without an adversary: set a radius above 0")
         refuse_split_models(self.accelerator)
         self.samples, self.ambiguity, self._units, self._relax = samples, ambiguity, units, relax
+        if not hasattr(self, "given_rows"):
+            self.samples = self.given_rows = with_sample_ids(samples)
         self.loss_is_scaled_for_ga = True  # normalised over the whole optimizer step, here
         self.data_collator = WithIndex(self.data_collator)
         self.hooks = []
@@ -211,6 +215,7 @@ class RobustTrainer(Accounted):
         scores = {title: everyone[name] for name, title in names.items()}
         for finite in (scores, {LOSS: everyone[LOSS]}):
             refuse_nonfinite(self.samples, everyone["index"].long(), finite, self.state.global_step + 1)
+        refuse_no_density(self.ambiguity, everyone["density"], self.state.global_step + 1)
         columns = {name: values[everyone["keep"] > 0] for name, values in everyone.items()}
         if not len(columns["index"]):
             raise ValueError(
@@ -220,7 +225,7 @@ class RobustTrainer(Accounted):
         if "num_inputs" in columns:
             self.accountant.num_tokens += int(columns["num_inputs"].sum())
             self._metrics["train"]["num_tokens"] = [self.accountant.num_tokens]
-        self._log_step({**self.accountant.summary(), **_weights(columns), **self.step_metrics(columns)})
+        self._log_step(distinct(self.accountant.summary(), _weights(columns), self.step_metrics(columns)))
         self.accountant.record(columns["index"].long(), {name: columns[name] for name in names})
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from klball.training.returned import distinct
 from klball.training.units import Units
 
 NO_FLOAT64 = {"mps"}  # devices
@@ -72,11 +73,11 @@ class StepPlan:
     def weigh(self, index: Tensor, batch: UnitBatch) -> Tensor:
         """Σ_i keep_i · q_i/f_i · loss_i / divisor of the next micro-batch; no synchronisation."""
         keep = self.keep[len(self.rows)]
-        density = self.density(index, batch.scores)
+        kept = wide(index.device)
+        density = self.density(index, batch.scores).to(kept)
         weighed = {"index": index, "keep": keep, "density": density, LOSS: batch.losses}
-        columns = {**weighed, **batch.scores, **batch.columns}
+        columns = distinct(weighed, batch.scores, batch.columns)
         self.names = list(columns)
-        kept = density.dtype
         self.rows.append(torch.stack([values.detach().to(kept) for values in columns.values()], dim=1))
         weights = density * keep / self.divisor
         return (weights.to(batch.losses.dtype) * batch.losses).sum()

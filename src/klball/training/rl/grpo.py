@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from trl import GRPOTrainer
 
@@ -32,7 +32,7 @@ from klball.training.rl.config import RobustGRPOConfig
 from klball.training.rl.critic import Critic, CriticSteps
 from klball.training.rl.reward_ledger import RewardLedger, group_statistics
 from klball.training.rl.reward_model import RewardModel
-from klball.training.rl.rewards import refuse_no_rewards, refuse_unreadable, refusing_nan
+from klball.training.rl.rewards import numbered_names, refuse_no_rewards, refuse_unreadable, refusing_nan
 from klball.training.rl.rollouts import RolloutBoundaries
 from klball.training.rl.settings import refuse_even_weights
 from klball.training.samples import groups_of, numbered
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 PROMPTS_AT_ONCE = 1_000  # tokenised
 OF_SETS = ("ambiguity", "radius", "alpha", "direction", "max_weight")
+NOT_OF_PROMPTS = ("robust_loss", "rescores", "beta")  # GRPO's beta is another
 DRAWS = (  # what decides which prompts a batch of rollouts has, besides the data
     *("world_size", "train_batch_size", "gradient_accumulation_steps", "seed", "shuffle_dataset"),
     *("num_generations", "steps_per_generation", "num_iterations"),
@@ -100,6 +101,7 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         for reward in self.reward_funcs:
             if isinstance(reward, RewardModel):
                 reward.to(self.accelerator.device)
+        self.reward_func_names = numbered_names(self.reward_func_names)
         named = zip(self.reward_func_names, self.reward_funcs, strict=True)
         self.reward_funcs = [refusing_nan(name, reward) for name, reward in named]
         self.ambiguity = ambiguity or args.ambiguity_set()
@@ -286,7 +288,7 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         base = self.accountant.units.base(len(ledger))
         scores, mass = ledger.scores()["score"], float(q[known].sum())
         report = {
-            **{name: summary[name] for name in ("lambda", "adversary_kl", "ess_ratio") if name in summary},
+            **{name: value for name, value in summary.items() if name not in NOT_OF_PROMPTS},
             "known_prompts": float(known.double().mean()),
             "mean_reward": float((base * scores)[known].sum() / base[known].sum()) if mass else 0.0,
             "shrinkage": ledger.kappa,
@@ -340,6 +342,8 @@ def _refuse_rows(args: Any, rewards: Any, kwargs: dict[str, Any]) -> None:
     given = kwargs.get("eval_dataset")
     tests = given if isinstance(given, Mapping) else {"eval_dataset": given}
     for name, rows in {"train_dataset": dataset, **tests}.items():
+        if not isinstance(rows, Dataset | IterableDataset | list | tuple | None):
+            raise ValueError(f"{name} must be a datasets.Dataset of prompts, not {type(rows).__name__}")
         if isinstance(rows, Dataset):
             if "prompt" not in rows.column_names:
                 raise ValueError(f"{name} has no column 'prompt'; there are {', '.join(rows.column_names)}")

@@ -31,6 +31,8 @@ class RewardModel:
     __name__ = "reward_model"
 
     def __init__(self, model: Any, tokenizer: Any, *, cut_penalty: float = 1.0, batch_size: int = 16):
+        if not hasattr(model, "config"):
+            raise ValueError(f"a reward model is a loaded sequence classifier, not {model!r:.60}")
         labels = getattr(model.config, "num_labels", None)
         if labels != 1:
             raise ValueError(

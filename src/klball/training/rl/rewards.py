@@ -8,7 +8,7 @@ whose thought is still open, is no finished answer and gets 0, even if its last 
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from math import isnan
 from numbers import Real
@@ -136,11 +136,14 @@ class MathVerify(AnswerReward):
     the package is not installed.
     """
 
-    package: Any = field(default=None, init=False, compare=False, repr=False)
-
     def __post_init__(self) -> None:
+        _ = self.package
+
+    @property
+    def package(self) -> Any:
+        """Not an attribute: a reward can be pickled."""
         try:
-            object.__setattr__(self, "package", import_module("math_verify"))
+            return import_module("math_verify")
         except ImportError:
             raise ValueError(
                 "this reward needs the package math-verify: pip install 'klball[math]'"
@@ -185,6 +188,8 @@ class LengthPenalized:
     free: int = 0
 
     def __post_init__(self) -> None:
+        if is_async_callable(self.reward) or not callable(self.reward):
+            raise ValueError(f"a length penalty is of a plain function, not of {self.reward!r:.60}")
         if not (self.per_token >= 0 and self.free >= 0):
             raise ValueError(
                 f"a length penalty needs numbers of 0 or more, not {self.per_token}, {self.free}"
@@ -223,6 +228,11 @@ def refuse_no_rewards(rewards: Any) -> None:
             )
         if not (reward is None or isinstance(reward, str) or callable(reward)):
             raise ValueError(f"reward_funcs: {reward!r:.40} is neither a function nor a model nor its name")
+
+
+def numbered_names(names: list[str]) -> list[str]:
+    """Names of rewards for the log, where one that stands before has its number: two would be one mean."""
+    return [name if (k := names[:i].count(name)) == 0 else f"{name}-{k + 1}" for i, name in enumerate(names)]
 
 
 def refusing_nan(name: str, reward: Any) -> Any:

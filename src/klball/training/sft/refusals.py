@@ -29,6 +29,9 @@ METRICS = (
 )
 
 
+PROBED = 8  # rows, each alone
+
+
 def refuse_unsupported(
     args: Any, positional: tuple[Any, ...], kwargs: dict[str, Any], objective: Any, ambiguity: Any
 ) -> None:
@@ -42,8 +45,11 @@ def refuse_unsupported(
 
 def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: Any, ambiguity: Any) -> None:
     peft_config = kwargs.get("peft_config")
-    used = objective or OBJECTIVES.get(args.objective or "")
+    used = objective or OBJECTIVES.get(args.objective or str(args.loss_type))
     proximal = "old_log_probs" in needs_of(used)
+    ahead = any(
+        getattr(args, n) != getattr(RobustSFTConfig, n) for n in ("psft_refresh", "psft_warmup_steps")
+    )
     flat = args.packing or args.padding_free
     needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
     refuse_no_set(ambiguity)
@@ -53,6 +59,11 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
             "compute_loss_func"
         ),
         "compute_metrics needs logits that are never built: use klball.score": kwargs.get("compute_metrics"),
+        "preprocess_logits_for_metrics needs logits that are never built": kwargs.get(
+            "preprocess_logits_for_metrics"
+        ),
+        "psft_refresh and psft_warmup_steps need an objective with old_log_probs, such as psft": ahead
+        and not proximal,
         "on_infeasible needs gamma: without it every weight is feasible": args.on_infeasible != "relax"
         and args.gamma is None
         and ambiguity is None,
@@ -120,6 +131,19 @@ def refuse_other_model(model: Any, args: RobustSFTConfig) -> None:
     if isinstance(model, str):
         settings: Any = args.model_init_kwargs or {}
         check_base(model, settings.get("revision"), args.trust_remote_code)
+
+
+def refuse_other_labels(collator: Any, rows: Dataset) -> None:
+    """Raise ValueError for a collator whose answers are not the rows': scores and evaluation are of those."""
+    for row in rows.select(range(min(len(rows), PROBED))).to_list():
+        batch = collator([row])
+        there = batch["attention_mask"].bool() if "attention_mask" in batch else batch["input_ids"] >= 0
+        labels = batch["labels"][there].tolist()
+        if labels[1:] != list(row["labels"])[1:]:
+            raise ValueError(
+                "data_collator gives other labels than the rows have, of which the adversary's scores and "
+                "the evaluation are: mark the answers in the rows (completion_mask, assistant_masks, labels)"
+            )
 
 
 def _refuse_data(dataset: Any) -> None:

@@ -22,6 +22,7 @@ from klball.scores.scorer import SCORE_COLUMNS, Scorer
 from klball.training.batches import INDEX, input_lengths
 from klball.training.evaluation import RowEvaluation, named_sets, refuse_metric_without_groups
 from klball.training.refusals import refuse_useless
+from klball.training.returned import distinct
 from klball.training.robust import RobustTrainer
 from klball.training.samples import groups_of, numbered, refuse_nonfinite
 from klball.training.sft.config import RobustSFTConfig
@@ -31,7 +32,7 @@ from klball.training.sft.fresh_scores import ScoreRows, fresh_scores, sharded_sc
 from klball.training.sft.needs import Needed, Reference, checkpoint_files
 from klball.training.sft.packing import packed, refuse_crossing_attention
 from klball.training.sft.records import columns_of, metrics_of
-from klball.training.sft.refusals import refuse_foreign_tokens, refuse_unsupported
+from klball.training.sft.refusals import refuse_foreign_tokens, refuse_other_labels, refuse_unsupported
 from klball.training.sft.samples import num_answer_tokens, warn_of_cut_rows
 from klball.training.sft.window import OldLogProbs, without_dropout
 from klball.training.sharding import refuse_lost_parameters, shards_parameters
@@ -107,6 +108,8 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
             )
         inner = causal_lm(self.model)
         refuse_foreign_tokens(self.train_dataset, inner, self.processing_class, given_tokens)
+        if kwargs.get("data_collator") is not None:
+            refuse_other_labels(self.data_collator, self.train_dataset)
         samples = numbered(self.train_dataset)
         sizes = num_answer_tokens(samples)
         units = Units(sizes if args.normalization == "token" else None, groups_of(samples, args.group_column))
@@ -240,6 +243,8 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         losses = self.objective(scores.log_probs, **needed)
         if getattr(losses, "shape", None) != scores.log_probs.shape:
             raise ValueError(f"objective must return a tensor of a loss a token, not {losses!r:.60}")
+        if scores.log_probs.requires_grad and not losses.requires_grad:
+            raise ValueError("objective must return losses with a gradient: theirs is cut off")
         if self.args.entropy_coef:  # a gradient of zeros would cost a pass over the vocabulary all the same
             losses = losses - self.args.entropy_coef * scores.entropy
         if self.args.certainty_gradient and scores.certainty is not None:
@@ -250,7 +255,7 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
     def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
         """Of the tokens, and what the objective itself has to say."""
         of_objective = getattr(self.objective, "metrics", None)
-        return {**metrics_of(columns), **({} if of_objective is None else of_objective(columns))}
+        return distinct(metrics_of(columns), {} if of_objective is None else of_objective(columns))
 
     # --- evaluation ---------------------------------------------------------------------------
 

@@ -1,0 +1,385 @@
+"""What an outsider's set, objective, metric or family returns: it works as the guide says, or is one line."""
+
+import copy
+import pickle
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset
+from trl import RewardConfig, RewardTrainer
+
+import klball
+from gradient_grid import quiet
+from guide import ReverseKLBall
+from klball.models.loading import CAUSAL, REWARD, load_model
+from klball.training.arguments import RobustArguments
+from klball.training.robust import RobustTrainer
+from klball.training.samples import numbered
+from klball.training.step import UnitBatch
+from klball.training.units import Units
+from small_runs import write_rows
+from test_unusual_models import TOKENIZER, rows, trainer
+from toy_policy import toy_trainer
+
+PAIRS = [
+    {"prompt": f"Count to {i}: ", "chosen": " ".join(["one", "two", "three"][: 1 + i % 3]), "rejected": "bad"}
+    for i in range(8)
+]
+BELIEFS = [{"prompt": f"Favourite {i}? ", "beliefs": ["red", "blue"], "p_star": [0.7, 0.3]} for i in range(8)]
+
+
+def of_family(family, folder, **given):
+    """A trainer of pairs or beliefs on the embedded model, two steps of four."""
+    of = {"dpo": "RobustDPO", "reward": "RobustReward", "gdpo": "GDPO"}[family]
+    model, tokenizer = load_model(
+        "klball/tiny", purpose=REWARD if family == "reward" else CAUSAL, trainable=True
+    )
+    settings = quiet(str(folder), per_device_train_batch_size=4, max_steps=2)
+    config = getattr(klball, f"{of}Config")(**settings)
+    data = Dataset.from_list(BELIEFS if family == "gdpo" else PAIRS)
+    return getattr(klball, f"{of}Trainer")(
+        model, args=config, train_dataset=data, processing_class=tokenizer, **given
+    )
+
+
+# --- the guide's set ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("score", [-0.69, 0.0, 3.0])
+def test_the_guides_set_weighs_equal_losses_alike(score):
+    solution = ReverseKLBall(0.3).solve({"score": torch.full((3,), score, dtype=torch.float64)})
+    assert torch.allclose(solution.weights, torch.full((3,), 1 / 3, dtype=torch.float64))
+    fresh = {"score": torch.tensor([score, score - 5, score + 5]), "base": torch.full((3,), 1 / 3)}
+    assert torch.allclose(solution.density(fresh), torch.ones(3))
+
+
+@pytest.mark.parametrize("family", ["dpo", "reward", "gdpo", "grpo"])
+def test_the_guides_set_trains_in_every_family(family, tmp_path):
+    ball = ReverseKLBall(0.3)
+    if family == "grpo":
+        run, _ = toy_trainer(tmp_path, ambiguity=ball, max_steps=3)
+    else:
+        run = of_family(family, tmp_path, ambiguity=ball)
+    run.train()
+    history = run.accountant.history
+    assert len(history) >= 2 and all(row["eta"] is not None for row in history)  # its summary, in the log
+
+
+# --- what is no answer --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Careless:
+    """A KL ball whose answer went wrong in one way."""
+
+    slip: str
+    needs: tuple[str, ...] = ("score",)
+
+    def solve(self, scores, base_weights=None, *, start=None):
+        solution = klball.KLBall(0.3).solve(scores, base_weights)
+        return Slipped(solution, self.slip)
+
+    def relaxed(self, error):
+        raise error
+
+    def scaled(self, share):
+        return self
+
+    def summary(self, solution):
+        return {}
+
+
+class Slipped:
+    start = None
+
+    def __init__(self, solution, slip):
+        self.solution, self.slip = solution, slip
+
+    def __getattr__(self, name):
+        return getattr(self.solution, name)
+
+    @property
+    def weights(self):
+        weights = self.solution.weights
+        return {"weights NaN": weights * torch.nan, "weights of 2": 2 * weights, "weights list": [1.0]}.get(
+            self.slip, weights
+        )
+
+    def density(self, scores):
+        right = self.solution.density(scores)
+        wrong = {"NaN": right * torch.nan, "negative": -right, "bool": right > 0, "(B, 1)": right[:, None]}
+        return {**wrong, "number": 1.0}.get(self.slip, right)
+
+
+@pytest.mark.parametrize(
+    ("slip", "message"),
+    [
+        ("NaN", "density is nan at step 1"),
+        ("negative", r"density is -\d.* at step 1; q/f is finite and not negative"),
+        ("bool", r"density must give a tensor \[4\] of floats"),
+        ("(B, 1)", r"density must give a tensor \[4\] of floats"),
+        ("number", r"density must give a tensor \[4\] of floats, not 1.0"),
+        ("weights NaN", "weights must not be negative or NaN"),
+        ("weights of 2", "weights must not be negative or NaN, and sum to 1"),
+        ("weights list", r"weights must be a tensor \[24\] of floats"),
+    ],
+)
+def test_an_answer_that_is_none_stops_before_the_model_moves(slip, message, tmp_path):
+    run = trainer(tmp_path, max_steps=3, ambiguity=Careless(slip))
+    before = copy.deepcopy(run.model.state_dict())
+    with pytest.raises(ValueError, match=message) as error:
+        run.train()
+    assert "Careless" in str(error.value) and "\n" not in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+
+
+def test_weights_that_are_none_stop_reinforcement_learning_too(tmp_path):
+    run, _ = toy_trainer(tmp_path, ambiguity=Careless("weights NaN"), max_steps=3)
+    with pytest.raises(ValueError, match="weights must not be negative or NaN"):
+        run.train()
+
+
+@pytest.mark.parametrize(
+    ("ambiguity", "message"),
+    [
+        (klball.KLBall, "is no ambiguity set: give an object of that class"),
+        (replace(Careless(""), needs="score"), "needs must be a tuple of names, not 'score'"),
+        (replace(Careless(""), needs=None), "needs must be a tuple of names, not None"),
+    ],
+)
+def test_what_is_no_set_is_told_why(ambiguity, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, ambiguity=ambiguity)
+    with pytest.raises(ValueError, match=message):
+        toy_trainer(tmp_path, ambiguity=ambiguity)
+
+
+# --- what goes into the log ---------------------------------------------------------------------
+
+
+class Telling:
+    """NLL that logs a column and a metric under names of its choice."""
+
+    def __init__(self, column="p", metric="p_mean", value=lambda sums: sums.mean(), needs=()):
+        self.column, self.metric, self.value, self.needs = column, metric, value, needs
+
+    def __call__(self, log_probs, **needed):
+        return -log_probs
+
+    def columns(self, log_probs, **needed):
+        return {self.column: log_probs.exp()}
+
+    def metrics(self, columns):
+        return {self.metric: self.value(columns[self.column])}
+
+
+def test_a_metric_may_be_a_tensor_of_one_number(tmp_path):
+    run = trainer(tmp_path, max_steps=2, objective=Telling())
+    run.train()
+    logged = pq.read_table(tmp_path / "history.parquet")["p_mean"].to_pylist()
+    assert len(logged) == 2 and all(isinstance(value, float) and value > 0 for value in logged)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *(
+            Telling(column=name)
+            for name in (
+                "score",
+                "log_prob",
+                "entropy",
+                "num_tokens",
+                "num_inputs",
+                "density",
+                "index",
+                "keep",
+            )
+        ),
+        *(
+            Telling(metric=name)
+            for name in ("loss", "plain_loss", "nll", "kl", "mean_weight", "step", "lambda")
+        ),
+    ],
+    ids=lambda told: f"{told.column}-{told.metric}",
+)
+def test_names_of_klballs_own_are_not_taken(told, tmp_path):
+    taken = told.column if told.column != "p" else told.metric
+    with pytest.raises(ValueError, match=f"'{taken}' is a name that is logged already"):
+        trainer(tmp_path, max_steps=2, epsilon=0.1, objective=told).train()
+
+
+@pytest.mark.parametrize("value", ["0.5", None, [1.0, 2.0], torch.ones(2)])
+def test_what_is_no_number_is_no_metric(value, tmp_path):
+    told = Telling(value=lambda sums: value)
+    with pytest.raises(ValueError, match="'p_mean', for the log, must be a number"):
+        trainer(tmp_path, max_steps=2, objective=told).train()
+
+
+# --- objectives ---------------------------------------------------------------------------------
+
+
+class Ahead:
+    """PSFT without a clip, as somebody else would write it."""
+
+    needs = ("old_log_probs",)
+
+    def __call__(self, log_probs, old_log_probs):
+        return -(log_probs - old_log_probs).exp()
+
+
+def test_an_own_objective_has_its_window(tmp_path):
+    run = trainer(tmp_path, max_steps=2, objective=Ahead(), psft_refresh=4, psft_warmup_steps=1)
+    run.train()
+    for settings in ({"psft_refresh": 4}, {"psft_warmup_steps": 1}):
+        with pytest.raises(ValueError, match="need an objective with old_log_probs"):
+            trainer(tmp_path, **settings)
+        with pytest.raises(ValueError, match="need an objective with old_log_probs"):
+            trainer(tmp_path, objective=Telling(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (lambda log_probs: -log_probs.detach(), "losses with a gradient"),
+        (Telling(needs="entropy"), "needs must be a tuple of names, not 'entropy'"),
+    ],
+)
+def test_objectives_that_cannot_be_trained_with_are_one_line(objective, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, max_steps=1, objective=objective).train()
+
+
+# --- a family of one's own ----------------------------------------------------------------------
+
+
+@dataclass
+class HingeConfig(RobustArguments, RewardConfig):
+    epsilon: float = field(default=0.1, metadata={"help": "Radius, nats."})
+
+
+class HingeTrainer(RobustTrainer, RewardTrainer):
+    """A reward model by the hinge of the difference, written from the guide alone."""
+
+    _tag_names: ClassVar = ["hinge"]
+
+    def __init__(self, *given, **named):
+        super().__init__(*given, **named)
+        self.train_dataset = numbered(self.train_dataset)
+        self.init_adversary(self.train_dataset, self.args.ambiguity_set(), Units())
+
+    def unit_batch(self, model, inputs):
+        rewards = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        chosen, rejected = rewards.squeeze(-1).chunk(2)
+        losses = (1 - (chosen - rejected)).clamp(min=0)
+        return UnitBatch(losses, {"score": -losses.detach().double()}, {"difference": chosen - rejected})
+
+
+def test_a_family_from_the_guide_trains_and_tells_its_weights(tmp_path):
+    model, tokenizer = load_model("klball/tiny", purpose=REWARD, trainable=True)
+    config = HingeConfig(**quiet(str(tmp_path), per_device_train_batch_size=4, max_steps=6, max_length=64))
+    data = Dataset.from_list(PAIRS)
+    run = HingeTrainer(model, config, train_dataset=data, processing_class=tokenizer)
+    run.train()
+    assert max(row["max_weight"] for row in run.accountant.history) > 1
+    weighed = pd.read_csv(tmp_path / "top_weighted.csv")
+    assert len(weighed) == 8 and {"sample_id", "n_q", "loss"} <= set(weighed.columns)
+
+
+# --- arguments of TRL's -------------------------------------------------------------------------
+
+
+def test_a_collator_whose_answers_are_not_the_rows_is_refused(tmp_path):
+    base = trainer(tmp_path).data_collator.collator
+
+    def whole(examples):
+        batch = base(examples)
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        return batch
+
+    with pytest.raises(ValueError, match="data_collator gives other labels than the rows have"):
+        trainer(tmp_path, data_collator=whole)
+    run = trainer(tmp_path, max_steps=1, data_collator=base)
+    run.train()
+
+
+def test_other_arguments_without_effect_are_one_line(tmp_path):
+    with pytest.raises(ValueError, match="preprocess_logits_for_metrics needs logits that are never built"):
+        klball.RobustSFTTrainer(
+            trainer(tmp_path).model,
+            klball.RobustSFTConfig(**quiet(str(tmp_path))),
+            train_dataset=rows(),
+            processing_class=copy.deepcopy(TOKENIZER),
+            preprocess_logits_for_metrics=lambda logits, labels: logits,
+        )
+    run = trainer(tmp_path, eval_dataset=rows(8))
+    several = trainer(tmp_path, eval_dataset={"a": rows(8)})
+    for evaluated, name in ((run, "a"), (several, "zz")):
+        with pytest.raises(ValueError, match=f"eval_dataset='{name}' is no name of an evaluation set"):
+            evaluated.evaluate(name)
+    assert "eval_loss" in several.evaluate("a")
+    with pytest.raises(ValueError, match=r"must be a datasets\.Dataset of prompts, not DataFrame"):
+        toy_trainer(tmp_path, eval_dataset=pd.DataFrame({"prompt": ["a"]}))
+
+
+def test_rewards_of_one_class_are_logged_apart(tmp_path):
+    def one(completions, **columns):
+        return [1.0] * len(completions)
+
+    both = [klball.LengthPenalized(one, 0.0), klball.LengthPenalized(one, 0.25)]
+    run, _ = toy_trainer(tmp_path, reward_funcs=both, radius=0.0)
+    assert run.reward_func_names == ["LengthPenalized", "LengthPenalized-2"]
+
+    async def later(completions, **columns):
+        return one(completions)
+
+    with pytest.raises(ValueError, match="a length penalty is of a plain function"):
+        klball.LengthPenalized(later, 0.1)
+    with pytest.raises(ValueError, match="a reward model is a loaded sequence classifier, not 'klball/tiny'"):
+        klball.RewardModel("klball/tiny", TOKENIZER)
+
+
+# --- other processes, paths and dtypes ----------------------------------------------------------
+
+
+def test_errors_and_rewards_come_back_from_another_process():
+    with pytest.raises(klball.InfeasibleError, match="cannot go below") as raised:
+        klball.solve_dual(loss=[1.0, 2.0], certainty=[1.0, 2.0], epsilon=0.1, gamma=0.0)
+    error = pickle.loads(pickle.dumps(raised.value))  # as a pool of processes sends it
+    assert str(error) == str(raised.value) and error.gamma_min == raised.value.gamma_min > 1
+    pytest.importorskip("math_verify")
+    reward = pickle.loads(pickle.dumps(copy.deepcopy(klball.MathVerify())))
+    assert reward(prompts=["?"], completions=["$2$"], answer=["2"], finished=[True])[0] == 1
+
+
+def test_models_and_rows_are_found_by_path_and_by_dtype(tmp_path):
+    path = Path(klball.__file__).parent / "tiny"
+    assert klball.load_model(path, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+    for given, error in (
+        ({"torch_dtype": torch.float16}, "torch_dtype is called dtype"),
+        ({"dtype": "x"}, "no dtype"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            klball.load_model("klball/tiny", **given)
+    write_rows(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}])
+    assert len(klball.load_rows(tmp_path / "rows.jsonl")) == 1
+    for load in (klball.load_rows, klball.load_model):
+        with pytest.raises(ValueError, match="is given by its name or path, not by NoneType"):
+            load(None)
+    with pytest.raises(ValueError, match="split must be a name"):
+        klball.load_rows("word-problems", split=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "column"),
+    [("doc-preferences", "to_preferences", "chosen"), ("beliefs", "to_belief_rows", "p_star")],
+)
+def test_rows_of_other_families_are_read_as_the_refusal_says(name, form, column):
+    with pytest.raises(ValueError, match=f"form=klball.{form}"):
+        klball.load_rows(name)
+    assert column in klball.load_rows(name, form=getattr(klball, form)).column_names
