@@ -377,9 +377,15 @@ def test_models_and_rows_are_found_by_path_and_by_dtype(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "form", "column"),
-    [("doc-preferences", "to_preferences", "chosen"), ("beliefs", "to_belief_rows", "p_star")],
+    [
+        ("doc-preferences", "to_preferences", "chosen"),
+        ("beliefs", "to_preferences", "chosen"),
+        ("rows.jsonl", "to_belief_rows", "p_star"),
+    ],
 )
-def test_rows_of_other_families_are_read_as_the_refusal_says(name, form, column):
+def test_rows_of_other_families_are_read_as_the_refusal_says(name, form, column, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", BELIEFS)
     with pytest.raises(ValueError, match=f"form=klball.{form}"):
-        klball.load_rows(name)
-    assert column in klball.load_rows(name, form=getattr(klball, form)).column_names
+        klball.load_rows(name, "train[:20]")
+    assert column in klball.load_rows(name, "train[:20]", form=getattr(klball, form)).column_names

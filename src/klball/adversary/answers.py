@@ -110,7 +110,7 @@ class DualSolutions(Shown, Generic[Weights_co]):
         return f"DualSolutions({counts}: {spans}, gap at most {np.asarray(self.gap).max():.1g})"
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(frozen=True, repr=False)
 class StreamedSolution(Shown):
     """`DualSolution` without the weights, which `density` gives for any of the rows.
 

@@ -60,15 +60,15 @@ def layout_of(columns: set[str], text_field: str = TEXT) -> Layout:
     question = next((name for name in QUESTIONS if name in columns), None)
     answer = next((name for name in ANSWERS if name in columns), None)
     if question is None or answer is None:
-        if {"beliefs", "p_star"} <= columns:
-            raise ValueError(
-                "the rows are prompts with beliefs: they are for --family gdpo "
-                "(in Python: load_rows(…, form=klball.to_belief_rows))"
-            )
         if {"chosen", "rejected"} <= columns:
             raise ValueError(
                 "the rows are preference pairs, of two answers: they are for --family reward, dpo or gdpo "
                 "(in Python: load_rows(…, form=klball.to_preferences))"
+            )
+        if {"beliefs", "p_star"} <= columns:
+            raise ValueError(
+                "the rows are prompts with beliefs: they are for --family gdpo "
+                "(in Python: load_rows(…, form=klball.to_belief_rows))"
             )
         raise ValueError(
             f"columns {sorted(columns - {'sample_id'})} are of no known format: give messages, "
