@@ -226,5 +226,6 @@ def test_parameters_of_less_precision_are_taken_at_their_value(kind):
 
 def test_a_profile_takes_its_radii_from_any_iterable():
     assert robust_profile(G, map(float, ("0.1", "0.2"))).epsilon == [0.1, 0.2]
-    with pytest.raises(ValueError, match="epsilons must be a list of radii"):
-        robust_profile(G, iter(()))
+    for epsilons in (iter(()), np.array(0.1), torch.tensor(0.1), "0.1"):
+        with pytest.raises(ValueError, match="epsilons must be a list of radii"):
+            robust_profile(G, epsilons)

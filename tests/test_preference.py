@@ -241,8 +241,10 @@ def test_beyond_the_no_preference_radius_the_flipped_have_half_the_weight(flip_r
     assert no_preference_radius(0) == math.inf and str(no_preference_radius(0.5)) == "0.0"
     with pytest.raises(ValueError, match="flip_rate must be a share"):
         no_preference_radius(0.6)
-    with pytest.raises(ValueError, match="flip_rate must be a share"):
-        no_preference_radius("a")
+    assert no_preference_radius(torch.tensor(0.25)) == no_preference_radius(0.25)
+    for rate in ("0.1", None, math.nan):
+        with pytest.raises(ValueError, match="flip_rate must be a share"):
+            no_preference_radius(rate)
 
 
 # --- comparators ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from transformers import DataCollatorForSeq2Seq
 from trl import RewardConfig, RewardTrainer
 
 import klball
@@ -106,9 +107,19 @@ class Slipped:
     @property
     def weights(self):
         weights = self.solution.weights
-        return {"weights NaN": weights * torch.nan, "weights of 2": 2 * weights, "weights list": [1.0]}.get(
-            self.slip, weights
-        )
+        match self.slip:
+            case "rounding":
+                moved = weights.clone()
+                moved[1] += moved[0] + 1e-17
+                moved[0] = -1e-17
+                return moved
+            case "weights NaN":
+                return weights * torch.nan
+            case "weights of 2":
+                return 2 * weights
+            case "weights list":
+                return [1.0]
+        return weights
 
     def density(self, scores):
         right = self.solution.density(scores)
@@ -136,6 +147,23 @@ def test_an_answer_that_is_none_stops_before_the_model_moves(slip, message, tmp_
         run.train()
     assert "Careless" in str(error.value) and "\n" not in str(error.value)
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+
+
+def test_weights_and_densities_may_be_off_by_rounding(tmp_path):
+    run = trainer(tmp_path, max_steps=3, ambiguity=replace(Careless("rounding"), needs=["score"]))
+    run.train()
+    assert run.state.global_step == 3
+
+
+@pytest.mark.parametrize("name", ["known_prompts", "reward", "rescores", "kl"])
+def test_a_summary_takes_no_name_of_reinforcement_learning(name, tmp_path):
+    class Summed(klball.KLBall):
+        def summary(self, solution):
+            return {name: 3.0}
+
+    run, _ = toy_trainer(tmp_path, ambiguity=Summed(0.3), max_steps=3)
+    with pytest.raises(ValueError, match=f"'{name}' is a name that is logged already"):
+        run.train()
 
 
 def test_weights_that_are_none_stop_reinforcement_learning_too(tmp_path):
@@ -203,7 +231,7 @@ def test_a_metric_may_be_a_tensor_of_one_number(tmp_path):
         ),
         *(
             Telling(metric=name)
-            for name in ("loss", "plain_loss", "nll", "kl", "mean_weight", "step", "lambda")
+            for name in ("loss", "plain_loss", "nll", "kl", "mean_weight", "step", "lambda", "num_tokens")
         ),
     ],
     ids=lambda told: f"{told.column}-{told.metric}",
@@ -255,6 +283,11 @@ def test_objectives_that_cannot_be_trained_with_are_one_line(objective, message,
         trainer(tmp_path, max_steps=1, objective=objective).train()
 
 
+def test_an_objective_may_leave_the_gradient_to_the_entropy(tmp_path):
+    run = trainer(tmp_path, max_steps=1, objective=torch.zeros_like, entropy_coef=0.1)
+    run.train()
+
+
 # --- a family of one's own ----------------------------------------------------------------------
 
 
@@ -304,8 +337,8 @@ def test_a_collator_whose_answers_are_not_the_rows_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="data_collator gives other labels than the rows have"):
         trainer(tmp_path, data_collator=whole)
-    run = trainer(tmp_path, max_steps=1, data_collator=base)
-    run.train()
+    for usual in (base, DataCollatorForSeq2Seq(copy.deepcopy(TOKENIZER))):
+        trainer(tmp_path, max_steps=1, data_collator=usual).train()
 
 
 def test_other_arguments_without_effect_are_one_line(tmp_path):

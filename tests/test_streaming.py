@@ -389,6 +389,12 @@ def test_a_chunk_of_another_kind_is_one_line(chunk, message):
         solve_dual_streamed([lambda: [chunk]], epsilon=0.1)
 
 
+def test_a_chunk_may_be_one_array_of_both_columns():
+    g, c = -np.arange(9.0), np.linspace(0.0, 1.0, 9)
+    both = solve_dual_streamed([lambda: [np.stack([g, c])]], epsilon=0.1)
+    assert both == solve_dual_streamed([lambda: [(g, c)]], epsilon=0.1) and both.certainty > 0.5
+
+
 def test_a_part_that_can_be_read_once_only_is_told_so():
     once = iter([(-np.arange(9.0), None)])
     with pytest.raises(ValueError, match="each must return a new iterable at every call"):

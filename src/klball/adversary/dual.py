@@ -162,8 +162,8 @@ def robust_profile(
     Raises:
         ValueError: As in `solve_dual`.
     """
-    radii = list(epsilons) if isinstance(epsilons, Iterable) and not isinstance(epsilons, str) else []
-    if not radii:
+    several: Any = epsilons if np.iterable(epsilons) and not isinstance(epsilons, str) else ()
+    if not (radii := list(several)):
         raise ValueError(f"epsilons must be a list of radii, not {repr(epsilons)[:40]}")
     if inputs.log_likelihoods(log_likelihood, loss).ndim != 1:
         raise ValueError("a profile is of one set of scores: pass [n], not [rounds, n]")

@@ -22,6 +22,7 @@ from klball.adversary.warm import resolve
 
 DIRECTIONS = ("pessimistic", "optimistic")
 ROUNDING = 1e-9  # of the sum of weights
+NEGLIGIBLE = 1e-28  # radius of χ²: weights differ by its root, which is rounding
 RELAXED_MARGIN = 0.01  # of the way from γ_min to the mean certainty
 
 
@@ -227,11 +228,11 @@ class ChiSquareBall:
         sign = _sign(self.direction)
         g = inputs.named(scores, "score")
         base = inputs.base_of(base_weights, g)
-        if self.radius == 0:
+        if self.radius <= NEGLIGIBLE:
             return _density_solution(g, base, torch.ones_like, sign, "optimal", math.inf)
         cap = math.inf if self.max_weight is None else self.max_weight
         density, binds = linear(sign * g.numpy(), base.numpy(), self.radius, cap)
-        capped = float(density(sign * g).max()) >= cap * (1 - ROUNDING)
+        capped = float(density(sign * g)[base > 0].max()) >= cap * (1 - ROUNDING)
         status = "capped" if capped else "optimal" if binds else "point_mass"
         scale = 0.0
         if isinstance(density, LinearDensity):  # w changes by the slope, where it is neither 0 nor the cap

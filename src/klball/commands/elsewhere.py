@@ -21,7 +21,7 @@ from klball.report.pages.elsewhere import item_lines, write_items_page
 from klball.report.pages.evaluation import plain_lines
 from klball.report.pages.parts import counted, few_in_words, interval
 from klball.report.pages.tables import write_report
-from klball.scores.certified import certified_worst_case, limit
+from klball.scores.certified import certified_worst_case, limit, percent
 from klball.scores.elsewhere.item_scores import Scores
 from klball.scores.elsewhere.reading import scores_from
 from klball.scores.elsewhere.report import GROUP, ItemReport, item_report
@@ -238,7 +238,7 @@ def show_items(
         )
         for e in SHOWN_RADII
     ]
-    more = [f"of the population, {100 * confidence:g} %"] if least else []
+    more = [f"of the population, {percent(confidence)}"] if least else []
     header = ("ε", *(x for m in models for x in (m, *more, f"{m}: ESS")))
     show_table(f"worst-case {unit}, within ε nats of these items", header, body)
     say(f"everything is in {folder}")

@@ -7,7 +7,6 @@ no place here: the adversary weighs pairs one by one.
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -97,6 +96,10 @@ def no_preference_radius(flip_rate: float) -> float:
     the best margin is 0 (derived for one feature: docs/mathematics.md). Infinite at η = 0.
     Raises ValueError for a rate outside [0, ½].
     """
-    if not (isinstance(flip_rate, Real) and 0 <= flip_rate <= 0.5):
+    try:
+        share = math.nan if isinstance(flip_rate, str) else float(flip_rate)
+    except (TypeError, ValueError, RuntimeError):
+        share = math.nan
+    if not 0 <= share <= 0.5:
         raise ValueError(f"flip_rate must be a share from 0 to 0.5, not {flip_rate!r}")
-    return math.inf if flip_rate == 0 else 0.5 * math.log(1 / (4 * flip_rate * (1 - flip_rate)))
+    return math.inf if share == 0 else 0.5 * math.log(1 / (4 * share * (1 - share)))

@@ -61,9 +61,9 @@ class CertifiedWorstCase(Shown):
 
 
 def percent(confidence: float) -> str:
-    """As a percentage, rounded down: "95 %", "99.99999 %"; never "100 %", since it is below 1."""
-    doubt = Decimal(1) - Decimal(str(float(confidence)))
-    return f"{(100 * (1 - Context(prec=2, rounding=ROUND_CEILING).plus(doubt))).normalize():f} %"
+    """As a percentage, never rounded up: "95 %", "99.99999 %"."""
+    short, exact = Decimal(f"{100 * confidence:g}"), 100 * Decimal(str(float(confidence)))
+    return f"{(exact if short > exact else short).normalize():f} %"
 
 
 def limit(value: float, least: bool = True) -> str:

@@ -14,7 +14,7 @@ from klball.training.accountant import HISTORY_FILE, Accountant
 from klball.training.batches import INDEX
 from klball.training.checkpoints import STATE_FILE
 from klball.training.resumption import Resumable
-from klball.training.returned import logged
+from klball.training.returned import logged, refuse_taken
 from klball.training.step import StepHook
 from klball.training.weights import WEIGHTS_FILE, Weighed, weight_table, write_weights
 
@@ -97,7 +97,10 @@ class Accounted(Resumable):
         return 1.0 if steps == 0 else min(1.0, self.state.global_step / steps)
 
     def _log_step(self, step: Mapping[str, Any]) -> None:
+        own: set[str] = self.__dict__.setdefault("_own_names", set())
+        refuse_taken({*self._metrics["train"]} - own, step)  # TRL's
         step = logged(step)
+        own.update(step)
         self.accountant.history.append({"step": self.state.global_step + 1, **step})
         for name, value in step.items():
             self._metrics["train"][name].append(value)

@@ -72,7 +72,7 @@ def refuse_no_set(ambiguity: Any) -> None:
             "(docs/extending.md)"
         )
     needs = ambiguity.needs
-    if not (isinstance(needs, tuple) and all(isinstance(name, str) for name in needs)):
+    if not (isinstance(needs, tuple | list) and all(isinstance(name, str) for name in needs)):
         raise ValueError(f"ambiguity={ambiguity!r}: needs must be a tuple of names, not {needs!r:.40}")
 
 

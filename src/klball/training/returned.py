@@ -8,8 +8,8 @@ from torch import Tensor
 from klball.adversary.sets import AmbiguitySet
 from klball.adversary.solution import Scores, Solution
 
-OF_TRANSFORMERS = ("step", "loss", "grad_norm", "learning_rate", "epoch")  # in its log
-ROUNDING = 1e-6  # of the sum of weights
+OF_TRANSFORMERS = ("step", "loss", "grad_norm", "learning_rate", "epoch", "num_tokens")  # in its log
+ROUNDING = 1e-4  # of the sum of weights, and of the mean weight: a general solver's
 
 
 def distinct(*parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def answered(ambiguity: AmbiguitySet, scores: Scores, solution: Solution) -> Sol
         return solution
     if not isinstance(weights, Tensor) or weights.shape != (size,) or not weights.is_floating_point():
         raise ValueError(f"{ambiguity}: weights must be a tensor [{size}] of floats, not {_kind(weights)}")
-    if not (bool((weights >= 0).all()) and abs(float(weights.sum()) - 1) <= ROUNDING):
+    if not (bool((weights >= -ROUNDING / size).all()) and abs(float(weights.sum()) - 1) <= ROUNDING):
         raise ValueError(f"{ambiguity}: weights must not be negative or NaN, and sum to 1")
     return solution
 
@@ -70,6 +70,7 @@ def _kind(value: Any) -> str:
 
 def refuse_no_density(ambiguity: AmbiguitySet, density: Tensor, step: int) -> None:
     """Raise ValueError for a density that is negative or not finite; the model has not moved yet."""
-    if not bool((density.isfinite() & (density >= 0)).all()):
-        bad = float(density[~(density.isfinite() & (density >= 0))][0])
+    usable = density.isfinite() & (density >= -ROUNDING)
+    if not bool(usable.all()):
+        bad = float(density[~usable][0])
         raise ValueError(f"{ambiguity}: density is {bad} at step {step}; q/f is finite and not negative")

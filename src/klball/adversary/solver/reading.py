@@ -125,7 +125,7 @@ def certainties(part: Part) -> Iterator[Chunk]:
 
 def _chunks(part: Part) -> Iterator[Chunk]:
     for chunk in part():
-        if not (isinstance(chunk, tuple | list) and len(chunk) == 2):
+        if not (isinstance(chunk, tuple | list | np.ndarray) and len(chunk) == 2):
             raise ValueError(
                 "a chunk must be a pair of arrays, (log_likelihood, certainty) or (log_likelihood, None)"
             )

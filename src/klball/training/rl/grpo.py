@@ -28,6 +28,7 @@ from klball.training.refusals import (
     refuse_split_models,
     refuse_useless,
 )
+from klball.training.returned import distinct
 from klball.training.rl.config import RobustGRPOConfig
 from klball.training.rl.critic import Critic, CriticSteps
 from klball.training.rl.reward_ledger import RewardLedger, group_statistics
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 PROMPTS_AT_ONCE = 1_000  # tokenised
 OF_SETS = ("ambiguity", "radius", "alpha", "direction", "max_weight")
-NOT_OF_PROMPTS = ("robust_loss", "rescores", "beta")  # GRPO's beta is another
+NOT_OF_PROMPTS = ("robust_loss", "rescores")
 DRAWS = (  # what decides which prompts a batch of rollouts has, besides the data
     *("world_size", "train_batch_size", "gradient_accumulation_steps", "seed", "shuffle_dataset"),
     *("num_generations", "steps_per_generation", "num_iterations"),
@@ -276,7 +277,7 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         self._begin_step()
         used = weights[everyone[:, 0]]
         self._log_step(
-            {**self._summary(), "mean_weight": float(used.mean()), "max_weight": float(used.max())}
+            distinct(self._summary(), {"mean_weight": float(used.mean()), "max_weight": float(used.max())})
         )
 
     def _summary(self) -> dict[str, float]:
@@ -288,7 +289,6 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         base = self.accountant.units.base(len(ledger))
         scores, mass = ledger.scores()["score"], float(q[known].sum())
         report = {
-            **{name: value for name, value in summary.items() if name not in NOT_OF_PROMPTS},
             "known_prompts": float(known.double().mean()),
             "mean_reward": float((base * scores)[known].sum() / base[known].sum()) if mass else 0.0,
             "shrinkage": ledger.kappa,
@@ -297,7 +297,10 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
             report["worst_case_reward"] = -summary["robust_loss"]
             flat = known & (ledger.variance == 0)
             report["mass_without_gradient"] = float(q[flat].sum()) / mass if mass else 0.0
-        return report
+        own = {name: value for name, value in summary.items() if name not in NOT_OF_PROMPTS}
+        if own.get("beta") == 0:  # a KL ball's, of the certainty; GRPO's beta is another
+            del own["beta"]
+        return distinct(own, report)
 
 
 def _refuse_unsupported(args: Any, rewards: Any, kwargs: dict[str, Any], ambiguity: Any) -> None:

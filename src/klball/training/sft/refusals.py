@@ -135,8 +135,9 @@ def refuse_other_model(model: Any, args: RobustSFTConfig) -> None:
 
 def refuse_other_labels(collator: Any, rows: Dataset) -> None:
     """Raise ValueError for a collator whose answers are not the rows': scores and evaluation are of those."""
-    for row in rows.select(range(min(len(rows), PROBED))).to_list():
-        batch = collator([row])
+    for place in range(min(len(rows), PROBED)):
+        row = rows[place]
+        batch = collator([dict(row)])
         if "attention_mask" not in batch:
             return  # is refused where it is used
         labels = batch["labels"][batch["attention_mask"].bool()].tolist()

@@ -109,7 +109,7 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         inner = causal_lm(self.model)
         refuse_foreign_tokens(self.train_dataset, inner, self.processing_class, given_tokens)
         if kwargs.get("data_collator") is not None:
-            refuse_other_labels(self.data_collator, self.train_dataset)
+            refuse_other_labels(self.data_collator, self._rows_of_loader())
         samples = numbered(self.train_dataset)
         sizes = num_answer_tokens(samples)
         units = Units(sizes if args.normalization == "token" else None, groups_of(samples, args.group_column))
@@ -152,6 +152,14 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         prepared: Any = super()._prepare_dataset(tokenised, processing_class, args, False, *rest)
         warn_of_cut_rows(rest[-1], tokenised, prepared, args.max_length)
         return prepared
+
+    def _rows_of_loader(self) -> Dataset:
+        """The training rows with what the collator will see of them."""
+        if not self.args.remove_unused_columns:
+            return self.train_dataset
+        self._set_signature_columns_if_needed()
+        seen = [name for name in self.train_dataset.column_names if name in self._signature_columns]
+        return self.train_dataset.select_columns(seen)
 
     def _rows_to_load(self) -> Dataset:
         if not self.args.packing:
@@ -243,13 +251,13 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         losses = self.objective(scores.log_probs, **needed)
         if getattr(losses, "shape", None) != scores.log_probs.shape:
             raise ValueError(f"objective must return a tensor of a loss a token, not {losses!r:.60}")
-        if scores.log_probs.requires_grad and not losses.requires_grad:
-            raise ValueError("objective must return losses with a gradient: theirs is cut off")
         if self.args.entropy_coef:  # a gradient of zeros would cost a pass over the vocabulary all the same
             losses = losses - self.args.entropy_coef * scores.entropy
         if self.args.certainty_gradient and scores.certainty is not None:
             sign = -1.0 if self.args.direction == "optimistic" else 1.0  # β bounds a maximum there
             losses = losses - sign * self.accountant.summary()["beta"] * scores.certainty
+        if scores.log_probs.requires_grad and not losses.requires_grad:
+            raise ValueError("objective must return losses with a gradient: theirs is cut off")
         return losses
 
     def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
