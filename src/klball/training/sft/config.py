@@ -96,10 +96,8 @@ class RobustSFTConfig(RobustArguments, SFTConfig):
                     f"objective={self.objective!r} contradicts loss_type={self.loss_type!r}: set one of them"
                 )
         for name in ("psft_clip", "psft_refresh", "psft_warmup_steps"):
-            of_psft = self.objective == "psft" or (
-                self.objective is None and name != "psft_clip"
-            )  # or one's own
-            if not of_psft and getattr(self, name) != getattr(type(self), name):
+            for_own = self.objective is None and name != "psft_clip"  # the trainer's objective may need it
+            if self.objective != "psft" and not for_own and getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"{name} needs objective='psft'")
         if self.certainty_gradient and self.gamma is None:
             raise ValueError("certainty_gradient needs gamma: without it certainty plays no part")

@@ -137,7 +137,7 @@ def refuse_other_labels(collator: Any, rows: Dataset) -> None:
     """Raise ValueError for a collator whose answers are not the rows': scores and evaluation are of those."""
     for place in range(min(len(rows), PROBED)):
         row = rows[place]
-        batch = collator([dict(row)])
+        batch = collator([dict(row)])  # a collator may take columns out
         if "attention_mask" not in batch:
             return  # is refused where it is used
         labels = batch["labels"][batch["attention_mask"].bool()].tolist()
