@@ -57,10 +57,19 @@ def build_model(config: Qwen3Config, device: str, dtype: torch.dtype) -> Qwen3Fo
     return Qwen3ForCausalLM(config).to(device, dtype)
 
 
+def uneven_rows(length: int, vocabulary: int) -> Dataset:
+    """Random tokens in rows of 64 tokens to `length`; the second half of every row is its answer."""
+    drawn = np.random.default_rng(0)
+    rows = [drawn.integers(vocabulary, size=size) for size in drawn.integers(64, length + 1, size=4 * ROWS)]
+    labels = [np.where(np.arange(len(row)) < len(row) // 2, IGNORED, row) for row in rows]
+    return Dataset.from_dict({"input_ids": [*map(list, rows)], "labels": [*map(list, labels)]})
+
+
 def build_trainer(
-    name: str, config: Qwen3Config, length: int, device: str, max_steps: int = 100_000
+    name: str, config: Qwen3Config, length: int, device: str, max_steps: int = 100_000, packed: bool = False
 ) -> SFTTrainer:
     """Stock or robust, bf16 autocast over float32 weights, not yet started."""
+    rows = uneven_rows if packed else build_rows
     settings: dict[str, Any] = dict(
         output_dir=mkdtemp(prefix="klball-bench-"),
         per_device_train_batch_size=BATCHES[length],
@@ -72,9 +81,10 @@ def build_trainer(
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,
+        packing=packed,
     )
     common: dict[str, Any] = dict(
-        train_dataset=build_rows(length, config.vocab_size),
+        train_dataset=rows(length, config.vocab_size),
         processing_class=AutoTokenizer.from_pretrained(model_path(TINY)),
     )
     model = build_model(config, device, torch.float32)
@@ -103,6 +113,17 @@ def training_speed(config: Qwen3Config, length: int, device: str, seconds: float
             measure = f"FLOP utilisation, of {name_of_device}'s {peak / 1e12:.0f} TFLOP/s"
             rows.append(row(BENCHMARK, f"{case}, {name}", measure, list(share)))
     return rows
+
+
+def packed_speed(config: Qwen3Config, length: int, device: str, seconds: float) -> list[Row]:
+    """Rows of uneven lengths in packs of `length` tokens: both trainers' steps in turns."""
+    trainers = [build_trainer(name, config, length, device, packed=True) for name in (STOCK, OURS)]
+    times = in_turns(trainers, seconds, least=8)[:, :, 0]
+    case = f"packs of {length:,} tokens"
+    return [
+        paired(BENCHMARK, case, "step time / stock (95 % interval)", times[:, 1], times[:, 0], "≤ 1.03"),
+        row(BENCHMARK, f"{case}, {OURS}", "seconds a step", list(times[:, 1])),
+    ]
 
 
 def training_memory(config: Qwen3Config, length: int, device: str) -> list[Row]:
@@ -184,6 +205,7 @@ def measure(quick: bool) -> list[Row]:
     for length in list(BATCHES)[: 1 if quick else None]:
         rows += training_speed(SHAPE, length, "cuda", seconds=2 if quick else 30)
         rows += training_memory(SHAPE, length, "cuda")
+        rows += packed_speed(SHAPE, length, "cuda", seconds=2 if quick else 30)
         rows += scoring(SHAPE, length, "cuda", repeats=2 if quick else 7)
     return rows
 

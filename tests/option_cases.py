@@ -206,6 +206,8 @@ CASES: dict[str, dict[str, Case]] = {
         "own_prompts": (OBJECTIVES, 3),
         "own_samples": (OBJECTIVES, 3),
         "own_tokens": (OBJECTIVES, 3),
+        "num_jobs": ({}, 2),
+        "job_index": ({"num_jobs": 2}, 1),
         "output_dir": ({}, "OUT2"),
     },
 }
@@ -293,6 +295,7 @@ IGNORED: dict[str, list[Case]] = {
         (OBJECTIVES, "static", "true"),
         *((experiment, "variants", "optimistic") for experiment in (OBJECTIVES, PREFERENCE, FORGETTING)),
         (OBJECTIVES, "points", 3),
+        *((experiment, "num_jobs", 2) for experiment in (PREFERENCE, FORGETTING)),
         ({"lora_r": 0}, "lora_alpha", 3),
         ({"config": "RECIPE"}, "preset", "paper"),
         ({"config": "RECIPE"}, "preset", "tiny"),

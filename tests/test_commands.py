@@ -158,6 +158,7 @@ def test_score_solve_and_evaluate(data, tmp_path, capsys):
         (["evaluate", "--models", "a=x", "a=y"], "labels repeat"),
         (["evaluate", "--reference", "other"], "not among the models"),
         (["reproduce", "--preset", "huge"], "--preset must be one of tiny, paper"),
+        (["reproduce", "--num_jobs", "2", "--job_index", "2"], "--job_index must be between 0 and 1, not 2"),
         (["reproduce", "--epsilons", "-1"], "--epsilons must be 0 or more"),
         (
             ["reproduce", "--experiment", "objectives", "--own_samples", "1", "--output_dir", "OUT"],
@@ -215,6 +216,23 @@ def test_reproduce_is_resumable_and_complete(tmp_path):
     page = (tmp_path / "out/report.html").read_text()
     assert "on its worst 5 % (CVaR; descriptive: 5 rows; the hardest 1 % are 1 row)" in page
     assert "on test the hardest 1 % are 1 row, too few to judge by" in " ".join(done.stdout.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["robustness", "objectives"])
+def test_jobs_that_share_a_folder_end_with_the_tables_of_one(experiment, tmp_path):
+    small = ["reproduce", "--experiment", experiment, "--train_rows", "48", "--test_rows", "40"]
+    small += ["--ood_rows", "10", "--epsilons", "0", "0.05"]
+    if experiment == "objectives":
+        small += ["--own_prompts", "4", "--own_samples", "2", "--own_tokens", "8"]
+    for job in ("0", "1"):
+        done = run(*small, "--output_dir", tmp_path / "shared", "--num_jobs", "2", "--job_index", job)
+        assert done.returncode == 0, done.stderr
+        assert ("arms are other" in done.stdout) == (job == "0")
+        assert (tmp_path / "shared" / "finals.csv").exists() == (job == "1")
+    assert run(*small, "--output_dir", tmp_path / "alone").returncode == 0
+    finals = [(tmp_path / folder / "finals.csv").read_bytes() for folder in ("shared", "alone")]
+    assert finals[0] == finals[1]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,7 +31,6 @@ SOURCE = Path(klball.files.__file__).parent
 OWNED = {"hashlib", "xxhash", "os.replace", "os.rename", "importlib.metadata"}
 ELSEWHERE = {  # why it is not files.py's
     "training/identity.py": {"xxhash"},  # a digest of 16 bytes a row, to look rows up by
-    "cli.py": {"importlib.metadata"},  # --version, before anything is loaded
 }
 
 
@@ -115,3 +115,11 @@ def test_versions_are_listed_once_and_written_whole(tmp_path):
     found = klball.files.read_json_object(tmp_path / "new" / "run.json")
     assert found == {"a": everything, "b": str(tmp_path)}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.json"]
+
+
+def test_the_source_tree_has_a_version_without_being_installed(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(klball.files, "version", missing)
+    assert versions("klball") == {"klball": klball.__version__}

@@ -94,9 +94,9 @@ def _run(arguments: list[str], heard: list[int]) -> None:
         return
     name, *rest = arguments
     if name == "--version":
-        from importlib.metadata import version
+        from klball import __version__
 
-        print(version("klball"))
+        print(__version__)
         return
     if name not in COMMANDS:
         raise ValueError(f"no command {name!r}; there are {', '.join(COMMANDS)}")

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from klball import __version__
 from klball.boundary import first_line
 
 logger = logging.getLogger(__name__)
@@ -307,7 +308,7 @@ def write_run(folder: Path, options: Any, name: str, **more: Any) -> None:
 def versions(*libraries: str) -> dict[str, str]:
     """The installed versions of these libraries; of none, of Python and all that results depend on."""
     if libraries:
-        return {library: version(library) for library in libraries}
+        return {library: __version__ if library == "klball" else version(library) for library in libraries}
     return {"python": sys.version.split()[0], **versions(*LIBRARIES)}
 
 

@@ -17,7 +17,7 @@ from klball.adversary.upweighting import radius_help
 from klball.commands.comparison_tables import show, write
 from klball.commands.elsewhere import COLUMNS, asks_for_columns, is_own, read_models, show_groups
 from klball.commands.labels import file_names, labelled
-from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
+from klball.commands.options import DTYPES, job_of, one_of, parse, refuse_ignored
 from klball.commands.paraphrase import template_replies
 from klball.commands.reproduce import tiny_experiment
 from klball.comparison.analysis import Comparison, compare_scores
@@ -166,8 +166,7 @@ def _checked(options: Options) -> Gamma:
         refuse_ignored(options, names, "with --rounds_path, which holds the rows")
     if options.rounds is not None and options.rounds < 3:
         raise ValueError(f"--rounds must be at least 3, not {options.rounds}")
-    if not 0 <= options.job_index < options.num_jobs:
-        raise ValueError(f"--job_index must be between 0 and {options.num_jobs - 1}, not {options.job_index}")
+    job_of(options)
     if options.max_rows is not None and options.max_rows < 2:
         raise ValueError(f"--max_rows must be at least 2, not {options.max_rows}")
     if options.epsilon is not None and not options.epsilon > 0:

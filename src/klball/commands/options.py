@@ -224,6 +224,12 @@ def one_of(options: Any, name: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"--{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
+def job_of(options: Any) -> None:
+    """Raise ValueError if there is no such job."""
+    if not 0 <= options.job_index < options.num_jobs:
+        raise ValueError(f"--job_index must be between 0 and {options.num_jobs - 1}, not {options.job_index}")
+
+
 def distinct(options: Any, name: str) -> None:
     """Raise ValueError if a value of this list is given twice."""
     values = getattr(options, name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from klball.commands.leftovers import no_leftovers
-from klball.commands.options import DTYPES, distinct, one_of, parse, refuse_ignored
+from klball.commands.options import DTYPES, distinct, job_of, one_of, parse, refuse_ignored
 from klball.commands.recipe import split_config
 from klball.files import write_run
 from klball.studies import forgetting, head_to_head, preference, robustness
@@ -29,14 +29,15 @@ RECIPES = {  # (preset, experiment) → file, where it is not the preset's own
     ("tiny", "forgetting"): "forgetting-tiny",
     ("paper", "forgetting"): "forgetting-paper",
 }
+JOBS = ("num_jobs", "job_index")
 IGNORED = {  # experiment → options that say nothing to it
     "robustness": ("flips", *OWN, *OF_START, *OF_RL),
     "objectives": ("static", "variants", "points", "flips", *OF_START, *OF_RL),
     "preference": (
         *("static", "variants", "points", "dataset_name", "dataset_config", "dataset_train_split"),
-        *("dataset_test_split", "test_name", *OWN, *OF_RL),
+        *("dataset_test_split", "test_name", *OWN, *OF_RL, *JOBS),
     ),
-    "forgetting": ("static", "variants", "flips", "own_name"),
+    "forgetting": ("static", "variants", "flips", "own_name", *JOBS),
 }
 PRESETS = ("tiny", "paper")
 
@@ -72,6 +73,7 @@ def _parse(arguments: list[str], prog: str) -> Options:
         (options,) = parse([Options], arguments, prog, EXAMPLE)
     one_of(options, "experiment", tuple(EXPERIMENTS))
     one_of(options, "dtype", DTYPES)
+    job_of(options)
     distinct(options, "epsilons")
     distinct(options, "flips")
     distinct(options, "variants")

@@ -35,6 +35,7 @@ from klball.training.sft.config import RobustSFTConfig
 logger = logging.getLogger(__name__)
 
 START = "start"
+TABLES = ("test", "ood")
 OWN = ("own_name", "own_prompts", "own_samples", "own_tokens")  # concern what comes after training
 OF_START = ("beta", "start_steps", "start_learning_rate")  # of experiments that train their start
 OF_RL = (  # of the forgetting experiment
@@ -43,6 +44,7 @@ OF_RL = (  # of the forgetting experiment
 )
 UNRELATED = (  # to one arm
     *("seeds", "epsilons", "flips", "static", "variants", "output_dir", "dataset_config"),
+    *("num_jobs", "job_index"),
     *OWN,
 )
 
@@ -108,6 +110,10 @@ class Options(ChatTemplate, DataConfig):
     own_prompts: int = option(96, "objectives, forgetting: prompts that the models answer themselves.")
     own_samples: int = option(4, "objectives, forgetting: answers to each of them.")
     own_tokens: int = option(64, "objectives, forgetting: their longest answer, tokens.")
+    num_jobs: int = option(
+        1, "robustness, objectives: independent jobs that share the folder and its arms, such as one a GPU."
+    )
+    job_index: int = option(0, "Which of them this is, from 0.")
     output_dir: str | None = option(
         None, "Folder for everything; default: outputs/reproduce, or outputs/ and the experiment's name."
     )
@@ -169,16 +175,20 @@ def score_model(
     """Score tables on the test and out-of-domain rows, from disk where they are finished."""
     model, tokenizer = load(model_name, options)
     tables = {}
-    for name in ("test", "ood"):
-        output = folder / "scores" / label / f"{name}.parquet"
+    for name in TABLES:
         with progress_bar(f"{label}: scoring {name}") as progress:
             tables[name] = score(
                 *(model, tokenizer, data[name]),
                 max_length=options.max_length,
-                output=output,
+                output=table_path(folder, label, name),
                 progress=progress,
             )
     return tables
+
+
+def table_path(folder: Path, label: str, name: str) -> Path:
+    """Where `score_model` keeps a table."""
+    return folder / "scores" / label / f"{name}.parquet"
 
 
 def load(name: str, options: Any, revision: str | None = None) -> tuple[Any, Any]:

@@ -35,6 +35,7 @@ from klball.studies.arms import (
     run_arm,
     score_model,
 )
+from klball.studies.jobs import others_have_arms
 from klball.studies.summary import means
 from klball.terminal import is_main, progress_bar, say, show_table
 from klball.training.accountant import HISTORY_FILE
@@ -90,15 +91,16 @@ def arms_of(options: Options) -> list[Arm]:
 def run(options: Options, folder: Path) -> Iterator[int]:
     """Train and measure what is not there yet; report after every seed, and yield it."""
     options = dataclasses.replace(options, points=1)  # only the end is measured
-    data = data_of(options)
+    data, arms = data_of(options), arms_of(options)
+    start: dict[str, Tensor] = {}
+    if others_have_arms(arms, data, folder, options, start):
+        return
     base = score_model(options.model_name_or_path, BASE, data, folder, options)
     model, tokenizer = load(options.model_name_or_path, options)
     asked = data["test"] if options.own_name is None else load_rows(options.own_name, default="test")
     prompts, written = base_answers(model, tokenizer, asked, options, folder / "own" / "base.parquet")
     reference = _Reference(model, prompts, written, base, options)
     outcomes: list[Outcome] = []
-    arms = arms_of(options)
-    start: dict[str, Tensor] = {}
     for seed in range(options.seeds):
         outcomes.append(
             reference.outcome(BASE, seed, base, options.model_name_or_path, folder / "own" / BASE)

@@ -31,6 +31,7 @@ from klball.studies.arms import (
     score_model,
 )
 from klball.studies.head_to_head import LOWER
+from klball.studies.jobs import others_have_arms
 from klball.studies.summary import Measures, finals_of, summarise
 from klball.terminal import is_main, show_table
 
@@ -56,9 +57,11 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     arms = arms_of(options)
     groups = _groups(options, data)
     refuse_unusable(arms, len(data["train"]), folder, options)
+    start: dict[str, Tensor] = {}
+    if others_have_arms(arms, data, folder, options, start):
+        return
     tables = {0: {BASE: score_model(options.model_name_or_path, BASE, data, folder, options)}}
     curves: list[dict[str, Any]] = []
-    start: dict[str, Tensor] = {}
     for seed in range(options.seeds):
         tables.setdefault(seed, {})[BASE] = tables[0][BASE]
         for arm in arms:
