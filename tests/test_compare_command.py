@@ -36,7 +36,7 @@ def base(tmp_path_factory):
     model.save_pretrained(folder / "other")
     tokenizer.save_pretrained(folder / "other")
     command = ["compare", "--models", "tiny=klball/tiny", f"other model={folder / 'other'}"]
-    command += ["--dataset_name", str(folder / "data.jsonl"), "--rounds", str(ROUNDS), "--resamples", "20"]
+    command += ["--dataset_name", str(folder / "data.jsonl"), "--rounds", str(ROUNDS), "--resamples", "40"]
     return folder, [*command, "--epsilon", "0.2"]
 
 

@@ -14,6 +14,7 @@ from statsmodels.stats.multitest import multipletests
 
 from klball import solve_dual
 from klball.comparison import hypothesis_tests as ht
+from klball.comparison.analysis import compare_scores
 from klball.comparison.effects import effect_sizes, hodges_lehmann, rounds_needed, spreads
 from klball.comparison.items import delta_inference
 from klball.comparison.p_values import benjamini_hochberg, holm, p_of_f, p_of_z
@@ -123,6 +124,25 @@ def test_infeasible_rounds_stay_visible_and_leave_their_pairs_only():
     found = verdicts(s, ht.pairwise_tests(s), effect_sizes(s), delta_inference(scores, s))
     assert [v.claim == "descriptive" for v in found] == [True, False, True]
     assert "1 of 5 rounds are infeasible" in found[0].sentence
+
+
+def test_a_bound_on_the_certainty_that_no_round_can_keep_is_refused():
+    scores = simulated(rounds=3, n=120)
+    lost = solve_rounds(scores, epsilon=0.1, gamma=-5.0)
+    assert not lost.usable().any() and math.isnan(lost.least_ess()) and math.isnan(lost.least_ess(0))
+    with pytest.raises(ValueError, match=r"γ = -5 is below .* every model and round: raise it to"):
+        compare_scores(scores, 0.1, -5.0)
+    least = float(np.nanmin(lost.gamma - lost.gamma_margin))
+    assert solve_rounds(scores, epsilon=0.1, gamma=least + 1e-6).usable().any()
+
+
+def test_a_tie_has_no_leader():
+    scores = simulated(models=1, rounds=6)
+    twice = {name: np.repeat(getattr(scores, name), 2, axis=0) for name in ("log_likelihood", "certainty")}
+    same = replace(simulated(models=2, rounds=6), **twice)
+    s = solve_rounds(same, epsilon=0.1)
+    (found,) = verdicts(s, ht.pairwise_tests(s), effect_sizes(s), delta_inference(same, s))
+    assert "λ does not tell them apart; β does not tell them apart" in found.source_reading
 
 
 def test_largest_radius_keeps_a_hundred_effective_samples():

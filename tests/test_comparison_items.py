@@ -118,6 +118,18 @@ def test_bootstrap_solves_the_drawn_items():
             assert boot.draws[name][4, m, r] == pytest.approx(getattr(alone, name), rel=1e-6)
 
 
+def test_few_resamples_make_no_interval_and_say_so():
+    scores = simulated(rounds=1, n=40)
+    s = solve_rounds(scores, epsilon=0.3)
+    for count in (1, 2, 39):
+        for found in bootstrap(scores, s, resamples=count).inference():
+            assert found.degenerate == f"{count} resamples are too few for an interval" and math.isnan(
+                found.low
+            )
+    kept = [i for i in bootstrap(scores, s, resamples=40).inference() if i.quantity == "worst_case"]
+    assert all(math.isfinite(i.low) for i in kept)
+
+
 def test_bootstrap_agrees_with_the_delta_method_at_a_small_radius():
     scores = simulated(rounds=2, n=400)
     s = solve_rounds(scores, epsilon=0.05)

@@ -237,7 +237,7 @@ def test_what_has_no_effect_or_no_meaning_is_refused(
 
 def compare(capsys, output, folder, suffix, *words):
     labels = [f"{model}={folder}/{suffix.format(model)}" for model in "ab"]
-    words = ("--output_dir", output, "--resamples", "20", *words)
+    words = ("--output_dir", output, "--resamples", "40", *words)
     return run(capsys, "compare", "--scores", *labels, *words).replace("\n", " ")
 
 

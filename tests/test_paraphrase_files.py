@@ -1,6 +1,7 @@
 """Rounds on disk: what is refused, what a flipped bit does, what a kill leaves."""
 
 import csv
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,6 +52,40 @@ def test_rounds_of_other_types_are_refused(column, values, tmp_path):
     with pytest.raises(ValueError, match=column) as caught:
         read_rounds(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"accepted": False},
+        {"reason": "empty"},
+        {"accepted": False, "reason": "banana", "prompt": "a"},
+        {"accepted": False, "reason": "empty"},
+    ],
+)
+def test_rows_that_contradict_themselves_are_refused(changed, tmp_path):
+    path = tmp_path / "rounds.parquet"
+    settings = {"rounds": 1, "maker": {"maker": "test"}}
+    write_rounds(path, samples("a", "b"), "question-answer", lambda _: [Reply("x"), Reply("y")], **settings)
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[0] |= changed
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    with pytest.raises(ValueError, match=r"row 0 says accepted = .* a rejected one the original"):
+        read_rounds(path)
+
+
+def test_what_a_claim_speaks_of_is_what_was_compared(tmp_path):
+    """Round 1 frames, round 2 rewords; of the second sample nothing was accepted."""
+    path = tmp_path / "rounds.parquet"
+    replies = {1: [Reply("Please. a?"), Reply("")], 2: [Reply("other words?"), Reply("")]}
+    settings = {"rounds": 2, "maker": {"maker": "test"}}
+    rounds = write_rounds(path, samples("a?", "b?"), "question-answer", replies.__getitem__, **settings)
+    assert rounds.like_these(2).startswith("rounds like these 2, 50 %")
+    first = replace(rounds, number=1)
+    assert first.rounds == [1] and first.like_these(1).startswith("framings like these 1")
+    assert [row["share"] for row in first.acceptance()] == [0.5]
+    assert [row["share"] for row in replace(rounds, samples=1).acceptance()] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("metadata", [b"", b"[]", b"{}", b'{"layout": "x"}', b"\xff", b"[" * 100_000])

@@ -1,5 +1,7 @@
 """The one line that a verdict begins with, and the differences of means that it speaks of."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -10,6 +12,7 @@ from klball.comparison.calibration import LEAST_ESS, MOST_ERROR
 from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.plain_words import Side, plain_line
 from klball.report.pages.comparison import comparison_page
+from simulated_rounds import simulated
 
 UNITS = ("0.2 nats per token", "0.01 nats per token")
 
@@ -51,6 +54,12 @@ def scores(columns, **flags):
 
 def of_items(values, name="judge"):
     return {"id": [str(i) for i in range(len(values))], name: values}
+
+
+def of_tokens(*models):
+    """The same of log-likelihoods, which are asked at two radii."""
+    g = np.stack(models)[:, None]
+    return replace(simulated(len(g), rounds=1, n=g.shape[-1]), log_likelihood=g, sum_log_prob=g)
 
 
 def test_better_on_hard_items_and_worse_on_average(tmp_path):
@@ -98,6 +107,53 @@ def test_a_claim_over_rounds_is_on_these_items_only():
     assert (
         "on average (by 0.0" in line and "(over 20 rounds, on these items only: 95 %" in found.on_average()[0]
     )
+
+
+def test_undecided_over_rounds_says_nothing_of_other_items():
+    """A heavy tail: at an effective sample size of 40 no test over items holds."""
+    rng = np.random.default_rng(1)
+    n, rounds = 90, 8
+    g = -np.exp(rng.normal(size=n))
+    ids, seeds = [str(i) for i in range(n)] * rounds, np.repeat(range(rounds), n)
+    columns = {
+        model: {"id": ids, "seed": seeds, "judge": (g + 0.3 * rng.normal(size=(rounds, n))).ravel()}
+        for model in "ab"
+    }
+    found = klball.compare_scores(scores(columns, round="seed"), 0.2)
+    (verdict,) = found.asked.verdicts
+    assert verdict.claim == "undecided" and not verdict.over_items
+    assert found.lines()[0].endswith("on these 90 items only.")
+
+
+def test_contrary_claims_of_two_radii_are_both_said_and_the_one_asked_for_leads():
+    z = np.random.default_rng(5).normal(size=1_000)
+    found = klball.compare_scores(scores({"a": of_items(-5 + z), "b": of_items(-4.85 + 1.3 * z)}), 0.05)
+    assert found.wide is None  # at .05 there is enough, and of scores from elsewhere nothing else is asked
+    found = klball.compare_scores(of_tokens(-5 + z, -4.85 + 1.3 * z), 0.05)
+    (line,) = found.lines()
+    by = [float(np.diff(a.solutions.worst_case[:, 0])[0]) for a in (found.asked, found.wide)]
+    assert by[0] > 0 > by[1]
+    assert line.startswith(f"m1 is better than m0 on hard prompts (by {by[0]:.3g} nats per token)")
+    radius = found.wide.solutions.epsilon
+    assert line.endswith(f"At ε = {radius:.3g} it is the other way round (by {-by[1]:.3g} nats per token).")
+
+
+def test_a_line_of_another_radius_than_asked_names_it():
+    z, noise = np.random.default_rng(6).normal(size=(2, 1_000))
+    found = klball.compare_scores(of_tokens(z, z + 0.3 + 0.1 * noise), 3.0)
+    assert found.asked.verdicts[0].claim == "descriptive" and found.wide is not None
+    assert f"on hard prompts (ε = {found.wide.solutions.epsilon:.3g}) (by" in found.lines()[0]
+
+
+def test_the_line_is_one_test_not_the_better_of_two():
+    """Whichever of two radii is significant would err in .085 where each errs in .05."""
+    rng, wide = np.random.default_rng(7), 0
+    for _ in range(100):
+        found = klball.compare_scores(of_tokens(*(rng.normal(size=400) + rng.normal(size=(2, 400)))), 0.1)
+        (pair,) = found._pairs()
+        assert pair.solutions is found.asked.solutions and found.wide is not None
+        wide += found.wide.judged(pair.models).claims and not pair.claims
+    assert wide > 0
 
 
 def test_with_several_pairs_claims_come_first_and_p_values_are_corrected():

@@ -155,8 +155,11 @@ def test_tails_of_items():
     [
         ({"epsilon": 0}, "epsilon must be above 0, not 0: without a ball λ is infinite"),
         ({"epsilon": -1.0}, "epsilon must be a finite number, 0 or more"),
-        ({"epsilon": 0.1, "resamples": 1.5}, "resamples must be a whole number, 0 for none, not 1.5"),
-        ({"epsilon": 0.1, "resamples": -3}, "resamples must be a whole number, 0 for none, not -3"),
+        ({"epsilon": 0.1, "resamples": 1.5}, "or a whole number from 40 on.*, not 1.5"),
+        *(
+            ({"epsilon": 0.1, "resamples": k}, f"or a whole number from 40 on.*, not {k}")
+            for k in (-3, 1, 39)
+        ),
     ],
 )
 def test_a_comparison_without_a_ball_or_with_no_such_resamples_is_refused(settings, message):

@@ -6,7 +6,7 @@ Each model × round is one unit of work and one score table. Units are divided a
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from klball.commands.paraphrase import template_replies
 from klball.commands.reproduce import tiny_experiment
 from klball.comparison.analysis import Comparison, compare_scores
 from klball.comparison.elsewhere import RoundsElsewhere
+from klball.comparison.items import check_resamples
 from klball.comparison.rounds import Gamma, round_scores
 from klball.data.paraphrase.rounds import Rounds, read_rounds, write_rounds
 from klball.data.paraphrase.samples import samples_of
@@ -67,7 +68,7 @@ class Options(ScoreColumns, Precision, ChatTemplate, Split, DataSet):
     )
     rounds: int | None = option(None, "How many rounds; default: 20 by templates, or all of the file's.")
     max_rows: int | None = option(
-        None, "The first rows after a shuffle; default: 300 by templates, else all."
+        None, "The first rows, after a shuffle unless a file has them; default: 300 by templates, else all."
     )
     epsilon: float | None = option(
         None,
@@ -98,7 +99,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
     models = models or _embedded()
     if options.rounds is not None and options.rounds > len(rounds.rounds):
         raise ValueError(f"--rounds is {options.rounds}, but {rounds.path} holds {len(rounds.rounds)}")
-    numbers = rounds.rounds[: options.rounds]
+    rounds = replace(rounds, number=options.rounds, samples=options.max_rows)
+    numbers = rounds.rounds
     if len(numbers) < 3:
         raise ValueError(f"a comparison needs at least 3 rounds, got {len(numbers)}")
     if is_main():
@@ -167,6 +169,7 @@ def _checked(options: Options) -> Gamma:
     if options.rounds is not None and options.rounds < 3:
         raise ValueError(f"--rounds must be at least 3, not {options.rounds}")
     job_of(options)
+    check_resamples(options.resamples)
     if options.max_rows is not None and options.max_rows < 2:
         raise ValueError(f"--max_rows must be at least 2, not {options.max_rows}")
     if options.epsilon is not None and not options.epsilon > 0:

@@ -1,5 +1,6 @@
 """All that a comparison computes from its scores, and its tables on screen and on disk."""
 
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -103,6 +104,12 @@ def accepted(rounds: Rounds | RoundsElsewhere) -> str:
     return said
 
 
+def _mean(values: np.ndarray) -> float:
+    """Over the rounds that have one; NaN where none has."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else math.nan
+
+
 def _show_ground(analysis: Analysis) -> None:
     s = analysis.solutions
     body = []
@@ -112,8 +119,8 @@ def _show_ground(analysis: Analysis) -> None:
             (
                 model,
                 *([] if s.of_tokens else [float(s.mean_log_likelihood[m].mean())]),
-                float(np.nanmean(s.worst_case[m])),
-                float(np.nanmin(s.ess[m])),
+                _mean(s.worst_case[m]),
+                s.least_ess(m),
                 *([] if not s.of_tokens else ["no γ" if s.gamma is None else float(s.gamma_margin[m].min())]),
                 ", ".join(f"{count} {status}" for status, count in zip(statuses, counts, strict=True)),
             )

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,9 +12,9 @@ from klball.adversary.dual import robust_profile
 from klball.comparison.averages import MeanDifference, mean_differences
 from klball.comparison.effects import Effect, Spread, effect_sizes, spreads
 from klball.comparison.hypothesis_tests import PAIR, PairTest, pairwise_tests
-from klball.comparison.items import ItemInference, bootstrap, delta_inference
+from klball.comparison.items import ItemInference, bootstrap, check_resamples, delta_inference
 from klball.comparison.joint import JointRegion, bootstrap_regions, delta_regions
-from klball.comparison.plain_words import line_of_verdict
+from klball.comparison.plain_words import JudgedPair, line_of_verdict
 from klball.comparison.rounds import (
     LEAST_ESS,
     Gamma,
@@ -55,6 +54,13 @@ class Analysis:
         gamma = "" if self.solutions.gamma is None else f", γ = {self.solutions.gamma:.4g}"
         return f"ε = {self.solutions.epsilon:g}{gamma}"
 
+    def judged(self, models: tuple[str, str]) -> JudgedPair:
+        """The verdict on two models, and the worst cases' difference that it is of."""
+        verdict = next(v for v in self.verdicts if (v.model_a, v.model_b) == models)
+        of_worst = (*models, LEAD)
+        effect = next(e for e in self.effects if (e.model_a, e.model_b, e.quantity) == of_worst)
+        return JudgedPair(verdict, effect, self.solutions)
+
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Shown):
@@ -82,27 +88,41 @@ class Comparison(Shown):
 
     def lines(self) -> list[str]:
         """Every pair of models in one plain line, claims first."""
-        return [line_of_verdict(*of_pair) for of_pair in self._pairs()]
+        asked = self.asked.solutions.epsilon
+        return [
+            line_of_verdict(pair, self._mean_of(pair), asked) + self._contrary(pair) for pair in self._pairs()
+        ]
 
     def on_average(self) -> list[str]:
         """The differences of means that the lines speak of, in full."""
-        return [mean.sentence(self.scores.measure) for _, _, mean, _ in self._pairs()]
+        return [self._mean_of(pair).sentence(self.scores.measure) for pair in self._pairs()]
 
-    def _pairs(self) -> list[tuple[Verdict, Effect, MeanDifference, RoundSolutions]]:
-        """Of every pair the verdict that claims most, what it is of, and the difference of the means."""
-        effects = {(id(a), e.model_a, e.model_b, e.quantity): e for a in self.analyses() for e in a.effects}
-        means = {(d.model_a, d.model_b, d.over): d for d in self.averages}
-        of_pair: dict[tuple[str, str], list[tuple[Verdict, Analysis]]] = {}
-        for analysis in self.analyses():
-            for verdict in analysis.verdicts:
-                of_pair.setdefault((verdict.model_a, verdict.model_b), []).append((verdict, analysis))
-        most = [min(found, key=lambda one: CLAIMS.index(one[0].claim)) for found in of_pair.values()]
+    def _pairs(self) -> list[JudgedPair]:
+        """Of every pair the verdict of the radius asked for; where it only describes, that of the other.
+
+        The choice does not look at which of the two is significant: the better of two tests is no test.
+        """
         found = []
-        for verdict, analysis in sorted(most, key=lambda one: CLAIMS.index(one[0].claim)):
-            pair = (verdict.model_a, verdict.model_b)
-            mean = means[*pair, "rounds" if verdict.claim == "rounds" else "items"]
-            found.append((verdict, effects[id(analysis), *pair, LEAD], mean, analysis.solutions))
-        return found
+        for verdict in self.asked.verdicts:
+            pair = self.asked.judged((verdict.model_a, verdict.model_b))
+            if verdict.claim == "descriptive" and self.wide is not None:
+                pair = self.wide.judged(pair.models)
+            found.append(pair)
+        return sorted(found, key=lambda pair: CLAIMS.index(pair.verdict.claim))
+
+    def _mean_of(self, pair: JudgedPair) -> MeanDifference:
+        """The difference of means over what the pair's verdict speaks of."""
+        means = {(d.model_a, d.model_b, d.over): d for d in self.averages}
+        return means[*pair.models, pair.over]
+
+    def _contrary(self, pair: JudgedPair) -> str:
+        """A sentence where the other radius allows the opposite claim; else ""."""
+        for analysis in self.analyses():
+            other = analysis.judged(pair.models)
+            if pair.claims and other.claims and other.effect.mean * pair.effect.mean < 0:
+                by = self.scores.measure.amount(abs(other.effect.mean))
+                return f" At ε = {analysis.solutions.epsilon:.3g} it is the other way round (by {by})."
+        return ""
 
     def said(self) -> list[tuple[Analysis, str]]:
         """The verdicts' sentences, claims before what only describes."""
@@ -157,12 +177,11 @@ def compare_scores(
         like_these: What the rounds are, for the verdicts' sentences.
 
     Raises:
-        ValueError: No round of some pair can be solved, no ball, or no such number of resamples.
+        ValueError: No round of any model can be solved, no ball, or no such number of resamples.
     """
     if not inputs.radius("epsilon", epsilon) > 0:
         raise ValueError(f"epsilon must be above 0, not {epsilon!r}: without a ball λ is infinite")
-    if not (isinstance(resamples, Integral) and resamples >= 0):
-        raise ValueError(f"resamples must be a whole number, 0 for none, not {resamples!r}")
+    check_resamples(resamples)
     asked = _analysed(scores, epsilon, gamma, resamples, progress, like_these)
     binds = bool((asked.solutions.lambda_ > 0).all())
     enough = scores.certainty is None and binds and asked.solutions.least_ess() >= LEAST_ESS
@@ -184,6 +203,12 @@ def _analysed(
     like_these: str,
 ) -> Analysis:
     solutions = solve_rounds(scores, epsilon=epsilon, gamma=gamma)
+    if not np.isfinite(solutions.worst_case).any():
+        least = float((solutions.gamma or 0.0) - np.nanmax(solutions.gamma_margin))
+        raise ValueError(
+            f"γ = {solutions.gamma:.4g} is below what any mixture in the ball reaches, for every model and "
+            f"round: raise it to {least:.4g} at least, or leave it out"
+        )
     tests, effects = pairwise_tests(solutions), effect_sizes(solutions)
     items = delta_inference(scores, solutions)
     resampled, joint = [], delta_regions(scores, solutions)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -18,7 +20,7 @@ from klball.comparison.p_values import benjamini_hochberg, holm, p_of_f
 from klball.comparison.rounds import RoundScores, RoundSolutions
 
 LEVEL = 0.05
-RESAMPLES = 1_000
+RESAMPLES, LEAST_RESAMPLES = 1_000, 40
 MOST_LOST = 0.01  # share of infeasible resamples beyond which quantiles mean little
 ELEMENTS = 2_000_000  # scores solved at once
 NO_SPREAD = "no spread over items: the same value whatever items are drawn (β where the cap is slack)"
@@ -201,10 +203,21 @@ class Bootstrap:
         if lost > MOST_LOST * len(means):
             reason = f"{lost} of {len(means)} resamples are infeasible"
             return replace(plain, lost=lost, degenerate=reason)
+        if len(kept) < LEAST_RESAMPLES:
+            return replace(plain, lost=lost, degenerate=f"{len(kept)} resamples are too few for an interval")
         if np.ptp(kept) == 0:
             return replace(plain, lost=lost, degenerate=NO_SPREAD)
         low, high = np.quantile(kept, (LEVEL / 2, 1 - LEVEL / 2))
         return replace(plain, se=float(kept.std(ddof=1)), low=float(low), high=float(high), lost=lost)
+
+
+def check_resamples(resamples: Any) -> None:
+    """Raise ValueError for numbers of resamples of which no 95 % interval can be made."""
+    if not (isinstance(resamples, Integral) and (resamples == 0 or int(resamples) >= LEAST_RESAMPLES)):
+        raise ValueError(
+            f"resamples must be 0 for none, or a whole number from {LEAST_RESAMPLES} on, as the tails of a "
+            f"95 % interval need, not {resamples!r}"
+        )
 
 
 def bootstrap(

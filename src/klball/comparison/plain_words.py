@@ -48,18 +48,45 @@ def plain_line(model: str, other: str, sides: Sequence[Side], scope: str) -> str
     return line + "".join(f" Nothing can be said {where}: the data do not suffice." for where in unknown)
 
 
-def line_of_verdict(verdict: Verdict, effect: Effect, mean: MeanDifference, solutions: RoundSolutions) -> str:
-    """The line of a pair: b against a. effect: of the worst case; mean: over what the verdict is over."""
+@dataclass(frozen=True)
+class JudgedPair:
+    """What is said of two models at one radius; effect: the difference of their worst cases."""
+
+    verdict: Verdict
+    effect: Effect
+    solutions: RoundSolutions
+
+    @property
+    def models(self) -> tuple[str, str]:
+        """a and b."""
+        return self.verdict.model_a, self.verdict.model_b
+
+    @property
+    def claims(self) -> bool:
+        """Whether the verdict says that one of them is better."""
+        return self.verdict.claim in ("items", "rounds")
+
+    @property
+    def over(self) -> str:
+        """ "rounds" where a test holds on these items only."""
+        undecided = self.verdict.claim == "undecided" and not self.verdict.over_items
+        return "rounds" if undecided or self.verdict.claim == "rounds" else "items"
+
+
+def line_of_verdict(pair: JudgedPair, mean: MeanDifference, asked: float) -> str:
+    """The line of a pair: b against a. mean: over what the verdict is over; asked: the radius asked for."""
+    verdict, effect, solutions = pair.verdict, pair.effect, pair.solutions
     measure, what = solutions.measure, "prompts" if solutions.of_tokens else "items"
     better = {"undecided": 0, "descriptive": None}.get(verdict.claim, 1 if effect.mean < 0 else -1)
     scope = f"for {what} like these {solutions.n}"
     if mean.over == "rounds":
         scope = f"on these {solutions.n} {what} only"
+    radius = "" if solutions.epsilon == asked else f" (ε = {solutions.epsilon:.3g})"
     return plain_line(
         verdict.model_b,
         verdict.model_a,
         (
-            Side(f"on hard {what}", better, measure.amount(abs(effect.mean))),
+            Side(f"on hard {what}{radius}", better, measure.amount(abs(effect.mean))),
             Side(AVERAGE, mean.better, measure.amount(abs(mean.value))),
         ),
         scope,

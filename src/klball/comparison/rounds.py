@@ -1,5 +1,6 @@
 """Score tables of models × rounds → one (λ, β) each, at the same ε and γ for all of them."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -242,8 +243,9 @@ class RoundSolutions(Shown):
         return usable[a] & usable[b]
 
     def least_ess(self, *models: int) -> float:
-        """The smallest ESS over the rounds of these models (all by default)."""
-        return float(np.nanmin(self.ess[list(models)] if models else self.ess, initial=self.n))
+        """The smallest ESS over the rounds of these models (all by default); NaN where none is solved."""
+        ess = self.ess[list(models)] if models else self.ess
+        return float(np.nanmin(ess)) if np.isfinite(ess).any() else math.nan
 
 
 def solve_rounds(scores: RoundScores, *, epsilon: float, gamma: Gamma = None) -> RoundSolutions:

@@ -24,6 +24,7 @@ class Verdict:
     claim: "items" (over items, averaged over these rounds), "rounds" (over rephrasings, on these items
     only), "undecided", or "descriptive" (no test here has a measured type I error of at most .07, or the
     effective sample size is below 30).
+    over_items: whether a test over items holds here: without one nothing is said of other items.
     source_reading: the source's interpretation of λ and β, which klball shows and does not endorse.
     """
 
@@ -32,6 +33,7 @@ class Verdict:
     claim: Literal["items", "rounds", "undecided", "descriptive"]
     sentence: str
     source_reading: str
+    over_items: bool = False
 
 
 def verdicts(
@@ -71,7 +73,13 @@ def _verdict(
     reading: str,
 ) -> Verdict:
     claim, sentence = _claim(solutions, test, effect, item, like_these)
-    return Verdict(test.model_a, test.model_b, claim, sentence, reading)
+    return Verdict(test.model_a, test.model_b, claim, sentence, reading, _holds_over_items(item, solutions))
+
+
+def _holds_over_items(item: ItemInference, solutions: RoundSolutions) -> bool:
+    return not item.degenerate and supports_over_items(
+        "delta", LEAD, ess=item.ess, n=solutions.n, epsilon=solutions.epsilon
+    )
 
 
 def _claim(
@@ -94,9 +102,7 @@ def _claim(
             "descriptive",
             f"Descriptive: {ess}, so a few items decide. {difference}{on_these}; that is no claim.",
         )
-    over_items = not item.degenerate and supports_over_items(
-        "delta", LEAD, ess=item.ess, n=solutions.n, epsilon=solutions.epsilon
-    )
+    over_items = _holds_over_items(item, solutions)
     of_items = _interval(item, item.low, item.high, effect, solutions.measure)
     if over_items and _significant(item):
         rounds = "" if solutions.rounds == [ONE_ROUND] else f", {_rounds(effect.rounds)}"
@@ -188,8 +194,13 @@ def _source_reading(effects: dict[tuple[str, str, str], Effect], pair: tuple[str
     lambda_, beta = effects[*pair, "lambda_"], effects[*pair, "beta"]
     if math.isnan(lambda_.mean):
         return "The source's reading needs (λ, β), and no round has them for both models."
-    higher = pair[0] if lambda_.mean >= 0 else pair[1]
-    first = f'a larger λ, here {higher}\'s by {abs(lambda_.mean):.3g}, means "more reliable on rare prompts"'
+    if lambda_.mean == 0:
+        first = "λ does not tell them apart"
+    else:
+        higher = pair[0] if lambda_.mean > 0 else pair[1]
+        first = (
+            f'a larger λ, here {higher}\'s by {abs(lambda_.mean):.3g}, means "more reliable on rare prompts"'
+        )
     if beta.mean == 0:
         second = "β does not tell them apart"
     else:

@@ -56,17 +56,22 @@ Progress = Callable[[int, int], None]  # rounds done, rounds in all
 
 @dataclass(frozen=True, repr=False)
 class Rounds(Shown):
-    """A rounds file: the same samples in every round, each with the prompt to use and its answer."""
+    """A rounds file: the same samples in every round, each with the prompt to use and its answer.
+
+    number, samples: of it the first rounds, and of these the first samples; None: all.
+    """
 
     shows = ("path",)  # a repr reads no file
 
     path: Path
     about: dict[str, Any]  # the provenance
+    number: int | None = None
+    samples: int | None = None
 
     @cached_property
     def rounds(self) -> list[int]:
         """The numbers of the rounds, ascending; the original data is none of them."""
-        return sorted(set(self._columns["round"].to_pylist()))
+        return sorted(set(self._columns["round"].to_pylist()))[: self.number]
 
     @cached_property
     def sample_ids(self) -> list[str]:
@@ -111,7 +116,7 @@ class Rounds(Shown):
         around it, such as a line put before it: another framing, but no other wording.
         """
         counts = self._counts
-        rows = len(self.sample_ids)
+        rows = len(self.sample_ids[: self.samples])
         return [
             {
                 "round": round_,
@@ -140,9 +145,8 @@ class Rounds(Shown):
         """(round, reason) → how many, and (round, WORD_FOR_WORD) → how many accepted hold their original."""
         counts: Counter[tuple[int, str]] = Counter()
         names = ("round", "reason", "original", "prompt")
-        for round_, reason, original, prompt in zip(
-            *(self._columns[n].to_pylist() for n in names), strict=True
-        ):
+        table = pa.concat_tables(self.table(r).select(names)[: self.samples] for r in self.rounds)
+        for round_, reason, original, prompt in zip(*(table[n].to_pylist() for n in names), strict=True):
             counts[round_, reason] += 1
             counts[round_, WORD_FOR_WORD] += not reason and holds_word_for_word(original, prompt)
         return counts
@@ -165,6 +169,15 @@ class Rounds(Shown):
         numbers = [round_ for round_ in self.rounds for _ in range(size)]
         if not ids or self._columns["round"].to_pylist() != numbers or ids != ids[:size] * len(self.rounds):
             raise ValueError(f"{self.path} does not hold the same samples in every round")
+        told = zip(*(self._columns[n].to_pylist() for n in ROUNDS_COLUMNS[2:]), strict=True)
+        for row, (original, prompt, accepted, reason) in enumerate(told):
+            kept = accepted or prompt == original
+            if accepted != (reason == "") or not kept or reason not in ("", *REASONS):
+                raise ValueError(
+                    f"{self.path}: row {row} says accepted = {accepted} and reason = {reason!r}: an accepted "
+                    "prompt has no reason, a rejected one the original in its place and one of "
+                    f"{', '.join(REASONS)}"
+                )
         answers = read_table(self.path, columns=["answer"])["answer"].to_pylist()
         if answers != answers[:size] * len(self.rounds):
             raise ValueError(f"{self.path} does not hold the same answers in every round")

@@ -34,7 +34,8 @@ from klball.scores.tails import FEW, LEAST
 
 TAILS = (
     f"Tails of fewer than {FEW} rows are descriptive, and fewer than {LEAST} have no interval. Where the "
-    f"hardest 1 % are fewer than {FEW}, the worst 5 % (CVaR) come first."
+    f"hardest 1 % are fewer than {FEW}, the worst 5 % (CVaR) come first. On rows that the reference chose "
+    "any other model looks better by chance alone, so no verdict rests on them."
 )
 WEIGHED_AT = 0.5  # the radius of the weights in the sample table
 COMPARED = {
@@ -153,8 +154,13 @@ def _side(where: str, metric: Metric, enough: bool) -> Side:
 
 
 def _tail(rows: int) -> tuple[str, str]:
-    """The metric of hard rows that is judged by, and what it is called."""
-    return ("worst_5pct", "worst 5 %") if few_hardest(rows) else ("hardest_1pct", "hardest 1 %")
+    """The metric of hard rows that is judged by, and what it is called: each model's own.
+
+    Rows that one of two models chose are its bad luck as well: on them the other one looks better by chance.
+    """
+    if few_hardest(rows):
+        return "worst_5pct", "worst 5 %"
+    return "own_hardest_1pct", "hardest 1 % of each"
 
 
 def _verdict(report: RobustnessReport, models: list[str]) -> list[str]:
