@@ -1,6 +1,7 @@
 """Loading models: the embedded one, Hub names, local folders, with or without a PEFT adapter."""
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,12 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from klball.files import name_of
 from klball.models.token_scores import LMHead
-from klball.models.weights import read_json_object, refuse_damaged_safetensors, refuse_missing_shards
+from klball.models.weights import (
+    read_json_object,
+    refuse_damaged_safetensors,
+    refuse_missing_shards,
+    whole_shape,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +121,7 @@ def load_model(
         own = has_file(path, "tokenizer_config.json", revision=revision)
     tokenizer = _load_tokenizer(*((name, revision) if own else (base, config.revision)), remote)
     embeddings: Any = model.get_input_embeddings()
-    if len(tokenizer) > len(embeddings.weight):  # as PEFT's AutoPeftModel does
+    if len(tokenizer) > whole_shape(embeddings.weight)[0]:  # as PEFT's AutoPeftModel does
         model.resize_token_embeddings(len(tokenizer))
     _padded_like(model, tokenizer, purpose)
     return _with_adapter(model, name, config, revision, trainable).eval(), tokenizer
@@ -154,7 +160,10 @@ def _check_whole(name: str, revision: str | None, trust_remote_code: bool, purpo
 def load_on_device(
     name: str, dtype: str = "float32", revision: str | None = None, purpose: Purpose = CAUSAL
 ) -> tuple[Any, Any]:
-    """`load_model`, on the accelerator where there is one."""
+    """`load_model`, on this process's accelerator where there is one."""
+    if torch.accelerator.is_available():  # a launcher's processes all begin on the first
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        torch.accelerator.set_device_index(local % torch.accelerator.device_count())
     model, tokenizer = load_model(name, dtype, revision, purpose=purpose)
     if torch.accelerator.is_available() and not getattr(model, "is_loaded_in_8bit", False):  # which is there
         model.to(torch.accelerator.current_accelerator())

@@ -17,6 +17,11 @@ def weights_hash(model: torch.nn.Module) -> str:
     return combined(_bytes_of(model))
 
 
+def whole_shape(weight: torch.Tensor) -> tuple[int, ...]:
+    """The shape of a parameter, of which a process may hold nothing under ZeRO-3."""
+    return tuple(getattr(weight, "ds_shape", weight.shape))
+
+
 def weights_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """The parameters by name, and what quantised ones are read with: their scales lie beside them."""
     yield from model.named_parameters()

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -123,7 +124,12 @@ class Accounted(Resumable):
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
             (folder / STATE_FILE).unlink(missing_ok=True)  # of another run, whose files are now replaced
+            for pattern in chain.from_iterable(self.checkpoint_files().values()):
+                for path in folder.glob(pattern):  # perhaps of more processes
+                    path.unlink()
             self.accountant.save(folder, **self.kept_tensors())
+        if self.hooks:
+            self.accelerator.wait_for_everyone()
         for hook in self.hooks:
             hook.save(folder, self.accelerator.process_index)
         if self.hooks:

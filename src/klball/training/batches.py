@@ -1,11 +1,31 @@
 """Training batches that know which samples they hold."""
 
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 
 INDEX = "sample_index"  # the position of a sample in the training data
+
+
+class SharedOrder(Sampler[int]):
+    """A sampler that draws from a generator of the epoch's own, so that all processes draw the same order.
+
+    seed: of the epoch that begins. Without it one rank's rows would be dealt by one order and another's by
+    another: some twice, some never.
+    """
+
+    def __init__(self, sampler: Any, seed: Callable[[], int]):
+        self.sampler, self.seed = sampler, seed
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(self.seed())
+        return iter(self.sampler)
 
 
 class WithIndex:

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from klball.boundary import first_line
 from klball.files import read_json_object, write_text
 from klball.models.loading import TINY, TINY_FOLDER
-from klball.models.weights import refuse_damaged_safetensors, refuse_missing_shards
+from klball.models.weights import refuse_damaged_safetensors, refuse_missing_shards, whole_shape
 from klball.training.accountant import FAMILY, HISTORY_FILE, LEDGER_FILE, about_ledger
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def refuse_unfit(checkpoint: Path, model: torch.nn.Module, family: str) -> None:
         weights = adapter_weights(checkpoint, model)
         own = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0])
     else:
-        weights, own = checkpoint / WEIGHTS[0], model.state_dict()
+        weights, own = checkpoint / WEIGHTS[0], {**model.state_dict(), **dict(model.named_parameters())}
     if not weights.is_file():
         if of_adapter and (_has(checkpoint, WEIGHTS[1]) or _has(checkpoint, NAMED)):
             raise ValueError(f"{checkpoint} is of another model: it has no {weights.relative_to(checkpoint)}")
@@ -142,7 +142,7 @@ def refuse_unfit(checkpoint: Path, model: torch.nn.Module, family: str) -> None:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if not of_adapter and _renames(model, shapes):
         return  # judged by what loads them
-    foreign = [name for name, shape in shapes.items() if name not in own or tuple(own[name].shape) != shape]
+    foreign = [name for name, shape in shapes.items() if name not in own or whole_shape(own[name]) != shape]
     if foreign:
         raise ValueError(f"{checkpoint} is of another model: {foreign[0]} does not fit")
 

@@ -15,7 +15,7 @@ OVERRIDDEN = {  # class → its methods that a mixin or a trainer overrides, cal
     "transformers.Trainer": (
         *("_set_signature_columns_if_needed", "_save_checkpoint", "_save"),
         *("_run_epoch", "_init_training_state", "get_batch_samples", "compute_loss", "training_step"),
-        *("_load_from_checkpoint", "_load_best_model"),
+        *("_load_from_checkpoint", "_load_best_model", "_get_train_sampler"),
     ),
 }
 CALLED = {  # class → methods

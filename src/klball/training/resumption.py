@@ -102,4 +102,5 @@ class Resumable(Base):
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
-        hide_installation(Path(str(output_dir or self.args.output_dir)))
+        if self.args.should_save:
+            hide_installation(Path(str(output_dir or self.args.output_dir)))

@@ -9,12 +9,13 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from klball.adversary.sets import AmbiguitySet
 from klball.data.ids import with_sample_ids
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
-from klball.training.batches import INDEX, WithIndex
+from klball.training.batches import INDEX, SharedOrder, WithIndex
 from klball.training.ledger import Ledger
 from klball.training.refusals import refuse_split_models
 from klball.training.returned import distinct, refuse_no_density
@@ -190,6 +191,14 @@ class RobustTrainer(Accounted):
                 *(indices, self._visits, self.accountant.density, self.accelerator, self._units)
             )
         return batches, num_items
+
+    def _get_train_sampler(self, *arguments: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Transformers' sampler by length draws from a generator that processes need not share."""
+        sampler = super()._get_train_sampler(*arguments)
+        if self.args.world_size == 1 or not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return SharedOrder(sampler, lambda: seed + round(self.state.epoch or 0.0))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

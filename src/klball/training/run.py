@@ -133,6 +133,7 @@ def train(
     for column in hidden:  # for people to see, once training is over
         rows = rows.add_column(column, numbered[column][:])
     _report_weights(trainer, rows, hidden, folder)
+    trainer.accelerator.wait_for_everyone()  # the next command of every process reads what one has written
 
 
 def _check_models(options: ModelConfig, others: Mapping[str, str], trusted: bool, family: Family) -> None:

@@ -33,6 +33,11 @@ def shards_parameters(accelerator: Accelerator, certainty: bool) -> bool:
     return False
 
 
+def holds_nothing(model: Any) -> bool:
+    """Whether ZeRO-3 has taken the parameters away already."""
+    return isinstance(model, torch.nn.Module) and any(hasattr(p, "ds_shape") for p in model.parameters())
+
+
 def refuse_lost_parameters(accelerator: Accelerator, optimizer: Any) -> None:
     """Raise ValueError if the optimizer of some process does not have every parameter.
 

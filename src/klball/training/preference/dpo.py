@@ -28,6 +28,7 @@ from klball.training.preference.trainer import (
     refuse_lost_rows,
     units_of,
 )
+from klball.training.sharding import holds_nothing
 from klball.training.step import UnitBatch
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,11 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
         refuse_unsupported(RobustDPOTrainer, RobustDPOConfig, args, positional, given, ambiguity)
         args, peft_config = prepared_arguments(args, kwargs, self.columns)
         self.given_rows = kwargs["train_dataset"]
+        if holds_nothing(ref_model):
+            raise ValueError(
+                "under ZeRO-3 it cannot be seen whether the policy starts as its reference, where the ball "
+                "would weigh rounding: train DPO with FSDP2 or an adapter"
+            )
         self._own_start = ref_model is None or _same_weights(model, ref_model)
         loaded = ref_model is None and isinstance(given["model"], torch.nn.Module)  # TRL loads what was saved
         if not loaded:

@@ -117,6 +117,8 @@ class RobustGRPOConfig(RobustArguments, GRPOConfig):
         for name in OF_THE_CRITIC:
             if not self.critic and getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"{name} needs critic=True")
+        if self.critic and self.fp16:
+            raise ValueError("critic=True loses small gradients with fp16=True: use bf16=True")
         for name in ("scale_rewards", "multi_objective_aggregation"):
             if self.critic and getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise ValueError(f"{name} has no effect with critic=True: advantages come from its values")

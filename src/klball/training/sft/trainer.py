@@ -35,7 +35,7 @@ from klball.training.sft.records import columns_of, metrics_of
 from klball.training.sft.refusals import refuse_foreign_tokens, refuse_other_labels, refuse_unsupported
 from klball.training.sft.samples import num_answer_tokens, warn_of_cut_rows
 from klball.training.sft.window import OldLogProbs, without_dropout
-from klball.training.sharding import refuse_lost_parameters, shards_parameters
+from klball.training.sharding import holds_nothing, refuse_lost_parameters, shards_parameters
 from klball.training.step import UnitBatch
 from klball.training.units import Units
 
@@ -134,6 +134,11 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         reference = Reference(self.model, self._forward) if "reference_log_probs" in needs else None
         self._needed = Needed(self.objective, window, reference)
         self._sharded = shards_parameters(self.accelerator, self._needs_certainty)
+        if reference is not None and not reference.adapted and holds_nothing(self.model):
+            raise ValueError(
+                "reference_log_probs needs a copy of the model, which ZeRO-3 holds in parts: use FSDP2 or an "
+                "adapter"
+            )
         if not self._sharded:
             self._check_forward(inner)
             if reference is not None:
