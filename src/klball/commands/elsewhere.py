@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from klball.commands.certified import bounds_elsewhere, certified_elsewhere, record
+from klball.commands.earlier import remove_evaluation
 from klball.commands.labels import labelled
 from klball.commands.options import refuse_ignored
 from klball.commands.ratios import write_ratios
@@ -169,6 +170,7 @@ def evaluate_elsewhere(options: Any, prog: str) -> None:
         tables = {label: table for (label, _), (table, _) in own.items()}
         if is_main():
             found = robustness_report({"scores": tables}, reference)
+            remove_evaluation(folder, prog)
             write_run(folder, options, prog)
             say_verdicts(plain_lines(found))
             write_report(found, folder)
@@ -182,6 +184,7 @@ def evaluate_elsewhere(options: Any, prog: str) -> None:
     least = _certified(of_model, aligned.measure, options)
     if not is_main():
         return
+    remove_evaluation(folder, prog)
     write_run(folder, options, prog)
     write_csv(folder / "scores.csv", report.records())
     write_csv(folder / "profiles.csv", [_point(point, aligned, least) for point in report.profiles])
@@ -279,7 +282,6 @@ def _differences(report: ItemReport, models: list[str]) -> list[tuple[Any, ...]]
 
 def show_groups(scores: RoundScores, folder: Path) -> None:
     """What a comparison adds where items have groups: means of each, and differences to the first model."""
-    (folder / "groups.csv").unlink(missing_ok=True)  # of a run before
     if not scores.groups:
         return
     means = {model: scores.log_likelihood[m].mean(axis=0) for m, model in enumerate(scores.models)}

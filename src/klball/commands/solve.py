@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from klball.adversary.dual import solve_dual
 from klball.adversary.streaming import solve_dual_streamed
@@ -17,6 +16,7 @@ from klball.commands.certified import certified_of, record
 from klball.commands.elsewhere import asks_for_columns, is_own, show_solved, solve_elsewhere
 from klball.commands.options import parse
 from klball.commands.pairs import flips_sentence, refuse_for_pairs, solve_pairs
+from klball.files import read_table
 from klball.flags import REQUIRED, Certifying, ScoreColumns, option
 from klball.scores.pairs import is_pair_table
 from klball.scores.parquet import refuse_rounds, score_files, stream_scores, top_weighted
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 def _num_cut(scores: str) -> int:
     """Rows of klball's own score tables whose answer lost its end."""
-    tables = (pq.read_table(file, columns=["truncated"]) for file in score_files(scores))
+    tables = (read_table(file, columns=["truncated"]) for file in score_files(scores))
     return sum(int(np.array(table["truncated"]).sum()) for table in tables)
 
 
