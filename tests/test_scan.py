@@ -273,6 +273,10 @@ def test_scan_command(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["1" if word == "2" else word for word in command])
     assert caught.value.code == 2 and "own_samples must be at least 2" in capsys.readouterr().err
+    assert list((tmp_path / "scan" / "figures").glob("gain-*"))
+    main([*command[:5], "--gradient_rows", "3", "--output_dir", str(tmp_path / "scan")])
+    assert {path.name for path in (tmp_path / "scan").glob("*.csv")} == set(tables) - {"models.csv"}
+    assert not list((tmp_path / "scan" / "figures").glob("gain-*"))
 
 
 def test_scan_against_another_model_with_rows_too_long_to_answer(tokenizer, tmp_path, capsys):

@@ -13,7 +13,7 @@ import pytest
 import klball
 from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.rounds import round_scores
-from klball.scores.elsewhere.expression import direction
+from klball.scores.elsewhere.expression import direction, is_right
 
 ACC = [1.0, 0.0, 1.0, 1.0]
 IDS = ["a", "b", "c", "d"]
@@ -123,6 +123,24 @@ LOSSES = [
     "log_loss",
 ]
 LOSSES += ["cross_entropy", "bits_per_byte", "brier", "neg_log_likelihood", "mean loss", "train/loss"]
+WRONG = [
+    *("wrong", "failed", "failures", "incorrect", "mistakes", "hallucinated", "violations", "invalid"),
+    *(
+        "not_correct",
+        "notCorrect",
+        "not_fully_correct",
+        "is_not_right",
+        "not solved",
+        "non_match",
+        "un_solved",
+    ),
+    *("unsolved", "unsuccessful", "inaccurate", "inaccuracy", "mismatch_2", "non_exact_match", "neg_acc"),
+    *("pass_fail", "no_success"),
+]
+SOLVED = [
+    *("correct", "acc", "exact_match", "pass@1", "success", "successful", "right", "includes", "solved"),
+    *("correct_or_not", "acc_no_context", "accNonEnglish", "accurate", "match_2"),
+]
 GAINS = [
     "accuracy",
     "acc_norm",
@@ -133,6 +151,8 @@ GAINS = [
     "F1",
     "neg_loss",
     "win",
+    *("no_errors", "not_wrong", "non_hallucinated", "nonToxic"),
+    *SOLVED,
 ]
 
 
@@ -140,7 +160,7 @@ def with_column(name):
     return {"id": IDS, name: [0.5, 2.0, 1.0, 4.0]}
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*LOSSES, *WRONG])
 def test_a_loss_needs_the_flag_which_the_refusal_names(name):
     assert direction(name) == -1
     with pytest.raises(ValueError, match="--lower_is_better") as refused:
@@ -160,11 +180,21 @@ def test_the_flag_on_what_is_better_higher_is_refused(name):
         klball.scores_from(with_column(name), lower_is_better=True)
 
 
-@pytest.mark.parametrize("name", ["score", "latency", "tokens", "lossless", "terror", "accurate"])
+@pytest.mark.parametrize(
+    "name", ["score", "latency", "tokens", "lossless", "terror", "accent", "inter_rater"]
+)
 def test_other_names_say_nothing(name):
     assert direction(name) == 0
     assert klball.scores_from(with_column(name)).values.tolist() == [0.5, 2, 1, 4]
     assert klball.scores_from(with_column(name), lower_is_better=True).measure.loss
+
+
+@pytest.mark.parametrize("name", [*WRONG, *SOLVED])
+def test_only_what_is_called_right_is_an_accuracy(name):
+    """Not a column whose name denies it, whichever way its ones are said to count."""
+    ones = {"id": IDS, name: [0, 1, 1, 0]}
+    unit = klball.scores_from(ones, lower_is_better=None if name in SOLVED else False).measure.unit
+    assert is_right(name) == (name in SOLVED) and (unit == "accuracy") == (name in SOLVED)
 
 
 def test_losses_called_log_likelihoods_and_the_other_way_round_are_refused():

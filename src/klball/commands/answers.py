@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from klball.adversary.upweighting import radius_in_words
 from klball.commands.certified import SHARES, cell, certain, certified, given_bounds
+from klball.commands.earlier import remove_evaluation
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import one_of, refuse_ignored
 from klball.commands.ratios import write_differences
@@ -105,6 +106,7 @@ def evaluate_answers(options: Any, prog: str) -> None:
             found += [{"data": data, "model": label, **row} for row in report]
             sentences.append(f"{label} on {data}: {_certified(metrics, bounds, options)}")
     if is_main():
+        remove_evaluation(folder, prog)
         write_run(folder, options, prog)
         write_csv(folder / TABLES_FILE, named)
         write_csv(folder / "answers.csv", without_nan(found))

@@ -13,7 +13,7 @@ from klball.scores.certified import CertifiedWorstCase, certified_worst_case, li
 from klball.scores.elsewhere.item_scores import Scores
 from klball.scores.measure import ACCURACY, Measure
 from klball.scores.pairs import is_pair_table, read_pairs
-from klball.scores.tables import read_scores
+from klball.scores.tables import read_items
 from klball.studies.own_answers import is_answer_table
 
 Bounds = tuple[float, float]
@@ -81,7 +81,7 @@ def record(found: CertifiedWorstCase | None, loss: bool = False) -> dict[str, An
 
 
 def _column(path: str) -> np.ndarray:
-    return read_scores(path)[0].data.table["log_likelihood"].drop_null().to_numpy()
+    return read_items(path)[0]["log_likelihood"].drop_null().to_numpy()
 
 
 def certified(

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from klball.adversary.upweighting import radius_help
 from klball.commands.comparison_tables import show, write
-from klball.commands.elsewhere import COLUMNS, asks_for_columns, is_own, read_models, show_groups
+from klball.commands.elsewhere import COLUMNS, asks_for_columns, own_tables, read_models, show_groups
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import DTYPES, job_of, one_of, parse, refuse_ignored
 from klball.commands.paraphrase import template_replies
@@ -31,8 +31,6 @@ from klball.files import file_name, write_run
 from klball.flags import ChatTemplate, DataSet, Precision, ScoreColumns, Split, option
 from klball.models.loading import TINY, check_model
 from klball.report.pages.comparison import write_comparison_report
-from klball.scores.elsewhere.item_scores import ONE_ROUND
-from klball.scores.parquet import score_files
 from klball.scores.tables import read_scores, score, warn_of_formats
 from klball.studies.arms import load, run_arm
 from klball.terminal import is_main, progress_bar, say, say_verdicts
@@ -130,12 +128,12 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
         raise ValueError("a comparison needs at least two --scores, as LABEL=PATH")
     file_names(paths)
     folder = Path(options.output_dir)
-    if not asks_for_columns(options) and all(map(is_own, paths.values())):
+    own = own_tables(options, paths)
+    if own is not None and not asks_for_columns(options):
         options.epsilon = SOURCES if options.epsilon is None else options.epsilon
         write_run(folder, options, prog)
-        tables = {(m, r): read_scores(f) for m, path in paths.items() for r, f in _own_rounds(path).items()}
         rounds = RoundsElsewhere({})
-        comparison = _compared(tables, gamma, options, rounds.like_these(len({r for _, r in tables})))
+        comparison = _compared(own, gamma, options, rounds.like_these(len({r for _, r in own})))
     else:
         refuse_ignored(options, ("gamma",), "on scores from elsewhere, which have no certainty")
         rounds = RoundsElsewhere(read_models(options))
@@ -151,14 +149,6 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
     say_verdicts(comparison.lines())
     show_groups(comparison.scores, folder)
     show(comparison, rounds, folder)
-
-
-def _own_rounds(path: str) -> dict[str, str]:
-    """Round → score table, called by its place in the folder; of one file "all"."""
-    files = score_files(path)
-    if len(files) == 1:
-        return {ONE_ROUND: files[0]}
-    return {str(Path(file).relative_to(path).with_suffix("")): file for file in files}
 
 
 def _checked(options: Options) -> Gamma:

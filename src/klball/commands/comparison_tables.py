@@ -1,7 +1,6 @@
 """All that a comparison computes from its scores, and its tables on screen and on disk."""
 
 import math
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from klball.adversary.upweighting import radius_in_words
+from klball.commands.earlier import remove_comparison
 from klball.comparison.analysis import (
     SOURCE_TESTS,
     Analysis,
@@ -28,13 +28,13 @@ from klball.terminal import say, show_table
 
 def write(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path) -> None:
     """CSV tables; those of one (ε, γ) in the folder `asked` or `wide`."""
+    remove_comparison(folder)
     if acceptance := rounds.acceptance():
         write_csv(folder / "acceptance.csv", acceptance)
     write_csv(
         folder / "left_out.csv", [{"n": len(comparison.scores.sample_ids), **comparison.scores.left_out}]
     )
     write_csv(folder / "profiles.csv", _profiles(comparison))
-    shutil.rmtree(folder / "wide", ignore_errors=True)  # of a run before, which this one may have none of
     for analysis in comparison.analyses():
         own = folder / ("asked" if analysis is comparison.asked else "wide")
         write_csv(own / "rounds.csv", round_rows(analysis))

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from klball.commands.certified import bounds_elsewhere, certified_elsewhere, record
+from klball.commands.earlier import remove_evaluation
 from klball.commands.labels import labelled
 from klball.commands.options import refuse_ignored
 from klball.commands.ratios import write_ratios
@@ -22,11 +23,12 @@ from klball.report.pages.evaluation import plain_lines
 from klball.report.pages.parts import counted, few_in_words, interval
 from klball.report.pages.tables import write_report
 from klball.scores.certified import certified_worst_case, limit, percent
-from klball.scores.elsewhere.item_scores import Scores
+from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores
 from klball.scores.elsewhere.reading import scores_from
 from klball.scores.elsewhere.report import GROUP, ItemReport, item_report
 from klball.scores.elsewhere.tables import ANSWERED
 from klball.scores.measure import Measure
+from klball.scores.own import refuse_other_answers
 from klball.scores.parquet import score_files
 from klball.scores.perplexity import robustness_report
 from klball.scores.tables import SCHEMA, read_scores
@@ -35,6 +37,7 @@ from klball.terminal import is_main, say, say_verdicts, show_table
 
 COLUMNS = ("score", "id", "group", "round", "lower_is_better")
 Certified = dict[tuple[str, float], float]
+OwnTables = dict[tuple[str, str], tuple[Dataset, dict[str, Any]]]
 SHOWN_RADII = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -56,6 +59,27 @@ def is_own(path: str) -> bool:
     except (ValueError, OSError):
         return False
     return all(own >= {*SCHEMA.names} and not own >= ANSWERED for own in names)
+
+
+def own_tables(options: Any, paths: Mapping[str, str]) -> OwnTables | None:
+    """(Model, round) → table and provenance, of klball's own tables by their ids and files; None for others.
+
+    Raises ValueError for tables of different data.
+    """
+    if options.id is not None or options.round is not None or not all(map(is_own, paths.values())):
+        return None
+    tables = {(m, r): read_scores(file) for m, path in paths.items() for r, file in _own_rounds(path).items()}
+    for label in dict.fromkeys(r for _, r in tables):
+        refuse_other_answers({m: table for (m, r), table in tables.items() if r == label})
+    return tables
+
+
+def _own_rounds(path: str) -> dict[str, str]:
+    """Round → score table, called by its place in the folder; of one file "all"."""
+    files = score_files(path)
+    if len(files) == 1:
+        return {ONE_ROUND: files[0]}
+    return {str(Path(file).relative_to(path).with_suffix("")): file for file in files}
 
 
 def read_models(options: Any) -> dict[str, Scores]:
@@ -140,12 +164,14 @@ def evaluate_elsewhere(options: Any, prog: str) -> None:
     if reference not in paths:
         raise ValueError(f"--reference {reference!r} is not among the scores {', '.join(paths)}")
     folder = Path(options.output_dir)
-    if not asks_for_columns(options) and all(Path(p).is_file() and is_own(p) for p in paths.values()):
+    own = own_tables(options, paths)
+    if own is not None and not asks_for_columns(options) and all(Path(p).is_file() for p in paths.values()):
         refuse_ignored(options, ("confidence", "bounds"), "on log-likelihoods, which are in nats")
-        tables: dict[str, Dataset] = {label: read_scores(path)[0] for label, path in paths.items()}
+        tables = {label: table for (label, _), (table, _) in own.items()}
         if is_main():
-            write_run(folder, options, prog)
             found = robustness_report({"scores": tables}, reference)
+            remove_evaluation(folder, prog)
+            write_run(folder, options, prog)
             say_verdicts(plain_lines(found))
             write_report(found, folder)
             write_ratios(found, folder)
@@ -158,6 +184,7 @@ def evaluate_elsewhere(options: Any, prog: str) -> None:
     least = _certified(of_model, aligned.measure, options)
     if not is_main():
         return
+    remove_evaluation(folder, prog)
     write_run(folder, options, prog)
     write_csv(folder / "scores.csv", report.records())
     write_csv(folder / "profiles.csv", [_point(point, aligned, least) for point in report.profiles])
@@ -255,7 +282,6 @@ def _differences(report: ItemReport, models: list[str]) -> list[tuple[Any, ...]]
 
 def show_groups(scores: RoundScores, folder: Path) -> None:
     """What a comparison adds where items have groups: means of each, and differences to the first model."""
-    (folder / "groups.csv").unlink(missing_ok=True)  # of a run before
     if not scores.groups:
         return
     means = {model: scores.log_likelihood[m].mean(axis=0) for m, model in enumerate(scores.models)}

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from klball.commands.answers import OF_ANSWERS, Answering, evaluate_answers
+from klball.commands.earlier import remove_evaluation
 from klball.commands.elsewhere import COLUMNS, evaluate_elsewhere
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
             named.append({"model": label, "data": data, "file": cache.last.name})
             about[f"{label} on {data}"] = {**read_provenance(cache.last), "model": public_name(name)}
     if is_main():
+        remove_evaluation(folder, prog)
         write_run(folder, options, prog)
         write_csv(folder / TABLES_FILE, named)
         warn_of_formats(about.values())

@@ -12,6 +12,7 @@ from klball.adversary.dual import solve_dual
 from klball.adversary.sets import AmbiguitySet, Empirical
 from klball.adversary.upweighting import radius_in_words
 from klball.commands.certified import cell, certain, given_bounds
+from klball.commands.earlier import remove_evaluation
 from klball.commands.ratios import write_differences
 from klball.data.preferences import refuse_margin
 from klball.data.rows import first_rows, load_chat_template, load_rows, to_preferences
@@ -181,6 +182,7 @@ def evaluate_pairs(options: Any, labels: dict[str, str], prog: str) -> None:
     tables = {label: read_pairs(path)[0] for label, path in labels.items()}
     if is_main():
         folder = Path(options.output_dir)
+        remove_evaluation(folder, prog)
         write_run(folder, options, prog)
         rows = show_report(
             tables, f"preference pairs, hardest 1 % by {reference}", reference, options.confidence

@@ -13,7 +13,6 @@ from klball.terminal import show_table
 
 def write_ratios(report: RobustnessReport, folder: Path) -> None:
     """A table a data set, a row a pair; `ratios.csv` has all metrics. Nothing for one model."""
-    (folder / "ratios.csv").unlink(missing_ok=True)  # of a run before, with more models
     if not report.ratios:
         return
     write_csv(folder / "ratios.csv", plain_rows(report.ratios))
@@ -36,7 +35,6 @@ def write_differences(found: Sequence[dict[str, Any]], unit: str, folder: Path) 
     found: rows of `klball.scores.paired.differences`, with their `data` where there are several; none for
     one model.
     """
-    (folder / "differences.csv").unlink(missing_ok=True)
     if not found:
         return
     write_csv(folder / "differences.csv", without_nan(found))

@@ -12,6 +12,7 @@ from scipy import stats
 
 from klball.adversary.dual import robust_profile, solve_dual
 from klball.adversary.upweighting import radius_help
+from klball.commands.earlier import remove_models
 from klball.commands.labels import file_names
 from klball.commands.options import DTYPES, distinct, one_of, parse, refuse_ignored
 from klball.data.formats import MEANINGFUL
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     table = _scored(model, tokenizer, rows, "base", "train", options)
     found = None
     if is_main():
+        remove_models(folder, prog)
         write_run(folder, options, prog)
         found = _show_training_set(model, tokenizer, table, rows, options, folder)
     compared = _show_models(model, tokenizer, options, folder) if options.models else []

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from klball.adversary.dual import solve_dual
 from klball.adversary.streaming import solve_dual_streamed
@@ -17,10 +16,11 @@ from klball.commands.certified import certified_of, record
 from klball.commands.elsewhere import asks_for_columns, is_own, show_solved, solve_elsewhere
 from klball.commands.options import parse
 from klball.commands.pairs import flips_sentence, refuse_for_pairs, solve_pairs
+from klball.files import read_table
 from klball.flags import REQUIRED, Certifying, ScoreColumns, option
 from klball.scores.pairs import is_pair_table
-from klball.scores.parquet import score_files, stream_scores, top_weighted
-from klball.scores.tables import read_provenance, read_scores
+from klball.scores.parquet import refuse_rounds, score_files, stream_scores, top_weighted
+from klball.scores.tables import read_items, read_provenance, read_scores
 from klball.scores.tails import largest
 from klball.studies.own_answers import is_answer_table
 from klball.terminal import say, show_table
@@ -91,13 +91,15 @@ def main(arguments: Sequence[str], prog: str) -> None:
     say(f"{sentence}; {radius_in_words(options.epsilon, options.max_weight)}")
     if pairs and options.epsilon > 0:
         say(flips_sentence())
+    if rounds := summary.get("rounds"):
+        say(f"every file is a round: they score the same samples, and scores are means over {rounds} rounds")
     if cut := summary.get("rows_cut"):
         say(f"{cut} of the rows are cut at their end, and are in it; compare and evaluate leave them out")
 
 
 def _num_cut(scores: str) -> int:
     """Rows of klball's own score tables whose answer lost its end."""
-    tables = (pq.read_table(file, columns=["truncated"]) for file in score_files(scores))
+    tables = (read_table(file, columns=["truncated"]) for file in score_files(scores))
     return sum(int(np.array(table["truncated"]).sum()) for table in tables)
 
 
@@ -154,7 +156,7 @@ def _refuse_several_models(scores: str) -> None:
 
 
 def _in_memory(options: Options) -> Answer:
-    scores = read_scores(options.scores)[0].data.table
+    scores, rounds = read_items(options.scores)
     table = scores.filter(scores["log_likelihood"].is_valid())
     left_out = len(scores) - len(table)
     g, c = (table[name].to_numpy() for name in ("log_likelihood", "certainty"))
@@ -168,7 +170,7 @@ def _in_memory(options: Options) -> Answer:
         }
         for i in order
     ]
-    return _summary(s, len(g), left_out, float(g.mean())), top
+    return _summary(s, len(g), left_out, float(g.mean())) | ({"rounds": rounds} if rounds > 1 else {}), top
 
 
 def _streamed(options: Options) -> Answer:
@@ -177,6 +179,7 @@ def _streamed(options: Options) -> Answer:
             "--max_weight is not supported with --streamed true: a cap needs the scores in memory"
         )
     parts = stream_scores(options.scores)
+    refuse_rounds(options.scores)
     s = solve_dual_streamed(parts, epsilon=options.epsilon, gamma=options.gamma)
     left_out = sum(part.num_rows for part in parts) - s.num_rows
     return _summary(s, s.num_rows, left_out, s.mean), top_weighted(parts, s, options.top)

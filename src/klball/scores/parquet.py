@@ -19,6 +19,7 @@ from klball.scores.tails import largest
 G, C = "log_likelihood", "certainty"
 ELSEWHERE = "Scores from elsewhere: klball.scores_from, or klball solve without --streamed"
 readable = partial(files.readable, otherwise=ELSEWHERE)
+FIRST = 1_000  # rows of a table by whose ids rounds are recognised
 BATCH = 1 << 16  # rows decoded at once
 BUFFER = 1 << 20  # bytes of a column read at once, however large its row groups are
 
@@ -94,6 +95,30 @@ def score_files(scores: str | Path | Sequence[str]) -> list[str]:
     if not whole:
         raise ValueError(f"{scores} has no .parquet files")
     return [str(Path(scores) / path) for path in whole]
+
+
+def refuse_rounds(scores: str | Path | Sequence[str]) -> None:
+    """Raise ValueError for tables of the same samples, whose means need them in memory.
+
+    Of each table the first ids are looked at, in which rounds agree: all of them would cost a reading more.
+    """
+    file_of: dict[str, str] = {}
+    for path in score_files(scores):
+        for sample_id in _first_ids(path):
+            if sample_id in file_of:
+                files = " and ".join(dict.fromkeys((file_of[sample_id], path)))
+                raise ValueError(
+                    f"{files}: sample_id {sample_id!r} is there twice, and streamed scores are of one item "
+                    "each: leave --streamed out, which takes means over rounds, or give one of the tables"
+                )
+            file_of[sample_id] = path
+
+
+def _first_ids(path: str) -> list[str]:
+    with readable(path), pq.ParquetFile(path) as file:
+        check_columns(path, file.schema_arrow, ("sample_id",))
+        batch = next(file.iter_batches(FIRST, columns=["sample_id"]), None)
+    return [] if batch is None else [*map(str, batch["sample_id"].to_pylist())]
 
 
 def top_weighted(parts: Sequence[RowGroup], solution: StreamedSolution, count: int) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from klball.adversary.dual import robust_profile
 from klball.files import without_nan
+from klball.scores.own import check_answers
 from klball.scores.tails import (
     FEW,
     LEAST,
@@ -155,6 +156,8 @@ def common_rows(
     data: str, of_model: dict[str, Dataset], groups: Sequence[str | int] | None = None
 ) -> tuple[dict[str, Columns], dict[str, int]]:
     """The usable rows of every model, and the counts of kept, cut and unscored ones."""
+    for model, table in of_model.items():
+        check_answers(table, f"the score table of {model!r} on {data!r}")
     ids = {model: table["sample_id"][:] for model, table in of_model.items()}
     first = next(iter(ids.values()))
     for model, own in ids.items():

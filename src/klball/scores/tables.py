@@ -29,6 +29,7 @@ from klball.files import (
 from klball.models.loading import causal_lm, load_on_device, public_name
 from klball.models.modes import in_evaluation
 from klball.models.weights import weights_hash
+from klball.scores.own import check_rows, per_item
 from klball.scores.parquet import ELSEWHERE, check_columns, readable, score_files
 from klball.scores.parts import PLACES, Cache, Progress, made_from, table_in_parts
 from klball.scores.scorer import (
@@ -166,14 +167,27 @@ def read_scores(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
     """A score table, a file or a folder with some, and its provenance.
 
     Raises:
-        ValueError: It is no score table.
+        ValueError: It is no score table, repeats or lacks an id, or holds a score that is no number.
     """
-    files = score_files(path)
-    tables = [read_table(file, ELSEWHERE) for file in files]
-    for file, table in zip(files, tables, strict=True):
+    tables = _read(path)
+    table = pa.concat_tables(tables.values(), promote_options="none" if len(tables) == 1 else "permissive")
+    return ScoreTable(table), provenance_in(*next((file, own.schema) for file, own in tables.items()))
+
+
+def read_items(path: str | Path) -> tuple[pa.Table, int]:
+    """A row a sample of a score table, or of a folder with some, and in how many rounds each sample is.
+
+    See `per_item`. Raises ValueError as `read_scores` does.
+    """
+    return per_item(_read(path))
+
+
+def _read(path: str | Path) -> dict[str, pa.Table]:
+    tables = {file: read_table(file, ELSEWHERE) for file in score_files(path)}
+    for file, table in tables.items():
         check_columns(file, table.schema, SCHEMA.names)
-    table = pa.concat_tables(tables, promote_options="none" if len(tables) == 1 else "permissive")
-    return ScoreTable(table), provenance_in(files[0], tables[0].schema)
+        check_rows(table, file)
+    return tables
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:

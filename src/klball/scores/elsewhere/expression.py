@@ -3,7 +3,7 @@
 import ast
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from klball.scores.elsewhere.source import listed
 from klball.scores.measure import Measure
@@ -38,8 +38,11 @@ LOSSES = frozenset(
         "regret",
         "penalty",
         "distance",
-        "hallucination",
+        "toxic",
         "toxicity",
+        *("wrong", "wrongly", "fail", "fails", "failed", "failing", "failure", "failures"),
+        *("mistake", "mistakes", "mistaken", "invalid", "violation", "violations", "violated", "violates"),
+        *("hallucination", "hallucinations", "hallucinated", "hallucinates"),
     }
 )
 NEVER_NEGATIVE = frozenset(
@@ -56,71 +59,61 @@ NEVER_NEGATIVE = frozenset(
         "brier",
     }
 )
-GAINS = frozenset(
-    {
-        "likelihood",
-        "likelihoods",
-        "loglikelihood",
-        "logprob",
-        "logprobs",
-        "logp",
-        "ll",
-        "acc",
-        "accuracy",
-        "em",
-        "correct",
-        "match",
-        "f1",
-        "bleu",
-        "chrf",
-        "rouge",
-        "meteor",
-        "reward",
-        "rewards",
-        "utility",
-        "win",
-        "wins",
-        "passed",
-        "solved",
-    }
-)
 RIGHT = frozenset(
     {
-        "acc",
-        "accuracy",
-        "em",
-        "correct",
-        "match",
-        "pass",
-        "passed",
-        "solved",
-        "success",
-        "right",
-        "includes",
+        *("acc", "accuracy", "accurate", "accurately", "em", "match", "matches", "matched"),
+        *("correct", "correctly", "correctness", "right", "rightly", "includes"),
+        *("pass", "passes", "passed", "solved", "resolved"),
+        *("success", "successes", "successful", "successfully", "succeed", "succeeds", "succeeded"),
     }
 )
+GAINS = RIGHT | {
+    *("likelihood", "likelihoods", "loglikelihood", "logprob", "logprobs", "logp", "ll"),
+    *("f1", "bleu", "chrf", "rouge", "meteor"),
+    *("reward", "rewards", "utility", "win", "wins"),
+}
 MINUS = frozenset(("neg", "negative", "minus"))
+DENY_ALL = frozenset(("not",))  # that follow: `not_fully_correct`; `no_context_error` denies the context only
+DENY_NEXT = frozenset(("non", "no", "un"))
+PREFIXES = ("un", "in", "non", "mis")  # which deny the gain that they stand before: `unsolved`, `mismatch`
 PHRASES = ("cross_entropy", "bits_per_byte", "bits_per_char")
 
 
 def words(name: str) -> set[str]:
     """The words of a column's name, in lower case: `evalLoss_2` has eval, loss and 2."""
-    found = re.findall(r"[a-z]+\d*|\d+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
-    return {*found, *(word.rstrip("0123456789") for word in found)}
+    return {form for word in _in_order(name) for form in _forms(word)}
+
+
+def _in_order(name: str) -> list[str]:
+    return re.findall(r"[a-z]+\d*|\d+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
+
+
+def _forms(word: str) -> set[str]:
+    return {word, word.rstrip("0123456789")}
 
 
 def direction(name: str) -> int:
     """−1 where a name says that less is better, 1 where it says that more is, 0 where it says neither."""
-    own = words(name)
-    lower = bool(own & LOSSES) or any(phrase in name.lower() for phrase in PHRASES)
-    found = -1 if lower else 1 if own & GAINS else 0
-    return -found if own & MINUS else found
+    own = [word for word in _in_order(name) if word != "exact"]  # `non_exact_match` is `non_match`
+    said = {_says(word) * (-1 if _denied(own[:i]) else 1) for i, word in enumerate(own)}
+    lower = -1 in said or any(phrase in name.lower() for phrase in PHRASES)
+    found = -1 if lower else 1 if 1 in said else 0
+    return -found if MINUS & {*own} else found
+
+
+def _says(word: str) -> int:
+    forms = _forms(word)
+    denied = {form.removeprefix(p) for form in forms for p in PREFIXES if form.startswith(p)}
+    return -1 if forms & LOSSES or denied & GAINS else 1 if forms & GAINS else 0
+
+
+def _denied(before: Sequence[str]) -> bool:
+    return bool(DENY_ALL & {*before} or DENY_NEXT & {*before[-1:]})
 
 
 def is_right(name: str) -> bool:
     """Whether a name says that 1 is right and 0 wrong."""
-    own = words(name)
-    return bool(own & RIGHT) or {"exact", "match"} <= own
+    return direction(name) > 0 and bool(words(name) & RIGHT)
 
 
 def weighted_sum(text: str, columns: Mapping[str, object], where: str = "") -> dict[str, float]:

@@ -1,0 +1,124 @@
+"""What klball's own score tables must hold before anything is computed from them."""
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+SCORES = ("log_likelihood", "certainty", "entropy", "sum_log_prob")
+COUNTS = ("num_tokens", "num_bytes", "truncated")
+LENGTHS = ("sample_id", "num_bytes", "truncated")
+TOKENISED = ("tokenizer", "template", "row_format")
+
+
+def check_rows(table: pa.Table, where: str) -> None:
+    """Raise ValueError, with row and column, for an id that repeats or is missing, or a score without number.
+
+    A row without a log-likelihood, of an answer without a token, needs no other score.
+    """
+    _check_ids(table["sample_id"], where)
+    scored = np.array(table["log_likelihood"].is_valid())
+    for name in (*SCORES, *COUNTS):
+        faults = np.flatnonzero(_unusable(table[name], f"{where}: {name}") & (scored | (name in COUNTS)))
+        if faults.size:
+            row = int(faults[0])
+            raise fault_of(where, row, table["sample_id"][row].as_py(), name, table[name][row].as_py())
+
+
+def _unusable(column: pa.ChunkedArray, what: str) -> np.ndarray:
+    """Where a column is missing, NaN or infinite."""
+    if pa.types.is_floating(column.type):
+        return ~np.isfinite(column.to_numpy())
+    if any(is_kind(column.type) for is_kind in (pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)):
+        return np.array(column.is_null())
+    raise ValueError(f"{what} is {column.type}, not a column of numbers")
+
+
+def fault_of(where: str, row: int, sample_id: Any, column: str, found: float | None) -> ValueError:
+    """For a score with which nothing can be computed."""
+    return ValueError(
+        f"{where}, row {row + 1} (counted from 1), sample_id {sample_id!r}: {column} is "
+        f"{'missing' if found is None else found}: score the rows again, or take this one out of every table"
+    )
+
+
+def per_item(tables: Mapping[str, pa.Table]) -> tuple[pa.Table, int]:
+    """A row a sample, and in how many rounds each is: of tables of the same samples their means.
+
+    tables: by file. A sample without a score in some round has none. Raises ValueError for tables of which
+    some samples are the same and some are not.
+    """
+    ids = {file: {*table["sample_id"].to_pylist()} for file, table in tables.items()}
+    first, *others = ids
+    parts = pa.concat_tables(tables.values(), promote_options="permissive" if others else "none")
+    if len(set().union(*ids.values())) == len(parts):
+        return parts, 1
+    for file in others:
+        if ids[file] != ids[first]:
+            raise _half_shared(ids)
+    means = [(name, "mean", pc.ScalarAggregateOptions(skip_nulls=False)) for name in SCORES[:2]]
+    grouped = parts.group_by("sample_id", use_threads=False).aggregate(means)  # in order of appearance
+    return grouped.rename_columns(["sample_id", *SCORES[:2]]), len(tables)
+
+
+def _half_shared(ids: Mapping[str, set[Any]]) -> ValueError:
+    a, b = next((a, b) for a, b in combinations(ids, 2) if ids[a] & ids[b])
+    shared = min(map(str, ids[a] & ids[b]))
+    return ValueError(
+        f"{a} and {b} both have sample_id {shared!r}, but not all {len(ids)} tables have the same samples: "
+        "give one table, or a folder in which all share their samples (rounds) or none do"
+    )
+
+
+def _check_ids(ids: pa.ChunkedArray, where: str) -> None:
+    if pa.types.is_nested(ids.type):
+        raise ValueError(f"{where}: sample_id is {ids.type}, not a column of ids")
+    if ids.null_count:
+        row = int(np.flatnonzero(np.array(ids.is_null()))[0])
+        raise ValueError(f"{where}, row {row + 1} (counted from 1) has no sample_id: give every row its own")
+    series = ids.to_pandas()
+    repeated = np.flatnonzero(series.duplicated())
+    if repeated.size:
+        row = int(repeated[0])
+        before = int(np.argmax(series == series[row]))
+        raise ValueError(
+            f"{where}, rows {before + 1} and {row + 1} (counted from 1) both have sample_id "
+            f"{ids[row].as_py()!r}: give every row its own, and every round a file of its own"
+        )
+
+
+def check_answers(table: Dataset, where: str) -> None:
+    """`check_rows` of a table in Python, in which every whole answer of a token or more has a score."""
+    columns: Any = table.select_columns(["sample_id", *SCORES, *COUNTS]).with_format("arrow")
+    rows = columns[:]
+    check_rows(rows, where)
+    whole = ~rows["truncated"].to_numpy().astype(bool) & (rows["num_tokens"].to_numpy() > 0)
+    lacking = np.flatnonzero(whole & np.array(rows["log_likelihood"].is_null()))
+    if lacking.size:
+        row = int(lacking[0])
+        raise fault_of(where, row, rows["sample_id"][row].as_py(), "log_likelihood", None)
+
+
+Scored = tuple[Dataset, Mapping[str, Any]]  # a score table and its provenance
+
+
+def refuse_other_answers(tables: Mapping[str, Scored]) -> None:
+    """Raise ValueError where an answer has other bytes in another model's table: they are of different data.
+
+    tables: by model, of one round. Bytes are those of the scored tokens: only tables with the same tokenizer,
+    template and format of rows have them in common.
+    """
+    known: dict[tuple[str, ...], dict[Any, tuple[int, str]]] = {}
+    for model, (table, about) in tables.items():
+        lengths = known.setdefault(tuple(str(about.get(name)) for name in TOKENISED), {})
+        for sample_id, num_bytes, cut in zip(*(table[name] for name in LENGTHS), strict=True):
+            before, other = (num_bytes, model) if cut else lengths.setdefault(sample_id, (num_bytes, model))
+            if num_bytes != before:
+                raise ValueError(
+                    f"the answer to sample_id {sample_id!r} has {before} bytes in the table of {other!r} and "
+                    f"{num_bytes} in that of {model!r}: they are of different data: score the same rows"
+                )
