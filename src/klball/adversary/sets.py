@@ -97,7 +97,7 @@ class KLBall:
     needs: ClassVar[tuple[str, ...]] = ("score",)
 
     def __post_init__(self) -> None:
-        radius, cap = inputs.radius("epsilon", self.epsilon), inputs.cap(self.max_weight)
+        radius, cap = inputs.kl_radius("epsilon", self.epsilon), inputs.cap(self.max_weight)
         _settle(self, epsilon=radius, max_weight=cap)
 
     def solve(
@@ -147,7 +147,9 @@ class CertaintyKLBall:
             raise
 
     def relaxed(self, error: InfeasibleError) -> "CertaintyKLBall":
-        """γ a little above γ_min: a hundredth of the way to the mean certainty."""
+        """γ a little above γ_min: a hundredth of the way to the mean certainty, which `solve` has noted."""
+        if math.isnan(error.mean_certainty):
+            raise error
         margin = RELAXED_MARGIN * max(error.mean_certainty - error.gamma_min, 1e-6)
         return replace(self, gamma=error.gamma_min + margin)
 
