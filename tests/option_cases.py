@@ -144,7 +144,7 @@ CASES: dict[str, dict[str, Case]] = {
         "rounds": ({}, 4),
         "epsilon": ({}, 0.3),
         "gamma": ({}, "14.5"),
-        "resamples": ({}, 7),
+        "resamples": ({}, 47),
         "num_jobs": ({}, 2),
         "job_index": ({"num_jobs": 2}, 1),
         "output_dir": ({}, "OUT2"),

@@ -45,6 +45,14 @@ class DataSet(RowIds, DataConfig):
 
 
 @dataclass
+class Jobs:
+    """A share of the work for each of several jobs."""
+
+    num_jobs: int = option(1, "Independent jobs that share the folder and its work, such as one a GPU.")
+    job_index: int = option(0, "Which of them this is, from 0.")
+
+
+@dataclass
 class Split:
     """Which rows of a data set."""
 

@@ -28,7 +28,7 @@ from klball.data.paraphrase.rounds import Rounds, read_rounds, write_rounds
 from klball.data.paraphrase.samples import samples_of
 from klball.data.rows import load_rows
 from klball.files import file_name, write_run
-from klball.flags import ChatTemplate, DataSet, Precision, ScoreColumns, Split, option
+from klball.flags import ChatTemplate, DataSet, Jobs, Precision, ScoreColumns, Split, option
 from klball.models.loading import TINY, check_model
 from klball.report.pages.comparison import write_comparison_report
 from klball.scores.tables import read_scores, score, warn_of_formats
@@ -50,7 +50,7 @@ ELSEWHERE = 0.1  # of scores with a floor, such as 0 and 1, the worst case is so
 
 
 @dataclass
-class Options(ScoreColumns, Precision, ChatTemplate, Split, DataSet):
+class Options(Jobs, ScoreColumns, Precision, ChatTemplate, Split, DataSet):
     """The models, the rounds, and the adversary."""
 
     models: list[str] = option(
@@ -75,8 +75,6 @@ class Options(ScoreColumns, Precision, ChatTemplate, Split, DataSet):
     )
     gamma: str = option("auto", "Bound on the mean certainty: a number (the source's: 14.5), auto, none.")
     resamples: int = option(200, "Bootstrap resamples of the items; 0: none.")
-    num_jobs: int = option(1, "Independent jobs that share the folder.")
-    job_index: int = option(0, "Which of them this is, from 0.")
     output_dir: str = option("outputs/compare", "Folder for everything.")
 
 

@@ -21,7 +21,7 @@ from trl import ModelConfig
 from klball.adversary.upweighting import radius_help
 from klball.data.rows import is_one_table, load_chat_template, load_rows
 from klball.files import read_json_object, versions, write_json
-from klball.flags import ChatTemplate, DataConfig, option
+from klball.flags import ChatTemplate, DataConfig, Jobs, option
 from klball.models.loading import load_on_device
 from klball.scan.behaviour import own_answers
 from klball.scan.generation import encoded_prompts
@@ -50,7 +50,7 @@ UNRELATED = (  # to one arm
 
 
 @dataclass
-class Options(ChatTemplate, DataConfig):
+class Options(Jobs, ChatTemplate, DataConfig):
     """The experiment; a preset fills what the command line leaves out."""
 
     experiment: str = option(
@@ -110,10 +110,6 @@ class Options(ChatTemplate, DataConfig):
     own_prompts: int = option(96, "objectives, forgetting: prompts that the models answer themselves.")
     own_samples: int = option(4, "objectives, forgetting: answers to each of them.")
     own_tokens: int = option(64, "objectives, forgetting: their longest answer, tokens.")
-    num_jobs: int = option(
-        1, "robustness, objectives: independent jobs that share the folder and its arms, such as one a GPU."
-    )
-    job_index: int = option(0, "Which of them this is, from 0.")
     output_dir: str | None = option(
         None, "Folder for everything; default: outputs/reproduce, or outputs/ and the experiment's name."
     )
