@@ -37,6 +37,7 @@ def rows(tmp_path):
     return tmp_path / "rows.jsonl"
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_a_used_folder(folder, rows, tmp_path):
     pairs = [table_of(tmp_path / f"{m}.parquet", [0.5, -0.5, 1.0, -1.0, 0.2], ["x"] * 5) for m in "ab"]
     models = ("--models", "klball/tiny", "--datasets")
@@ -58,6 +59,7 @@ def test_an_evaluation_in_a_used_folder(folder, rows, tmp_path):
     assert_as_in_new_folders([("evaluate", *words) for words in ways], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_comparison_in_a_used_folder(folder, rows, tmp_path):
     own, elsewhere = (
         ("--scores", *(f"{m}={folder}/{name.format(m)}" for m in "ab"))
