@@ -266,11 +266,10 @@ def _scored(
         if loaded != name:
             loaded, (model, tokenizer) = name, load(models[name], options)
         assert model is not None and tokenizer is not None
-        rows = rounds.dataset(round_)
-        if options.rounds_path is not None and options.max_rows is not None:
-            rows = rows.select(range(min(options.max_rows, len(rows))))
         output = _table_path(folder, models[name], round_)
-        yield score(model, tokenizer, rows, max_length=options.max_length, output=output, alone=True)
+        yield score(
+            model, tokenizer, rounds.dataset(round_), max_length=options.max_length, output=output, alone=True
+        )
 
 
 def _compared(

@@ -198,7 +198,7 @@ class RobustTrainer(Accounted):
         if self.args.world_size == 1 or not isinstance(sampler, LengthGroupedSampler):
             return sampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return SharedOrder(sampler, lambda: seed + round(self.state.epoch or 0.0))
+        return SharedOrder(sampler, lambda: seed + int((self.state.epoch or 0.0) + 1e-6))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

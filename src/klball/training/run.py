@@ -125,6 +125,7 @@ def train(
         trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume_from)
     if until < 1 and trainer.state.global_step < trainer.state.max_steps:
+        trainer.accelerator.wait_for_everyone()
         return
     save_whole_model(trainer, str(folder))
     there = family.form is not None

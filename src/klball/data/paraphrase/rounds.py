@@ -84,7 +84,7 @@ class Rounds(Shown):
             raise ValueError(
                 f"{self.path} has no round {round_}; there are {self.rounds[0]} to {self.rounds[-1]}"
             )
-        return read_table(self.path, filters=[("round", "==", round_)])
+        return read_table(self.path, filters=[("round", "==", round_)])[: self.samples]
 
     def dataset(self, round_: int) -> Dataset:
         """One round as rows that `klball.score` reads, in the layout of the original data, with `id`.
@@ -116,7 +116,7 @@ class Rounds(Shown):
         around it, such as a line put before it: another framing, but no other wording.
         """
         counts = self._counts
-        rows = len(self.sample_ids[: self.samples])
+        rows = len(self.sample_ids)
         return [
             {
                 "round": round_,
@@ -145,7 +145,7 @@ class Rounds(Shown):
         """(round, reason) → how many, and (round, WORD_FOR_WORD) → how many accepted hold their original."""
         counts: Counter[tuple[int, str]] = Counter()
         names = ("round", "reason", "original", "prompt")
-        table = pa.concat_tables(self.table(r).select(names)[: self.samples] for r in self.rounds)
+        table = pa.concat_tables(self.table(r).select(names) for r in self.rounds)
         for round_, reason, original, prompt in zip(*(table[n].to_pylist() for n in names), strict=True):
             counts[round_, reason] += 1
             counts[round_, WORD_FOR_WORD] += not reason and holds_word_for_word(original, prompt)
