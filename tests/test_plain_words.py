@@ -142,7 +142,7 @@ def test_a_line_of_another_radius_than_asked_names_it():
     z, noise = np.random.default_rng(6).normal(size=(2, 1_000))
     found = klball.compare_scores(of_tokens(z, z + 0.3 + 0.1 * noise), 3.0)
     assert found.asked.verdicts[0].claim == "descriptive" and found.wide is not None
-    assert f"on hard prompts (ε = {found.wide.solutions.epsilon:.3g}) (by" in found.lines()[0]
+    assert f"on hard prompts at ε = {found.wide.solutions.epsilon:.3g} (by" in found.lines()[0]
 
 
 def test_the_line_is_one_test_not_the_better_of_two():

@@ -81,7 +81,7 @@ def line_of_verdict(pair: JudgedPair, mean: MeanDifference, asked: float) -> str
     scope = f"for {what} like these {solutions.n}"
     if mean.over == "rounds":
         scope = f"on these {solutions.n} {what} only"
-    radius = "" if solutions.epsilon == asked else f" (ε = {solutions.epsilon:.3g})"
+    radius = "" if solutions.epsilon == asked else f" at ε = {solutions.epsilon:.3g}"
     return plain_line(
         verdict.model_b,
         verdict.model_a,
