@@ -130,7 +130,7 @@ def test_a_bound_on_the_certainty_that_no_round_can_keep_is_refused():
     scores = simulated(rounds=3, n=120)
     lost = solve_rounds(scores, epsilon=0.1, gamma=-5.0)
     assert not lost.usable().any() and math.isnan(lost.least_ess()) and math.isnan(lost.least_ess(0))
-    with pytest.raises(ValueError, match=r"γ = -5 is below .* every model and round: raise it to"):
+    with pytest.raises(ValueError, match=r"gamma = -5 is below .* every model and round: raise it to"):
         compare_scores(scores, 0.1, -5.0)
     least = float(np.nanmin(lost.gamma - lost.gamma_margin))
     assert solve_rounds(scores, epsilon=0.1, gamma=least + 1e-6).usable().any()

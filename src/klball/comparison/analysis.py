@@ -206,8 +206,8 @@ def _analysed(
     if not np.isfinite(solutions.worst_case).any():
         least = float((solutions.gamma or 0.0) - np.nanmax(solutions.gamma_margin))
         raise ValueError(
-            f"γ = {solutions.gamma:.4g} is below what any mixture in the ball reaches, for every model and "
-            f"round: raise it to {least:.4g} at least, or leave it out"
+            f"gamma = {solutions.gamma:.4g} is below what any mixture in the ball reaches, for every model "
+            f"and round: raise it to {least:.4g} at least, or leave it out"
         )
     tests, effects = pairwise_tests(solutions), effect_sizes(solutions)
     items = delta_inference(scores, solutions)

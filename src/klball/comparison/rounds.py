@@ -342,7 +342,7 @@ def _least_certainty(scores: RoundScores, epsilon: float) -> np.ndarray:
 
 def _certainty(scores: RoundScores) -> np.ndarray:
     if scores.certainty is None:
-        raise ValueError(f"{scores.measure.noun} from elsewhere comes without certainty: leave γ out")
+        raise ValueError(f"{scores.measure.noun} from elsewhere comes without certainty: leave gamma out")
     return scores.certainty
 
 
