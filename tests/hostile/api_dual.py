@@ -152,7 +152,8 @@ EPSILONS: dict[str, tuple[Any, str]] = {
     "falling": ([0.5, 0.1], WORKS),
     "repeated": ([0.1, 0.1], WORKS),
     "huge": ([1e300], WORKS),
-    "tiny": ([1e-300], WORKS),
+    "tiny": ([1e-300], REFUSED),
+    "small": ([1e-12], WORKS),
 }
 
 
