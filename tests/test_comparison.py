@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from dataclasses import replace
 
 import cvxpy as cp
@@ -130,10 +131,11 @@ def test_a_bound_on_the_certainty_that_no_round_can_keep_is_refused():
     scores = simulated(rounds=3, n=120)
     lost = solve_rounds(scores, epsilon=0.1, gamma=-5.0)
     assert not lost.usable().any() and math.isnan(lost.least_ess()) and math.isnan(lost.least_ess(0))
-    with pytest.raises(ValueError, match=r"gamma = -5 is below .* every model and round: raise it to"):
+    with pytest.raises(ValueError, match=r"gamma = -5 is below .* every model and round") as raised:
         compare_scores(scores, 0.1, -5.0)
-    least = float(np.nanmin(lost.gamma - lost.gamma_margin))
-    assert solve_rounds(scores, epsilon=0.1, gamma=least + 1e-6).usable().any()
+    said = float(re.search(r"from (\S+) on all of them", str(raised.value))[1])
+    least = float(np.nanmax(lost.gamma - lost.gamma_margin))
+    assert least <= said < least * 1.001 and solve_rounds(scores, epsilon=0.1, gamma=said).usable().all()
 
 
 def test_a_tie_has_no_leader():

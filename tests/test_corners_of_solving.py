@@ -231,3 +231,19 @@ def test_processes_make_their_own_parts_of_a_table(tmp_path, monkeypatch):
     assert made == [16, 48]
     share(0)
     assert made == [16, 48, 0, 32]
+
+
+@pytest.mark.parametrize("at", [0, 16, 48])
+def test_another_run_may_make_the_same_table_first(at, tmp_path):
+    """It removes the parts of both."""
+    batches = [[k] for k in range(64)]
+
+    def made(overtaken):
+        def part_of(own):
+            if own[0][0] == overtaken:
+                made(None)
+            return pa.table({"row": [batch[0] for batch in own]})
+
+        return parts.table_in_parts(batches, part_of, pa.concat_tables, {}, tmp_path / "t.parquet")
+
+    assert made(at)["row"].to_pylist() == [*range(64)]

@@ -105,6 +105,40 @@ def test_rounds_are_not_streamed(rounds, tmp_path, capsys):
     assert f"{one}: sample_id '0' is there twice" in refused(capsys, "solve", "--scores", one, "--streamed")
 
 
+def test_other_data_with_the_same_ids_are_no_rounds(rounds, tmp_path, capsys):
+    """As of two files whose rows are numbered from 0: means over both would be of nothing."""
+    other = write(rounds / "round-9.parquet", columns(5, bytes_per_token=5))
+    said = refused(capsys, "solve", "--scores", rounds)
+    assert "the answer to sample_id '0' has 12 bytes in" in said and f"15 bytes in {other}" in said
+    cut = columns(5, bytes_per_token=5) | {"truncated": [True] * N}  # which may have lost any number of bytes
+    write(other, cut)
+    assert json.loads(run(capsys, "solve", "--scores", rounds, "--json", "true"))["rounds"] == 4
+
+
+def test_a_sample_that_is_cut_in_every_round_is_one(tmp_path, capsys):
+    for k in range(3):
+        write(tmp_path / "r" / f"{k}.parquet", columns(k) | {"truncated": [i < 5 + k for i in range(N)]})
+    assert json.loads(run(capsys, "solve", "--scores", tmp_path / "r", "--json", "true"))["rows_cut"] == 7
+
+
+def test_ids_are_all_texts_or_all_numbers(tmp_path, capsys):
+    write(tmp_path / "r" / "a.parquet", columns(0))
+    write(tmp_path / "r" / "b.parquet", columns(1, list(range(N))))
+    for more in ((), ("--streamed", "true"), ("--bounds", "-40", "0")):
+        said = refused(capsys, "solve", "--scores", tmp_path / "r", *more)
+        assert "a.parquet" in said and "b.parquet" in said
+
+
+@pytest.mark.parametrize(("flag", "said"), [(None, "truncated is missing"), ("no", "truncated is string")])
+@pytest.mark.parametrize("streamed", ["true", "false"])
+def test_a_flag_that_is_none_is_named(flag, said, streamed, tmp_path, capsys):
+    path = write(
+        tmp_path / "t" / "a.parquet",
+        columns(0) | {"truncated": [flag, *(["no"] * (N - 1) if flag else [False] * (N - 1))]},
+    )
+    assert said in refused(capsys, "solve", "--scores", path, "--streamed", streamed)
+
+
 # --- ids and scores ---------------------------------------------------------------------------------
 
 
@@ -175,7 +209,7 @@ def test_rows_that_lost_their_answer_have_no_score(tmp_path, capsys):
 def test_tables_of_other_data_are_not_paired_by_their_ids(folders, tmp_path, capsys):
     for model, size in (("a", 4), ("b", 5)):
         for k in range(3 if folders else 1):
-            write(tmp_path / model / f"{k}.parquet", columns(k, bytes_per_token=size))
+            write(tmp_path / model / f"{k}.parquet", columns(k, bytes_per_token=size), {"tokenizer": "one"})
     places = [tmp_path / model if folders else tmp_path / model / "0.parquet" for model in "ab"]
     for words in commands(places[0], places[1], tmp_path / "out")[1:]:
         for more in ((), ("--score", "log_likelihood")):
@@ -184,6 +218,13 @@ def test_tables_of_other_data_are_not_paired_by_their_ids(folders, tmp_path, cap
                 "the answer to sample_id '0' has 12 bytes in the table of 'a' and 15 in that of 'b'" in said
             )
     assert not (tmp_path / "out").exists()
+
+
+def test_tables_that_do_not_say_their_tokenizer_may_be_cut_differently(tmp_path, capsys, caplog):
+    a = write(tmp_path / "t" / "a.parquet", columns(0))
+    b = write(tmp_path / "t" / "b.parquet", columns(1, bytes_per_token=5))
+    run(capsys, *commands(a, b, tmp_path / "o")[1])
+    assert "'0' has 12 bytes in the table of 'a' and 15 in that of 'b': of different data, or" in caplog.text
 
 
 def test_bytes_differ_where_tokens_are_cut_differently_or_models_wrote_the_answers(tmp_path, capsys):

@@ -148,6 +148,21 @@ def test_prompts_that_are_only_framed_are_said_to_be(data, tmp_path, capsys):
     assert rounds.about["only_framed"] == 0 and rounds.like_these(3) == "rephrasings like these 3"
 
 
+@pytest.mark.parametrize("at", [1, 3])
+def test_another_job_may_make_the_same_rounds_first(at, tmp_path):
+    """It removes the parts that both have written."""
+    own, path = samples("one thing", "another"), tmp_path / "rounds.parquet"
+    replies = lambda round_: [Reply(f"In other words {round_}: {s.prompt}") for s in own]  # noqa: E731
+
+    def overtaken(round_):
+        if round_ == at:
+            write_rounds(path, own, "question-answer", replies, rounds=3, maker={"maker": "x"})
+        return replies(round_)
+
+    found = write_rounds(path, own, "question-answer", overtaken, rounds=3, maker={"maker": "x"})
+    assert found.rounds == [1, 2, 3] and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
 def test_parts_that_a_kill_left_go_away(data, tmp_path):
     tmp_path /= "out"
     arguments = ["--dataset_name", str(data), "--rounds", "3", "--output_dir", str(tmp_path)]

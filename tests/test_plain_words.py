@@ -7,10 +7,13 @@ import pytest
 from scipy import stats
 
 import klball
+from klball import solve_dual
+from klball.comparison.analysis import compare_scores
 from klball.comparison.averages import MeanDifference, mean_differences
 from klball.comparison.calibration import LEAST_ESS, MOST_ERROR
 from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.plain_words import Side, plain_line
+from klball.comparison.rounds import largest_epsilon_with_ess
 from klball.report.pages.comparison import comparison_page
 from simulated_rounds import simulated
 
@@ -211,3 +214,15 @@ def test_equal_models_are_the_same():
     found = klball.compare_scores(scores({"a": of_items(a), "b": of_items(a)}), 0.05)
     assert found.on_average() == ["On average a and b have the same judge."]
     assert "b is better" not in found.lines()[0] and "worse" not in found.lines()[0]
+
+
+def test_a_line_without_the_bound_on_the_certainty_says_so():
+    """The radius is the one asked for, and the line does not speak of what was asked for."""
+    scores = simulated(n=400)
+    epsilon = largest_epsilon_with_ess(scores)
+    least = max(solve_dual(loss=-c, epsilon=epsilon).worst_case for own in scores.certainty for c in own)
+    found = compare_scores(scores, epsilon, float(least) - 1e-3)  # one round cannot keep it
+    (line,) = found.lines()
+    assert found.wide is not None and found.wide.solutions.epsilon == epsilon
+    assert "on hard prompts without γ" in line
+    assert " without γ" not in compare_scores(scores, epsilon).lines()[0]

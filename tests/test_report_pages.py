@@ -149,6 +149,8 @@ def test_the_worst_5_percent_come_first_where_the_hardest_1_percent_are_few(kept
         )
     else:
         assert "Nothing can be said on the worst 5 %" in plain or "cannot be told" in plain
+    (alone,) = _verdict(report, ["base"])
+    assert alone.endswith(f"and 10 on its {tail.removesuffix(' of each')}.")
     titles = list(_compared(report, "data").values())
     hard = titles.index(f"hardest 1 % (chosen by the reference): {counted(-(-kept // 100))}")
     worst = titles.index(f"worst 5 % (CVaR, each its own): {counted(-(-kept // 20))}")

@@ -3,12 +3,14 @@
 import pytest
 
 from klball.cli import main
+from klball.commands.earlier import comparison_before, remove_unwritten
+from klball.files import whole_file
 from small_runs import write_rows
 from test_elsewhere_commands import folder
 from test_pair_scores import table_of
 
 __all__ = ["folder"]
-CACHES = ("scores", "answers", "rounds.parquet")  # whose tables are used again
+CACHES = ("scores", "tables.csv", "answers", "rounds.parquet")  # whose tables are used again
 
 
 def results(place):
@@ -57,6 +59,39 @@ def test_an_evaluation_in_a_used_folder(folder, rows, tmp_path):
         (*scores[0][:2], "--lower_is_better"),
     ]
     assert_as_in_new_folders([("evaluate", *words) for words in ways], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_refused_evaluation_leaves_the_report_before(rows, tmp_path):
+    words = [
+        "evaluate",
+        "--models",
+        "klball/tiny",
+        "--datasets",
+        str(rows),
+        "--output_dir",
+        str(tmp_path / "o"),
+    ]
+    main(words)
+    before = {path: path.read_bytes() for path in (tmp_path / "o").iterdir() if path.is_file()}
+    with pytest.raises(SystemExit):
+        main([*words, "--max_length", "1"])
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_files_that_no_comparison_wrote_stay_and_so_do_another_jobs(tmp_path):
+    old, new = tmp_path / "wide" / "rounds.csv", tmp_path / "asked" / "rounds.csv"
+    for path in (old, new):
+        path.parent.mkdir()
+        path.write_text("mine")
+    assert comparison_before(tmp_path, "klball compare") == {}
+    (tmp_path / "run.json").write_text('{"command": "klball compare", "options": {"scores": []}}')
+    before = comparison_before(tmp_path, "klball compare")
+    assert {*before} == {old, new}
+    with whole_file(new) as temporary:  # as another job does
+        temporary.write_text("new")
+    remove_unwritten(before)
+    assert new.read_text() == "new" and not old.parent.exists()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from tokenizers.processors import TemplateProcessing
 
 import klball
 from conftest import small_qwen
@@ -20,6 +21,7 @@ from klball.models.loading import load_model
 from klball.models.weights import weights_hash
 from klball.scores import parts
 from klball.scores.scorer import Scorer, batches_by_length
+from klball.scores.tables import provenance
 
 
 @pytest.fixture(scope="module")
@@ -316,3 +318,19 @@ def test_score_table_reader_refuses_other_files(tmp_path):
     shutil.copy(__file__, tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="not a readable Parquet"):
         klball.read_scores(tmp_path / "x.parquet")
+
+
+def test_a_tokenizer_that_adds_a_token_is_another(model, dataset):
+    """Its vocabulary is the same, its answers' bytes are not."""
+    tokenizer = load_model("klball/tiny")[1]
+    rows = encode(dataset.select(range(2)), tokenizer)[0]
+
+    def of():
+        return provenance(Scorer(model, [1, 2, 3]), tokenizer, rows, None, 1_000)["tokenizer"]
+
+    before, backend = of(), tokenizer.backend_tokenizer
+    tokenizer("A text that is cut.", truncation=True, max_length=3)  # is no other tokenizer
+    assert of() == before
+    special = (tokenizer.eos_token, tokenizer.eos_token_id)
+    backend.post_processor = TemplateProcessing(f"{special[0]} $A", special_tokens=[special])
+    assert of() != before

@@ -122,13 +122,23 @@ LOSSES = [
     "WER",
     "log_loss",
 ]
-LOSSES += ["cross_entropy", "bits_per_byte", "brier", "neg_log_likelihood", "mean loss", "train/loss"]
+LOSSES += [
+    "not_tuned_loss",
+    "not_fully_tuned_loss",
+    "cross_entropy",
+    "bits_per_byte",
+    "brier",
+    "neg_log_likelihood",
+    "mean loss",
+    "train/loss",
+]
 WRONG = [
     *("wrong", "failed", "failures", "incorrect", "mistakes", "hallucinated", "violations", "invalid"),
     *(
         "not_correct",
         "notCorrect",
         "not_fully_correct",
+        "not_yet_solved",
         "is_not_right",
         "not solved",
         "non_match",
@@ -139,7 +149,7 @@ WRONG = [
 ]
 SOLVED = [
     *("correct", "acc", "exact_match", "pass@1", "success", "successful", "right", "includes", "solved"),
-    *("correct_or_not", "acc_no_context", "accNonEnglish", "accurate", "match_2"),
+    *("correct_or_not", "not_answered_acc", "acc_no_context", "accNonEnglish", "accurate", "match_2"),
 ]
 GAINS = [
     "accuracy",

@@ -106,14 +106,14 @@ def evaluate_answers(options: Any, prog: str) -> None:
             found += [{"data": data, "model": label, **row} for row in report]
             sentences.append(f"{label} on {data}: {_certified(metrics, bounds, options)}")
     if is_main():
+        compared = [
+            {"data": data, **row} for data in rows for row in answer_differences(of_data[data], groups[data])
+        ]
         remove_evaluation(folder, prog)
         write_run(folder, options, prog)
         write_csv(folder / TABLES_FILE, named)
         write_csv(folder / "answers.csv", without_nan(found))
         _show(found, list(models), folder, options.confidence)
-        compared = [
-            {"data": data, **row} for data in rows for row in answer_differences(of_data[data], groups[data])
-        ]
         write_differences(compared, "prompts", folder)
         for sentence in (*sentences, radius_in_words(WORST)):
             say(sentence)

@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from klball.adversary.upweighting import radius_help
 from klball.commands.comparison_tables import show, write
+from klball.commands.earlier import comparison_before, remove_unwritten
 from klball.commands.elsewhere import COLUMNS, asks_for_columns, own_tables, read_models, show_groups
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import DTYPES, job_of, one_of, parse, refuse_ignored
@@ -99,6 +100,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     numbers = rounds.rounds
     if len(numbers) < 3:
         raise ValueError(f"a comparison needs at least 3 rounds, got {len(numbers)}")
+    before = comparison_before(folder, prog)
     if is_main():
         write_run(folder, options, prog)
     _score_units(models, rounds, numbers, options, folder)
@@ -116,6 +118,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     write_comparison_report(comparison, rounds, folder)
     say_verdicts(comparison.lines())
     show(comparison, rounds, folder)
+    remove_unwritten(before)
 
 
 def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
@@ -126,7 +129,7 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
         raise ValueError("a comparison needs at least two --scores, as LABEL=PATH")
     file_names(paths)
     folder = Path(options.output_dir)
-    own = own_tables(options, paths)
+    before, own = comparison_before(folder, prog), own_tables(options, paths)
     if own is not None and not asks_for_columns(options):
         options.epsilon = SOURCES if options.epsilon is None else options.epsilon
         write_run(folder, options, prog)
@@ -147,6 +150,7 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
     say_verdicts(comparison.lines())
     show_groups(comparison.scores, folder)
     show(comparison, rounds, folder)
+    remove_unwritten(before)
 
 
 def _checked(options: Options) -> Gamma:

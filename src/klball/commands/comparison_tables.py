@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from klball.adversary.upweighting import radius_in_words
-from klball.commands.earlier import remove_comparison
 from klball.comparison.analysis import (
     SOURCE_TESTS,
     Analysis,
@@ -28,7 +27,6 @@ from klball.terminal import say, show_table
 
 def write(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path) -> None:
     """CSV tables; those of one (ε, γ) in the folder `asked` or `wide`."""
-    remove_comparison(folder)
     if acceptance := rounds.acceptance():
         write_csv(folder / "acceptance.csv", acceptance)
     write_csv(

@@ -1,6 +1,6 @@
 """What an earlier run of a command left in its folder, where the next writes less or under other names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,20 @@ from klball.commands.labels import labelled
 from klball.comparison.analysis import SOURCE_TESTS
 from klball.files import RUN_FILE, file_name, read_json_object
 from klball.report.pages.parts import REPORT_FILE
-from klball.scores.parts import TABLES_FILE
 
 DRAWN = (".svg", ".png")
 OF_REPORT = ("metrics.csv", "profiles.csv", "ratios.csv", REPORT_FILE)
-OF_WAY = {  # option that says in which way models were evaluated → the files of it
+OF_WAY = {  # option that says in which way models were evaluated → its files; tables of scores stay
     "scores": OF_REPORT,  # and scores.csv
     "pair_scores": ("pairs.csv", "differences.csv"),
-    "generate": ("answers.csv", "differences.csv", TABLES_FILE),
-    "models": (*OF_REPORT, TABLES_FILE),
+    "generate": ("answers.csv", "differences.csv"),
+    "models": OF_REPORT,
 }
 OF_ASKED = [f"p-{test}-{quantity}" for test, quantity in SOURCE_TESTS]
+OF_ANALYSIS = ("rounds", "summary", "verdicts", "effects", "tests", "spreads", "items", "joint")
 OF_COMPARISON = [
-    *("acceptance.csv", "groups.csv", "asked/*.csv", "wide/*.csv", "latex/summary.tex"),
+    *("acceptance.csv", "groups.csv", "latex/summary.tex"),
+    *(f"{at}/{name}.csv" for at in ("asked", "wide") for name in (*OF_ANALYSIS, *OF_ASKED)),
     *(f"latex/{name}.tex" for name in (*OF_ASKED, "effects-asked", "effects-wide")),
     *(f"figures/{name}{suffix}" for name in (*OF_ASKED, "multipliers") for suffix in DRAWN),
 ]
@@ -49,9 +50,29 @@ def remove_evaluation(folder: Path, prog: str) -> None:
     _remove(folder, [*names, *(f"profile-{file_name(label)}{suffix}" for label in data for suffix in DRAWN)])
 
 
-def remove_comparison(folder: Path) -> None:
-    """The files of `klball compare` before that not every comparison writes, or writes anew."""
-    _remove(folder, OF_COMPARISON)
+def comparison_before(folder: Path, prog: str) -> dict[Path, tuple[int, int]]:
+    """The files of `klball compare` before that not every comparison writes, and marks that tell new ones.
+
+    To be asked before this run writes its own run.json.
+    """
+    paths = [folder / name for name in OF_COMPARISON] if _options_before(folder, prog) else []
+    return {path: mark for path in paths if (mark := _mark(path)) is not None}
+
+
+def remove_unwritten(before: Mapping[Path, tuple[int, int]]) -> None:
+    """Of these files those that no job has written since, and the folders that are empty without them."""
+    for path, mark in before.items():
+        if _mark(path) == mark:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # other files are in it
+                path.parent.rmdir()
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def remove_models(folder: Path, prog: str) -> None:
@@ -60,11 +81,6 @@ def remove_models(folder: Path, prog: str) -> None:
         _remove(folder, ["models.csv", *(f"figures/gain-against-forgetting{suffix}" for suffix in DRAWN)])
 
 
-def _remove(folder: Path, patterns: Iterable[str]) -> None:
-    """Files of these names, and the folders that are empty without them."""
-    for pattern in patterns:
-        for path in folder.glob(pattern):
-            path.unlink()
-            if path.parent != folder:
-                with suppress(OSError):  # somebody else's files are in it
-                    path.parent.rmdir()
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)

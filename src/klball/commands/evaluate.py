@@ -98,11 +98,11 @@ def main(arguments: Sequence[str], prog: str) -> None:
             named.append({"model": label, "data": data, "file": cache.last.name})
             about[f"{label} on {data}"] = {**read_provenance(cache.last), "model": public_name(name)}
     if is_main():
+        report = robustness_report(tables, reference)
         remove_evaluation(folder, prog)
         write_run(folder, options, prog)
         write_csv(folder / TABLES_FILE, named)
         warn_of_formats(about.values())
-        report = robustness_report(tables, reference)
         say_verdicts(plain_lines(report))
         write_report(report, folder)
         write_ratios(report, folder)

@@ -182,14 +182,15 @@ def evaluate_pairs(options: Any, labels: dict[str, str], prog: str) -> None:
     tables = {label: read_pairs(path)[0] for label, path in labels.items()}
     if is_main():
         folder = Path(options.output_dir)
-        remove_evaluation(folder, prog)
-        write_run(folder, options, prog)
+        columns, _ = columns_in_common(tables)
         rows = show_report(
             tables, f"preference pairs, hardest 1 % by {reference}", reference, options.confidence
         )
+        differences = pair_differences(columns, reference)
+        remove_evaluation(folder, prog)
+        write_run(folder, options, prog)
         write_csv(folder / "pairs.csv", without_nan(rows))
-        columns, _ = columns_in_common(tables)
-        write_differences(pair_differences(columns, reference), "pairs", folder)
+        write_differences(differences, "pairs", folder)
 
 
 def solve_pairs(options: Any) -> tuple[Any, int, int, float, list[dict[str, Any]]]:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from klball.adversary.dual import solve_dual
 from klball.adversary.streaming import solve_dual_streamed
 from klball.adversary.upweighting import radius_help, radius_in_words
@@ -18,6 +16,7 @@ from klball.commands.options import parse
 from klball.commands.pairs import flips_sentence, refuse_for_pairs, solve_pairs
 from klball.files import read_table
 from klball.flags import REQUIRED, Certifying, ScoreColumns, option
+from klball.scores.own import check_column
 from klball.scores.pairs import is_pair_table
 from klball.scores.parquet import refuse_rounds, score_files, stream_scores, top_weighted
 from klball.scores.tables import read_items, read_provenance, read_scores
@@ -98,9 +97,13 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 
 def _num_cut(scores: str) -> int:
-    """Rows of klball's own score tables whose answer lost its end."""
-    tables = (read_table(file, columns=["truncated"]) for file in score_files(scores))
-    return sum(int(np.array(table["truncated"]).sum()) for table in tables)
+    """Samples of klball's own score tables whose answer lost its end, in whatever round."""
+    cut = set()
+    for file in score_files(scores):
+        table = read_table(file, columns=["sample_id", "truncated"])
+        check_column(table, "truncated", file)
+        cut |= {*table.filter(table["truncated"].cast("bool"))["sample_id"].to_pylist()}
+    return len(cut)
 
 
 def _is_ours(options: Options) -> bool:

@@ -1,5 +1,6 @@
 """All that a comparison computes from its scores, and the rows of its tables."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -88,7 +89,7 @@ class Comparison(Shown):
 
     def lines(self) -> list[str]:
         """Every pair of models in one plain line, claims first."""
-        asked = self.asked.solutions.epsilon
+        asked = self.asked.solutions
         return [
             line_of_verdict(pair, self._mean_of(pair), asked) + self._contrary(pair) for pair in self._pairs()
         ]
@@ -121,7 +122,7 @@ class Comparison(Shown):
             other = analysis.judged(pair.models)
             if pair.claims and other.claims and other.effect.mean * pair.effect.mean < 0:
                 by = self.scores.measure.amount(abs(other.effect.mean))
-                return f" At ε = {analysis.solutions.epsilon:.3g} it is the other way round (by {by})."
+                return f" At {analysis.name} it is the other way round (by {by})."
         return ""
 
     def said(self) -> list[tuple[Analysis, str]]:
@@ -204,10 +205,10 @@ def _analysed(
 ) -> Analysis:
     solutions = solve_rounds(scores, epsilon=epsilon, gamma=gamma)
     if not np.isfinite(solutions.worst_case).any():
-        least = float((solutions.gamma or 0.0) - np.nanmax(solutions.gamma_margin))
+        least = _rounded_up((solutions.gamma or 0.0) - np.nanmin(solutions.gamma_margin))
         raise ValueError(
-            f"gamma = {solutions.gamma:.4g} is below what any mixture in the ball reaches, for every model "
-            f"and round: raise it to {least:.4g} at least, or leave it out"
+            f"gamma = {solutions.gamma:.6g} is below what any mixture in the ball reaches, for every model "
+            f"and round: from {least:.6g} on all of them reach it; raise it, or leave it out"
         )
     tests, effects = pairwise_tests(solutions), effect_sizes(solutions)
     items = delta_inference(scores, solutions)
@@ -221,6 +222,12 @@ def _analysed(
         tests, effects, of_rounds = _without_beta(tests), _without_beta(effects), _without_beta(of_rounds)
         items, resampled, joint = _without_beta(items), _without_beta(resampled), []
     return Analysis(solutions, tests, effects, of_rounds, items, resampled, joint, said)
+
+
+def _rounded_up(value: float) -> float:
+    """To four digits: a bound that was rounded down would be below what can be reached."""
+    digits = 3 - math.floor(math.log10(abs(value) or 1.0))
+    return math.ceil(value * 10.0**digits) / 10.0**digits
 
 
 Row = TypeVar("Row", PairTest, Effect, Spread, ItemInference)

@@ -73,15 +73,20 @@ class JudgedPair:
         return "rounds" if undecided or self.verdict.claim == "rounds" else "items"
 
 
-def line_of_verdict(pair: JudgedPair, mean: MeanDifference, asked: float) -> str:
-    """The line of a pair: b against a. mean: over what the verdict is over; asked: the radius asked for."""
+def at_another_radius(solutions: RoundSolutions, asked: RoundSolutions) -> str:
+    """How this radius differs from the one asked for: " at ε = .1", or " without γ"."""
+    return " without γ" if solutions.epsilon == asked.epsilon else f" at ε = {solutions.epsilon:.3g}"
+
+
+def line_of_verdict(pair: JudgedPair, mean: MeanDifference, asked: RoundSolutions) -> str:
+    """The line of a pair: b against a. mean: over what the verdict is over; asked: those asked for."""
     verdict, effect, solutions = pair.verdict, pair.effect, pair.solutions
     measure, what = solutions.measure, "prompts" if solutions.of_tokens else "items"
     better = {"undecided": 0, "descriptive": None}.get(verdict.claim, 1 if effect.mean < 0 else -1)
     scope = f"for {what} like these {solutions.n}"
     if mean.over == "rounds":
         scope = f"on these {solutions.n} {what} only"
-    radius = "" if solutions.epsilon == asked else f" at ε = {solutions.epsilon:.3g}"
+    radius = "" if solutions is asked else at_another_radius(solutions, asked)
     return plain_line(
         verdict.model_b,
         verdict.model_a,

@@ -1,5 +1,6 @@
 """What klball's own score tables must hold before anything is computed from them."""
 
+import logging
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
@@ -8,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 SCORES = ("log_likelihood", "certainty", "entropy", "sum_log_prob")
 COUNTS = ("num_tokens", "num_bytes", "truncated")
@@ -27,6 +30,14 @@ def check_rows(table: pa.Table, where: str) -> None:
         if faults.size:
             row = int(faults[0])
             raise fault_of(where, row, table["sample_id"][row].as_py(), name, table[name][row].as_py())
+
+
+def check_column(table: pa.Table, name: str, where: str) -> None:
+    """Raise ValueError for a column in which a number or flag is missing or is none."""
+    faults = np.flatnonzero(_unusable(table[name], f"{where}: {name}"))
+    if faults.size:
+        row = int(faults[0])
+        raise fault_of(where, row, table["sample_id"][row].as_py(), name, table[name][row].as_py())
 
 
 def _unusable(column: pa.ChunkedArray, what: str) -> np.ndarray:
@@ -54,15 +65,46 @@ def per_item(tables: Mapping[str, pa.Table]) -> tuple[pa.Table, int]:
     """
     ids = {file: {*table["sample_id"].to_pylist()} for file, table in tables.items()}
     first, *others = ids
+    for file in others:
+        refuse_other_ids({name: tables[name].schema for name in (first, file)})
     parts = pa.concat_tables(tables.values(), promote_options="permissive" if others else "none")
     if len(set().union(*ids.values())) == len(parts):
         return parts, 1
     for file in others:
         if ids[file] != ids[first]:
             raise _half_shared(ids)
+        _refuse_other_bytes({name: tables[name] for name in (first, file)})
     means = [(name, "mean", pc.ScalarAggregateOptions(skip_nulls=False)) for name in SCORES[:2]]
     grouped = parts.group_by("sample_id", use_threads=False).aggregate(means)  # in order of appearance
     return grouped.rename_columns(["sample_id", *SCORES[:2]]), len(tables)
+
+
+def refuse_other_ids(schemas: Mapping[str, pa.Schema]) -> None:
+    """Raise ValueError where one of two tables has its ids as texts and the other as numbers."""
+    kinds = {file: schema.field("sample_id").type for file, schema in schemas.items()}
+    if len({pa.types.is_integer(kind) for kind in kinds.values()}) > 1:
+        said = " and ".join(f"{kind} in {file}" for file, kind in kinds.items())
+        raise ValueError(f"sample_id is {said}: give all tables the same kind of ids")
+
+
+def _refuse_other_bytes(tables: Mapping[str, pa.Table]) -> None:
+    """Raise ValueError for two tables of the same ids of which an answer has not the same length."""
+    whole = [
+        {
+            i: size
+            for i, size, cut in zip(*(table[name].to_pylist() for name in LENGTHS), strict=True)
+            if not cut
+        }
+        for table in tables.values()
+    ]
+    other = next((i for i, size in whole[0].items() if whole[1].get(i, size) != size), None)
+    if other is not None:
+        found = zip(tables, whole, strict=True)
+        said = " and ".join(f"{sizes[other]} bytes in {file}" for file, sizes in found)
+        raise ValueError(
+            f"the answer to sample_id {other!r} has {said}: they are no rounds of the same samples but other "
+            "data: give one table"
+        )
 
 
 def _half_shared(ids: Mapping[str, set[Any]]) -> ValueError:
@@ -110,15 +152,20 @@ def refuse_other_answers(tables: Mapping[str, Scored]) -> None:
     """Raise ValueError where an answer has other bytes in another model's table: they are of different data.
 
     tables: by model, of one round. Bytes are those of the scored tokens: only tables with the same tokenizer,
-    template and format of rows have them in common.
+    template and format of rows have them in common. Of tables that do not say theirs it is a warning.
     """
     known: dict[tuple[str, ...], dict[Any, tuple[int, str]]] = {}
     for model, (table, about) in tables.items():
         lengths = known.setdefault(tuple(str(about.get(name)) for name in TOKENISED), {})
         for sample_id, num_bytes, cut in zip(*(table[name] for name in LENGTHS), strict=True):
             before, other = (num_bytes, model) if cut else lengths.setdefault(sample_id, (num_bytes, model))
-            if num_bytes != before:
-                raise ValueError(
-                    f"the answer to sample_id {sample_id!r} has {before} bytes in the table of {other!r} and "
-                    f"{num_bytes} in that of {model!r}: they are of different data: score the same rows"
-                )
+            if num_bytes == before:
+                continue
+            said = (
+                f"the answer to sample_id {sample_id!r} has {before} bytes in the table of {other!r} and "
+                f"{num_bytes} in that of {model!r}"
+            )
+            if "tokenizer" in about:
+                raise ValueError(f"{said}: they are of different data: score the same rows")
+            logger.warning("%s: of different data, or of tokenizers that cut it differently", said)
+            break

@@ -1,6 +1,7 @@
 """A table made batch by batch: written in parts that a killed run finds again, shared out over processes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def table_in_parts(
     if processes > 1:
         state.wait_for_everyone()
     if process == 0:
-        write_table(whole([read_table(_path(folder, index)) for index in range(len(parts))]), output)
+        shared = (read_table(_path(folder, index)) for index in range(len(parts)))
+        write_table(whole(tables if processes == 1 else [*shared]), output)
         remove_parts(output)
     if processes > 1:
         state.wait_for_everyone()
@@ -94,5 +96,6 @@ def _part(
     if (finished := finished_part(_path(folder, index))) is not None:
         return finished
     table = part_of(batches)
-    write_table(table, _path(folder, index))
+    with suppress(FileNotFoundError):  # another run that made the same table has just finished it
+        write_table(table, _path(folder, index))
     return table

@@ -29,7 +29,7 @@ from klball.files import (
 from klball.models.loading import causal_lm, load_on_device, public_name
 from klball.models.modes import in_evaluation
 from klball.models.weights import weights_hash
-from klball.scores.own import check_rows, per_item
+from klball.scores.own import check_rows, per_item, refuse_other_ids
 from klball.scores.parquet import ELSEWHERE, check_columns, readable, score_files
 from klball.scores.parts import PLACES, Cache, Progress, made_from, table_in_parts
 from klball.scores.scorer import (
@@ -170,6 +170,7 @@ def read_scores(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
         ValueError: It is no score table, repeats or lacks an id, or holds a score that is no number.
     """
     tables = _read(path)
+    refuse_other_ids({file: table.schema for file, table in tables.items()})
     table = pa.concat_tables(tables.values(), promote_options="none" if len(tables) == 1 else "permissive")
     return ScoreTable(table), provenance_in(*next((file, own.schema) for file, own in tables.items()))
 
@@ -234,7 +235,7 @@ def provenance(
         "num_logits": scorer.num_logits(),
         "vocabulary": len(tokenizer),
         "full_logits": scorer.head is None,
-        "tokenizer": json_digest(tokenizer.get_vocab()),
+        "tokenizer": json_digest([tokenizer.get_vocab(), *_around_tokens(tokenizer)]),
         "template": digest(str(tokenizer.chat_template)),
         "data": json_digest([encoded[name][:] for name in ("sample_id", "input_ids", "labels")]),
         "rows": len(encoded),
@@ -242,6 +243,14 @@ def provenance(
         "tokens_per_batch": tokens_per_batch,
         "libraries": versions(*LIBRARIES),
     }
+
+
+def _around_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What else decides which tokens a text becomes, and which of them have no text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    steps = [getattr(backend, name, None) for name in ("normalizer", "pre_tokenizer", "post_processor")]
+    states = [b"" if step is None else step.__getstate__() for step in steps]
+    return [*(state.decode() for state in states), *sorted(tokenizer.all_special_tokens)]
 
 
 def _part(scorer: Scorer, encoded: Dataset, batches: list[list[int]], names: Sequence[str]) -> pa.Table:

@@ -226,11 +226,28 @@ def write_rounds(
     """
     path = Path(path)
     about = provenance(samples, layout, rounds, maker)
-    if path.exists():
-        finished = read_rounds(path)
-        refuse_other(path, finished.about, about)
-        remove_parts(path)  # which a kill may have left
-        return finished
+    if not path.exists():
+        try:
+            _write(path, samples, replies, rounds, maker, similarity, about, progress)
+        except FileNotFoundError:
+            if not path.exists():  # else another job made the same rounds and has removed the parts
+                raise
+    finished = read_rounds(path)
+    refuse_other(path, finished.about, about)
+    remove_parts(path)  # which a kill may have left
+    return finished
+
+
+def _write(
+    path: Path,
+    samples: Sequence[Sample],
+    replies: Replies,
+    rounds: int,
+    maker: dict[str, Any],
+    similarity: Similarity | None,
+    about: dict[str, Any],
+    progress: Progress | None,
+) -> None:
     folder = parts_folder(path, about)
     control = QualityControl(samples, similarity)
     for round_ in range(1, rounds + 1):
@@ -247,8 +264,6 @@ def write_rounds(
     with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema, **WRITTEN) as writer:
         for round_ in range(1, rounds + 1):  # a row group a round: one round can be read alone
             writer.write_table(pq.read_table(folder / f"{round_:06d}.parquet").cast(schema))
-    remove_parts(path)
-    return read_rounds(path)
 
 
 def holds_word_for_word(original: str, prompt: str) -> bool:

@@ -135,7 +135,7 @@ def plain_lines(report: RobustnessReport) -> list[str]:
             if model != report.reference:
                 hard, whole = (report.value(data, model, name) for name in (tail, "perplexity_sample"))
                 sides = (
-                    _side(f"on the {where}", hard, decided_by(tail, kept) >= FEW),
+                    _side(f"on the {where}{_of_each(tail)}", hard, decided_by(tail, kept) >= FEW),
                     _side(AVERAGE, whole, kept >= LEAST_ESS),
                 )
                 lines.append(
@@ -160,7 +160,11 @@ def _tail(rows: int) -> tuple[str, str]:
     """
     if few_hardest(rows):
         return "worst_5pct", "worst 5 %"
-    return "own_hardest_1pct", "hardest 1 % of each"
+    return "own_hardest_1pct", "hardest 1 %"
+
+
+def _of_each(tail: str) -> str:
+    return " of each" if tail == "own_hardest_1pct" else ""
 
 
 def _verdict(report: RobustnessReport, models: list[str]) -> list[str]:
@@ -180,7 +184,7 @@ def _verdict(report: RobustnessReport, models: list[str]) -> list[str]:
             parts = [says(m.ratio, m.ratio_low, m.ratio_high) for m in (hard, whole)]
             sentences.append(
                 f"On {data}, against {report.reference}, the perplexity of {model} is {parts[0]} on the "
-                f"{where}{few} and {parts[1]} on the whole set."
+                f"{where}{_of_each(tail)}{few} and {parts[1]} on the whole set."
             )
     return sentences
 

@@ -73,8 +73,10 @@ GAINS = RIGHT | {
     *("reward", "rewards", "utility", "win", "wins"),
 }
 MINUS = frozenset(("neg", "negative", "minus"))
-DENY_ALL = frozenset(("not",))  # that follow: `not_fully_correct`; `no_context_error` denies the context only
-DENY_NEXT = frozenset(("non", "no", "un"))
+DENIALS = frozenset(
+    ("not", "non", "no", "un")
+)  # of the next word: `no_context_error` denies the context only
+BETWEEN = re.compile(r"\w+ly|yet|quite|at|all|so|very")  # and the word that they deny: `not_fully_correct`
 PREFIXES = ("un", "in", "non", "mis")  # which deny the gain that they stand before: `unsolved`, `mismatch`
 PHRASES = ("cross_entropy", "bits_per_byte", "bits_per_char")
 
@@ -108,7 +110,8 @@ def _says(word: str) -> int:
 
 
 def _denied(before: Sequence[str]) -> bool:
-    return bool(DENY_ALL & {*before} or DENY_NEXT & {*before[-1:]})
+    nearest = next((word for word in reversed(before) if not BETWEEN.fullmatch(word)), None)
+    return nearest in DENIALS
 
 
 def is_right(name: str) -> bool:
