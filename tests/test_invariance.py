@@ -9,7 +9,8 @@ import gradient_grid
 from gradient_grid import ARRANGEMENTS, CASES, TWO_PROCESSES
 from launch import launched
 
-SINGLE = [name for name in ARRANGEMENTS if name not in ("8x1", "4x1", *TWO_PROCESSES)]
+# "checkpointed" is 4 × 2 too
+SINGLE = [name for name in ARRANGEMENTS if name not in ("8x1", "4x2", "4x1", *TWO_PROCESSES)]
 
 
 @cache

@@ -76,8 +76,8 @@ def table_in_parts(
     if processes > 1:
         state.wait_for_everyone()
     if process == 0:
-        shared = (read_table(_path(folder, index)) for index in range(len(parts)))
-        write_table(whole(tables if processes == 1 else [*shared]), output)
+        own = dict(enumerate(tables)) if processes == 1 else {}
+        write_table(whole([_read_back(folder, index, own.get(index)) for index in range(len(parts))]), output)
         remove_parts(output)
     if processes > 1:
         state.wait_for_everyone()
@@ -86,6 +86,16 @@ def table_in_parts(
 
 def _path(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.parquet"
+
+
+def _read_back(folder: Path, index: int, own: pa.Table | None) -> pa.Table:
+    """A part as every run reads it, to the byte; `own` where another run has just removed the parts."""
+    try:
+        return read_table(_path(folder, index))
+    except ValueError:
+        if own is None:
+            raise
+        return own
 
 
 def _part(
