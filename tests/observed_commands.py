@@ -178,7 +178,7 @@ REPLACED: dict[str, dict[str, dict[str, Any]]] = {
         "commands.training_data": {"load_rows": rows},
         "commands.tune": {
             "check_model": None,
-            "refuse_training_rows": None,
+            **{"refuse_training_rows": None, "num_shared": lambda rows, others: 0},
             "write_run": None,
             "tune": Reached,
         },
@@ -186,7 +186,7 @@ REPLACED: dict[str, dict[str, dict[str, Any]]] = {
     "reproduce": {
         "studies.arms": {
             **{**LOADING, "score": table, "train": trained},
-            **{"encoded_prompts": rows, "own_answers": answers},
+            **{"encoded_prompts": rows, "own_answers": answers, "refuse_training_rows": None},
         },
         "studies.robustness": {"_report": None, "_show_so_far": None},
         "studies.preference": {

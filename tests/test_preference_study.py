@@ -95,7 +95,8 @@ def test_the_radius_at_which_learning_stops_is_found_between_those_tried():
         assert tried[tried.index(above) - 1] < row["measured"] <= above
     always = [o for o in outcomes() if o.epsilon < 0.04 or o.epsilon == 0.05]
     assert all(
-        math.isinf(row["measured"]) and row["text"].startswith("above 0.05") for row in stopping_radii(always)
+        math.isinf(row["measured"]) and row["text"].startswith("no ε up to 0.05")
+        for row in stopping_radii(always)
     )
 
 
@@ -107,7 +108,9 @@ def test_of_the_heaviest_pairs_the_flipped_are_counted(tmp_path):
 def test_where_plain_dpo_learns_nothing_no_radius_stops_it(tmp_path):
     idle = [dataclasses.replace(outcome, margin=-outcome.margin - 0.1) for outcome in outcomes()]
     for row in stopping_radii(idle):
-        assert math.isnan(row["measured"]) and row["text"] == ", ".join(["0 (plain DPO learnt none)"] * 2)
+        assert math.isnan(row["measured"]) and row["text"] == ", ".join(
+            ["no ε: plain DPO learnt nothing"] * 2
+        )
 
 
 def test_the_report_says_where_learning_stopped(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """`klball reproduce`: whole experiments, from nothing to tables and figures."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from importlib.resources import files
@@ -40,6 +41,12 @@ IGNORED = {  # experiment → options that say nothing to it
     "forgetting": ("static", "variants", "flips", "own_name", *JOBS),
 }
 PRESETS = ("tiny", "paper")
+PLACES = {  # option that names data → those that say where in them
+    "dataset_name": ("dataset_config", "dataset_train_split", "dataset_test_split", "test_name"),
+    "test_name": ("dataset_test_split",),
+    "ood_name": ("ood_config", "ood_split"),
+    "hard_name": ("hard_config",),
+}
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
@@ -58,6 +65,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
 def _parse(arguments: list[str], prog: str) -> Options:
     """The preset's recipe first, then what the command line says."""
     (options,) = parse([Options], arguments, prog, EXAMPLE)
+    own = dataclasses.replace(options)
     if split_config(arguments)[0] is not None:
         refuse_ignored(options, ["preset"], "with --config, which stands in its place")
     else:
@@ -71,6 +79,7 @@ def _parse(arguments: list[str], prog: str) -> Options:
         recipe = RECIPES.get((options.preset, options.experiment), options.preset)
         arguments = ["--config", str(files("klball") / "recipes" / f"{recipe}.yaml"), *arguments]
         (options,) = parse([Options], arguments, prog, EXAMPLE)
+        _forget_places(options, own)
     one_of(options, "experiment", tuple(EXPERIMENTS))
     one_of(options, "dtype", DTYPES)
     job_of(options)
@@ -79,10 +88,18 @@ def _parse(arguments: list[str], prog: str) -> Options:
     distinct(options, "variants")
     refuse_ignored(options, IGNORED[options.experiment], f"with --experiment {options.experiment}")
     if options.start_steps == 0:
-        refuse_ignored(options, ["start_learning_rate", "start_names"], "with --start_steps 0")
+        refuse_ignored(own, ["start_learning_rate", "start_names"], "with --start_steps 0")
     if options.lora_r == 0:
         refuse_ignored(options, ["lora_alpha"], "with --lora_r 0, which trains all parameters")
     return options
+
+
+def _forget_places(options: Options, own: Options) -> None:
+    """Of data that the command line names, the preset's configuration and splits, which are of other data."""
+    for name, of_data in PLACES.items():
+        if getattr(own, name) != getattr(Options, name):
+            for place in of_data:
+                setattr(options, place, getattr(own, place))
 
 
 def tiny_experiment(epsilons: Sequence[float]) -> tuple[Options, Path, dict[str, Dataset], list[Arm]]:

@@ -13,7 +13,7 @@ from klball.commands.training_options import given
 from klball.data.formats import TEXT
 from klball.data.rows import is_one_table, load_rows
 from klball.data.splitting import split_by_content
-from klball.training.identity import row_digests
+from klball.training.identity import refuse_training_rows
 
 logger = logging.getLogger(__name__)
 
@@ -102,17 +102,3 @@ def _mixture(mixture: DatasetMixtureConfig, seed: int) -> dict[str, Dataset]:
     except Exception as error:  # datasets raises many kinds
         said = first_line(error.__cause__ or error)
         raise ValueError(f"could not load the mixture of `datasets`: {said}") from error
-
-
-def refuse_training_rows(train: Dataset, evaluation: Dataset) -> None:
-    """Raise ValueError if all rows to evaluate on are trained on, and warn of some."""
-    known = set(row_digests(_content(train)))
-    seen = sum(digest in known for digest in row_digests(_content(evaluation)))
-    if seen == len(evaluation):
-        raise ValueError("every row to evaluate on is also trained on: give others, with --eval_dataset")
-    if seen:
-        logger.warning("%d of %d rows to evaluate on are also trained on", seen, len(evaluation))
-
-
-def _content(rows: Dataset) -> Dataset:
-    return rows.remove_columns([name for name in ("id", "sample_id") if name in rows.column_names])

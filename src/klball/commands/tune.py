@@ -15,7 +15,6 @@ from klball.commands.train import named_model, parse_training
 from klball.commands.training_data import (
     evaluation_rows,
     reading_of,
-    refuse_training_rows,
     text_field_of,
     training_rows,
 )
@@ -28,7 +27,7 @@ from klball.models.loading import check_model
 from klball.studies.tuning import Study
 from klball.studies.tuning_report import tune
 from klball.terminal import is_main, say
-from klball.training.identity import settings_of
+from klball.training.identity import num_shared, refuse_training_rows, settings_of
 from klball.training.sft.config import RobustSFTConfig
 
 EXAMPLE = (
@@ -134,6 +133,11 @@ def _rows(options: Options, config: RobustSFTConfig) -> tuple[Dataset, Dataset, 
     else:
         train, held_out = _split(train, share, "eval_fraction", config)
     refuse_training_rows(train, held_out)
+    if test is not None and (seen := num_shared(test, held_out)):
+        raise ValueError(
+            f"{seen} of the {len(held_out)} rows to choose by are among the test rows, which are to choose "
+            "nothing: give other rows, or leave --test_fraction out"
+        )
     return train, held_out, test
 
 

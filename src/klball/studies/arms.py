@@ -20,16 +20,19 @@ from trl import ModelConfig
 
 from klball.adversary.upweighting import radius_help
 from klball.data.rows import is_one_table, load_chat_template, load_rows
+from klball.data.splitting import split_by_content
 from klball.files import read_json_object, versions, write_json
 from klball.flags import ChatTemplate, DataConfig, Jobs, option
-from klball.models.loading import load_on_device
+from klball.models.loading import is_adapter, load_on_device
 from klball.scan.behaviour import own_answers
 from klball.scan.generation import encoded_prompts
 from klball.scores.parquet import score_files
 from klball.scores.tables import read_provenance, score
 from klball.terminal import progress_bar
 from klball.training.checkpoints import checkpoints_of
+from klball.training.identity import refuse_training_rows
 from klball.training.run import train
+from klball.training.samples import groups_of
 from klball.training.sft.config import RobustSFTConfig
 
 logger = logging.getLogger(__name__)
@@ -139,22 +142,24 @@ class Arm:
 
 
 def data_of(options: Options) -> dict[str, Dataset]:
-    """Training, test and out-of-domain rows; a single local file is split, test rows first."""
+    """Training, test and out-of-domain rows; a single local file is split by its prompts."""
     train_split, test_split = options.dataset_train_split, options.dataset_test_split
     train = load_rows(options.dataset_name, train_split, options.dataset_config)
     if options.test_name is None and test_split is None and is_one_table(options.dataset_name):
-        rows = train.shuffle(seed=0)
-        held_out = min(options.test_rows or len(rows), len(rows) // 4)
-        test, train = rows.select(range(held_out)), rows.select(range(held_out, len(rows)))
+        held_out = min(options.test_rows or len(train), len(train) // 4)
+        train, test = split_by_content(train, held_out / len(train))
     else:
         name, config = options.test_name or options.dataset_name, options.dataset_config
         test = load_rows(name, test_split, None if options.test_name else config, default="test")
     ood = load_rows(options.ood_name, options.ood_split, options.ood_config, default="test")
-    return {
+    data = {
         "train": first(train, options.train_rows),
         "test": first(test, options.test_rows),
         "ood": first(ood, options.ood_rows),
     }
+    for name in ("test", "ood"):
+        refuse_training_rows(data["train"], data[name], f"--{name}_name")
+    return data
 
 
 def first(rows: Dataset, count: int | None) -> Dataset:
@@ -242,10 +247,18 @@ def run_arm(
     return tables, curve
 
 
-def refuse_unusable(arms: Sequence[Arm], rows: int, folder: Path, options: Options) -> None:
-    """Raise ValueError for settings that an arm's configuration refuses, before anything is scored."""
+def refuse_unusable(arms: Sequence[Arm], rows: Dataset, folder: Path, options: Options) -> None:
+    """Raise ValueError for what an arm's training would refuse, before anything is scored."""
+    if options.lora_r > 0 and is_adapter(options.model_name_or_path):
+        raise ValueError(
+            f"{options.model_name_or_path} is an adapter, which is trained on as it is: give --lora_r 0"
+        )
     for arm in arms:
-        _config(arm, 0, folder, num_steps(rows, options), options)
+        config = _config(arm, 0, folder, num_steps(len(rows), options), options)
+        try:
+            groups_of(rows, config.group_column)
+        except ValueError as error:
+            raise ValueError(f"rows to train on, in their shuffled order: {error}") from None
 
 
 def num_steps(rows: int, options: Options) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from klball.data.prompts import ANSWER, to_prompts
-from klball.files import json_digest
+from klball.files import combined, json_digest
 from klball.scan.behaviour import behaviour_from, own_answers
 from klball.scan.forgetting import forgetting
 from klball.scan.generation import end_tokens
@@ -19,7 +19,7 @@ from klball.scores.tables import score
 from klball.studies.arms import OWN, START, Options, base_answers, kept, load
 from klball.studies.own_answers import answer_table
 from klball.terminal import progress_bar
-from klball.training.identity import model_digest
+from klball.training.identity import model_digest, row_digests
 from klball.training.rl.rewards import FINISHED, Reward
 
 TASK, HARD, OTHER = "test", "hard", "ood"
@@ -80,7 +80,7 @@ class Reference:
         self.asked = {
             "start": model_digest(start),
             "answers": json_digest([written["input_ids"][:] for _, written in self.answers.values()]),
-            "data": json_digest([rows["sample_id"][:] for rows in data.values()]),
+            "data": combined(digest for rows in data.values() for digest in row_digests(rows)),
             "reward": repr(reward),
             "tokens": options.max_completion_length,
             **{name: getattr(options, name) for name in OWN},

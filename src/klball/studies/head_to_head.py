@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset
 from torch import Tensor
@@ -32,6 +33,7 @@ from klball.studies.arms import (
     kept,
     load,
     provenance_of,
+    refuse_unusable,
     run_arm,
     score_model,
 )
@@ -73,6 +75,8 @@ MEASURES = [name for name in Outcome.__annotations__ if name not in ("arm", "see
 def arms_of(options: Options) -> list[Arm]:
     """Every arm has the same data, steps and schedule; robust ones use the largest of `epsilons`."""
     radius = max(options.epsilons)
+    if radius == 0:
+        raise ValueError("--epsilons has no radius above 0: the robust arms would be the plain ones")
     lower = {"learning_rate": options.learning_rate / LOWER}
     arms = [
         Arm("SFT", "sft", {"epsilon": 0.0}),
@@ -92,12 +96,13 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     """Train and measure what is not there yet; report after every seed, and yield it."""
     options = dataclasses.replace(options, points=1)  # only the end is measured
     data, arms = data_of(options), arms_of(options)
+    refuse_unusable(arms, data["train"], folder, options)
+    asked = data["test"] if options.own_name is None else load_rows(options.own_name, default="test")
     start: dict[str, Tensor] = {}
     if others_have_arms(arms, data, folder, options, start):
         return
     base = score_model(options.model_name_or_path, BASE, data, folder, options)
     model, tokenizer = load(options.model_name_or_path, options)
-    asked = data["test"] if options.own_name is None else load_rows(options.own_name, default="test")
     prompts, written = base_answers(model, tokenizer, asked, options, folder / "own" / "base.parquet")
     reference = _Reference(model, prompts, written, base, options)
     outcomes: list[Outcome] = []
@@ -127,15 +132,16 @@ class _Reference:
     def outcome(self, label: str, seed: int, tables: Tables, path: str, output: Path) -> Outcome:
         behaviour = self._behaviour(label, path, output.with_name(f"{output.name}.json"))
         report = robustness_report({"test": {BASE: self.tables["test"], label: tables["test"]}}, BASE, 1)
+        base, test, other = (_uncut(table) for table in (self.tables["test"], tables["test"], tables["ood"]))
         return Outcome(
             arm=label,
             seed=seed,
-            task_nll=token_nll(tables["test"]),
-            gain=token_nll(self.tables["test"]) - token_nll(tables["test"]),
+            task_nll=token_nll(test),
+            gain=token_nll(base) - token_nll(test),
             worst_5pct=report.value("test", label, "worst_5pct").value,
             hardest_1pct=report.value("test", label, "hardest_1pct").value,
-            other_nll=token_nll(tables["ood"]),
-            entropy=token_mean(tables["test"], "entropy"),
+            other_nll=token_nll(other),
+            entropy=token_mean(test, "entropy"),
             forgetting=behaviour.forgetting,
             own_entropy=behaviour.own_entropy,
             distinct_2=behaviour.distinct_2,
@@ -158,6 +164,11 @@ class _Reference:
             return asdict(behaviour)
 
         return Behaviour(**kept(output, asked, made))
+
+
+def _uncut(table: Dataset) -> Dataset:
+    """The rows that the tails are of: those that `max_length` cuts are the same for all models."""
+    return table.select(np.flatnonzero(~np.array(table["truncated"][:])))
 
 
 def _report(

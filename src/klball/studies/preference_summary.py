@@ -140,8 +140,8 @@ def stopping_radii(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 def _stop_in_words(radius: float, largest: float) -> str:
     if math.isnan(radius):
-        return "0 (plain DPO learnt none)"
-    return f"{radius:.3g}" if math.isfinite(radius) else f"above {largest:g}"
+        return "no ε: plain DPO learnt nothing"
+    return f"ε = {radius:.3g}" if math.isfinite(radius) else f"no ε up to {largest:g}"
 
 
 def _stop(of_seed: Sequence[Outcome]) -> float:

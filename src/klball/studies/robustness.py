@@ -56,7 +56,7 @@ def run(options: Options, folder: Path) -> Iterator[int]:
     data = data_of(options)
     arms = arms_of(options)
     groups = _groups(options, data)
-    refuse_unusable(arms, len(data["train"]), folder, options)
+    refuse_unusable(arms, data["train"], folder, options)
     start: dict[str, Tensor] = {}
     if others_have_arms(arms, data, folder, options, start):
         return
@@ -118,7 +118,10 @@ def arms_of(options: Options) -> list[Arm]:
             suffix = ("", "") if kind == "live" else (", static", "-static")
             settings = {"epsilon": epsilon, "reweight": kind}
             arms.append(Arm(name + suffix[0], f"eps-{epsilon:g}{suffix[1]}", settings))
-    return arms + [_variant(text, options) for text in options.variants]
+    arms += [_variant(text, options) for text in options.variants]
+    if len({arm.folder for arm in arms}) < len(arms):
+        raise ValueError("--epsilons has radii that are the same to six digits: leave one out")
+    return arms
 
 
 def _variant(text: str, options: Options) -> Arm:

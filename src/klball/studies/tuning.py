@@ -25,7 +25,7 @@ from klball.models.loading import load_on_device
 from klball.models.token_scores import NonFiniteLogitError
 from klball.report.pages.parts import BASE
 from klball.report.pages.training import write_training_page
-from klball.scores.frontier import frontier_row
+from klball.scores.frontier import frontier_row, groups_judged
 from klball.scores.perplexity import hardest
 from klball.scores.scorer import encode_for
 from klball.scores.tables import score
@@ -212,6 +212,20 @@ def _refuse_cut_rows(study: Study, model: Any, tokenizer: Any) -> None:
         encoded = None if rows is None else encode_for(model, tokenizer, rows, limit)
         if encoded is not None and all(encoded["truncated"]):
             raise ValueError(f"no {part} row fits uncut in --max_length {limit}, or in what the model takes")
+        column = study.config.group_column if part == HELD_OUT else None
+        if column and encoded is not None and not groups_judged(groups_that_fit(study, encoded["truncated"])):
+            raise ValueError(
+                f"no group of {column!r} has 10 held-out rows that fit uncut in --max_length {limit}, or in "
+                "what the model takes"
+            )
+
+
+def groups_that_fit(study: Study, truncated: Sequence[bool]) -> list[str]:
+    """Of the held-out rows that are compared; none without a column."""
+    if study.config.group_column is None:
+        return []
+    groups = group_names(study.held_out, study.config.group_column)
+    return [str(group) for group, cut in zip(groups, truncated, strict=True) if not cut]
 
 
 def compared(study: Study, tables: dict[str, Dataset], base: Dataset, rows: Dataset) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from klball.studies.tuning import (
     Arm,
     Study,
     compared,
+    groups_that_fit,
     refuse_unusable,
     rungs,
     scored,
@@ -94,6 +95,8 @@ def _results(study: Study, found: Sequence[list[dict[str, Any]]]) -> TuningResul
     arm = study.arms[0] if best is None else _named(study, best["arm"])
     pair = dict.fromkeys((study.arms[0].label, arm.label))
     places = {label: whole(study, _named(study, label)) for label in pair}
+    tables = {label: scored(study, *place, HELD_OUT) for label, place in places.items()}
+    fit = groups_that_fit(study, tables[arm.label]["truncated"][:])
     return TuningResults(
         rows=list(last.values()),
         rungs=[row for rows in found for row in rows],
@@ -103,9 +106,9 @@ def _results(study: Study, found: Sequence[list[dict[str, Any]]]) -> TuningResul
         max_cost=study.max_cost,
         cost=cost_of(rungs_of(len(study.arms) - 1, study.halving)),
         model=str(study.place_of(arm)),
-        unjudged=sorted({*_groups(study)} - {*groups_judged(_groups(study))}),
+        unjudged=sorted({*_groups(study)} - {*groups_judged(fit)}),
         test=None if study.test is None or best is None else _tested(study, places),
-        tables={label: scored(study, *place, HELD_OUT) for label, place in places.items()},
+        tables=tables,
         held_out=study.held_out,
     )
 

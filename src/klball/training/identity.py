@@ -1,6 +1,7 @@
 """What makes two runs the same run: settings, versions, and digests of the data and the model."""
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from klball.models.loading import model_path
 from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
 from klball.training.checkpoints import STATE_FILE, WEIGHTS, checkpoints_of
 from klball.training.sft.config import RobustSFTConfig
+
+logger = logging.getLogger(__name__)
 
 DIGESTS = "digests"
 INDIFFERENT = {  # what says nothing about the trained model, and what the digests know by its content
@@ -109,6 +112,25 @@ def row_digests(rows: Dataset) -> list[bytes]:
         xxhash.xxh3_128_digest(json.dumps(row, sort_keys=True, default=str).encode())
         for row in rows.with_format(None)
     ]
+
+
+def num_shared(rows: Dataset, others: Dataset) -> int:
+    """How many of the others are among some rows, whatever their ids."""
+    known = set(row_digests(_content(rows)))
+    return sum(digest in known for digest in row_digests(_content(others)))
+
+
+def _content(rows: Dataset) -> Dataset:
+    return rows.remove_columns([name for name in ("id", "sample_id") if name in rows.column_names])
+
+
+def refuse_training_rows(train: Dataset, evaluation: Dataset, option: str = "--eval_dataset") -> None:
+    """Raise ValueError if all rows to evaluate on are trained on, and warn of some."""
+    seen = num_shared(train, evaluation)
+    if seen == len(evaluation):
+        raise ValueError(f"every row to evaluate on is also trained on: give others, with {option}")
+    if seen:
+        logger.warning("%d of %d rows to evaluate on are also trained on", seen, len(evaluation))
 
 
 def model_digest(name: str, revision: str | None = None) -> str:

@@ -49,8 +49,9 @@ def write_forgetting_page(
             Section(
                 "Every budget",
                 [_values("Means ± sd over seeds", summary, ("method",), ("prompts", *measures))],
-                "KL and changes of NLL in nats per token. sampled: accuracy at temperature 1. top: what 1 % "
-                "of the tokens hold of SFT's implicit reward, and of its gradient, at this model.",
+                "KL and changes of NLL in nats per token. sampled: accuracy at temperature 1 within "
+                "--own_tokens. top: what 1 % of the tokens hold of SFT's implicit reward, and of its "
+                "gradient, at this model.",
             ),
             provenance_section(folder, about),
         ],

@@ -61,7 +61,7 @@ def stop_verdict(stops: Rows) -> list[str]:
     """Prediction against measurement, in a sentence a rate of flips."""
     return [
         f"With {row['flip']:.0%} of the labels flipped, theory has a pessimistic ball over pairs learn "
-        f"nothing from ε₀ = {row['predicted']:.3g} on; here learning stopped at ε = {row['text']}."
+        f"nothing from ε₀ = {row['predicted']:.3g} on; learning stopped here at {row['text']}."
         for row in stops
         if row["flip"] > 0
     ]

@@ -91,7 +91,7 @@ def _robustness_verdict(summary: Rows, measures: Measures, seeds: int, report: R
 def _where(column: str) -> str:
     names = {
         **{"whole": "the whole test set", "hardest_1pct": "its hardest 1 %", "worst_5pct": "its worst 5 %"},
-        **{"out_of_domain": "other data"},
+        **{"out_of_domain": "other data", "worst_group": "its worst group"},
     }
     return names[column]
 

@@ -1,0 +1,132 @@
+"""Studies of a user's own files: splits by prompt, nothing tested that was trained on, what a report says."""
+
+import dataclasses
+
+import pytest
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+
+from conftest import small_qwen
+from klball.cli import main
+from klball.commands import tune as tune_command
+from klball.commands.reproduce import _parse
+from klball.data.splitting import prompts_of
+from klball.models.loading import load_model
+from klball.report.pages.reproduction import _where
+from klball.scores.perplexity import token_nll
+from klball.scores.tables import score
+from klball.studies import head_to_head, robustness
+from klball.studies.arms import data_of, refuse_unusable
+from small_runs import write_rows
+from test_robustness_study import options
+
+PROG = "klball reproduce"
+
+
+def parsed(*arguments):
+    return _parse(list(map(str, arguments)), PROG)
+
+
+@pytest.fixture
+def files(tmp_path):
+    rows = [
+        {"question": f"What is {i % 10}?", "answer": f"It is {i}.", "kind": "ab"[i % 2]} for i in range(40)
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    write_rows(tmp_path / "ood.jsonl", [{"question": f"Where is {i}?", "answer": "There."} for i in range(8)])
+    return tmp_path
+
+
+def of(files, *more):
+    return parsed("--dataset_name", files / "rows.jsonl", "--ood_name", files / "ood.jsonl", *more)
+
+
+def test_a_single_file_is_split_by_its_prompts(files):
+    data = data_of(dataclasses.replace(of(files), train_rows=None, test_rows=None, ood_rows=None))
+    train, test = (set(prompts_of(data[name])) for name in ("train", "test"))
+    assert not train & test and len(train | test) == 10 and len(data["test"]) == 8
+
+
+@pytest.mark.parametrize("option", ["--test_name", "--ood_name"])
+def test_rows_that_are_all_trained_on_are_no_test(option, files):
+    given = of(files, "--test_name", files / "ood.jsonl", option, files / "rows.jsonl")
+    with pytest.raises(ValueError, match=f"also trained on: give others, with {option}"):
+        data_of(given)
+
+
+def test_what_chooses_nothing_shares_no_row_with_what_chooses(files, monkeypatch):
+    monkeypatch.setattr(tune_command, "tune", lambda study: pytest.fail("was tuned"))
+    words = ["--dataset_name", str(files / "rows.jsonl"), "--test_fraction", "0.2"]
+    words += ["--eval_dataset", str(files / "rows.jsonl"), "--output_dir", str(files / "out")]
+    with pytest.raises(ValueError, match="8 of the 40 rows to choose by are among the test rows"):
+        tune_command.main(words, "klball tune")
+
+
+def test_the_report_has_words_for_every_measure():
+    assert all(map(_where, [*robustness.MEASURES, "worst_group"]))
+
+
+def test_rows_that_are_cut_are_in_no_mean(files):
+    """As they are in no tail beside it."""
+    model, tokenizer = load_model("klball/tiny")
+    rows = [{"prompt": "Say it.", "completion": " word" * n} for n in (3, 4, 60)]
+    table = score(model, tokenizer, Dataset.from_list(rows), max_length=40)
+    assert table["truncated"][:] == [False, False, True]
+    whole = score(model, tokenizer, Dataset.from_list(rows[:2]))
+    assert token_nll(head_to_head._uncut(table)) == pytest.approx(token_nll(whole))
+
+
+def test_radii_that_share_a_folder_and_robust_arms_without_a_radius_are_refused():
+    with pytest.raises(ValueError, match="the same to six digits"):
+        robustness.arms_of(options(epsilons=(0.0, 0.1234567, 0.1234568)))
+    with pytest.raises(ValueError, match="no radius above 0"):
+        head_to_head.arms_of(options(epsilons=(0.0,)))
+
+
+def test_what_training_would_refuse_is_refused_before_anything_is_scored(files):
+    holes = Dataset.from_list([{"prompt": "a", "completion": "b", "kind": k} for k in ("x", None)])
+    given = options("group=kind")
+    arms = robustness.arms_of(given)
+    with pytest.raises(ValueError, match=r"rows to train on, in their shuffled order: .*row 2"):
+        refuse_unusable(arms, holes, files, given)
+    adapted = get_peft_model(small_qwen(64), LoraConfig(r=2, target_modules="all-linear"))
+    adapted.save_pretrained(files / "adapter")
+    given = dataclasses.replace(given, model_name_or_path=str(files / "adapter"))
+    with pytest.raises(ValueError, match=r"is an adapter.* give --lora_r 0"):
+        refuse_unusable(arms, holes, files, given)
+
+
+@pytest.mark.parametrize("experiment", ["robustness", "objectives", "forgetting"])
+def test_a_preset_says_nothing_of_where_in_other_data(experiment, files):
+    plain = parsed("--experiment", experiment, "--preset", "paper")
+    names = {"dataset_name": "rows.jsonl", "ood_name": "ood.jsonl"}
+    words = [word for name, file in names.items() for word in (f"--{name}", files / file)]
+    own = parsed("--experiment", experiment, "--preset", "paper", *words)
+    assert (own.dataset_config, own.dataset_train_split, own.ood_config) == (None, "train", None)
+    assert own.learning_rate == plain.learning_rate
+    named = parsed("--experiment", experiment, "--preset", "paper", *words, "--ood_split", "validation")
+    assert named.ood_split == "validation"
+
+
+def test_a_start_that_is_not_trained_needs_no_data():
+    assert parsed("--experiment", "forgetting", "--preset", "tiny", "--start_steps", "0").start_steps == 0
+    with pytest.raises(ValueError, match="start_names has no effect"):
+        parsed("--experiment", "forgetting", "--start_steps", "0", "--start_names", "word-problems")
+
+
+def test_groups_whose_rows_are_all_cut_are_not_judged(tmp_path, capsys):
+    """The worst group of those that are left is no worst group."""
+    rows = [
+        {"question": f"What is {i}?", "answer": "long " * 80 if i % 2 else "It.", "kind": "ab"[i % 2]}
+        for i in range(60)
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    words = ["tune", "--dataset_name", str(tmp_path / "rows.jsonl"), "--group_column", "kind"]
+    words += ["--epsilons", "0.1", "--max_steps", "1", "--eval_fraction", "0.5", "--max_length", "40"]
+    words += ["--report_to", "none", "--per_device_train_batch_size", "2"]
+    main([*words, "--output_dir", str(tmp_path / "out")])
+    assert "Not judged, with fewer than 10 held-out rows: b" in " ".join(capsys.readouterr().out.split())
+    write_rows(tmp_path / "rows.jsonl", [row | {"kind": f"{k % 4}"} for k, row in enumerate(rows)])
+    with pytest.raises(SystemExit):
+        main([*words, "--output_dir", str(tmp_path / "other")])
+    assert "no group of 'kind' has 10 held-out rows that fit uncut" in capsys.readouterr().err
