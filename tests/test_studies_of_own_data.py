@@ -1,6 +1,7 @@
 """Studies of a user's own files: splits by prompt, nothing tested that was trained on, what a report says."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
@@ -13,9 +14,10 @@ from klball.commands.reproduce import _parse
 from klball.data.splitting import prompts_of
 from klball.models.loading import load_model
 from klball.report.pages.reproduction import _where
-from klball.scores.perplexity import token_nll
+from klball.scan.behaviour import Behaviour
+from klball.scores.perplexity import token_mean, token_nll
 from klball.scores.tables import score
-from klball.studies import head_to_head, robustness
+from klball.studies import forgetting_measures, head_to_head, robustness
 from klball.studies.arms import data_of, refuse_unusable
 from small_runs import write_rows
 from test_robustness_study import options
@@ -66,14 +68,22 @@ def test_the_report_has_words_for_every_measure():
     assert all(map(_where, [*robustness.MEASURES, "worst_group"]))
 
 
-def test_rows_that_are_cut_are_in_no_mean(files):
+def test_rows_that_are_cut_are_in_no_mean(files, monkeypatch):
     """As they are in no tail beside it."""
     model, tokenizer = load_model("klball/tiny")
     rows = [{"prompt": "Say it.", "completion": " word" * n} for n in (3, 4, 60)]
     table = score(model, tokenizer, Dataset.from_list(rows), max_length=40)
     assert table["truncated"][:] == [False, False, True]
     whole = score(model, tokenizer, Dataset.from_list(rows[:2]))
-    assert token_nll(head_to_head._uncut(table)) == pytest.approx(token_nll(whole))
+    tables = {"test": table, "ood": table}
+    reference = head_to_head._Reference(None, None, None, tables, options())  # pyright: ignore
+    monkeypatch.setattr(head_to_head._Reference, "_behaviour", lambda *_: Behaviour(0, 0, 0, 0, 0))
+    found = reference.outcome("arm", 0, tables, "", files)
+    assert found.task_nll == found.other_nll == pytest.approx(token_nll(whole))
+    assert found.entropy == pytest.approx(token_mean(whole, "entropy")) and found.gain == 0
+    reference.tables = {**tables, "ood": table.select([2])}
+    with pytest.raises(ValueError, match="'ood' fits in every model uncut"):
+        reference.outcome("arm", 0, reference.tables, "", files)
 
 
 def test_radii_that_share_a_folder_and_robust_arms_without_a_radius_are_refused():
@@ -94,6 +104,23 @@ def test_what_training_would_refuse_is_refused_before_anything_is_scored(files):
     given = dataclasses.replace(given, model_name_or_path=str(files / "adapter"))
     with pytest.raises(ValueError, match=r"is an adapter.* give --lora_r 0"):
         refuse_unusable(arms, holes, files, given)
+
+
+def test_what_is_kept_of_a_model_is_of_these_answers(files, monkeypatch):
+    """Accuracies of other answers under the same ids are others."""
+    of = forgetting_measures
+    monkeypatch.setattr(of, "load", lambda *_: (None, SimpleNamespace(chat_template=None)))
+    monkeypatch.setattr(of, "base_answers", lambda *_: (None, {"input_ids": []}))
+    monkeypatch.setattr(of, "token_nll", lambda _: 0.0)
+    monkeypatch.setattr(of, "model_digest", str)
+    monkeypatch.setattr(of.Reference, "_scored", lambda *_: None)
+
+    def asked(answer):
+        rows = Dataset.from_list([{"sample_id": "0", "question": "Which?", "answer": answer}])
+        data = dict.fromkeys((of.TASK, of.HARD, of.OTHER), rows)
+        return of.Reference(options(), files, "start", data, None).asked  # pyright: ignore
+
+    assert asked("2") == asked("2") != asked("7")
 
 
 @pytest.mark.parametrize("experiment", ["robustness", "objectives", "forgetting"])

@@ -1,6 +1,5 @@
 """`klball reproduce`: whole experiments, from nothing to tables and figures."""
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from importlib.resources import files
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
 def _parse(arguments: list[str], prog: str) -> Options:
     """The preset's recipe first, then what the command line says."""
     (options,) = parse([Options], arguments, prog, EXAMPLE)
-    own = dataclasses.replace(options)
+    own = options  # without the preset
     if split_config(arguments)[0] is not None:
         refuse_ignored(options, ["preset"], "with --config, which stands in its place")
     else:

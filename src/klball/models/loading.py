@@ -161,10 +161,8 @@ def load_on_device(
     name: str, dtype: str = "float32", revision: str | None = None, purpose: Purpose = CAUSAL
 ) -> tuple[Any, Any]:
     """`load_model`, on this process's accelerator where there is one."""
-    local = os.environ.get("LOCAL_RANK")
-    if (
-        torch.accelerator.is_available() and local is not None
-    ):  # a launcher's processes all begin on the first
+    local = os.environ.get("LOCAL_RANK")  # a launcher's processes all begin on the first
+    if local is not None and torch.accelerator.is_available():
         torch.accelerator.set_device_index(int(local) % torch.accelerator.device_count())
     model, tokenizer = load_model(name, dtype, revision, purpose=purpose)
     if torch.accelerator.is_available() and not getattr(model, "is_loaded_in_8bit", False):  # which is there

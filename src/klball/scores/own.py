@@ -26,15 +26,12 @@ def check_rows(table: pa.Table, where: str) -> None:
     _check_ids(table["sample_id"], where)
     scored = np.array(table["log_likelihood"].is_valid())
     for name in (*SCORES, *COUNTS):
-        faults = np.flatnonzero(_unusable(table[name], f"{where}: {name}") & (scored | (name in COUNTS)))
-        if faults.size:
-            row = int(faults[0])
-            raise fault_of(where, row, table["sample_id"][row].as_py(), name, table[name][row].as_py())
+        check_column(table, name, where, scored | (name in COUNTS))
 
 
-def check_column(table: pa.Table, name: str, where: str) -> None:
-    """Raise ValueError for a column in which a number or flag is missing or is none."""
-    faults = np.flatnonzero(_unusable(table[name], f"{where}: {name}"))
+def check_column(table: pa.Table, name: str, where: str, needed: np.ndarray | bool = True) -> None:
+    """Raise ValueError for a column in which a number or flag that is needed is missing or is none."""
+    faults = np.flatnonzero(_unusable(table[name], f"{where}: {name}") & needed)
     if faults.size:
         row = int(faults[0])
         raise fault_of(where, row, table["sample_id"][row].as_py(), name, table[name][row].as_py())
@@ -65,8 +62,6 @@ def per_item(tables: Mapping[str, pa.Table]) -> tuple[pa.Table, int]:
     """
     ids = {file: {*table["sample_id"].to_pylist()} for file, table in tables.items()}
     first, *others = ids
-    for file in others:
-        refuse_other_ids({name: tables[name].schema for name in (first, file)})
     parts = pa.concat_tables(tables.values(), promote_options="permissive" if others else "none")
     if len(set().union(*ids.values())) == len(parts):
         return parts, 1
@@ -79,12 +74,14 @@ def per_item(tables: Mapping[str, pa.Table]) -> tuple[pa.Table, int]:
     return grouped.rename_columns(["sample_id", *SCORES[:2]]), len(tables)
 
 
-def refuse_other_ids(schemas: Mapping[str, pa.Schema]) -> None:
-    """Raise ValueError where one of two tables has its ids as texts and the other as numbers."""
-    kinds = {file: schema.field("sample_id").type for file, schema in schemas.items()}
-    if len({pa.types.is_integer(kind) for kind in kinds.values()}) > 1:
-        said = " and ".join(f"{kind} in {file}" for file, kind in kinds.items())
-        raise ValueError(f"sample_id is {said}: give all tables the same kind of ids")
+def refuse_other_ids(tables: Mapping[str, pa.Table]) -> None:
+    """Raise ValueError where one table has its ids as texts and another as numbers."""
+    kinds = {pa.types.is_integer(table["sample_id"].type): file for file, table in tables.items()}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"sample_id is a whole number in {kinds[True]} and none in {kinds[False]}: give all tables the "
+            "same kind of ids"
+        )
 
 
 def _refuse_other_bytes(tables: Mapping[str, pa.Table]) -> None:

@@ -76,8 +76,8 @@ def table_in_parts(
     if processes > 1:
         state.wait_for_everyone()
     if process == 0:
-        own = dict(enumerate(tables)) if processes == 1 else {}
-        write_table(whole([_read_back(folder, index, own.get(index)) for index in range(len(parts))]), output)
+        own = tables if processes == 1 else [None] * len(parts)
+        write_table(whole([_read_back(folder, index, table) for index, table in enumerate(own)]), output)
         remove_parts(output)
     if processes > 1:
         state.wait_for_everyone()

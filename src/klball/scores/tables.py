@@ -170,7 +170,6 @@ def read_scores(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
         ValueError: It is no score table, repeats or lacks an id, or holds a score that is no number.
     """
     tables = _read(path)
-    refuse_other_ids({file: table.schema for file, table in tables.items()})
     table = pa.concat_tables(tables.values(), promote_options="none" if len(tables) == 1 else "permissive")
     return ScoreTable(table), provenance_in(*next((file, own.schema) for file, own in tables.items()))
 
@@ -188,6 +187,7 @@ def _read(path: str | Path) -> dict[str, pa.Table]:
     for file, table in tables.items():
         check_columns(file, table.schema, SCHEMA.names)
         check_rows(table, file)
+    refuse_other_ids(tables)
     return tables
 
 

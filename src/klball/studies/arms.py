@@ -157,8 +157,7 @@ def data_of(options: Options) -> dict[str, Dataset]:
         "test": first(test, options.test_rows),
         "ood": first(ood, options.ood_rows),
     }
-    for name in ("test", "ood"):
-        refuse_training_rows(data["train"], data[name], f"--{name}_name")
+    refuse_training_rows(data["train"], test_name=data["test"], ood_name=data["ood"])
     return data
 
 

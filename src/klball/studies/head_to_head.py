@@ -131,7 +131,8 @@ class _Reference:
 
     def outcome(self, label: str, seed: int, tables: Tables, path: str, output: Path) -> Outcome:
         behaviour = self._behaviour(label, path, output.with_name(f"{output.name}.json"))
-        report = robustness_report({"test": {BASE: self.tables["test"], label: tables["test"]}}, BASE, 1)
+        of_data = {name: {BASE: self.tables[name], label: tables[name]} for name in tables}
+        report = robustness_report(of_data, BASE, 1)
         base, test, other = (_uncut(table) for table in (self.tables["test"], tables["test"], tables["ood"]))
         return Outcome(
             arm=label,

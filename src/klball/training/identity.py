@@ -114,23 +114,26 @@ def row_digests(rows: Dataset) -> list[bytes]:
     ]
 
 
-def num_shared(rows: Dataset, others: Dataset) -> int:
-    """How many of the others are among some rows, whatever their ids."""
-    known = set(row_digests(_content(rows)))
-    return sum(digest in known for digest in row_digests(_content(others)))
+def nums_shared(rows: Dataset, *others: Dataset) -> list[int]:
+    """How many of each of the others are among some rows, whatever their ids."""
+    known = set(_contents(rows))
+    return [sum(digest in known for digest in _contents(own)) for own in others]
 
 
-def _content(rows: Dataset) -> Dataset:
-    return rows.remove_columns([name for name in ("id", "sample_id") if name in rows.column_names])
+def _contents(rows: Dataset) -> list[bytes]:
+    ids = [name for name in ("id", "sample_id") if name in rows.column_names]
+    return row_digests(rows.remove_columns(ids))
 
 
-def refuse_training_rows(train: Dataset, evaluation: Dataset, option: str = "--eval_dataset") -> None:
-    """Raise ValueError if all rows to evaluate on are trained on, and warn of some."""
-    seen = num_shared(train, evaluation)
-    if seen == len(evaluation):
-        raise ValueError(f"every row to evaluate on is also trained on: give others, with {option}")
-    if seen:
-        logger.warning("%d of %d rows to evaluate on are also trained on", seen, len(evaluation))
+def refuse_training_rows(train: Dataset, **evaluations: Dataset) -> None:
+    """Raise ValueError if all rows to evaluate on, by their option, are trained on, and warn of some."""
+    for (option, rows), seen in zip(
+        evaluations.items(), nums_shared(train, *evaluations.values()), strict=True
+    ):
+        if seen == len(rows):
+            raise ValueError(f"every row to evaluate on is also trained on: give others, with --{option}")
+        if seen:
+            logger.warning("%d of %d rows to evaluate on are also trained on", seen, len(rows))
 
 
 def model_digest(name: str, revision: str | None = None) -> str:

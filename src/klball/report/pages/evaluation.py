@@ -37,6 +37,7 @@ TAILS = (
     f"hardest 1 % are fewer than {FEW}, the worst 5 % (CVaR) come first. On rows that the reference chose "
     "any other model looks better by chance alone, so no verdict rests on them."
 )
+OF_EACH = " of each"  # of a tail that two models chose
 WEIGHED_AT = 0.5  # the radius of the weights in the sample table
 COMPARED = {
     "perplexity_sample": "perplexity, mean over samples",
@@ -135,7 +136,7 @@ def plain_lines(report: RobustnessReport) -> list[str]:
             if model != report.reference:
                 hard, whole = (report.value(data, model, name) for name in (tail, "perplexity_sample"))
                 sides = (
-                    _side(f"on the {where}{_of_each(tail)}", hard, decided_by(tail, kept) >= FEW),
+                    _side(f"on the {where}", hard, decided_by(tail, kept) >= FEW),
                     _side(AVERAGE, whole, kept >= LEAST_ESS),
                 )
                 lines.append(
@@ -160,11 +161,7 @@ def _tail(rows: int) -> tuple[str, str]:
     """
     if few_hardest(rows):
         return "worst_5pct", "worst 5 %"
-    return "own_hardest_1pct", "hardest 1 %"
-
-
-def _of_each(tail: str) -> str:
-    return " of each" if tail == "own_hardest_1pct" else ""
+    return "own_hardest_1pct", f"hardest 1 %{OF_EACH}"
 
 
 def _verdict(report: RobustnessReport, models: list[str]) -> list[str]:
@@ -178,13 +175,13 @@ def _verdict(report: RobustnessReport, models: list[str]) -> list[str]:
                 if len(models) == 1:
                     sentences.append(
                         f"On {data}, {model} has perplexity {whole.value:.4g} on the whole set and "
-                        f"{hard.value:.4g} on its {where}{few}."
+                        f"{hard.value:.4g} on its {where.removesuffix(OF_EACH)}{few}."
                     )
                 continue
             parts = [says(m.ratio, m.ratio_low, m.ratio_high) for m in (hard, whole)]
             sentences.append(
                 f"On {data}, against {report.reference}, the perplexity of {model} is {parts[0]} on the "
-                f"{where}{_of_each(tail)}{few} and {parts[1]} on the whole set."
+                f"{where}{few} and {parts[1]} on the whole set."
             )
     return sentences
 

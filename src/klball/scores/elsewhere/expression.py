@@ -73,9 +73,7 @@ GAINS = RIGHT | {
     *("reward", "rewards", "utility", "win", "wins"),
 }
 MINUS = frozenset(("neg", "negative", "minus"))
-DENIALS = frozenset(
-    ("not", "non", "no", "un")
-)  # of the next word: `no_context_error` denies the context only
+DENIALS = frozenset(("not", "non", "no", "un"))  # of the next word: `no_context_error` denies the context
 BETWEEN = re.compile(r"\w+ly|yet|quite|at|all|so|very")  # and the word that they deny: `not_fully_correct`
 PREFIXES = ("un", "in", "non", "mis")  # which deny the gain that they stand before: `unsolved`, `mismatch`
 PHRASES = ("cross_entropy", "bits_per_byte", "bits_per_char")
