@@ -8,6 +8,7 @@ import shutil
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["OMP_NUM_THREADS"] = "1"  # two pytest workers share two cores, their children too
 
 import pytest
 import torch
@@ -18,8 +19,7 @@ from klball.models.loading import load_model
 
 @pytest.fixture(scope="session", autouse=True)
 def _fast_process():
-    """Two pytest workers share two cores; and the garbage that every training collects is not in imports."""
-    torch.set_num_threads(1)
+    """The garbage that every training collects is not in imports."""
     gc.freeze()
 
 

@@ -178,7 +178,7 @@ REPLACED: dict[str, dict[str, dict[str, Any]]] = {
         "commands.training_data": {"load_rows": rows},
         "commands.tune": {
             "check_model": None,
-            **{"refuse_training_rows": None, "nums_shared": lambda rows, others: [0]},
+            **{"refuse_training_rows": None, "num_shared": lambda rows, others: 0},
             "write_run": None,
             "tune": Reached,
         },

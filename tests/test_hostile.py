@@ -1,7 +1,6 @@
 """Malformed and awkward inputs: a fixed sample of each class, and every second one in the slow tests."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -24,7 +23,6 @@ def assert_answered_well(tmp_path, *options):
     done = subprocess.run(
         [sys.executable, "-m", "hostile.run", *options, "--json", str(report)],
         cwd=Path(__file__).parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

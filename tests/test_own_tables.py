@@ -113,17 +113,23 @@ def test_other_data_with_the_same_ids_are_no_rounds(rounds, tmp_path, capsys):
     cut = columns(5, bytes_per_token=5) | {"truncated": [True] * N}  # which may have lost any number of bytes
     write(other, cut)
     assert json.loads(run(capsys, "solve", "--scores", rounds, "--json", "true"))["rounds"] == 4
+    write(rounds / "round-0.parquet", cut)  # answers that are cut in the first are whole in two others
+    write(other, columns(5, bytes_per_token=5))
+    assert "15 bytes in" in refused(capsys, "solve", "--scores", rounds)
 
 
 def test_a_sample_that_is_cut_in_every_round_is_one(tmp_path, capsys):
     for k in range(3):
         write(tmp_path / "r" / f"{k}.parquet", columns(k) | {"truncated": [i < 5 + k for i in range(N)]})
     assert json.loads(run(capsys, "solve", "--scores", tmp_path / "r", "--json", "true"))["rows_cut"] == 7
+    assert "7 of the samples are cut" in run(capsys, "solve", "--scores", tmp_path / "r")
+    one = run(capsys, "solve", "--scores", tmp_path / "r/0.parquet", "--json", "true", "--streamed", "true")
+    assert json.loads(one)["rows_cut"] == 5
 
 
 def test_ids_are_all_texts_or_all_numbers(tmp_path, capsys):
     write(tmp_path / "r" / "a.parquet", columns(0))
-    write(tmp_path / "r" / "b.parquet", columns(1, list(range(N))))
+    write(tmp_path / "r" / "b.parquet", columns(1, list(range(N, 2 * N))))
     for more in ((), ("--streamed", "true"), ("--bounds", "-40", "0")):
         said = refused(capsys, "solve", "--scores", tmp_path / "r", *more)
         assert "a.parquet" in said and "b.parquet" in said
@@ -137,6 +143,15 @@ def test_a_flag_that_is_none_is_named(flag, said, streamed, tmp_path, capsys):
         columns(0) | {"truncated": [flag, *(["no"] * (N - 1) if flag else [False] * (N - 1))]},
     )
     assert said in refused(capsys, "solve", "--scores", path, "--streamed", streamed)
+
+
+def test_a_refused_comparison_leaves_the_report_before(tmp_path, capsys):
+    own = [f"{name}={write(tmp_path / 't' / name, columns(seed))}" for seed, name in enumerate("ab")]
+    words = ("compare", "--scores", *own, "--resamples", "0", "--output_dir", tmp_path / "o")
+    run(capsys, *words, "--gamma", "10.6")
+    before = {path: path.read_bytes() for path in (tmp_path / "o").rglob("*") if path.is_file()}
+    refused(capsys, *words, "--gamma", "3")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "o").rglob("*") if path.is_file()}
 
 
 # --- ids and scores ---------------------------------------------------------------------------------
@@ -214,9 +229,7 @@ def test_tables_of_other_data_are_not_paired_by_their_ids(folders, tmp_path, cap
     for words in commands(places[0], places[1], tmp_path / "out")[1:]:
         for more in ((), ("--score", "log_likelihood")):
             said = refused(capsys, *words, *more)
-            assert (
-                "the answer to sample_id '0' has 12 bytes in the table of 'a' and 15 in that of 'b'" in said
-            )
+            assert "the answer to sample_id '0' has 12 bytes in the table of 'a' and 15 bytes in" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -224,7 +237,7 @@ def test_tables_that_do_not_say_their_tokenizer_may_be_cut_differently(tmp_path,
     a = write(tmp_path / "t" / "a.parquet", columns(0))
     b = write(tmp_path / "t" / "b.parquet", columns(1, bytes_per_token=5))
     run(capsys, *commands(a, b, tmp_path / "o")[1])
-    assert "'0' has 12 bytes in the table of 'a' and 15 in that of 'b': of different data, or" in caplog.text
+    assert "and 15 bytes in the table of 'b': of different data, or" in caplog.text
 
 
 def test_bytes_differ_where_tokens_are_cut_differently_or_models_wrote_the_answers(tmp_path, capsys):

@@ -11,6 +11,8 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from tokenizers import AddedToken
+from tokenizers.pre_tokenizers import PreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 import klball
@@ -320,8 +322,8 @@ def test_score_table_reader_refuses_other_files(tmp_path):
         klball.read_scores(tmp_path / "x.parquet")
 
 
-def test_a_tokenizer_that_adds_a_token_is_another(model, dataset):
-    """Its vocabulary is the same, its answers' bytes are not."""
+def test_a_tokenizer_of_which_answers_have_other_bytes_is_another(model, dataset):
+    """Its vocabulary is the same: a step adds a token, or a token that had a text has none."""
     tokenizer = load_model("klball/tiny")[1]
     rows = encode(dataset.select(range(2)), tokenizer)[0]
 
@@ -330,7 +332,13 @@ def test_a_tokenizer_that_adds_a_token_is_another(model, dataset):
 
     before, backend = of(), tokenizer.backend_tokenizer
     tokenizer("A text that is cut.", truncation=True, max_length=3)  # is no other tokenizer
+    tokenizer.pad_token = "<|im_start|>"  # nor this, which has no text as it is
     assert of() == before
+    tokenizer.add_tokens([AddedToken("~", special=True, normalized=False)])
+    assert of() not in (before, None)
+    before = of()
     special = (tokenizer.eos_token, tokenizer.eos_token_id)
     backend.post_processor = TemplateProcessing(f"{special[0]} $A", special_tokens=[special])
+    assert of() != before
+    backend.pre_tokenizer = PreTokenizer.custom(object())  # cannot be written
     assert of() != before

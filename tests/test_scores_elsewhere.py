@@ -128,6 +128,7 @@ LOSSES += [
     "cross_entropy",
     "bits_per_byte",
     "brier",
+    *("no_reply_errors", "no_family_errors", "no_context_error", "not_fully_failed"),
     "neg_log_likelihood",
     "mean loss",
     "train/loss",
@@ -145,11 +146,12 @@ WRONG = [
         "un_solved",
     ),
     *("unsolved", "unsuccessful", "inaccurate", "inaccuracy", "mismatch_2", "non_exact_match", "neg_acc"),
-    *("pass_fail", "no_success"),
+    *("pass_fail", "no_success", "not_answered_correctly", "not_a_match", "not_always_correct"),
+    *("not_strict_match", "not_all_tests_passed", "not_been_solved", "not_answered_acc"),
 ]
 SOLVED = [
     *("correct", "acc", "exact_match", "pass@1", "success", "successful", "right", "includes", "solved"),
-    *("correct_or_not", "not_answered_acc", "acc_no_context", "accNonEnglish", "accurate", "match_2"),
+    *("correct_or_not", "no_anomaly_accuracy", "acc_no_context", "accNonEnglish", "accurate", "match_2"),
 ]
 GAINS = [
     "accuracy",

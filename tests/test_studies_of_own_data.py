@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from conftest import small_qwen
 from klball.cli import main
 from klball.commands import tune as tune_command
-from klball.commands.reproduce import _parse
+from klball.commands.reproduce import EXPERIMENTS, _parse
 from klball.data.splitting import prompts_of
 from klball.models.loading import load_model
 from klball.report.pages.reproduction import _where
@@ -19,6 +19,8 @@ from klball.scores.perplexity import token_mean, token_nll
 from klball.scores.tables import score
 from klball.studies import forgetting_measures, head_to_head, robustness
 from klball.studies.arms import data_of, refuse_unusable
+from klball.studies.forgetting import task_data
+from klball.training.identity import num_shared, refuse_training_rows
 from small_runs import write_rows
 from test_robustness_study import options
 
@@ -86,9 +88,14 @@ def test_rows_that_are_cut_are_in_no_mean(files, monkeypatch):
         reference.outcome("arm", 0, reference.tables, "", files)
 
 
-def test_radii_that_share_a_folder_and_robust_arms_without_a_radius_are_refused():
-    with pytest.raises(ValueError, match="the same to six digits"):
-        robustness.arms_of(options(epsilons=(0.0, 0.1234567, 0.1234568)))
+def test_radii_that_share_a_folder_and_robust_arms_without_a_radius_are_refused(files):
+    words = ("--epsilons", "0.1234567", "0.1234568")
+    for experiment in ("robustness", "preference"):
+        with pytest.raises(ValueError, match=r"0.123457 twice.*six digits"):
+            parsed("--experiment", experiment, *words)
+    tuned = ("--dataset_name", str(files / "rows.jsonl"), *words, "--output_dir", str(files / "out"))
+    with pytest.raises(ValueError, match=r"0.123457 twice.*six digits"):
+        tune_command.main(tuned, "klball tune")
     with pytest.raises(ValueError, match="no radius above 0"):
         head_to_head.arms_of(options(epsilons=(0.0,)))
 
@@ -101,9 +108,38 @@ def test_what_training_would_refuse_is_refused_before_anything_is_scored(files):
         refuse_unusable(arms, holes, files, given)
     adapted = get_peft_model(small_qwen(64), LoraConfig(r=2, target_modules="all-linear"))
     adapted.save_pretrained(files / "adapter")
-    given = dataclasses.replace(given, model_name_or_path=str(files / "adapter"))
-    with pytest.raises(ValueError, match=r"is an adapter.* give --lora_r 0"):
-        refuse_unusable(arms, holes, files, given)
+    for experiment in EXPERIMENTS:
+        words = ("--experiment", experiment, "--model_name_or_path", files / "adapter")
+        with pytest.raises(ValueError, match=r"is an adapter.* give --lora_r 0"):
+            parsed(*words, "--lora_r", "8")
+        assert parsed(*words, "--lora_r", "0").lora_r == 0
+
+
+def test_too_few_prompts_to_split_are_refused_in_words_of_the_study(files):
+    write_rows(files / "rows.jsonl", [{"question": "What?", "answer": f"{i}."} for i in range(9)])
+    with pytest.raises(ValueError, match=r"rows.jsonl: of 9 rows, 2 to be held out.* as --test_name"):
+        data_of(of(files))
+
+
+def test_a_row_is_known_by_what_both_data_say(caplog):
+    train = Dataset.from_list([{"id": i, "question": f"{i}?", "answer": "a", "kind": "x"} for i in range(6)])
+    others = train.select(range(3)).remove_columns(["id", "kind"]).add_column("source", ["y"] * 3)
+    with pytest.raises(ValueError, match="--test_name"):
+        refuse_training_rows(train, test_name=others)
+    told = train.select(range(3)).remove_columns("answer").add_column("messages", [[], [], []])
+    assert num_shared(train, told) == num_shared(train, told.remove_columns("messages")) == 0
+    refuse_training_rows(train.select([0, 4, 5]), ood_name=others)
+    assert "1 of 3 rows of --ood_name" in caplog.text
+
+
+def test_harder_problems_are_none_that_were_trained_on(tmp_path):
+    rows = [{"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(40)]
+    name, other = tmp_path / "rows.jsonl", tmp_path / "other.jsonl"
+    write_rows(name, rows[10:])
+    write_rows(other, rows[:10])
+    words = ("--experiment", "forgetting", "--dataset_name", name, "--hard_name", name, "--test_name", other)
+    with pytest.raises(ValueError, match="also trained on: give others, with --hard_name"):
+        task_data(dataclasses.replace(parsed(*words), train_rows=None, test_rows=5))
 
 
 def test_what_is_kept_of_a_model_is_of_these_answers(files, monkeypatch):
@@ -133,6 +169,12 @@ def test_a_preset_says_nothing_of_where_in_other_data(experiment, files):
     assert own.learning_rate == plain.learning_rate
     named = parsed("--experiment", experiment, "--preset", "paper", *words, "--ood_split", "validation")
     assert named.ood_split == "validation"
+    same = (word for name in names for word in (f"--{name}", getattr(plain, name)))
+    assert parsed("--experiment", experiment, "--preset", "paper", *same) == plain
+    embedded = parsed("--experiment", experiment, "--preset", "paper", "--ood_name", options().ood_name)
+    assert embedded.ood_config is None and embedded.dataset_train_split == plain.dataset_train_split
+    other = parsed("--experiment", experiment, "--preset", "paper", "--model_name_or_path", "klball/tiny")
+    assert other.chat_template_path is None
 
 
 def test_a_start_that_is_not_trained_needs_no_data():
@@ -153,7 +195,15 @@ def test_groups_whose_rows_are_all_cut_are_not_judged(tmp_path, capsys):
     words += ["--report_to", "none", "--per_device_train_batch_size", "2"]
     main([*words, "--output_dir", str(tmp_path / "out")])
     assert "Not judged, with fewer than 10 held-out rows: b" in " ".join(capsys.readouterr().out.split())
-    write_rows(tmp_path / "rows.jsonl", [row | {"kind": f"{k % 4}"} for k, row in enumerate(rows)])
-    with pytest.raises(SystemExit):
-        main([*words, "--output_dir", str(tmp_path / "other")])
-    assert "no group of 'kind' has 10 held-out rows that fit uncut" in capsys.readouterr().err
+    ids = [
+        {"input_ids": [9 + i, 6], "labels": [-100, 6 if i % 3 == 0 else -100], "kind": "ab"[i % 2]}
+        for i in range(60)
+    ]
+    for others in (
+        [row | {"kind": f"{k % 4}"} for k, row in enumerate(rows)],
+        ids,
+    ):  # cut, or without a label
+        write_rows(tmp_path / "rows.jsonl", others)
+        with pytest.raises(SystemExit):
+            main([*words, "--output_dir", str(tmp_path / "other")])
+        assert "no group of 'kind' has 10 held-out rows that fit uncut" in capsys.readouterr().err

@@ -132,7 +132,6 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
     before, own = comparison_before(folder, prog), own_tables(options, paths)
     if own is not None and not asks_for_columns(options):
         options.epsilon = SOURCES if options.epsilon is None else options.epsilon
-        write_run(folder, options, prog)
         rounds = RoundsElsewhere({})
         comparison = _compared(own, gamma, options, rounds.like_these(len({r for _, r in own})))
     else:
@@ -140,11 +139,11 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
         rounds = RoundsElsewhere(read_models(options))
         scores = round_scores(rounds.scores)
         options.epsilon = ELSEWHERE if options.epsilon is None else options.epsilon
-        write_run(folder, options, prog)
         told = rounds.like_these(len(scores.rounds))
         with progress_bar("Bootstrap over items", "resamples") as progress:
             settings = (options.epsilon, None, options.resamples, rounds.about, progress, told)
             comparison = compare_scores(scores, *settings)
+    write_run(folder, options, prog)
     write(comparison, rounds, folder)
     write_comparison_report(comparison, rounds, folder)
     say_verdicts(comparison.lines())

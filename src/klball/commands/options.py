@@ -231,11 +231,11 @@ def job_of(options: Any) -> None:
 
 
 def distinct(options: Any, name: str) -> None:
-    """Raise ValueError if a value of this list is given twice."""
-    values = getattr(options, name)
+    """Raise ValueError if a value of this list is given twice; numbers to the six digits that names have."""
+    values = [value if isinstance(value, str) else f"{value:g}" for value in getattr(options, name)]
     repeated = next((value for value in values if values.count(value) > 1), None)
     if repeated is not None:
-        raise ValueError(f"--{name} has {repeated} twice")
+        raise ValueError(f"--{name} has {repeated} twice (numbers are told apart by six digits)")
 
 
 def _own_fields(cls: Any) -> Iterator[str]:

@@ -11,6 +11,7 @@ from klball.commands.leftovers import no_leftovers
 from klball.commands.options import DTYPES, distinct, job_of, one_of, parse, refuse_ignored
 from klball.commands.recipe import split_config
 from klball.files import write_run
+from klball.models.loading import is_adapter
 from klball.studies import forgetting, head_to_head, preference, robustness
 from klball.studies.arms import OF_RL, OF_START, OWN, Arm, Options, data_of
 from klball.terminal import is_main, say
@@ -40,11 +41,12 @@ IGNORED = {  # experiment → options that say nothing to it
     "forgetting": ("static", "variants", "flips", "own_name", *JOBS),
 }
 PRESETS = ("tiny", "paper")
-PLACES = {  # option that names data → those that say where in them
+GO_WITH = {  # option that names data or a model → those that say where in them, or how
     "dataset_name": ("dataset_config", "dataset_train_split", "dataset_test_split", "test_name"),
     "test_name": ("dataset_test_split",),
     "ood_name": ("ood_config", "ood_split"),
     "hard_name": ("hard_config",),
+    "model_name_or_path": ("chat_template_path",),
 }
 
 
@@ -76,9 +78,9 @@ def _parse(arguments: list[str], prog: str) -> Options:
                 "dpo-paper.yaml, reward-paper.yaml and gdpo-paper.yaml"
             )
         recipe = RECIPES.get((options.preset, options.experiment), options.preset)
-        arguments = ["--config", str(files("klball") / "recipes" / f"{recipe}.yaml"), *arguments]
-        (options,) = parse([Options], arguments, prog, EXAMPLE)
-        _forget_places(options, own)
+        config = ["--config", str(files("klball") / "recipes" / f"{recipe}.yaml")]
+        (options,) = parse([Options], [*config, *arguments], prog, EXAMPLE)
+        _leave_out_what_goes_with_others(options, own, *parse([Options], config, prog, EXAMPLE))
     one_of(options, "experiment", tuple(EXPERIMENTS))
     one_of(options, "dtype", DTYPES)
     job_of(options)
@@ -90,15 +92,19 @@ def _parse(arguments: list[str], prog: str) -> Options:
         refuse_ignored(own, ["start_learning_rate", "start_names"], "with --start_steps 0")
     if options.lora_r == 0:
         refuse_ignored(options, ["lora_alpha"], "with --lora_r 0, which trains all parameters")
+    elif is_adapter(options.model_name_or_path):
+        raise ValueError(
+            f"{options.model_name_or_path} is an adapter, which is trained on as it is: give --lora_r 0"
+        )
     return options
 
 
-def _forget_places(options: Options, own: Options) -> None:
-    """Of data that the command line names, the preset's configuration and splits, which are of other data."""
-    for name, of_data in PLACES.items():
-        if getattr(own, name) != getattr(Options, name):
-            for place in of_data:
-                setattr(options, place, getattr(own, place))
+def _leave_out_what_goes_with_others(options: Options, own: Options, recipe: Options) -> None:
+    """Where the command line names other data than the recipe, its configuration and splits say nothing."""
+    for name, others in GO_WITH.items():
+        if getattr(options, name) != getattr(recipe, name):
+            for other in others:
+                setattr(options, other, getattr(own, other))
 
 
 def tiny_experiment(epsilons: Sequence[float]) -> tuple[Options, Path, dict[str, Dataset], list[Arm]]:

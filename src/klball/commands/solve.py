@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from klball.adversary.dual import solve_dual
 from klball.adversary.streaming import solve_dual_streamed
 from klball.adversary.upweighting import radius_help, radius_in_words
@@ -18,7 +20,7 @@ from klball.files import read_table
 from klball.flags import REQUIRED, Certifying, ScoreColumns, option
 from klball.scores.own import check_column
 from klball.scores.pairs import is_pair_table
-from klball.scores.parquet import refuse_rounds, score_files, stream_scores, top_weighted
+from klball.scores.parquet import num_cut, refuse_rounds, score_files, stream_scores, top_weighted
 from klball.scores.tables import read_items, read_provenance, read_scores
 from klball.scores.tails import largest
 from klball.studies.own_answers import is_answer_table
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         _refuse_several_models(options.scores)
         summary, top = _streamed(options) if options.streamed else _in_memory(options)
         if is_own(options.scores):
-            summary["rows_cut"] = _num_cut(options.scores)
+            summary["rows_cut"] = _num_cut(options)
     if options.json:
         finite = {
             k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in summary.items()
@@ -93,17 +95,21 @@ def main(arguments: Sequence[str], prog: str) -> None:
     if rounds := summary.get("rounds"):
         say(f"every file is a round: they score the same samples, and scores are means over {rounds} rounds")
     if cut := summary.get("rows_cut"):
-        say(f"{cut} of the rows are cut at their end, and are in it; compare and evaluate leave them out")
+        what = "samples are cut at their end in some round" if rounds else "rows are cut at their end"
+        say(f"{cut} of the {what}, and are in it; compare and evaluate leave them out")
 
 
-def _num_cut(scores: str) -> int:
-    """Samples of klball's own score tables whose answer lost its end, in whatever round."""
-    cut = set()
-    for file in score_files(scores):
+def _num_cut(options: Options) -> int:
+    """Samples of klball's own score tables whose answer lost its end, in whatever round; one, if streamed."""
+    tables = score_files(options.scores)
+    if options.streamed or len(tables) == 1:
+        return num_cut(stream_scores(options.scores, certainty=False))
+    ids = []
+    for file in tables:
         table = read_table(file, columns=["sample_id", "truncated"])
         check_column(table, "truncated", file)
-        cut |= {*table.filter(table["truncated"].cast("bool"))["sample_id"].to_pylist()}
-    return len(cut)
+        ids.append(table.filter(table["truncated"].cast("bool")).select(["sample_id"]))
+    return len(pa.concat_tables(ids, promote_options="permissive")["sample_id"].unique())
 
 
 def _is_ours(options: Options) -> bool:

@@ -27,7 +27,7 @@ from klball.models.loading import check_model
 from klball.studies.tuning import Study
 from klball.studies.tuning_report import tune
 from klball.terminal import is_main, say
-from klball.training.identity import nums_shared, refuse_training_rows, settings_of
+from klball.training.identity import num_shared, refuse_training_rows, settings_of
 from klball.training.sft.config import RobustSFTConfig
 
 EXAMPLE = (
@@ -133,7 +133,7 @@ def _rows(options: Options, config: RobustSFTConfig) -> tuple[Dataset, Dataset, 
     else:
         train, held_out = _split(train, share, "eval_fraction", config)
     refuse_training_rows(train, eval_dataset=held_out)
-    if test is not None and (seen := nums_shared(test, held_out)[0]):
+    if test is not None and (seen := num_shared(test, held_out)):
         raise ValueError(
             f"{seen} of the {len(held_out)} rows to choose by are among the test rows, which are to choose "
             "nothing: give other rows, or leave --test_fraction out"

@@ -11,6 +11,10 @@ from klball.data.preferences import CHOSEN, REJECTED, to_preferences
 from klball.files import digest
 
 
+class NoSplitError(ValueError):
+    """No prompt can be held out."""
+
+
 def split_by_content(
     rows: Dataset, share: float, seed: int = 0, text_field: str = TEXT
 ) -> tuple[Dataset, Dataset]:
@@ -21,7 +25,8 @@ def split_by_content(
     other prompt. rows: in any format that klball reads.
 
     Raises:
-        ValueError: No prompt can be held out, or none would stay.
+        NoSplitError: No prompt can be held out, a ValueError.
+        ValueError: None would stay.
     """
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompts_of(rows, text_field)):
@@ -32,7 +37,7 @@ def split_by_content(
         if len(held) + len(rows_of[prompt]) <= room:
             held.update(rows_of[prompt])
     if not held:
-        raise ValueError(
+        raise NoSplitError(
             f"{share:g} of {len(rows)} rows, with {len(rows_of)} different prompts, holds out no prompt with "
             "all its answers: give a larger share, or rows of their own to evaluate on"
         )

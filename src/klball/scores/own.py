@@ -1,7 +1,7 @@
 """What klball's own score tables must hold before anything is computed from them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -68,15 +68,16 @@ def per_item(tables: Mapping[str, pa.Table]) -> tuple[pa.Table, int]:
     for file in others:
         if ids[file] != ids[first]:
             raise _half_shared(ids)
-        _refuse_other_bytes({name: tables[name] for name in (first, file)})
+    if found := _other_length({file: _lengths(table) for file, table in tables.items()}):
+        raise ValueError(f"{found}: they are no rounds of the same samples but other data: give one table")
     means = [(name, "mean", pc.ScalarAggregateOptions(skip_nulls=False)) for name in SCORES[:2]]
     grouped = parts.group_by("sample_id", use_threads=False).aggregate(means)  # in order of appearance
     return grouped.rename_columns(["sample_id", *SCORES[:2]]), len(tables)
 
 
-def refuse_other_ids(tables: Mapping[str, pa.Table]) -> None:
+def refuse_other_ids(schemas: Mapping[str, pa.Schema]) -> None:
     """Raise ValueError where one table has its ids as texts and another as numbers."""
-    kinds = {pa.types.is_integer(table["sample_id"].type): file for file, table in tables.items()}
+    kinds = {pa.types.is_integer(schema.field("sample_id").type): file for file, schema in schemas.items()}
     if len(kinds) > 1:
         raise ValueError(
             f"sample_id is a whole number in {kinds[True]} and none in {kinds[False]}: give all tables the "
@@ -84,24 +85,22 @@ def refuse_other_ids(tables: Mapping[str, pa.Table]) -> None:
         )
 
 
-def _refuse_other_bytes(tables: Mapping[str, pa.Table]) -> None:
-    """Raise ValueError for two tables of the same ids of which an answer has not the same length."""
-    whole = [
-        {
-            i: size
-            for i, size, cut in zip(*(table[name].to_pylist() for name in LENGTHS), strict=True)
-            if not cut
-        }
-        for table in tables.values()
-    ]
-    other = next((i for i, size in whole[0].items() if whole[1].get(i, size) != size), None)
-    if other is not None:
-        found = zip(tables, whole, strict=True)
-        said = " and ".join(f"{sizes[other]} bytes in {file}" for file, sizes in found)
-        raise ValueError(
-            f"the answer to sample_id {other!r} has {said}: they are no rounds of the same samples but other "
-            "data: give one table"
-        )
+def _other_length(tables: Mapping[str, Iterable[Sequence[Any]]]) -> str:
+    """Which whole answer has other bytes in another table, "" if none; tables: `LENGTHS` of their rows."""
+    known: dict[Any, tuple[int, str]] = {}
+    for name, rows in tables.items():
+        for sample_id, size, cut in rows:
+            before, other = (size, name) if cut else known.setdefault(sample_id, (size, name))
+            if size != before:
+                sizes = f"{before} bytes in {other} and {size} bytes in {name}"
+                return f"the answer to sample_id {sample_id!r} has {sizes}"
+    return ""
+
+
+def _lengths(table: Any) -> Iterable[Sequence[Any]]:
+    """Of an Arrow table or a data set."""
+    columns = table.select([*LENGTHS]).to_pydict() if isinstance(table, pa.Table) else table
+    return zip(*(columns[name] for name in LENGTHS), strict=True)
 
 
 def _half_shared(ids: Mapping[str, set[Any]]) -> ValueError:
@@ -151,18 +150,12 @@ def refuse_other_answers(tables: Mapping[str, Scored]) -> None:
     tables: by model, of one round. Bytes are those of the scored tokens: only tables with the same tokenizer,
     template and format of rows have them in common. Of tables that do not say theirs it is a warning.
     """
-    known: dict[tuple[str, ...], dict[Any, tuple[int, str]]] = {}
+    alike: dict[tuple[Any, ...], dict[str, Iterable[Sequence[Any]]]] = {}
     for model, (table, about) in tables.items():
-        lengths = known.setdefault(tuple(str(about.get(name)) for name in TOKENISED), {})
-        for sample_id, num_bytes, cut in zip(*(table[name] for name in LENGTHS), strict=True):
-            before, other = (num_bytes, model) if cut else lengths.setdefault(sample_id, (num_bytes, model))
-            if num_bytes == before:
-                continue
-            said = (
-                f"the answer to sample_id {sample_id!r} has {before} bytes in the table of {other!r} and "
-                f"{num_bytes} in that of {model!r}"
-            )
-            if "tokenizer" in about:
-                raise ValueError(f"{said}: they are of different data: score the same rows")
-            logger.warning("%s: of different data, or of tokenizers that cut it differently", said)
-            break
+        alike.setdefault(tuple(map(about.get, TOKENISED)), {})[f"the table of {model!r}"] = _lengths(table)
+    for (tokenizer, *_), of_models in alike.items():
+        found = _other_length(of_models)
+        if found and tokenizer:
+            raise ValueError(f"{found}: they are of different data: score the same rows")
+        if found:
+            logger.warning("%s: of different data, or of tokenizers that cut it differently", found)

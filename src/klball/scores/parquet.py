@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.distributed
 from klball import files
 from klball.adversary.streaming import Chunk, StreamedSolution
 from klball.files import without_views
+from klball.scores.own import check_column, refuse_other_ids
 from klball.scores.tails import largest
 
 G, C = "log_likelihood", "certainty"
@@ -102,9 +104,11 @@ def refuse_rounds(scores: str | Path | Sequence[str]) -> None:
 
     Of each table the first ids are looked at, in which rounds agree: all of them would cost a reading more.
     """
-    file_of: dict[str, str] = {}
-    for path in score_files(scores):
-        for sample_id in _first_ids(path):
+    file_of: dict[Any, str] = {}
+    first_ids = {path: _first_ids(path) for path in score_files(scores)}
+    refuse_other_ids({path: batch.schema for path, batch in first_ids.items()})
+    for path, batch in first_ids.items():
+        for sample_id in batch["sample_id"].to_pylist():
             if sample_id in file_of:
                 files = " and ".join(dict.fromkeys((file_of[sample_id], path)))
                 raise ValueError(
@@ -114,11 +118,23 @@ def refuse_rounds(scores: str | Path | Sequence[str]) -> None:
             file_of[sample_id] = path
 
 
-def _first_ids(path: str) -> list[str]:
+def _first_ids(path: str) -> pa.Table:
     with readable(path), pq.ParquetFile(path) as file:
         check_columns(path, file.schema_arrow, ("sample_id",))
-        batch = next(file.iter_batches(FIRST, columns=["sample_id"]), None)
-    return [] if batch is None else [*map(str, batch["sample_id"].to_pylist())]
+        batches = islice(file.iter_batches(FIRST, columns=["sample_id"]), 1)
+        return pa.Table.from_batches(batches, pa.schema([file.schema_arrow.field("sample_id")]))
+
+
+def num_cut(parts: Sequence[RowGroup]) -> int:
+    """Rows whose answer lost its end. Raises ValueError where that is not known of all."""
+    return sum(_cut(part.path, batch) for part in parts for batch in part.batches(("truncated",)))
+
+
+def _cut(path: str, batch: pa.RecordBatch) -> int:
+    flags = batch["truncated"]
+    if flags.null_count or not pa.types.is_boolean(flags.type):
+        check_column(files.read_table(path, columns=["sample_id", "truncated"]), "truncated", path)
+    return flags.cast("bool").true_count
 
 
 def top_weighted(parts: Sequence[RowGroup], solution: StreamedSolution, count: int) -> list[dict[str, Any]]:

@@ -187,7 +187,7 @@ def _read(path: str | Path) -> dict[str, pa.Table]:
     for file, table in tables.items():
         check_columns(file, table.schema, SCHEMA.names)
         check_rows(table, file)
-    refuse_other_ids(tables)
+    refuse_other_ids({file: table.schema for file, table in tables.items()})
     return tables
 
 
@@ -245,12 +245,20 @@ def provenance(
     }
 
 
-def _around_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def _around_tokens(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """What else decides which tokens a text becomes, and which of them have no text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     steps = [getattr(backend, name, None) for name in ("normalizer", "pre_tokenizer", "post_processor")]
-    states = [b"" if step is None else step.__getstate__() for step in steps]
-    return [*(state.decode() for state in states), *sorted(tokenizer.all_special_tokens)]
+    added = [(i, token.content, token.special) for i, token in tokenizer.added_tokens_decoder.items()]
+    return [*map(_state_of, steps), sorted(added)]
+
+
+def _state_of(step: Any) -> str:
+    """Of one written in Python, which has none, its name."""
+    try:
+        return "" if step is None else step.__getstate__().decode()
+    except Exception:  # what tokenizers raises has no class of its own
+        return type(step).__name__
 
 
 def _part(scorer: Scorer, encoded: Dataset, batches: list[list[int]], names: Sequence[str]) -> pa.Table:

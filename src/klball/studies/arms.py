@@ -20,10 +20,10 @@ from trl import ModelConfig
 
 from klball.adversary.upweighting import radius_help
 from klball.data.rows import is_one_table, load_chat_template, load_rows
-from klball.data.splitting import split_by_content
+from klball.data.splitting import NoSplitError, split_by_content
 from klball.files import read_json_object, versions, write_json
 from klball.flags import ChatTemplate, DataConfig, Jobs, option
-from klball.models.loading import is_adapter, load_on_device
+from klball.models.loading import load_on_device
 from klball.scan.behaviour import own_answers
 from klball.scan.generation import encoded_prompts
 from klball.scores.parquet import score_files
@@ -147,7 +147,13 @@ def data_of(options: Options) -> dict[str, Dataset]:
     train = load_rows(options.dataset_name, train_split, options.dataset_config)
     if options.test_name is None and test_split is None and is_one_table(options.dataset_name):
         held_out = min(options.test_rows or len(train), len(train) // 4)
-        train, test = split_by_content(train, held_out / len(train))
+        try:
+            train, test = split_by_content(train, held_out / len(train))
+        except NoSplitError:
+            raise ValueError(
+                f"--dataset_name {options.dataset_name}: of {len(train)} rows, {held_out} to be held out, no "
+                "prompt can be, with all its answers: give other rows as --test_name"
+            ) from None
     else:
         name, config = options.test_name or options.dataset_name, options.dataset_config
         test = load_rows(name, test_split, None if options.test_name else config, default="test")
@@ -248,10 +254,6 @@ def run_arm(
 
 def refuse_unusable(arms: Sequence[Arm], rows: Dataset, folder: Path, options: Options) -> None:
     """Raise ValueError for what an arm's training would refuse, before anything is scored."""
-    if options.lora_r > 0 and is_adapter(options.model_name_or_path):
-        raise ValueError(
-            f"{options.model_name_or_path} is an adapter, which is trained on as it is: give --lora_r 0"
-        )
     for arm in arms:
         config = _config(arm, 0, folder, num_steps(len(rows), options), options)
         try:

@@ -32,6 +32,7 @@ from klball.studies.head_to_head import LOWER
 from klball.studies.own_answers import answer_table
 from klball.terminal import is_main, progress_bar
 from klball.training.checkpoints import checkpoints_of
+from klball.training.identity import refuse_training_rows
 from klball.training.preference.config import RobustRewardConfig
 from klball.training.rl.family import GRPORunConfig
 from klball.training.rl.rewards import VERIFIABLE, refuse_unreadable
@@ -135,6 +136,7 @@ def task_data(options: Options) -> dict[str, Dataset]:
         options.hard_name, None, options.hard_config, default="test", id_column="none", form=check_prompts
     )
     data = {**data_of(options), HARD: first(hard, options.test_rows)}
+    refuse_training_rows(data["train"], hard_name=data[HARD])
     for part, name in (
         ("train", options.dataset_name),
         (TASK, options.dataset_name),

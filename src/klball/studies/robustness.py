@@ -119,8 +119,6 @@ def arms_of(options: Options) -> list[Arm]:
             settings = {"epsilon": epsilon, "reweight": kind}
             arms.append(Arm(name + suffix[0], f"eps-{epsilon:g}{suffix[1]}", settings))
     arms += [_variant(text, options) for text in options.variants]
-    if len({arm.folder for arm in arms}) < len(arms):
-        raise ValueError("--epsilons has radii that are the same to six digits: leave one out")
     return arms
 
 

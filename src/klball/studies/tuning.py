@@ -20,6 +20,7 @@ from trl import ModelConfig
 
 from klball.data.encoding import load_chat_template
 from klball.data.ids import group_names
+from klball.data.rows import IGNORED
 from klball.files import RUN_FILE, file_name
 from klball.models.loading import load_on_device
 from klball.models.token_scores import NonFiniteLogitError
@@ -209,28 +210,37 @@ def _refuse_cut_rows(study: Study, model: Any, tokenizer: Any) -> None:
     """Raise ValueError where no row of a part could be compared: a table of it would be of no use."""
     limit = study.config.max_length
     for part, rows in ((HELD_OUT, study.held_out), (TEST, study.test)):
-        encoded = None if rows is None else encode_for(model, tokenizer, rows, limit)
-        if encoded is not None and all(encoded["truncated"]):
+        if rows is None:
+            continue
+        encoded = encode_for(model, tokenizer, rows, limit)
+        answered = [any(label != IGNORED for label in labels[1:]) for labels in encoded["labels"]]
+        fit = ~np.array(encoded["truncated"][:]) & answered
+        if not fit.any():
             raise ValueError(f"no {part} row fits uncut in --max_length {limit}, or in what the model takes")
         column = study.config.group_column if part == HELD_OUT else None
-        if column and encoded is not None and not groups_judged(groups_that_fit(study, encoded["truncated"])):
+        if column and not groups_judged(groups_of_those(study, fit)):
             raise ValueError(
                 f"no group of {column!r} has 10 held-out rows that fit uncut in --max_length {limit}, or in "
                 "what the model takes"
             )
 
 
-def groups_that_fit(study: Study, truncated: Sequence[bool]) -> list[str]:
-    """Of the held-out rows that are compared; none without a column."""
+def groups_of_those(study: Study, chosen: np.ndarray) -> list[str]:
+    """Of some of the held-out rows; none without a column."""
     if study.config.group_column is None:
         return []
     groups = group_names(study.held_out, study.config.group_column)
-    return [str(group) for group, cut in zip(groups, truncated, strict=True) if not cut]
+    return [str(group) for group, is_chosen in zip(groups, chosen, strict=True) if is_chosen]
+
+
+def are_compared(table: Dataset) -> np.ndarray:
+    """Which rows of a score table have an answer, and fit uncut."""
+    return ~np.array(table["truncated"][:]) & (np.array(table["num_tokens"][:]) > 0)
 
 
 def compared(study: Study, tables: dict[str, Dataset], base: Dataset, rows: Dataset) -> list[dict[str, Any]]:
     """`frontier_row` of all tables against the first, on rows that fit uncut; the base has the hardest."""
-    fit = ~np.array(base["truncated"][:]) & (np.array(base["num_tokens"][:]) > 0)
+    fit = are_compared(base)
     if not fit.any():
         raise ValueError("no row that has an answer fits uncut in max_length: nothing to compare")
     column = study.config.group_column

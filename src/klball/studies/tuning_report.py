@@ -18,8 +18,9 @@ from klball.studies.tuning import (
     TEST,
     Arm,
     Study,
+    are_compared,
     compared,
-    groups_that_fit,
+    groups_of_those,
     refuse_unusable,
     rungs,
     scored,
@@ -96,7 +97,7 @@ def _results(study: Study, found: Sequence[list[dict[str, Any]]]) -> TuningResul
     pair = dict.fromkeys((study.arms[0].label, arm.label))
     places = {label: whole(study, _named(study, label)) for label in pair}
     tables = {label: scored(study, *place, HELD_OUT) for label, place in places.items()}
-    fit = groups_that_fit(study, tables[arm.label]["truncated"][:])
+    judged = groups_judged(groups_of_those(study, are_compared(tables[arm.label])))
     return TuningResults(
         rows=list(last.values()),
         rungs=[row for rows in found for row in rows],
@@ -106,7 +107,7 @@ def _results(study: Study, found: Sequence[list[dict[str, Any]]]) -> TuningResul
         max_cost=study.max_cost,
         cost=cost_of(rungs_of(len(study.arms) - 1, study.halving)),
         model=str(study.place_of(arm)),
-        unjudged=sorted({*_groups(study)} - {*groups_judged(fit)}),
+        unjudged=sorted({*_groups(study)} - {*judged}),
         test=None if study.test is None or best is None else _tested(study, places),
         tables=tables,
         held_out=study.held_out,

@@ -12,6 +12,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from klball.data.formats import MEANINGFUL
 from klball.files import RUN_FILE, combined, file_digest, read_json_object
 from klball.models.loading import model_path
 from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
@@ -114,26 +115,24 @@ def row_digests(rows: Dataset) -> list[bytes]:
     ]
 
 
-def nums_shared(rows: Dataset, *others: Dataset) -> list[int]:
-    """How many of each of the others are among some rows, whatever their ids."""
-    known = set(_contents(rows))
-    return [sum(digest in known for digest in _contents(own)) for own in others]
-
-
-def _contents(rows: Dataset) -> list[bytes]:
-    ids = [name for name in ("id", "sample_id") if name in rows.column_names]
-    return row_digests(rows.remove_columns(ids))
+def num_shared(rows: Dataset, others: Dataset) -> int:
+    """How many of the others are among some rows, whatever their ids and what else only one of them says."""
+    of_one = {*rows.column_names} ^ {*others.column_names}
+    apart = {"id", "sample_id"} | (of_one - MEANINGFUL)
+    known, own = (
+        row_digests(data.remove_columns([*apart & {*data.column_names}])) for data in (rows, others)
+    )
+    return sum(map({*known}.__contains__, own))
 
 
 def refuse_training_rows(train: Dataset, **evaluations: Dataset) -> None:
     """Raise ValueError if all rows to evaluate on, by their option, are trained on, and warn of some."""
-    for (option, rows), seen in zip(
-        evaluations.items(), nums_shared(train, *evaluations.values()), strict=True
-    ):
+    for option, rows in evaluations.items():
+        seen = num_shared(train, rows)
         if seen == len(rows):
             raise ValueError(f"every row to evaluate on is also trained on: give others, with --{option}")
         if seen:
-            logger.warning("%d of %d rows to evaluate on are also trained on", seen, len(rows))
+            logger.warning("%d of %d rows of --%s are also trained on", seen, len(rows), option)
 
 
 def model_digest(name: str, revision: str | None = None) -> str:

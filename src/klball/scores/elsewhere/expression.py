@@ -74,7 +74,6 @@ GAINS = RIGHT | {
 }
 MINUS = frozenset(("neg", "negative", "minus"))
 DENIALS = frozenset(("not", "non", "no", "un"))  # of the next word: `no_context_error` denies the context
-BETWEEN = re.compile(r"\w+ly|yet|quite|at|all|so|very")  # and the word that they deny: `not_fully_correct`
 PREFIXES = ("un", "in", "non", "mis")  # which deny the gain that they stand before: `unsolved`, `mismatch`
 PHRASES = ("cross_entropy", "bits_per_byte", "bits_per_char")
 
@@ -95,7 +94,7 @@ def _forms(word: str) -> set[str]:
 def direction(name: str) -> int:
     """−1 where a name says that less is better, 1 where it says that more is, 0 where it says neither."""
     own = [word for word in _in_order(name) if word != "exact"]  # `non_exact_match` is `non_match`
-    said = {_says(word) * (-1 if _denied(own[:i]) else 1) for i, word in enumerate(own)}
+    said = {_says_after(own[:i], word) for i, word in enumerate(own)}
     lower = -1 in said or any(phrase in name.lower() for phrase in PHRASES)
     found = -1 if lower else 1 if 1 in said else 0
     return -found if MINUS & {*own} else found
@@ -107,9 +106,11 @@ def _says(word: str) -> int:
     return -1 if forms & LOSSES or denied & GAINS else 1 if forms & GAINS else 0
 
 
-def _denied(before: Sequence[str]) -> bool:
-    nearest = next((word for word in reversed(before) if not BETWEEN.fullmatch(word)), None)
-    return nearest in DENIALS
+def _says_after(before: Sequence[str], word: str) -> int:
+    """In doubt a loss, of which users are asked: `not` denies all gains after it, and the next loss only."""
+    says = _says(word)
+    denied = not DENIALS.isdisjoint(before[-1:]) or (says > 0 and "not" in before)
+    return -says if denied else says
 
 
 def is_right(name: str) -> bool:
