@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import logging
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,12 +9,10 @@ import torch
 from transformers import Trainer
 from transformers.integrations import MLflowCallback, get_reporting_integration_callbacks
 from transformers.utils.import_utils import is_liger_kernel_available
-from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, ScriptArguments
+from trl import DatasetMixtureConfig, ModelConfig, RewardConfig, ScriptArguments
 
 from klball.boundary import first_line
 from klball.training.refusals import OF_LOGITS
-
-logger = logging.getLogger(__name__)
 
 OF_LORA = tuple(name for name in ModelConfig.__dataclass_fields__ if name.startswith(("lora_", "use_")))
 OF_4BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
@@ -52,8 +49,6 @@ def refuse_without_effect(
     evaluates = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
     if not evaluates:
         _refuse(given(data, *OF_TESTING) + given(config, *OF_EVALUATION), "--eval_strategy steps or epoch")
-    if given(config, "per_device_eval_batch_size") and not isinstance(config, GRPOConfig):
-        logger.warning("--per_device_eval_batch_size has no effect: evaluation forms batches by their tokens")
     if mixture.datasets:
         if idle := given(data, *OF_ONE_SOURCE):
             raise ValueError(f"the data are given twice: `datasets` and --{idle[0]}")

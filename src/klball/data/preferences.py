@@ -120,11 +120,17 @@ def _known_columns(dataset: Dataset) -> Dataset:
     """Without columns that TRL would take for something of its own; they are named in a warning."""
     read = {*PAIR, *RENDERING}
     unused = sorted({*dataset.column_names} & ((MEANINGFUL | {*TOKENS, *REFERENCE}) - read))
-    if not isinstance(dataset[0][CHOSEN], list) and not _has_turns(dataset[0]):
-        unused += [name for name in RENDERING if name in dataset.column_names]  # for chat templates
+    unused += for_templates(dataset)
     if unused:
         logger.warning("columns not used, because rows are read as preference pairs: %s", ", ".join(unused))
     return dataset.remove_columns(unused) if unused else dataset
+
+
+def for_templates(dataset: Dataset) -> list[str]:
+    """Columns for chat templates beside rows that are texts, of which none makes use."""
+    names = [name for name in RENDERING if name in dataset.column_names]
+    first = dataset[0] if names and CHOSEN in dataset.column_names else {CHOSEN: []}
+    return [] if isinstance(first[CHOSEN], list) or _has_turns(first) else names
 
 
 def margins_of(dataset: Dataset) -> list[float]:

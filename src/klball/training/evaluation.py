@@ -23,6 +23,7 @@ class RowEvaluation:
     state: Any
     model: Any
     control: Any
+    optimizer: Any
     callback_handler: Any
     is_in_train: Any
     eval_dataset: Any
@@ -59,6 +60,8 @@ class RowEvaluation:
             return {name: value for part in parts for name, value in part.items()}
         given = eval_dataset is not None and not isinstance(eval_dataset, str)
         rows = self.eval_rows(dataset) if given else dataset
+        if callable(getattr(self.optimizer, "eval", None)):  # of those that average, to the averaged weights
+            self.optimizer.eval()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.eval_metrics(rows).items()}
         self.model.eval()  # TRL's log keeps training and evaluation metrics apart by this
         self.log(metrics)

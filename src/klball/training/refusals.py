@@ -1,5 +1,6 @@
 """What no robust trainer supports, or could make sense of, said in one line."""
 
+import logging
 from dataclasses import fields
 from inspect import signature
 from types import NoneType
@@ -17,6 +18,9 @@ from transformers import (
     get_scheduler,
 )
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from trl import GRPOConfig, SFTConfig
+
+logger = logging.getLogger(__name__)
 
 OF_LOGITS = {  # settings of TRL's → why they would have no effect
     **dict.fromkeys(
@@ -33,6 +37,8 @@ OF_LOGITS = {  # settings of TRL's → why they would have no effect
     ),
 }
 SPLIT = "context, sequence and tensor parallelism are not supported"
+OF_MODULES = ("galore", "apollo")  # optimizers that take some modules otherwise
+HEADS = ("classifier", "score")  # which PEFT writes into a configuration of a classifier that it uses
 PROTOCOL = ("needs", "solve", "relaxed", "scaled", "summary")
 
 
@@ -98,8 +104,28 @@ def refuse_bad_settings(args: Any) -> None:
         raise ValueError("even_batches=False is not supported: processes would wait for each other forever")
     _refuse_scheduler(args)
     _refuse_unknown_kwargs(args)
+    for name, why in _idle(args).items():
+        if name in plain and getattr(args, name) != plain[name]:
+            logger.warning("%s=%r has no effect: %s", name, getattr(args, name), why)
     if getattr(args, "activation_offloading", False) and not torch.accelerator.is_available():
         raise ValueError("activation_offloading needs an accelerator, and there is none")
+
+
+def _idle(args: Any) -> dict[str, str]:
+    """Settings that say nothing beside the others, and why; scripts often have them, so a warning will do."""
+    idle = {}
+    if args.eval_strategy == "no":
+        idle |= dict.fromkeys(("eval_steps", "eval_delay", "metric_for_best_model"), "set eval_strategy")
+    if not isinstance(args, GRPOConfig):
+        idle["per_device_eval_batch_size"] = "evaluation forms batches by their tokens"
+        idle["length_column_name"] = "lengths are those of the tokens"
+    if not args.gradient_checkpointing:
+        idle["gradient_checkpointing_kwargs"] = "set gradient_checkpointing=True"
+    if not args.use_liger_kernel:
+        idle["liger_kernel_config"] = "set use_liger_kernel=True"
+    if not any(name in str(args.optim).lower() for name in OF_MODULES):
+        idle["optim_target_modules"] = "the optimizer does not read it"
+    return idle
 
 
 def _refuse_scheduler(args: Any) -> None:
@@ -120,6 +146,8 @@ def _refuse_scheduler(args: Any) -> None:
 def _refuse_unknown_kwargs(args: Any) -> None:
     """What PyTorch would refuse in the first step."""
     known = {*signature(checkpoint).parameters, "preserve_rng_state"} - {"function", "args", "kwargs"}
+    if isinstance(args, SFTConfig):
+        known.add("selective")  # TRL's own
     if unknown := sorted({*(args.gradient_checkpointing_kwargs or {})} - known):
         raise ValueError(
             f"gradient_checkpointing_kwargs: {unknown[0]!r} is none of {', '.join(sorted(known))}"
@@ -155,8 +183,9 @@ def _refuse_unmatched(model: torch.nn.Module, peft_config: Any) -> None:
         if not any(f".{name}".endswith(f".{part}") for name in names):
             raise ValueError(f"target_parameters: the model has no parameter {part!r}")
     modules = {part for name, _ in model.named_modules() for part in name.split(".")}
+    of_peft = HEADS if getattr(peft_config, "task_type", None) == "SEQ_CLS" else ()
     for part in getattr(peft_config, "modules_to_save", None) or []:
-        if part.split(".")[-1] not in modules:
+        if part.split(".")[-1] not in modules and part not in of_peft:
             raise ValueError(f"modules_to_save: the model has no module {part!r}")
 
 

@@ -197,8 +197,8 @@ def refuse_unsupported_settings(config: Any) -> None:
         raise ValueError("precompute_ref_batch_size has no effect without precompute_ref_log_probs")
     if len(config.loss_type) != 1 or config.loss_type[0] not in PAIR_LOSSES:
         raise ValueError(
-            f"loss_type must be one of {', '.join(PAIR_LOSSES)}, which give every pair a loss, not "
-            f"{', '.join(map(str, config.loss_type))}"
+            f"loss_type must be one of {', '.join(PAIR_LOSSES)}: {', '.join(map(str, config.loss_type))} is "
+            "not supported"
         )
     if not config.beta > 0:
         raise ValueError(f"beta must be above 0, not {config.beta!r}: without it no answer is preferred")

@@ -21,7 +21,7 @@ from klball.training.preference.forward import (
     reference,
     rounding,
 )
-from klball.training.preference.refusals import refuse_router_loss, refuse_unsupported
+from klball.training.preference.refusals import refuse_unfit_model, refuse_unsupported
 from klball.training.preference.trainer import (
     PreferenceTrainer,
     prepared_arguments,
@@ -103,7 +103,7 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
                 self.model.config._name_or_path,
             )
         self._refuse_static(self.args)
-        refuse_router_loss(self)
+        refuse_unfit_model(self)
         self._pair_loss = PAIR_LOSSES[self.args.loss_type[0]]
         self.init_units(ambiguity, peft_config)
 

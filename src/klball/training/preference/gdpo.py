@@ -16,7 +16,7 @@ from klball.training.preference.belief_losses import belief_metrics, belief_term
 from klball.training.preference.beliefs import COLUMNS, BeliefCollator, encoded_beliefs, fits
 from klball.training.preference.config import GDPOConfig
 from klball.training.preference.forward import log_ratios, reference
-from klball.training.preference.refusals import refuse_router_loss, refuse_sharding, refuse_unsupported
+from klball.training.preference.refusals import refuse_sharding, refuse_unfit_model, refuse_unsupported
 from klball.training.preference.trainer import PreferenceTrainer, prepared_arguments, refuse_lost_rows
 from klball.training.step import UnitBatch, wide
 
@@ -85,7 +85,7 @@ class GDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncom
         args, peft_config = prepared_arguments(args, kwargs, self.columns)
         self.given_rows = kwargs["train_dataset"]
         super().__init__(model, ref_model, args, **kwargs)
-        refuse_router_loss(self)
+        refuse_unfit_model(self)
         tokenizer: Any = self.processing_class
         config = self.args
         self.data_collator = BeliefCollator(

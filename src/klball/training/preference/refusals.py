@@ -1,12 +1,15 @@
 """What preference trainers do not support, said in one line before anything is loaded."""
 
+import logging
 from typing import Any
 
+from peft.utils.other import TrainableTokensWrapper
 from transformers import PreTrainedModel, ProcessorMixin
 from trl import RewardConfig
 
-from klball.data.preferences import refuse_margin
+from klball.data.preferences import for_templates, refuse_margin
 from klball.data.sources import as_dataset
+from klball.training.evaluation import named_sets
 from klball.training.refusals import (
     refuse_bad_settings,
     refuse_foreign_arguments,
@@ -15,6 +18,8 @@ from klball.training.refusals import (
     refuse_no_set,
 )
 from klball.training.sharding import shards_parameters
+
+logger = logging.getLogger(__name__)
 
 OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "max_weight", "comparator", "comparator_strength")
 COLUMNS = ("image", "images")
@@ -51,6 +56,9 @@ def refuse_unsupported(
         ),
         "dataloader_persistent_workers needs dataloader_num_workers": args.dataloader_persistent_workers
         and not args.dataloader_num_workers,
+        "train_sampling_strategy='group_by_length' is not supported: pairs have several lengths": (
+            args.train_sampling_strategy == "group_by_length"
+        ),
         "an ambiguity set of preferences can need score, and nothing else": (
             not set(getattr(ambiguity or args.ambiguity_set(), "needs", ())) <= {"score"}
         ),
@@ -64,11 +72,16 @@ def refuse_unsupported(
     refuse_bad_settings(args)
     if kwargs.get("train_dataset") is None:
         raise ValueError("train_dataset is required")
-    columns = as_dataset(kwargs["train_dataset"], "train_dataset").column_names
-    if any(name in columns for name in COLUMNS):
-        raise ValueError("images are not supported: leave out their column")
-    if not issubclass(config, RewardConfig):
-        refuse_margin(columns)
+    sets = [("train_dataset", kwargs["train_dataset"]), *named_sets(kwargs.get("eval_dataset"))]
+    for what, rows in sets:
+        dataset = as_dataset(rows, what)
+        columns = dataset.column_names
+        if len(dataset) and (idle := for_templates(dataset)):
+            logger.warning("%s: %s has no effect on rows that are texts", what, " and ".join(idle))
+        if any(name in columns for name in COLUMNS):
+            raise ValueError(f"images are not supported: leave out their column of {what}")
+        if not issubclass(config, RewardConfig):
+            refuse_margin(columns)
     _refuse_unshared(args, kwargs)
 
 
@@ -86,8 +99,12 @@ def _refuse_unshared(args: Any, kwargs: dict[str, Any]) -> None:
                 )
 
 
-def refuse_router_loss(trainer: Any) -> None:
-    """Raise ValueError for a loss that is no sum over pairs."""
+def refuse_unfit_model(trainer: Any) -> None:
+    """Raise ValueError for a loss that is no sum over pairs, and a head that TRL's fused one cannot read."""
+    if isinstance(trainer.model.get_output_embeddings(), TrainableTokensWrapper):
+        raise ValueError(
+            "trainable_token_indices is not supported where embeddings are tied: they are the LM head too"
+        )
     if trainer.aux_loss_enabled:
         raise ValueError(
             "the router loss of mixture-of-experts is not supported: set router_aux_loss_coef=0.0"

@@ -10,6 +10,7 @@ from trl import RewardTrainer
 from klball.adversary.sets import AmbiguitySet
 from klball.data.preferences import MARGIN, margins_of
 from klball.objectives.pairs import bradley_terry
+from klball.training.batches import INDEX
 from klball.training.evaluation import WORST_CASES
 from klball.training.preference.config import RobustRewardConfig
 from klball.training.preference.refusals import (
@@ -88,12 +89,12 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
 
     def unit_batch(self, model: Any, inputs: dict[str, Any]) -> UnitBatch:
         """Losses of the pairs; TRL's collator has all chosen answers first."""
-        given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        given = {name: value for name, value in inputs.items() if name not in (MARGIN, INDEX)}
         rewards = model(**given, use_cache=False).logits.squeeze(-1)  # (2B)
         rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
         chosen, rejected = rewards.chunk(2)
         losses = bradley_terry(
-            chosen, rejected, inputs.get("margin"), self.args.center_rewards_coefficient or 0.0
+            chosen, rejected, inputs.get(MARGIN), self.args.center_rewards_coefficient or 0.0
         )
         sizes = inputs["attention_mask"].sum(1).view(2, -1).sum(0)
         return units_of(losses, {"num_inputs": sizes, "chosen": chosen, "rejected": rejected})

@@ -217,7 +217,9 @@ def prepared_arguments(args: Any, kwargs: dict[str, Any], *columns: tuple[str, .
         kwargs["eval_dataset"] = named
     elif given is not None:
         kwargs["eval_dataset"] = _without_reference(given, "eval_dataset", columns)
-    return copy.copy(args), copy.deepcopy(kwargs.get("peft_config"))
+    peft_config = kwargs.get("peft_config")
+    kwargs["peft_config"] = copy.deepcopy(peft_config)
+    return copy.copy(args), peft_config
 
 
 def _without_reference(rows: Any, what: str, columns: tuple[tuple[str, ...], ...]) -> Dataset:

@@ -15,6 +15,7 @@ from klball.adversary.sets import AmbiguitySet
 from klball.data.conversations import text_of_turn
 from klball.data.ids import with_sample_ids
 from klball.data.prompts import ANSWER, FINISHED, refuse_no_prompts, refuse_told
+from klball.data.sources import as_dataset
 from klball.scores.scorer import longest_input
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
@@ -93,8 +94,10 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         _refuse_unsupported(args, reward_funcs, kwargs, ambiguity)
         for line in args.departures():
             logger.warning(line)
-        self.given_rows = with_sample_ids(kwargs.pop("train_dataset").with_format(None))
+        given = kwargs.pop("train_dataset")
+        self.given_rows = with_sample_ids(as_dataset(given, "train_dataset"))
         self.samples = numbered(self.given_rows)
+        self._own_columns = {*self.samples.column_names} - {*given.column_names}
         peft_config = copy.deepcopy(kwargs.get("peft_config"))
         super().__init__(model, reward_funcs, args, train_dataset=self.samples, **kwargs)
         refuse_useless(self.model, self.args, len(self.samples), peft_config)
@@ -119,7 +122,12 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
             self.add_callback(CriticSteps(self.critic))
 
     def _refuse_long_prompts(self) -> None:
-        """A model whose positions end within a completion says nothing, or fails in the middle of a run."""
+        """A model whose positions end within a completion says nothing, or fails in the middle of a run.
+
+        What an environment asks is known only when it is reset.
+        """
+        if self.environment_factories is not None:
+            return
         tokenizer: Any = self.processing_class
         limit, new = longest_input(self.model, tokenizer, None), self.args.max_completion_length
         if limit is None or new is None:
@@ -151,7 +159,7 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
 
     def texts_of(self, row: dict[str, Any], unit: int) -> dict[str, str]:
         """Prompt and right answer."""
-        prompt = row["prompt"]
+        prompt = row.get("prompt", "")
         text = prompt if isinstance(prompt, str) else " / ".join(map(text_of_turn, prompt))
         return {"prompt": text, "answer": str(row.get(ANSWER, ""))}
 
@@ -225,7 +233,8 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         """TRL's rollouts, whose advantages are weighed by what the ledger knew before them."""
         training = self.model.training
-        output = super()._generate_and_score_completions(inputs)
+        rows = [{name: row[name] for name in row if name not in self._own_columns} for row in inputs]
+        output = super()._generate_and_score_completions(rows)
         if not training:
             return output
         own = torch.tensor([row[INDEX] for row in inputs])
@@ -236,8 +245,17 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         advantages = output["advantages"]
         weight = weights[own].to(advantages)
         output["advantages"] = advantages * weight.view(-1, *[1] * (advantages.dim() - 1))
+        self._show_advantages(output)
         self._finish_rollouts(own, weights)
         return output
+
+    def _show_advantages(self, output: dict[str, Any]) -> None:
+        """In the table of completions, those that train; where each token has its own, their mean."""
+        used, mask = output["advantages"], output["completion_mask"]
+        mean = used if used.dim() == 1 else (used * mask).sum(1) / mask.sum(1).clamp(min=1)
+        shown, everyone = self._logs["advantages"], gather(mean).tolist()  # pyright: ignore
+        for back in range(1, min(len(shown), len(everyone)) + 1):
+            shown[-back] = everyone[-back]
 
     def _totals(self) -> Tensor:
         """The weighted sums of the rewards of all ranks' completions, NaN where none was given."""
@@ -321,7 +339,7 @@ def _refuse_unsupported(args: Any, rewards: Any, kwargs: dict[str, Any], ambigui
         raise ValueError("group_column has no effect without an adversary: set a radius above 0")
     if ambiguity is not None and any(getattr(args, n) != getattr(type(args), n) for n in OF_SETS):
         raise ValueError("give the ambiguity set once: ambiguity= or radius, max_weight, …")
-    if args.chat_template_kwargs and isinstance(kwargs["train_dataset"][0]["prompt"], str):
+    if args.chat_template_kwargs and isinstance(kwargs["train_dataset"][0].get("prompt"), str):
         raise ValueError("chat_template_kwargs has no effect on prompts that are texts: give lists of turns")
     acts = kwargs.get("tools") or kwargs.get("environment_factory")
     if args.max_tool_calling_iterations is not None and not acts:
@@ -348,8 +366,15 @@ def _refuse_rows(args: Any, rewards: Any, kwargs: dict[str, Any]) -> None:
         if not isinstance(rows, Dataset | IterableDataset | list | tuple | None):
             raise ValueError(f"{name} must be a datasets.Dataset of prompts, not {type(rows).__name__}")
         if isinstance(rows, Dataset):
-            if "prompt" not in rows.column_names:
-                raise ValueError(f"{name} has no column 'prompt'; there are {', '.join(rows.column_names)}")
-            refuse_told(rows.column_names)
-            refuse_no_prompts(name, rows)
+            _refuse_columns(name, as_dataset(rows, name), bool(kwargs.get("environment_factory")))
             refuse_unreadable(rewards, name, rows)
+
+
+def _refuse_columns(name: str, rows: Dataset, asked_by_environments: bool) -> None:
+    refuse_told(rows.column_names)
+    if INDEX in rows.column_names:
+        raise ValueError(f"{name}: {INDEX!r} is klball's own name for positions: rename the column")
+    if "prompt" in rows.column_names:
+        refuse_no_prompts(name, rows)
+    elif not asked_by_environments:
+        raise ValueError(f"{name} has no column 'prompt'; there are {', '.join(rows.column_names)}")

@@ -67,6 +67,9 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         "on_infeasible needs gamma: without it every weight is feasible": args.on_infeasible != "relax"
         and args.gamma is None
         and ambiguity is None,
+        "dataset_kwargs: nothing but skip_prepare_dataset is read": bool(
+            {*(args.dataset_kwargs or {})} - {"skip_prepare_dataset"}
+        ),
         "label_smoothing_factor is not supported": args.label_smoothing_factor > 0,
         f"packing_strategy={args.packing_strategy!r} is not supported: only 'bfd' never cuts samples": (
             args.packing_strategy != "bfd"
