@@ -1,10 +1,11 @@
 # Everything runs in .venv, which `make env` builds; it is quick when nothing changed.
 PYTHON ?= python3
 BIN := .venv/bin
+OLDEST := .venv-oldest
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow test-all lint docs bench env tiny-model
+.PHONY: demo test test-slow test-all test-oldest lint docs bench env tiny-model
 
 demo: env
 	$(BIN)/klball reproduce --preset tiny
@@ -17,6 +18,14 @@ test-slow: env
 
 test-all: env
 	$(BIN)/python -m pytest -n 2 -m ''
+
+# the oldest versions that pyproject.toml admits, but for torch, in an environment of their own
+test-oldest:
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	sed -n '/^dependencies/,/^]/s/ *"\(.*\)>=\([^,"]*\).*",/\1==\2/p' pyproject.toml | grep -v '^torch=' > $(OLDEST)/versions.txt
+	grep '^torch==' constraints.txt >> $(OLDEST)/versions.txt
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/versions.txt --editable '.[dev]'
+	$(OLDEST)/bin/python -m pytest -n 2
 
 lint: env
 	$(BIN)/ruff check .
