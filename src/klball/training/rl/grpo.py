@@ -53,7 +53,7 @@ DRAWS = (  # what decides which prompts a batch of rollouts has, besides the dat
 
 
 class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """`trl.GRPOTrainer` with the same arguments, rewards, tools and vLLM, and an adversary over the prompts.
+    """`trl.GRPOTrainer`, with its rewards, tools, environments and vLLM, and an adversary over the prompts.
 
         max_θ min_Q E_{x∼Q} E_{y∼π}[r] − β KL(π‖π_ref) + c·H        KL(Q‖F) ≤ radius, q ≤ max_weight · f
 
