@@ -1,4 +1,4 @@
-"""The figure of the real chat model, from the first two tables of docs/results.md, one a seed."""
+"""The figure of the real chat model, from the first tables of docs/results.md, one a seed."""
 
 import re
 from pathlib import Path
@@ -10,8 +10,12 @@ ROOT = Path(__file__).parents[1]
 PERCENT = re.compile(r"([+−][\d.]+) % \[([+−][\d.]+), ([+−][\d.]+)\]")
 SECTION = re.compile(r"## On a real chat model\n(.*?)\n## ", re.DOTALL)
 COLUMNS = {0: "whole test set", 2: "own worst 5 %", 4: "GSM8K, not trained on"}
-SEEDS = (dict(color="#a03c00", fmt="o"), dict(color="#4060a0", fmt="s", markerfacecolor="white"))
-APART = 0.3  # of a row
+SEEDS = (
+    dict(color="#a03c00", fmt="o"),
+    dict(color="#4060a0", fmt="s", markerfacecolor="white"),
+    dict(color="#000000", fmt="^", markerfacecolor="#bbbbbb"),
+)
+APART = 0.26  # of a row
 
 
 def changes() -> list[dict[str, np.ndarray]]:
