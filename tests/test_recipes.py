@@ -161,7 +161,7 @@ def test_a_wrong_command_line_is_one_line(arguments, words):
         ("# only a comment\n", "holds nothing"),
         ("- a\n- b\n", "holds a list"),
         ("just words\n", "holds a str"),
-        ("rate: 1\nrate: 2\n", "'rate' is given twice"),
+        ("rate: 1\nrate: 2\n", "line 2, column 1 is not YAML: 'rate' is given twice"),
         ("rate: 1\n---\nrate: 2\n", "two documents"),
         ("a: [1,\n", "line 2, column 1 is not YAML"),
         ("rate:\n\t- 1\n", "a tab: indent with spaces"),

@@ -293,14 +293,20 @@ def test_mixtures_of_trl(asked):
     assert [(len(t.train_dataset), len(t.eval_dataset)) for t in held_out] == [(4, 2), (4, 2)]
     assert held_out[0].eval_dataset["prompt"] == held_out[1].eval_dataset["prompt"]
     for more, message in {
-        "dataset_name: stdlib-docs": "given twice",
+        "dataset_name: stdlib-docs": "dataset_name has no effect on",
+        "id_column: x": "id_column has no effect on",
+        "hub_model_id: me/x": "hub_model_id has no effect without --push_to_hub",
         "streaming: true": "streaming",
         "eval_strategy: epoch": "needs test rows",
-        "dataset_config: x": "given twice",
+        "dataset_config: x": "dataset_config has no effect on",
     }.items():
         with pytest.raises(ValueError, match=message):
             asked(yaml=f"{MIXTURE}{more}\n")
     files = {"path: csv, data_files: {DATA}": "CSV", "path: json, data_files: no": "mixture"}
+    files |= {
+        f"path: json, data_files: {{DATA}}, fraction: {share}": "json: fraction must be"
+        for share in ("-1", "0", ".nan", "'0.5'")
+    }
     for data, message in files.items():
         with pytest.raises(ValueError, match=message):
             asked(yaml=f"datasets:\n  - {{{{{data}}}}}\n")

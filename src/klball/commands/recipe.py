@@ -16,10 +16,12 @@ class _Loader(yaml.SafeLoader):
     """YAML in which a key that is given twice is an error, not the last one's."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        repeated = next((key for key in keys if keys.count(key) > 1), None)
-        if repeated is not None:
-            raise yaml.MarkedYAMLError(problem=f"{repeated!r} is given twice", problem_mark=node.start_mark)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                said = f"{key.value!r} is given twice"
+                raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
     def construct_yaml_number(self, node: yaml.ScalarNode) -> int | float:

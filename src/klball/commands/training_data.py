@@ -1,6 +1,7 @@
 """Rows to train and to evaluate on: one source or a mixture, and never the same rows for both."""
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,10 @@ def evaluation_rows(options: Any, mixture: DatasetMixtureConfig, reading: dict[s
 def _mixture(mixture: DatasetMixtureConfig, seed: int) -> dict[str, Dataset]:
     if any(part.path == "csv" for part in mixture.datasets):  # whose cells would be taken for numbers or null
         raise ValueError("a CSV file cannot be part of `datasets`: give it as --dataset_name")
+    for part in mixture.datasets:
+        share = 1.0 if part.fraction is None else part.fraction
+        if isinstance(share, str | bool) or not (math.isfinite(share) and share > 0):
+            raise ValueError(f"`datasets`, {part.path}: fraction must be a number above 0, not {share!r}")
     set_seed(seed)  # TRL splits by the global random state
     try:
         return {str(split): rows for split, rows in get_dataset(mixture).items()}

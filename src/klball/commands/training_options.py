@@ -18,7 +18,7 @@ OF_LORA = tuple(name for name in ModelConfig.__dataclass_fields__ if name.starts
 OF_4BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
 OF_TESTING = ("eval_dataset", "test_fraction", "dataset_test_split")
 OF_EVALUATION = ("eval_steps", "eval_delay", "eval_on_start", "metric_for_best_model", "do_eval")
-OF_ONE_SOURCE = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
+OF_ONE_SOURCE = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "id_column")
 NEVER = {  # option → why it would have no effect
     "ignore_bias_buffers": "TRL itself does not read it in SFT",
     "do_predict": "there is no prediction in training: use klball score",
@@ -49,9 +49,12 @@ def refuse_without_effect(
     evaluates = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
     if not evaluates:
         _refuse(given(data, *OF_TESTING) + given(config, *OF_EVALUATION), "--eval_strategy steps or epoch")
+    _refuse([] if config.push_to_hub else given(config, "hub_model_id"), "--push_to_hub")
     if mixture.datasets:
         if idle := given(data, *OF_ONE_SOURCE):
-            raise ValueError(f"the data are given twice: `datasets` and --{idle[0]}")
+            raise ValueError(
+                f"--{idle[0]} has no effect on `datasets`: give them or one --dataset_name, not both"
+            )
     else:
         _refuse(given(mixture, "test_split_size"), "a mixture of `datasets`")
     if model.load_in_4bit and model.load_in_8bit:

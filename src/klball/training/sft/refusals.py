@@ -154,5 +154,5 @@ def refuse_other_labels(collator: Any, rows: Dataset) -> None:
 def _refuse_data(dataset: Any) -> None:
     if dataset is None:
         raise ValueError("train_dataset is required")
-    if "seq_lengths" in as_dataset(dataset, "train_dataset").column_names:
+    if {"input_ids", "seq_lengths"} <= {*as_dataset(dataset, "train_dataset").column_names}:
         raise ValueError("the data set is packed already: give one sample a row, and packing=True")
