@@ -102,10 +102,9 @@ class AsksItself:
 def test_an_environment_resets_with_the_columns_of_the_data(radius, tmp_path):
     trained = []
     for cls in (trl.GRPOTrainer, RobustGRPOTrainer):
-        settings = dict(radius=radius, shrinkage=0.0) if cls is RobustGRPOTrainer and radius else {}
-        if cls is RobustGRPOTrainer and not radius:
-            settings = dict(radius=0.0)
-        settings |= dict(loss_type="dr_grpo", scale_rewards="none")
+        settings = dict(loss_type="dr_grpo", scale_rewards="none")
+        if cls is RobustGRPOTrainer:
+            settings |= dict(radius=radius, **({"shrinkage": 0.0} if radius else {}))
         trainer = of_grpo(tmp_path, cls, settings=settings, environment_factory=Environment)
         trainer.train()
         assert Environment.asked
