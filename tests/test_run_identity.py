@@ -24,7 +24,7 @@ SAME = [
     ["--dataloader_num_workers", "1", "--dataloader_prefetch_factor", "2"],
     ["--log_level", "error", "--disable_tqdm", "false"],
     ["--save_total_limit", "9"],
-    ["--hub_model_id", "me/mine", "--hub_token", "hf_secret", "--push_to_hub", "false"],
+    ["--hub_token", "hf_secret", "--push_to_hub", "false"],
     ["--report_to", "none"],
     ["--ddp_timeout", "60"],
 ]

@@ -277,7 +277,12 @@ class Renamed(KLBall):
         ({"packing": True, "eval_packing": True}, {}, "eval_packing"),
         ({"packing": True, "accelerator_config": {"dispatch_batches": True}}, {}, "dispatch_batches"),
         ({"padding_free": True}, {}, "max_length"),
-        ({}, {"train_dataset": rows().add_column("seq_lengths", [[1]] * len(rows()))}, "packed already"),
+        ({}, {"train_dataset": rows().add_column("seq_lengths", [[1]] * len(rows()))}, None),
+        (
+            {},
+            {"train_dataset": Dataset.from_list([{"input_ids": [5, 6, 7], "seq_lengths": [2, 1]}])},
+            "packed already",
+        ),
         ({"label_smoothing_factor": 0.1}, {}, "label_smoothing"),
         ({"packing_strategy": "nothing"}, {}, "packing_strategy"),
         ({"dataloader_persistent_workers": True}, {}, "dataloader_num_workers"),
