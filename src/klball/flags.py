@@ -36,7 +36,7 @@ class DataName:
 class DataConfig(DataName):
     """One data set, and which of a Hub data set's configurations."""
 
-    dataset_config: str | None = option(None, "Configuration of a Hub data set.")
+    dataset_config: str | None = option(None, "Configuration of a Hub data set, or of a clone of one.")
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Where rows come from: a built-in name, local files and folders, the Hub, or objects in Python."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,11 @@ from datasets import (
     ReadInstruction,
     concatenate_datasets,
     load_dataset,
-    load_from_disk,
 )
-from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
 
 from klball.boundary import first_line
 from klball.data.builtin import BUILTIN, is_builtin, load_builtin
+from klball.data.folders import rows_of_folder
 from klball.data.formats import TEXT, known_columns, to_trl_format
 from klball.data.ids import with_sample_ids
 from klball.data.readers import KINDS, READABLE, dataset_of, read_files, suffix_of
@@ -49,7 +48,7 @@ def load_rows(
             what `save_to_disk` wrote.
         split: A name, or slices of some as in `datasets` ("train[:10%]+test"); None: all rows of a file,
             else `default`.
-        config: Configuration of a Hub data set.
+        config: Configuration of a Hub data set, or of a clone of one.
         default: The split where none is named.
         id_column: Column of the ids; "none" numbers them; None: sample_id, else id.
         text_field: Column of plain texts.
@@ -129,12 +128,12 @@ def _whole_split(name: str, split: str | None, config: str | None, default: str)
     path = Path(name).expanduser()
     matches = [] if path.exists() else _matches(path)
     local = path.exists() or matches or suffix_of(path) in KINDS or name.startswith((".", "/", "~"))
-    if config is not None and (is_builtin(name) or local):
+    if config is not None and (is_builtin(name) or (local and not path.is_dir())):
         raise ValueError(f"{name} has no configurations: leave out the configuration {config!r}")
     if is_builtin(name):
         return Dataset.from_list(load_builtin(name, split or default))
     if path.is_dir():
-        return _of_folder(path, split, default)
+        return rows_of_folder(path, split, config, default)
     if path.is_file() or matches or suffix_of(path) in KINDS:
         if split not in (None, ALL_ROWS):
             raise ValueError(
@@ -154,49 +153,6 @@ def _matches(path: Path) -> list[Path]:
     root = Path(path.anchor) if path.is_absolute() else Path()
     pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
     return sorted(match for match in root.glob(pattern) if match.is_file())
-
-
-def _of_folder(folder: Path, split: str | None, default: str) -> Dataset:
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        try:
-            saved = load_from_disk(str(folder))
-        except Exception as error:  # as many kinds as there are damaged files
-            raise ValueError(f"could not read {folder}: {first_line(error)}") from error
-        if isinstance(saved, DatasetDict):
-            return saved[_chosen(folder, list(map(str, saved)), split, default)]
-        if split not in (None, ALL_ROWS):
-            raise ValueError(f"{folder} is one saved data set, which has no split {split!r}: leave it out")
-        return saved
-    files = _files_by_split(folder)
-    return read_files(files[_chosen(folder, list(files), split, default)])
-
-
-def _files_by_split(folder: Path) -> dict[str, list[Path]]:
-    """Data files by the split that their names say, as `datasets` reads names."""
-    try:
-        patterns = get_data_patterns(str(folder))
-    except EmptyDatasetError:
-        patterns = {}
-    found: dict[str, list[Path]] = {}
-    for split, globs in patterns.items():
-        for glob in globs:
-            try:
-                paths = [Path(path) for path in resolve_pattern(glob, str(folder))]
-            except FileNotFoundError:
-                continue
-            found.setdefault(str(split), []).extend(p for p in paths if suffix_of(p) in KINDS)
-    found = {split: sorted(set(paths)) for split, paths in found.items() if paths}
-    if not found:
-        raise ValueError(f"{folder} holds no data files: those end in {READABLE}")
-    return found
-
-
-def _chosen(folder: Path, splits: Sequence[str], split: str | None, default: str) -> str:
-    if split is None:
-        split = splits[0] if len(splits) == 1 else default
-    if split not in splits:
-        raise ValueError(f"{folder} has no split {split!r}; there are {', '.join(splits)}")
-    return split
 
 
 def _of_hub(name: str, split: str, config: str | None) -> Dataset:
