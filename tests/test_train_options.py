@@ -302,14 +302,23 @@ def test_mixtures_of_trl(asked):
     }.items():
         with pytest.raises(ValueError, match=message):
             asked(yaml=f"{MIXTURE}{more}\n")
-    files = {"path: csv, data_files: {DATA}": "CSV", "path: json, data_files: no": "mixture"}
-    files |= {
-        f"path: json, data_files: {{DATA}}, fraction: {share}": "json: fraction must be"
-        for share in ("-1", "0", ".nan", "'0.5'")
+    entries = {"path: json, data_files: no.jsonl": "entry 1", "data_files: {DATA}": "an entry has no path"}
+    entries |= {
+        f"path: json, data_files: {{DATA}}, {more}": message
+        for more, message in {
+            "fraction: 0": "fraction must be a number above 0",
+            "fraction: .nan": "fraction",
+            "fraction: half": "datasets: fraction needs a number, not 'half'",
+            "split: null": "datasets: split needs text, and has no value",
+            "columns: 3": "datasets: columns needs a list",
+            "data_files: 3": "twice",
+        }.items()
     }
-    for data, message in files.items():
+    for entry, message in entries.items():
         with pytest.raises(ValueError, match=message):
-            asked(yaml=f"datasets:\n  - {{{{{data}}}}}\n")
+            asked(yaml=f"datasets:\n  - {{{{{entry}}}}}\n")
+    with pytest.raises(ValueError, match="test_split_size: "):
+        asked(*EVALUATED, yaml=MIXTURE + "test_split_size: 20\n")
 
 
 def test_the_metric_of_the_best_model_is_known_before_training(tmp_path):

@@ -65,7 +65,7 @@ def parse_options(
     return parser.parse(arguments)
 
 
-class _UnknownKeyError(ValueError):
+class _EntryError(ValueError):
     """The one reason for which no other type is tried."""
 
 
@@ -275,7 +275,7 @@ def _converted(value: Any, wanted: Any) -> Any:
     for kind in kinds:
         try:
             return _as_kind(value, kind)
-        except _UnknownKeyError:
+        except _EntryError:
             raise
         except (ValueError, TypeError):
             continue
@@ -298,13 +298,8 @@ def _as_kind(value: Any, kind: Any) -> Any:
         raise ValueError
     if kind in (int, float) and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         return kind(value)
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):  # TRL's list of data sets
-        unknown = next((key for key in value if key not in kind.__dataclass_fields__), None)
-        if unknown is not None:
-            raise _UnknownKeyError(
-                f"no key {unknown!r}{did_you_mean(str(unknown), kind.__dataclass_fields__)}"
-            )
-        return value
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):  # an entry of TRL's list of data sets
+        return _entry(value, kind)
     if origin is Literal:
         fits = value in get_args(kind)
     elif kind is float:
@@ -316,6 +311,23 @@ def _as_kind(value: Any, kind: Any) -> Any:
     if not fits:
         raise ValueError
     return value
+
+
+def _entry(value: dict[str, Any], kind: Any) -> dict[str, Any]:
+    known, types = kind.__dataclass_fields__, get_type_hints(kind)
+    for key in value:
+        if key not in known:
+            raise _EntryError(f"no key {key!r}{did_you_mean(str(key), known)}")
+    for field in known.values():
+        if field.default is dataclasses.MISSING and value.get(field.name) is None:
+            raise _EntryError(f"an entry has no {field.name}: {value}")
+    found = {}
+    for key, one in value.items():
+        try:
+            found[key] = _converted(one, types[key])
+        except ValueError as error:
+            raise _EntryError(f"{key} {error}") from error
+    return found
 
 
 def _in_words(kinds: Sequence[Any]) -> str:

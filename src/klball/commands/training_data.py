@@ -1,17 +1,17 @@
 """Rows to train and to evaluate on: one source or a mixture, and never the same rows for both."""
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
 from transformers import set_seed
-from trl import DatasetMixtureConfig, get_dataset
+from trl import DatasetMixtureConfig
 
 from klball.boundary import first_line
 from klball.commands.training_options import given
 from klball.data.formats import TEXT
+from klball.data.mixture import mixed_rows
 from klball.data.rows import is_one_table, load_rows
 from klball.data.splitting import split_by_content
 from klball.training.identity import refuse_training_rows
@@ -95,15 +95,11 @@ def evaluation_rows(options: Any, mixture: DatasetMixtureConfig, reading: dict[s
 
 
 def _mixture(mixture: DatasetMixtureConfig, seed: int) -> dict[str, Dataset]:
-    if any(part.path == "csv" for part in mixture.datasets):  # whose cells would be taken for numbers or null
-        raise ValueError("a CSV file cannot be part of `datasets`: give it as --dataset_name")
-    for part in mixture.datasets:
-        share = 1.0 if part.fraction is None else part.fraction
-        if isinstance(share, str | bool) or not (math.isfinite(share) and share > 0):
-            raise ValueError(f"`datasets`, {part.path}: fraction must be a number above 0, not {share!r}")
-    set_seed(seed)  # TRL splits by the global random state
+    rows = mixed_rows(mixture.datasets)
+    if mixture.test_split_size is None:
+        return {"train": rows}
+    set_seed(seed)  # as TRL splits, by the global random state
     try:
-        return {str(split): rows for split, rows in get_dataset(mixture).items()}
-    except Exception as error:  # datasets raises many kinds
-        said = first_line(error.__cause__ or error)
-        raise ValueError(f"could not load the mixture of `datasets`: {said}") from error
+        return {str(split): part for split, part in rows.train_test_split(mixture.test_split_size).items()}
+    except ValueError as error:
+        raise ValueError(f"test_split_size: {first_line(error)}") from error

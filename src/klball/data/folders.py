@@ -37,7 +37,7 @@ def rows_of_folder(folder: Path, split: str | None, config: str | None, default:
         _refuse_configuration(folder, config)
         return _saved(folder, split, default)
     files = _files_by_split(folder, config)
-    return read_files(files[_chosen(folder, list(files), split, default)])
+    return read_files(files[chosen_split(folder, list(files), split, default)])
 
 
 def _saved(folder: Path, split: str | None, default: str) -> Dataset:
@@ -46,7 +46,7 @@ def _saved(folder: Path, split: str | None, default: str) -> Dataset:
     except Exception as error:  # as many kinds as there are damaged files
         raise ValueError(f"could not read {folder}: {first_line(error)}") from error
     if isinstance(saved, DatasetDict):
-        return saved[_chosen(folder, list(map(str, saved)), split, default)]
+        return saved[chosen_split(folder, list(map(str, saved)), split, default)]
     if split not in (None, "train"):
         raise ValueError(f"{folder} is one saved data set, which has no split {split!r}: leave it out")
     return saved
@@ -57,11 +57,12 @@ def _refuse_configuration(folder: Path, config: str | None) -> None:
         raise ValueError(f"{folder} has no configurations: leave out the configuration {config!r}")
 
 
-def _chosen(folder: Path, splits: Sequence[str], split: str | None, default: str) -> str:
+def chosen_split(source: Path | str, splits: Sequence[str], split: str | None, default: str) -> str:
+    """The split meant; ValueError if the source has none of that name."""
     if split is None:
         split = splits[0] if len(splits) == 1 else default
     if split not in splits:
-        raise ValueError(f"{folder} has no split {split!r}; there are {', '.join(splits)}")
+        raise ValueError(f"{source} has no split {split!r}; there are {', '.join(splits)}")
     return split
 
 

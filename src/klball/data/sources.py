@@ -1,7 +1,7 @@
 """Where rows come from: a built-in name, local files and folders, the Hub, or objects in Python."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from datasets import (
 
 from klball.boundary import first_line
 from klball.data.builtin import BUILTIN, is_builtin, load_builtin
-from klball.data.folders import rows_of_folder
+from klball.data.folders import chosen_split, rows_of_folder
 from klball.data.formats import TEXT, known_columns, to_trl_format
 from klball.data.ids import with_sample_ids
 from klball.data.readers import KINDS, READABLE, dataset_of, read_files, suffix_of
@@ -59,16 +59,8 @@ def load_rows(
         ValueError: There is no such source, split or configuration, or a row is bad.
     """
     name, parts = name_of("a data set", name), []
-    if not isinstance(split, str | None):
-        raise ValueError(f"split must be a name such as test, or a slice of one, not {split!r}")
-    for part in [None] if split is None else split.split("+"):
-        match = SPLIT.fullmatch(part or ALL_ROWS)
-        if match is None:
-            raise ValueError(
-                f"{split!r} is no split: write a name such as test, or a slice such as test[:100]"
-            )
-        base, cut = match.groups()
-        whole = _whole_split(name, part and base, config, default)
+    for base, cut in _pieces(split):
+        whole = _whole_split(name, base, config, default)
         if form is None:
             rows = with_sample_ids(known_columns(whole, text_field), id_column)
             to_trl_format(
@@ -76,8 +68,25 @@ def load_rows(
             )  # its errors name rows of the file
         else:
             rows = form(with_sample_ids(whole, id_column))
-        parts.append(_slice(rows, cut) if cut else rows)
+        parts.append(_slice(rows, cut))
     return parts[0] if len(parts) == 1 else with_sample_ids(concatenate_datasets(parts))
+
+
+def source_rows(name: str, split: str | None, config: str | None = None) -> Dataset:
+    """The rows of such a source as they are, neither checked nor numbered.
+
+    Raises ValueError if there is no such source, split or configuration.
+    """
+    parts = [_slice(_whole_split(name, base, config, ALL_ROWS), cut) for base, cut in _pieces(split)]
+    return concatenate_datasets(parts)
+
+
+def rows_of_files(files: Mapping[str, Sequence[Path]], split: str | None) -> Dataset:
+    """The rows of such a split of these files. Raises ValueError if there is no such split."""
+    parts = []
+    for base, cut in _pieces(split):
+        parts.append(_slice(read_files(files[chosen_split("data_files", list(files), base, ALL_ROWS)]), cut))
+    return concatenate_datasets(parts)
 
 
 def first_rows(dataset: Dataset, count: int | None) -> Dataset:
@@ -94,7 +103,7 @@ def is_one_table(name: str) -> bool:
     path = Path(name).expanduser()
     if is_builtin(name):
         return False
-    return path.is_file() or _matches(path) != [] or (path / "state.json").is_file()
+    return path.is_file() or matches_of(path) != [] or (path / "state.json").is_file()
 
 
 def as_dataset(rows: Any, what: str = "the data") -> Dataset:
@@ -124,9 +133,21 @@ def as_dataset(rows: Any, what: str = "the data") -> Dataset:
     raise ValueError(f"{what} must be a datasets.Dataset, not {type(rows).__name__}{hint}")
 
 
+def _pieces(split: str | None) -> list[tuple[str | None, str | None]]:
+    """The splits that a sum of slices names, each with its slice."""
+    if split is None:
+        return [(None, None)]
+    if not isinstance(split, str):
+        raise ValueError(f"split must be a name such as test, or a slice of one, not {split!r}")
+    matches = [SPLIT.fullmatch(part) for part in split.split("+")]
+    if None in matches:
+        raise ValueError(f"{split!r} is no split: write a name such as test, or a slice such as test[:100]")
+    return [(match[1], match[2]) for match in matches if match]
+
+
 def _whole_split(name: str, split: str | None, config: str | None, default: str) -> Dataset:
     path = Path(name).expanduser()
-    matches = [] if path.exists() else _matches(path)
+    matches = [] if path.exists() else matches_of(path)
     local = path.exists() or matches or suffix_of(path) in KINDS or name.startswith((".", "/", "~"))
     if config is not None and (is_builtin(name) or (local and not path.is_dir())):
         raise ValueError(f"{name} has no configurations: leave out the configuration {config!r}")
@@ -146,8 +167,8 @@ def _whole_split(name: str, split: str | None, config: str | None, default: str)
     return _of_hub(name, split or default, config)
 
 
-def _matches(path: Path) -> list[Path]:
-    """The files of a pattern."""
+def matches_of(path: Path) -> list[Path]:
+    """The files of a pattern; none for a plain name."""
     if not set("*?[") & set(str(path)):
         return []
     root = Path(path.anchor) if path.is_absolute() else Path()
@@ -166,7 +187,9 @@ def _of_hub(name: str, split: str, config: str | None) -> Dataset:
     return as_dataset(dataset, name)
 
 
-def _slice(rows: Dataset, cut: str) -> Dataset:
+def _slice(rows: Dataset, cut: str | None) -> Dataset:
+    if cut is None:
+        return rows
     try:
         (part,) = ReadInstruction.from_spec(f"rows{cut}").to_absolute({"rows": len(rows)})
     except (ValueError, AssertionError) as error:
