@@ -26,6 +26,7 @@ from transformers.utils.hub import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from klball.files import name_of
+from klball.models.causality import refuse_encoder
 from klball.models.token_scores import LMHead
 from klball.models.weights import (
     read_json_object,
@@ -221,6 +222,8 @@ def _load_base(
     if new_head:
         info["missing_keys"] = [key for key in info["missing_keys"] if key != purpose.head]
     _refuse_incomplete(name, model, info, purpose)
+    if purpose is CAUSAL:
+        refuse_encoder(model)
     return model
 
 

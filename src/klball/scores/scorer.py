@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from klball.data.formats import refuse_unknown_tokens
 from klball.data.rows import IGNORED, encode
+from klball.models.causality import refuse_looking_ahead
 from klball.models.loading import causal_lm, lm_head
 from klball.models.modes import evaluating
 from klball.models.token_scores import LMHead, TokenScores, scores_from_logits, token_scores
@@ -43,7 +44,10 @@ class Scorer:
         with autocast():  # in whose dtype the head multiplies too, as in training
             enabled = torch.is_autocast_enabled(self.device.type)
             self.lower = torch.get_autocast_dtype(self.device.type) if enabled else None
-        self.head = self._checked_head(torch.tensor([list(probe[:PROBE_TOKENS])], device=self.device))
+        ids = torch.tensor([list(probe[:PROBE_TOKENS])], device=self.device)
+        with evaluating(model):
+            refuse_looking_ahead(type(self.causal_lm).__name__, self._logits, ids)
+            self.head = self._checked_head(ids)
 
     def num_logits(self) -> int:
         """V, padded vocabulary rows included: what self-certainty is measured against."""
@@ -67,11 +71,7 @@ class Scorer:
         """log K(·|x, y_<t) at the answer positions of a batch, row after row, in tiles (tokens, V)."""
         ids, mask, targets = self._collated(rows)
         answered = targets != IGNORED
-        if self.head is None:
-            with self.autocast():
-                states = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        else:
-            states = self._hidden(ids, mask)
+        states = self._logits(ids, mask) if self.head is None else self._hidden(ids, mask)
         for tile in states[answered].split(TOKENS_PER_DISTRIBUTION):
             logits = tile if self.head is None else self.head.logits(tile)
             yield logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
@@ -95,11 +95,13 @@ class Scorer:
     def _token_scores(self, ids: Tensor, mask: Tensor, targets: Tensor, answered: Tensor) -> TokenScores:
         labels = targets[answered]
         if self.head is None:
-            with self.autocast():
-                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            return scores_from_logits(logits[answered], labels)
+            return scores_from_logits(self._logits(ids, mask)[answered], labels)
         hidden = self._hidden(ids, mask)
         return token_scores(hidden[answered].to(self.head.weight.device), self.head, labels)
+
+    def _logits(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        with self.autocast():
+            return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
     def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         backbone = self.causal_lm.base_model
@@ -117,10 +119,8 @@ class Scorer:
         if self.lower is not None:
             head = replace(head, weight=head.weight.to(self.lower))
         mask = torch.ones_like(ids)
-        with evaluating(self.model):
-            with self.autocast():
-                own = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
-            ours = head.logits(self._hidden(ids, mask)[0]).float()
+        own = self._logits(ids, mask)[0].float()
+        ours = head.logits(self._hidden(ids, mask)[0]).float()
         tolerance = 1e-4 if head.weight.dtype in (torch.float32, torch.float64) else 3e-2
         if torch.allclose(own, ours, rtol=tolerance, atol=tolerance * float(own.abs().max().nan_to_num())):
             return head

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from klball.data.rows import IGNORED
+from klball.models.causality import refuse_looking_ahead
 from klball.models.loading import lm_head
 from klball.models.modes import evaluating
 from klball.models.token_scores import LMHead
@@ -159,7 +160,14 @@ class SampleForward:
 
     @torch.no_grad()
     def check(self, model: Any, probe: Sequence[int], exact: bool = True) -> None:
-        """Keep the fused head only if `model`, wrapped or not, agrees on one row; exact: in float32."""
+        """Keep the fused head only if `model`, wrapped or not, agrees on one row; exact: in float32.
+
+        Raises ValueError for a model that sees the tokens it is to predict.
+        """
+        with evaluating(model):
+            ids = self.probe(probe[:2])["input_ids"]
+            name = type(self.model).__name__
+            refuse_looking_ahead(name, lambda ids: model(input_ids=ids, use_cache=False).logits, ids)
         self.fused = self.head is not None
         if self.head is None:
             logger.warning("unusual LM head: training through full logits, which costs memory")
