@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import WeightedRandomSampler
 from transformers import TrainerCallback
 
+import klball
 from conftest import small_qwen
 from gradient_grid import quiet
 from klball import RobustSFTConfig, RobustSFTTrainer
@@ -399,3 +400,14 @@ def test_a_forward_that_fails_keeps_no_graph(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError):
         own._forward._fused_scores(own.model, {k: v for k, v in batch.items() if k != "sample_index"})
     assert own._forward.hidden is None and not own._forward._keeps
+
+
+def test_experts_are_scored_in_float64_too(tmp_path):
+    """The products that Transformers groups have no kernel of that type."""
+    mixture().save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    exact, usual = (
+        klball.score(*load_model(tmp_path, dtype), rows()).to_pandas()["sum_log_prob"]
+        for dtype in ("float64", "float32")
+    )
+    assert exact.dtype == "float64" and 0 < abs(exact - usual).max() < 1e-4

@@ -102,5 +102,5 @@ class Certifying:
 class Precision:
     """How a model is run, and on how long rows."""
 
-    dtype: str = option("float32", "float32, bfloat16, float16 or auto.")
+    dtype: str = option("float32", "float32, bfloat16, float16, float64 or auto.")
     max_length: int | None = option(None, "Cut longer rows; default: the model's limit.")

@@ -188,7 +188,7 @@ def torch_dtype(name: str) -> torch.dtype:
     """The dtype of that name. Raises ValueError if there is none."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"no dtype {name!r}; use float32, bfloat16, float16 or auto")
+        raise ValueError(f"no dtype {name!r}; use float32, bfloat16, float16, float64 or auto")
     return dtype
 
 
@@ -222,6 +222,8 @@ def _load_base(
     if new_head:
         info["missing_keys"] = [key for key in info["missing_keys"] if key != purpose.head]
     _refuse_incomplete(name, model, info, purpose)
+    if getattr(model.config, "_experts_implementation", None) and model.dtype == torch.float64:
+        model.set_experts_implementation("eager")  # grouped products have no such kernel
     if purpose is CAUSAL:
         refuse_encoder(model)
     return model

@@ -146,6 +146,6 @@ def _checked(scores: TokenScores) -> TokenScores:
     if not bool(torch.isfinite(scores.certainty).all() & torch.isfinite(scores.log_prob).all()):
         raise NonFiniteLogitError(
             "the model gave a NaN or infinite logit, so certainty and log-likelihood are undefined; "
-            "score in a wider dtype (--dtype float32), or remove what masks logits with −inf"
+            "score with --dtype float32, or remove what masks logits with −inf"
         )
     return scores
