@@ -264,3 +264,22 @@ def test_kills_at_every_third_write_end_alike(more, root, tmp_path):
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout.splitlines()[-1])
     assert outcome["kills"] > 25 and outcome["identical"] == outcome["kills"], outcome["others"]
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_what_a_kill_leaves_of_files_and_old_checkpoints_goes(best, root, tmp_path):
+    """A kill while the final model is written, or while an old checkpoint is deleted, which makes it new."""
+    more = ["--save_steps", "1", "--save_total_limit", "2"]
+    if best:  # of falling losses, in which case it is an old checkpoint that is kept
+        more += ["--eval_strategy", "steps", "--eval_steps", "1", "--eval_dataset", str(root / "other.jsonl")]
+        more += ["--metric_for_best_model", "eval_loss", "--greater_is_better", "true"]
+    folder = tmp_path / "run"
+    train(root, folder, *more)
+    whole = contents(folder)
+    assert [(folder / f"checkpoint-{k}").exists() for k in range(1, 5)] == [best, False, not best, True]
+    unfinish(folder)
+    shutil.copytree(folder / "checkpoint-4", folder / "checkpoint-2")
+    (folder / "checkpoint-2" / "trainer_state.json").unlink()
+    (folder / ".tmpAbC123").touch()
+    train(root, folder, *more)
+    assert contents(folder) == whole

@@ -11,6 +11,7 @@ from accelerate import DistributedType, PartialState
 from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback, TrainerState, set_seed
+from transformers.trainer_utils import rotate_checkpoints
 from trl import (
     ModelConfig,
     get_peft_config,
@@ -116,7 +117,7 @@ def train(
     if until == 0:
         return
     if is_main():  # only now: settings that the trainer refuses leave no run behind
-        _remove_unfinished(folder, resume_from)
+        _remove_unfinished(folder, resume_from, config.save_total_limit)
         write_json(folder / RUN_FILE, resolved)
     trainer.writes_weights, trainer.start_scores = False, start_scores
     if until < 1:
@@ -252,19 +253,20 @@ def _resumption(
     return newest
 
 
-def _remove_unfinished(folder: Path, resume_from: str | None) -> None:
-    """What a kill left: checkpoints that will be written anew, and files under their temporary names.
+def _remove_unfinished(folder: Path, resume_from: str | None, limit: int | None) -> None:
+    """What a kill left: checkpoints that will be written anew or were being deleted, and temporary files.
 
     And the last file of a run, which a trainer in Python leaves as well.
     """
-    whole = resume_from is not None and _same_place(Path(resume_from).parent, folder)
-    reached = -1
-    if whole:  # by its state, whatever the folder is called
-        reached = TrainerState.load_from_json(str(Path(str(resume_from)) / STATE_FILE)).global_step
+    state = TrainerState(global_step=-1)
+    if resume_from is not None and _same_place(Path(resume_from).parent, folder):
+        state = TrainerState.load_from_json(str(Path(resume_from) / STATE_FILE))  # whatever it is called
     for step, path in checkpoints_of(folder).items():
-        if step > reached:
+        if step > state.global_step:
             shutil.rmtree(path)
-    for path in (*folder.glob(".*.[0-9]*"), folder / DONE_FILE):
+    best = state.best_model_checkpoint and str(folder / Path(state.best_model_checkpoint).name)
+    rotate_checkpoints(str(folder), limit, best)
+    for path in (*folder.glob(".*.[0-9]*"), *folder.glob(".tmp??????"), folder / DONE_FILE):
         path.unlink(missing_ok=True)
 
 
