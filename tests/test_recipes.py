@@ -333,3 +333,24 @@ def test_of_an_option_given_twice_the_last_counts_aloud(words, said, caplog):
     (few,) = parse([Few], words, "klball few")
     assert (few.rate, few.longer_name, few.flag) != (0.5, None, True) or words[0] == "--flag"
     assert [record.getMessage() for record in caplog.records] == [said] * (said is not None)
+
+
+def test_numbers_inside_keywords_are_numbers(tmp_path):
+    """YAML 1.1 would have them as text, and a scheduler fail in its first step."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("lr_scheduler_kwargs: {min_lr: 1e-5, more: [{a: -2.5E+3}], name: 1e5x, step: 2}\n")
+    (config,) = parse([RobustSFTConfig], ["--config", str(path)], "klball train", output_dir=str(tmp_path))
+    assert config.lr_scheduler_kwargs == {
+        "min_lr": 1e-5,
+        "more": [{"a": -2500.0}],
+        "name": "1e5x",
+        "step": 2,
+    }
+
+
+@pytest.mark.parametrize("word", ["true", "false", "latest"])
+def test_resumption_from_the_newest_is_asked_for_as_on_the_command_line(word, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"resume_from_checkpoint: {word}\n")
+    (config,) = parse([RobustSFTConfig], ["--config", str(path)], "klball train", output_dir=str(tmp_path))
+    assert config.resume_from_checkpoint == word

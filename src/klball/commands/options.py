@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 OTHER_TITLE = "options of TRL and Transformers"
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+EXPONENTIAL = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # text in YAML 1.1
 FAULTS = (ValueError, TypeError, KeyError, ImportError, OSError, RuntimeError)  # of a library's own checks
 
 
@@ -116,10 +117,11 @@ class Parser(TrlParser):
             if name not in known:
                 raise ValueError(f"{path}: no option {name!r}{did_you_mean(name, known)}")
             option = known[name]
+            word = option == "resume_from_checkpoint" and isinstance(value, bool)  # text on the command line
             if option in found:
                 raise ValueError(f"{path}: {name} and {option} are one option: give it once")
             try:
-                converted = _converted(value, self.types[option])
+                converted = _converted(str(value).lower() if word else value, self.types[option])
                 found[option] = self._checked(option, converted is not True if name in denying else converted)
             except ValueError as error:
                 raise ValueError(f"{path}: {name}: {_one_line(error)}") from error
@@ -298,6 +300,8 @@ def _as_kind(value: Any, kind: Any) -> Any:
         raise ValueError
     if kind in (int, float) and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         return kind(value)
+    if origin is dict and isinstance(value, dict):
+        return _with_numbers(value)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):  # an entry of TRL's list of data sets
         return _entry(value, kind)
     if origin is Literal:
@@ -311,6 +315,15 @@ def _as_kind(value: Any, kind: Any) -> Any:
     if not fits:
         raise ValueError
     return value
+
+
+def _with_numbers(value: Any) -> Any:
+    """Keywords of a library as YAML 1.2 reads them: 1e-3, at any depth, is a number."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(one) for one in value]
+    return float(value) if isinstance(value, str) and EXPONENTIAL.fullmatch(value) else value
 
 
 def _entry(value: dict[str, Any], kind: Any) -> dict[str, Any]:
