@@ -266,8 +266,9 @@ def test_text_in_a_column_of_another_name(tokenizer, tmp_path):
     expected = encode([{"text": row["content"]} for row in rows], tokenizer)["labels"][:]
     assert labels_of(trainer) == trainer.eval_dataset["labels"][:] == expected
     assert trainer.samples["source"][:] == ["web"] * 4
-    with pytest.raises(ValueError, match=r"of no known format.*or content"):
-        trainer_of([{"body": "x"}], tokenizer, tmp_path, dataset_text_field="content")
+    for other in ({"body": "x"}, {"text": "x"}, *MESSAGES):
+        with pytest.raises(ValueError, match="dataset_text_field: the rows have no column 'content', but"):
+            trainer_of([other], tokenizer, tmp_path, dataset_text_field="content")
 
 
 def test_columns_of_the_users_with_our_names(tokenizer, tmp_path):

@@ -334,3 +334,8 @@ def test_the_metric_of_the_best_model_is_known_before_training(tmp_path):
             continue
         with pytest.raises(ValueError, match="'accuracy' is none of loss, "):
             refuse_unsupported(config, (), arguments, None, None)
+
+
+def test_a_column_of_texts_that_is_not_there_is_refused(asked):
+    with pytest.raises(ValueError, match="dataset_text_field: the rows have no column 'body', but"):
+        asked("--dataset_text_field", "body")

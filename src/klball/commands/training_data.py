@@ -10,7 +10,7 @@ from trl import DatasetMixtureConfig
 
 from klball.boundary import first_line
 from klball.commands.training_options import given
-from klball.data.formats import TEXT
+from klball.data.formats import TEXT, refuse_absent_text_field
 from klball.data.mixture import mixed_rows
 from klball.data.rows import is_one_table, load_rows
 from klball.data.splitting import split_by_content
@@ -32,6 +32,7 @@ def training_and_evaluation_rows(
     reading = reading_of(options, config, form)
     parts = _mixture(mixture, config.seed) if mixture.datasets else {}
     train = parts["train"] if parts else training_rows(options, reading)
+    refuse_absent_text_field(train, text_field_of(config))
     if not evaluates:
         return train, None
     _refuse_two_sources(options, "test" in parts)

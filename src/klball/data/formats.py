@@ -100,6 +100,13 @@ def known_columns(dataset: Dataset, text_field: str = TEXT) -> Dataset:
     return dataset.remove_columns(unused) if unused else dataset
 
 
+def refuse_absent_text_field(rows: Dataset, text_field: str) -> None:
+    """Raise ValueError if a column of texts was named that the rows lack: another one would be read."""
+    if text_field != TEXT and text_field not in rows.column_names:
+        there = ", ".join(name for name in rows.column_names if name != "sample_id")
+        raise ValueError(f"dataset_text_field: the rows have no column {text_field!r}, but {there}")
+
+
 def _repeats_the_first_turn(dataset: Dataset) -> bool:
     """UltraChat and others have the first user turn as `prompt` beside `messages`."""
     row = dataset[0]

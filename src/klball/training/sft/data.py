@@ -9,7 +9,7 @@ from transformers import AutoProcessor
 from trl.trainer.utils import get_config_model_id
 
 from klball.data.encoding import load_chat_template, require_template, training_template
-from klball.data.formats import MASKS, TEXT, is_chat, to_trl_format
+from klball.data.formats import MASKS, TEXT, is_chat, refuse_absent_text_field, to_trl_format
 from klball.data.ids import with_sample_ids
 from klball.data.sources import as_dataset
 from klball.training.sft.config import RobustSFTConfig
@@ -64,8 +64,9 @@ def prepare_arguments(
         load_chat_template(copy.copy(processing_class), args.chat_template_path)  # for its errors
     conversational = bool(args.chat_template_path or processing_class.chat_template)
     row_format = RowFormat(args, conversational, kwargs.pop("formatting_func", None))
-    args.dataset_text_field = TEXT
     numbered = with_sample_ids(as_dataset(kwargs["train_dataset"], "train_dataset"))
+    refuse_absent_text_field(numbered, args.dataset_text_field)
+    args.dataset_text_field = TEXT
     rows = kwargs["train_dataset"] = row_format(numbered, "train_dataset")
     evaluation = kwargs.get("eval_dataset")
     if isinstance(evaluation, dict):
