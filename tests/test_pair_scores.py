@@ -260,7 +260,9 @@ def test_solve_reads_a_pair_table(scored, capsys):
     assert f"{no_preference_radius(0.2):.3f} at η = 0.2" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("option", [["--gamma", "1"], ["--streamed", "true"], ["--bounds", "0", "1"]])
+@pytest.mark.parametrize(
+    "option", [["--gamma", "1"], ["--gamma", "0"], ["--streamed", "true"], ["--bounds", "0", "1"]]
+)
 def test_solve_refuses_what_a_pair_table_has_no_use_for(option, scored, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["solve", "--scores", str(scored / "one" / "scores.parquet"), *option])

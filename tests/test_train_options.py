@@ -289,12 +289,13 @@ datasets:
 
 def test_mixtures_of_trl(asked):
     assert len(asked(yaml=MIXTURE).train_dataset) == 6
+    assert asked("--id_column", "question", yaml=MIXTURE).train_dataset["sample_id"][0].startswith("What")
     held_out = [asked(*EVALUATED, yaml=MIXTURE + "test_split_size: 2\n") for _ in range(2)]
     assert [(len(t.train_dataset), len(t.eval_dataset)) for t in held_out] == [(4, 2), (4, 2)]
     assert held_out[0].eval_dataset["prompt"] == held_out[1].eval_dataset["prompt"]
     for more, message in {
         "dataset_name: stdlib-docs": "dataset_name has no effect on",
-        "id_column: x": "id_column has no effect on",
+        "id_column: x": "no column 'x'",
         "hub_model_id: me/x": "hub_model_id has no effect without --push_to_hub",
         "streaming: true": "streaming",
         "eval_strategy: epoch": "needs test rows",

@@ -1,7 +1,6 @@
 """What commands do with preference pairs: score them, solve and report their tables, and speak of noise."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +207,3 @@ def solve_pairs(options: Any) -> tuple[Any, int, int, float, list[dict[str, Any]
         for i in order
     ]
     return solution, len(losses), left_out, float(-losses.mean()), top
-
-
-def refuse_for_pairs(options: Any, names: Sequence[str], what: str = "a pair table") -> None:
-    """Raise ValueError for options that such a table has no use for."""
-    for name in names:
-        if getattr(options, name) not in (None, False):
-            raise ValueError(f"--{name} has no effect on {what}: leave it out")

@@ -14,8 +14,8 @@ from klball.adversary.streaming import solve_dual_streamed
 from klball.adversary.upweighting import radius_help, radius_in_words
 from klball.commands.certified import certified_of, record
 from klball.commands.elsewhere import asks_for_columns, is_own, show_solved, solve_elsewhere
-from klball.commands.options import parse
-from klball.commands.pairs import flips_sentence, refuse_for_pairs, solve_pairs
+from klball.commands.options import parse, refuse_ignored
+from klball.commands.pairs import flips_sentence, solve_pairs
 from klball.files import read_table
 from klball.flags import REQUIRED, Certifying, ScoreColumns, option
 from klball.scores.own import check_column
@@ -61,13 +61,13 @@ def main(arguments: Sequence[str], prog: str) -> None:
     certified = record(found)
     pairs = False
     if elsewhere:
-        refuse_for_pairs(options, ("gamma", "streamed"), "scores from elsewhere")
+        refuse_ignored(options, ("gamma", "streamed"), "on scores from elsewhere")
         summary, top, (certified, sentence) = solve_elsewhere(options)
     elif pairs := is_pair_table(options.scores):
-        refuse_for_pairs(options, ("gamma", "streamed"))
+        refuse_ignored(options, ("gamma", "streamed"), "on a pair table")
         summary, top = _of_pairs(options)
     elif is_answer_table(options.scores):
-        refuse_for_pairs(options, ("gamma", "streamed"), "a table of answers")
+        refuse_ignored(options, ("gamma", "streamed"), "on a table of answers")
         summary, top = _of_answers(options)
     else:
         _refuse_several_models(options.scores)

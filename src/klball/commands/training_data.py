@@ -11,6 +11,7 @@ from trl import DatasetMixtureConfig
 from klball.boundary import first_line
 from klball.commands.training_options import given
 from klball.data.formats import TEXT, refuse_absent_text_field
+from klball.data.ids import with_sample_ids
 from klball.data.mixture import mixed_rows
 from klball.data.rows import is_one_table, load_rows
 from klball.data.splitting import split_by_content
@@ -30,7 +31,7 @@ def training_and_evaluation_rows(
     """
     evaluates = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
     reading = reading_of(options, config, form)
-    parts = _mixture(mixture, config.seed) if mixture.datasets else {}
+    parts = _mixture(mixture, config.seed, options.id_column) if mixture.datasets else {}
     train = parts["train"] if parts else training_rows(options, reading)
     refuse_absent_text_field(train, text_field_of(config))
     if not evaluates:
@@ -95,8 +96,8 @@ def evaluation_rows(options: Any, mixture: DatasetMixtureConfig, reading: dict[s
     return load_rows(name, split, options.dataset_config, default="test", **reading)
 
 
-def _mixture(mixture: DatasetMixtureConfig, seed: int) -> dict[str, Dataset]:
-    rows = mixed_rows(mixture.datasets)
+def _mixture(mixture: DatasetMixtureConfig, seed: int, id_column: str | None) -> dict[str, Dataset]:
+    rows = with_sample_ids(mixed_rows(mixture.datasets), id_column)
     if mixture.test_split_size is None:
         return {"train": rows}
     set_seed(seed)  # as TRL splits, by the global random state

@@ -75,9 +75,19 @@ def _part(part: Any, row: int, place: str) -> str:
     raise refusal(row, place, f'content has {what}: only {{"type": "text", "text": …}} parts are supported')
 
 
+def chat_of(row: dict[str, Any]) -> list[Turn]:
+    """The turns of a row that is a conversation in one of TRL's formats."""
+    return row.get("messages") or [*row["prompt"], *row["completion"]]
+
+
+def last_answer(turns: Sequence[Turn]) -> int | None:
+    """The place of the last assistant turn, None if nobody answers."""
+    return max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
+
+
 def require_assistant(turns: Sequence[Turn], row: int, column: str) -> None:
     """Raise ValueError if nobody answers."""
-    if not any(turn["role"] == "assistant" for turn in turns):
+    if last_answer(turns) is None:
         raise refusal(row, column, "no assistant turn, so there is nothing to learn or to score")
 
 

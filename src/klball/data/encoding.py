@@ -12,7 +12,7 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from trl.data_utils import _tokenize, common_prefix_length
 
 from klball.boundary import first_line
-from klball.data.conversations import text_of_turn, tools_of
+from klball.data.conversations import chat_of, last_answer, template_kwargs_of, text_of_turn, tools_of
 from klball.data.formats import IGNORED, MASKS, TEXT, is_chat, refuse_unknown_tokens, to_trl_format
 from klball.data.ids import with_sample_ids
 from klball.data.marking import marked_template
@@ -105,8 +105,8 @@ def rendering_errors_named(rows: Dataset, tokenizer: Any, template: str | None) 
 
 
 def _render(values: dict[str, Any], row: int, tokenizer: Any, template: str | None) -> None:
-    turns = values.get("messages") or [*values["prompt"], *values["completion"]]
-    options = {"tokenize": False, **_options(values, template)}
+    turns = chat_of(values)
+    options = {"tokenize": False, **template_options(values, template)}
     try:
         tokenizer.apply_chat_template(turns, **options)
         if "prompt" in values:
@@ -181,7 +181,7 @@ def _tokens_of(row: dict[str, Any], tokenizer: Any, template: str | None) -> tup
         ids = row["input_ids"]
         masks = [row[name] for name in MASKS if name in row] or [[1] * len(ids)]
         return ids, [all(bits) for bits in zip(*masks, strict=True)]
-    options = _options(row, template)
+    options = template_options(row, template)
     if "messages" in row:
         chat = _tokenize(tokenizer, row["messages"], return_assistant_tokens_mask=True, **options)
         return chat["input_ids"], [bool(bit) for bit in chat["assistant_masks"]]
@@ -200,10 +200,10 @@ def _tokens_of(row: dict[str, Any], tokenizer: Any, template: str | None) -> tup
     return ids, [position >= start for position in range(len(ids))]
 
 
-def _options(row: dict[str, Any], template: str | None) -> dict[str, Any]:
-    """What TRL hands to the chat template beside the turns."""
-    tools = tools_of(row.get("tools"), 0)
-    return {"chat_template": template, "tools": tools, **(row.get("chat_template_kwargs") or {})}
+def template_options(row: dict[str, Any], template: str | None = None, place: int = 0) -> dict[str, Any]:
+    """What TRL hands to the chat template beside the turns; place: of the row, for errors."""
+    more = template_kwargs_of(row.get("chat_template_kwargs"), place)
+    return {"chat_template": template, "tools": tools_of(row.get("tools"), place), **more}
 
 
 def _answer_bytes(ids: list[int], labels: list[int], tokenizer: Any) -> int:
@@ -227,13 +227,8 @@ def _bytes_of(ids: list[int], tokenizer: Any) -> int:
 
 def texts_of(row: dict[str, Any]) -> tuple[str, str]:
     """Prompt and answer of a row in a TRL format, to be shown to people; empty for token ids."""
-    if "messages" in row:
-        turns = [text_of_turn(turn) for turn in row["messages"]]
-        return " / ".join(turns[:-1]), turns[-1]
-    if "prompt" not in row:
-        return "", row.get(TEXT, "")
-    prompt, answer = (
-        part if isinstance(part, str) else text_of_turn(part[-1])
-        for part in (row["prompt"], row["completion"])
-    )
-    return prompt, answer
+    if "messages" not in row and not isinstance(row.get("prompt"), list):
+        return row.get("prompt", ""), row.get("completion", row.get(TEXT, ""))
+    turns = chat_of(row)
+    said, answer = [text_of_turn(turn) for turn in turns], last_answer(turns) or 0
+    return " / ".join(said[:answer]), said[answer]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from klball.data.conversations import Turn, turns_of
+from klball.data.conversations import Turn, text_of_turn, turns_of
 from klball.data.formats import MEANINGFUL, RENDERING, rendering, replaced
 from klball.data.texts import found, refusal, texts
 
@@ -93,11 +93,7 @@ def texts_of_pair(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _as_text(turns: str | list[Turn]) -> str:
-    if isinstance(turns, str):
-        return turns
-    if len(turns) == 1:
-        return turns[0].get("content") or ""
-    return " / ".join(turn.get("content") or "" for turn in turns)
+    return turns if isinstance(turns, str) else " / ".join(map(text_of_turn, turns))
 
 
 # --- columns ------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from klball.data.conversations import turns_of
-from klball.data.formats import layout_of, plain_turns, replaced, to_trl_format, turns_before
+from klball.data.conversations import chat_of, last_answer, turns_of
+from klball.data.formats import RENDERING, layout_of, plain_turns, replaced, to_trl_format, turns_before
 from klball.data.preferences import CHOSEN, REJECTED, to_preferences
 from klball.data.texts import refusal, texts
 
@@ -84,7 +84,8 @@ def _as_turns(dataset: Dataset, conversational: bool) -> Dataset:
         return dataset if turns == prompts else replaced(dataset, {PROMPT: turns}, {PROMPT})
     plain = texts(dataset, PROMPT)
     _refuse_empty(plain)
-    if besides := sorted(BESIDES.intersection(dataset.column_names)):
+    unread = BESIDES if conversational else {*BESIDES, *RENDERING}
+    if besides := sorted(unread.intersection(dataset.column_names)):
         logger.warning("columns that are no part of the prompt: %s", ", ".join(besides))
     told = zip(turns_before(dataset), plain, strict=True)
     made: list[Any] = (
@@ -103,17 +104,18 @@ def _refuse_empty(prompts: Sequence[Any]) -> None:
 
 def _split(dataset: Dataset) -> Dataset:
     """From TRL's formats of SFT: the turns before the last answer, and its text."""
-    if "messages" in dataset.column_names:
-        cuts = [
-            max(k for k, turn in enumerate(m) if turn["role"] == "assistant") for m in dataset["messages"]
-        ]
-        rows = list(zip(dataset["messages"], cuts, strict=True))
-        prompts = [turns[:cut] for turns, cut in rows]
-        answers: list[Any] = [turns[cut]["content"] for turns, cut in rows]
-        used = {"messages"}
-    else:
-        prompts = dataset[PROMPT][:]
-        answers = [c if isinstance(c, str) else c[-1]["content"] for c in dataset["completion"]]
-        used = {PROMPT, "completion"}
+    used = {"messages"} if "messages" in dataset.column_names else {PROMPT, "completion"}
+    prompts: list[Any] = []
+    answers: list[Any] = []
+    rows: Any = dataset.select_columns(sorted(used))
+    for row in rows:
+        if isinstance(row.get(PROMPT), str):
+            prompts.append(row[PROMPT])
+            answers.append(row["completion"])
+            continue
+        turns = chat_of(row)
+        cut = last_answer(turns) or 0
+        prompts.append(turns[:cut])
+        answers.append(turns[cut]["content"])
     _refuse_empty(prompts)
     return replaced(dataset, {PROMPT: prompts, ANSWER: answers}, used)

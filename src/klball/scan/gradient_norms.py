@@ -31,17 +31,19 @@ def head_gradient_norms(
     for parameter in frozen:  # no graph through the backbone
         parameter.requires_grad_(False)
     norms: dict[str, list[float]] = {name: [] for name in plain_objectives()}
-    for done, row in enumerate(encoded.to_list(), start=1):
-        log_probs = _log_probs(inner, head, row)
-        for name, objective in plain_objectives().items():
-            loss = objective(log_probs[None]).sum() / len(log_probs)
-            (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
-            norms[name].append(float(gradient.norm()))
-        if progress is not None:
-            progress(done, len(encoded))
-    weight.requires_grad_(required)
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    try:
+        for done, row in enumerate(encoded.to_list(), start=1):
+            log_probs = _log_probs(inner, head, row)
+            for name, objective in plain_objectives().items():
+                loss = objective(log_probs[None]).sum() / len(log_probs)
+                (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+                norms[name].append(float(gradient.norm()))
+            if progress is not None:
+                progress(done, len(encoded))
+    finally:
+        weight.requires_grad_(required)
+        for parameter in frozen:
+            parameter.requires_grad_(True)
     return norms
 
 

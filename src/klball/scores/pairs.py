@@ -27,6 +27,7 @@ from klball.files import (
     provenance_in,
     read_table,
     refuse_other,
+    remove_parts,
     versions,
     with_provenance,
     write_table,
@@ -183,6 +184,7 @@ def reward_table(
     if output.exists():
         finished, recorded = read_pairs(output)
         refuse_other(output, recorded, about, PLACES)
+        remove_parts(output)  # which a kill may have left
         return finished
     device = next(model.parameters()).device
     pad = model.config.get_text_config().pad_token_id

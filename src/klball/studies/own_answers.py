@@ -10,11 +10,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from klball.data.encoding import require_template
+from klball.data.encoding import require_template, template_options
 from klball.data.formats import IGNORED
 from klball.data.ids import group_names
 from klball.data.readers import dataset_of_columns
-from klball.files import json_digest, provenance_in, read_table, refuse_other, versions, with_provenance
+from klball.files import (
+    json_digest,
+    provenance_in,
+    read_table,
+    refuse_other,
+    remove_parts,
+    versions,
+    with_provenance,
+)
 from klball.models.weights import weights_hash
 from klball.scan.generation import end_tokens, sample_answers
 from klball.scores.answers import pass_at_k
@@ -86,6 +94,7 @@ def answer_table(
     if output.exists():
         finished = read_table(output)
         refuse_other(output, provenance_in(output, finished.schema), about, PLACES)
+        remove_parts(output)  # which a kill may have left
         return Dataset(finished)
     order = sorted(range(len(tokens)), key=lambda row: (len(tokens[row]), row))
     size = PROMPTS_PER_BATCH if next(model.parameters()).device.type == "cpu" else ON_ACCELERATOR
@@ -111,9 +120,12 @@ def answer_table(
 def _tokens(model: Any, tokenizer: Any, prompts: Dataset, max_new_tokens: int) -> list[list[int]]:
     if isinstance(prompts[0]["prompt"], list):
         require_template(tokenizer)
+        rows: Any = prompts
+        options = [template_options(row, place=place) for place, row in enumerate(rows)]
+        asked = {"add_generation_prompt": True, "return_dict": True}
         made = [
-            tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-            for prompt in prompts["prompt"]
+            tokenizer.apply_chat_template(prompt, **asked, **more)["input_ids"]
+            for prompt, more in zip(prompts["prompt"], options, strict=True)
         ]
     else:
         made = tokenizer(prompts["prompt"][:])["input_ids"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from klball.data.conversations import text_of_turn
+from klball.data.conversations import chat_of, last_answer, text_of_turn
 from klball.data.readers import dataset_of
 from klball.data.rows import to_trl_format, with_sample_ids
 
@@ -83,8 +83,8 @@ def _conversation(row: dict[str, Any]) -> Sample:
     kept = ("messages",) if "messages" in row else ("prompt", "completion")
     kept = (*kept, *(name for name in ("tools", "chat_template_kwargs") if name in row))
     conversation = {name: row[name] for name in kept}
-    turns = _turns(conversation)
-    final, place = _final_answer(turns), _place(turns)
+    turns = chat_of(conversation)
+    final, place = last_answer(turns), _place(turns)
     return Sample(
         row["sample_id"],
         "" if place is None else turns[place]["content"],
@@ -95,25 +95,15 @@ def _conversation(row: dict[str, Any]) -> Sample:
 
 def _with_prompt(conversation: dict[str, Any], prompt: str) -> dict[str, Any]:
     changed = copy.deepcopy(conversation)
-    turns = _turns(changed)
+    turns = chat_of(changed)
     place = _place(turns)
     if place is not None:
         turns[place]["content"] = prompt
     return changed
 
 
-def _turns(conversation: dict[str, Any]) -> list[dict[str, Any]]:
-    if "messages" in conversation:
-        return conversation["messages"]
-    return [*conversation["prompt"], *conversation["completion"]]
-
-
-def _final_answer(turns: Sequence[dict[str, Any]]) -> int | None:
-    return max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
-
-
 def _place(turns: Sequence[dict[str, Any]]) -> int | None:
     """The last user turn before the final answer."""
-    final = _final_answer(turns)
+    final = last_answer(turns)
     users = (i for i, turn in enumerate(turns[: final or 0]) if turn["role"] == "user")
     return max(users, default=None)

@@ -14,6 +14,7 @@ from klball.adversary.sets import AmbiguitySet
 from klball.data.ids import with_sample_ids
 from klball.data.preferences import texts_of_pair
 from klball.data.sources import as_dataset
+from klball.models.modes import evaluating
 from klball.scores.scorer import batches_by_length
 from klball.training.batches import INDEX
 from klball.training.evaluation import RowEvaluation, refuse_metric_without_groups
@@ -107,16 +108,14 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         # a sharded model needs every process in every forward: the last may score a batch for nothing
         own = [*batches, *batches[-1:] * (-len(batches) % processes)][rank::processes]
-        was_training = self.model.training
-        self.model_wrapped.eval()
         names, part, parts = [""], torch.zeros(0), []
-        with tqdm(total=len(rows), desc=title, unit=" rows", leave=False, disable=self.hides_progress) as bar:
+        shown = tqdm(total=len(rows), desc=title, unit=" rows", leave=False, disable=self.hides_progress)
+        with evaluating(self.model_wrapped), shown as bar:
             for k, batch in enumerate(own):
                 names, part = self._fresh(self.data_collator([rows[i] for i in batch]))
                 if k * processes + rank < len(batches):
                     parts.append(part)
                 bar.update(min(len(batch) * processes, len(rows) - bar.n))
-        self.model_wrapped.train(was_training)
         table = self._together(torch.cat([*parts, part[:0]]), len(units))
         columns = dict(zip(names[1:], table.unbind(1), strict=True))
         refuse_nonfinite(units, torch.arange(len(table)), {"loss": columns["loss"]}, self.state.global_step)
@@ -156,10 +155,8 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
         return batches, num_items
 
     def _compared(self, batches: list[Any]) -> Any:
-        was_training = self.model.training
-        self.model_wrapped.eval()
-        own = torch.cat([self._fresh(batch)[1][:, :2] for batch in batches])  # positions and losses
-        self.model_wrapped.train(was_training)
+        with evaluating(self.model_wrapped):
+            own = torch.cat([self._fresh(batch)[1][:, :2] for batch in batches])  # positions and losses
         own = torch.cat([own, torch.cat(self._step.keep).to(own.dtype)[:, None].to(own.device)], dim=1)
         if self.accelerator.num_processes > 1:
             own = self.accelerator.gather(self.accelerator.pad_across_processes(own, dim=0))

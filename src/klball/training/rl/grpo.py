@@ -13,6 +13,7 @@ from trl import GRPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
 from klball.data.conversations import text_of_turn
+from klball.data.formats import RENDERING
 from klball.data.ids import with_sample_ids
 from klball.data.prompts import ANSWER, FINISHED, refuse_no_prompts, refuse_told
 from klball.data.sources import as_dataset
@@ -374,6 +375,12 @@ def _refuse_columns(name: str, rows: Dataset, asked_by_environments: bool) -> No
     refuse_told(rows.column_names)
     if INDEX in rows.column_names:
         raise ValueError(f"{name}: {INDEX!r} is klball's own name for positions: rename the column")
+    if unread := sorted(set(RENDERING).intersection(rows.column_names)):
+        logger.warning(
+            "%s: TRL asks prompts without the columns %s, which rewards alone see: give tools to the "
+            "trainer, chat_template_kwargs in the configuration",
+            *(name, ", ".join(unread)),
+        )
     if "prompt" in rows.column_names:
         refuse_no_prompts(name, rows)
     elif not asked_by_environments:

@@ -1,10 +1,13 @@
 """A trained reward model as a reward function, reading texts exactly as it was trained to."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from klball.data.encoding import template_options
+from klball.data.formats import RENDERING
 from klball.models.weights import weights_hash
 from klball.training.rl.answers import text_of
 from klball.training.rl.rewards import FINISHED
@@ -63,12 +66,14 @@ class RewardModel:
         self, prompts: Any, completions: Any, completion_ids: Any = None, **columns: Any
     ) -> list[float]:
         finished = columns.get(FINISHED) or [True] * len(completions)
-        ids = [self.ids_of(p, c) for p, c in zip(prompts, completions, strict=True)]
+        given = {name: columns[name] for name in RENDERING if columns.get(name)}
+        rows = [{name: values[k] for name, values in given.items()} for k in range(len(prompts))]
+        ids = [self.ids_of(p, c, row) for p, c, row in zip(prompts, completions, rows, strict=True)]
         rewards = self.scores(ids).tolist()
         return [r - self.cut_penalty * (not whole) for r, whole in zip(rewards, finished, strict=True)]
 
-    def ids_of(self, prompt: Any, completion: Any) -> list[int]:
-        """The tokens of one text, as the reward model was trained on them."""
+    def ids_of(self, prompt: Any, completion: Any, row: Mapping[str, Any] | None = None) -> list[int]:
+        """The tokens of one text, as the reward model was trained on them; row: what its template reads."""
         if isinstance(prompt, str):
             text = prompt + text_of(completion)
             eos = self.tokenizer.eos_token
@@ -77,7 +82,9 @@ class RewardModel:
             raise ValueError(
                 "the reward model's tokenizer has no chat template, and the prompts are messages"
             )
-        return self.tokenizer.apply_chat_template(prompt + completion, return_dict=True)["input_ids"]
+        options = template_options(dict(row or {}))
+        chat = self.tokenizer.apply_chat_template(prompt + completion, return_dict=True, **options)
+        return chat["input_ids"]
 
     @torch.no_grad()
     def scores(self, texts: list[list[int]]) -> Tensor:
