@@ -1,6 +1,6 @@
 """The figure of README.md: what the adversary asks, and what training against it does.
 
-Left, from the embedded model's own scores; right, from the first table of docs/results.md. Half a minute.
+Left, from the embedded model's own scores; right, from docs/results.md. Half a minute.
 """
 
 import re
@@ -27,6 +27,7 @@ def losses() -> np.ndarray:
 def changes() -> dict[float, list[tuple[float, ...]]]:
     """ε → (change, low, high) in per cent of SFT's perplexity: whole test set, hardest 1 %, out of domain."""
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    text = text.partition("## What robust training does to a model\n")[2].partition("\n## ")[0]
     rows = {}
     for radius, cells in re.findall(r"^\| ε = ([\d.]+) \|(.*)$", text, re.MULTILINE):
         found = PERCENT.findall(cells)

@@ -302,6 +302,17 @@ def test_profile_is_increasing_concave_with_slope_lambda(seed):
     assert (ahead - behind) / (2 * step) == pytest.approx(solve_dual(g, epsilon=0.5).lambda_, rel=1e-6)
 
 
+def test_a_profile_takes_the_bounds_of_the_solver():
+    g, f = -np.random.default_rng(0).gamma(2.0, size=50), np.random.default_rng(1).dirichlet(np.ones(50))
+    for bounds in ({"base_weights": f}, {"max_weight": 2.0}, {"base_weights": f, "max_weight": 2.0}):
+        profile, plain = robust_profile(g, [0.1, 0.5], **bounds), robust_profile(g, [0.1, 0.5])
+        solutions = [solve_dual(g, epsilon=epsilon, **bounds) for epsilon in (0.1, 0.5)]
+        assert list(profile.robust_loss) == [-solution.worst_case for solution in solutions]
+        assert list(profile.lambda_) == [solution.lambda_ for solution in solutions]
+        assert list(profile.ess) == [solution.ess for solution in solutions]
+        assert not np.isclose(profile.robust_loss, plain.robust_loss).any()
+
+
 def test_minibatches_understate_the_worst_case():
     g = -np.random.default_rng(7).gamma(2, 1, 4_096)
     whole = solve_dual(g, epsilon=0.5)

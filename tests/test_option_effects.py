@@ -18,7 +18,6 @@ from observed_commands import observed, rows, table
 from option_cases import CASES, FIXED, IGNORED
 
 COMMANDS = [name for name in cli.COMMANDS if name != "train"]
-FREE = {"debug", "trackio_bucket_id"}  # no numbers
 
 
 def fields(command: str) -> list[str]:

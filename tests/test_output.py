@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import math
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -117,6 +119,11 @@ def test_a_cell_stands_below_its_name_whatever_the_order_of_its_row(tmp_path):
     assert (tmp_path / "t.csv").read_text().split() == ["a,b", "1,2", "3,4"]
     with pytest.raises(AssertionError):
         write_csv(tmp_path / "t.csv", [{"a": 1}, {"b": 2}])
+
+
+def test_no_number_is_an_empty_cell(tmp_path):
+    write_csv(tmp_path / "t.csv", [{"a": math.nan, "b": np.float64("nan"), "c": math.inf, "d": None}])
+    assert (tmp_path / "t.csv").read_text().splitlines()[1] == ",,inf,"
 
 
 def test_a_table_without_rows_is_an_empty_file(tmp_path):

@@ -65,7 +65,6 @@ def lora(name):
 
 PEFT = ["--use_peft", "--lora_target_modules", "q_proj", "v_proj"]
 EVALUATED = ["--eval_strategy", "steps", "--eval_steps", "1"]
-TESTED = [*EVALUATED, "--test_name", "TEST"]
 # option → (arguments before, the option, what changes in what the trainer is given) or (…, the refusal)
 OF_MODEL = {
     "model_name_or_path": ([], ["MODEL"], width),

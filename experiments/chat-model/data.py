@@ -168,7 +168,8 @@ def _turn(role: str, content: str) -> Row:
 
 
 def _lines(path: Path) -> Iterable[Row]:
-    return map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    with path.open(encoding="utf-8") as file:  # splitlines() would cut at U+2028 too
+        yield from map(json.loads, file)
 
 
 if __name__ == "__main__":

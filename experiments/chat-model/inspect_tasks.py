@@ -1,6 +1,7 @@
 """Tasks of Inspect on the rows of `data.py`, which lie in `rows` beside this file."""
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,9 @@ from inspect_ai.solver import generate, multiple_choice
 
 
 def rows(name: str, count: int) -> list[dict[str, Any]]:
-    return [
-        json.loads(line)
-        for line in (Path(__file__).parent / "rows" / f"{name}.jsonl")
-        .read_text(encoding="utf-8")
-        .splitlines()
-    ][:count]
+    path = Path(__file__).parent / "rows" / f"{name}.jsonl"
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in islice(file, count)]
 
 
 @task

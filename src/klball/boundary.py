@@ -112,9 +112,7 @@ def _refused_by_constructor(error: BaseException) -> bool:
     """Whether a library raised it while it built something from settings: such as PEFT's unknown modules."""
     frames = list(_frames(error))
     own = max((i for i, part in enumerate(frames) if _module(part) == "klball"), default=-1)
-    outside = [
-        part for part in frames[own + 1 :] if _module(part) in ("trl", "transformers", "peft", "accelerate")
-    ]
+    outside = [part for part in frames[own + 1 :] if _module(part) in CONFIGURABLE]
     return any(part.tb_frame.f_code.co_name in ("__init__", "__post_init__") for part in outside)
 
 

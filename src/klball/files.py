@@ -194,14 +194,14 @@ def without_nan(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows of equal keys, in the first one's order, as CSV; a text that a spreadsheet would run as a formula
-    gets a `'` before it."""
+    """Rows of equal keys, in the first one's order, as CSV; NaN is an empty cell, and a text that a
+    spreadsheet would run as a formula gets a `'` before it."""
     names = list(rows[0]) if rows else []
     assert all(row.keys() == rows[0].keys() for row in rows)
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(map(_disarmed, names))
-        writer.writerows([_disarmed(row[name]) for name in names] for row in rows)
+        writer.writerows([_disarmed(row[name]) for name in names] for row in without_nan(rows))
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from klball.commands.options import one_of, refuse_ignored
 from klball.commands.ratios import write_differences
 from klball.data.prompts import check_prompts, to_prompts
 from klball.data.rows import first_rows, load_rows
-from klball.files import without_nan, write_csv, write_run
+from klball.files import write_csv, write_run
 from klball.flags import option
 from klball.models.loading import REWARD, check_model, load_on_device
 from klball.scores.accuracy import WORST
@@ -112,7 +112,7 @@ def evaluate_answers(options: Any, prog: str) -> None:
         remove_evaluation(folder, prog)
         write_run(folder, options, prog)
         write_csv(folder / TABLES_FILE, named)
-        write_csv(folder / "answers.csv", without_nan(found))
+        write_csv(folder / "answers.csv", found)
         _show(found, list(models), folder, options.confidence)
         write_differences(compared, "prompts", folder)
         for sentence in (*sentences, radius_in_words(WORST)):

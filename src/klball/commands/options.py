@@ -296,8 +296,6 @@ def _as_kind(value: Any, kind: Any) -> Any:
     if origin is list:
         (inner,) = get_args(kind) or (Any,)
         return [_as_kind(part, inner) for part in (value if isinstance(value, list) else [value])]
-    if origin is list and value is None:
-        raise ValueError
     if kind in (int, float) and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         return kind(value)
     if origin is dict and isinstance(value, dict):

@@ -15,7 +15,7 @@ from klball.commands.earlier import remove_evaluation
 from klball.commands.ratios import write_differences
 from klball.data.preferences import refuse_margin
 from klball.data.rows import first_rows, load_chat_template, load_rows, to_preferences
-from klball.files import RUN_FILE, read_json_object, without_nan, write_csv, write_run
+from klball.files import RUN_FILE, read_json_object, write_csv, write_run
 from klball.models.loading import REWARD, adapter_base, load_on_device
 from klball.objectives.pairs import no_preference_radius
 from klball.report.pages.parts import counted, few_in_words
@@ -188,7 +188,7 @@ def evaluate_pairs(options: Any, labels: dict[str, str], prog: str) -> None:
         differences = pair_differences(columns, reference)
         remove_evaluation(folder, prog)
         write_run(folder, options, prog)
-        write_csv(folder / "pairs.csv", without_nan(rows))
+        write_csv(folder / "pairs.csv", rows)
         write_differences(differences, "pairs", folder)
 
 

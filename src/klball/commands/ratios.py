@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from klball.files import without_nan, write_csv
+from klball.files import write_csv
 from klball.report.pages.parts import interval
 from klball.report.pages.tables import SHOWN, tails_in_order
 from klball.scores.perplexity import RobustnessReport, decided_by, plain_rows
@@ -37,7 +37,7 @@ def write_differences(found: Sequence[dict[str, Any]], unit: str, folder: Path) 
     """
     if not found:
         return
-    write_csv(folder / "differences.csv", without_nan(found))
+    write_csv(folder / "differences.csv", found)
     for data, base in dict.fromkeys((row.get("data"), row["against"]) for row in found):
         models, cells = [], {}
         for row in (row for row in found if (row.get("data"), row["against"]) == (data, base)):

@@ -37,8 +37,10 @@ logger = logging.getLogger(__name__)
 EXAMPLE = "klball scan --dataset_name word-problems --max_rows 100 --epsilons 0 0.05"
 DOMINATING = 20
 ADVISED = 0.5  # nats: the radius of the advice where --epsilons has none
-OF_MODELS = ("dataset_test_split", "test_name", "ood_names")
-OF_MODELS = (*OF_MODELS, "own_name", "own_prompts", "own_samples", "own_tokens")
+OF_MODELS = (
+    *("dataset_test_split", "test_name", "ood_names"),
+    *("own_name", "own_prompts", "own_samples", "own_tokens"),
+)
 
 Rows = list[dict[str, Any]]
 

@@ -130,13 +130,10 @@ def _of_pairs(options: Options) -> Answer:
 
 
 def _of_answers(options: Options) -> Answer:
-    """Rewards have any sign: weights do not depend on where zero is, and the worst case moves along."""
     table = read_scores(options.scores)[0].data.table
     rewards = table["log_likelihood"].to_numpy()
-    top = float(rewards.max())
-    solution = solve_dual(rewards - top, epsilon=options.epsilon, max_weight=options.max_weight)
+    solution = solve_dual(loss=-rewards, epsilon=options.epsilon, max_weight=options.max_weight)
     summary = _summary(solution, len(rewards), 0, float(rewards.mean()))
-    summary |= {"worst_case": summary["worst_case"] + top, "dual_value": summary["dual_value"] + top}
     summary.pop("certainty")
     names = {"mean_log_likelihood": "mean_reward"}
     heaviest = [

@@ -107,9 +107,7 @@ def _exact_feature(name: str, values: list[Any]) -> Any:
             return Value("string")
         if _written(array.to_pylist()) == _written(values):
             return generate_from_arrow_type(array.type)
-    except UnicodeEncodeError:
-        _refuse_half_characters(name, values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+    except (UnicodeEncodeError, pa.ArrowException, OverflowError):
         pass
     _refuse_half_characters(name, values)
     if name in RENDERED:

@@ -121,9 +121,8 @@ def certified_worst_case(
 
 def worst_mean(scores: np.ndarray, epsilon: float, base_weights: np.ndarray | None = None) -> float:
     """min { E_Q[score] : KL(Q‖F) ≤ ε } over the rows, whatever the scores' sign."""
-    top = float(np.max(scores))
-    g = np.asarray(scores, dtype=float) - top
-    return top + float(solve_dual(g, epsilon=epsilon, base_weights=base_weights).worst_case)
+    loss = -np.asarray(scores, dtype=float)
+    return float(solve_dual(loss=loss, epsilon=epsilon, base_weights=base_weights).worst_case)
 
 
 @lru_cache(maxsize=64)

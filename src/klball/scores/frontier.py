@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from klball.scores.perplexity import CVAR, cvar
+from klball.scores.perplexity import CVAR, cvar, exp_or_inf
 from klball.scores.tails import influence, mean_interval, paired_interval
 
 FEW_IN_GROUP = 10  # rows: the mean of fewer says little of a group
@@ -35,13 +35,8 @@ def frontier_row(
         found["worst_group"], row["group"] = _of_groups(loss, plain, groups)
     for name, numbers in found.items():
         parts = ("", "_ratio", "_low", "_high")
-        row |= {f"{name}{part}": _exp(x) for part, x in zip(parts, numbers, strict=True)}
+        row |= {f"{name}{part}": exp_or_inf(x) for part, x in zip(parts, numbers, strict=True)}
     return row
-
-
-def _exp(value: float) -> float:
-    with np.errstate(over="ignore"):
-        return float(np.exp(value))
 
 
 def _of_mean(loss: np.ndarray, plain: np.ndarray) -> Numbers:

@@ -35,7 +35,7 @@ from klball.files import (
 from klball.models.modes import in_evaluation
 from klball.models.weights import weights_hash
 from klball.scores.parquet import readable
-from klball.scores.parts import Progress, table_in_parts
+from klball.scores.parts import Progress, made_from, table_in_parts
 from klball.scores.scorer import TOKENS_PER_BATCH, batches_by_length, longest_input
 from klball.scores.tables import LIBRARIES, PLACES, read_provenance, score
 
@@ -199,8 +199,7 @@ def reward_table(
         return _table(pairs, _of_rewards(pairs, rewards, tokens), about)
 
     batches = batches_by_length(list(map(len, tokens)), tokens_per_batch)
-    known = {key: value for key, value in about.items() if key not in PLACES}
-    return Dataset(table_in_parts(batches, part_of, whole, known, output, progress))
+    return Dataset(table_in_parts(batches, part_of, whole, made_from(about), output, progress))
 
 
 def _of_rewards(pairs: EncodedPairs, rewards: np.ndarray, tokens: list[list[int]]) -> dict[str, Any]:

@@ -254,7 +254,7 @@ def _of_hardest(g: np.ndarray, reference: np.ndarray, hard: np.ndarray) -> Numbe
     low, high = tail_interval(-g[hard], edge, HARDEST, -g[hard].mean())
     difference = reference[hard] - g[hard]
     bounds = mean_interval(difference)
-    return tuple(map(_exp, (-g[hard].mean(), low, high, difference.mean(), *bounds)))  # pyright: ignore[reportReturnType]
+    return tuple(map(exp_or_inf, (-g[hard].mean(), low, high, difference.mean(), *bounds)))  # pyright: ignore[reportReturnType]
 
 
 def _of_own(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
@@ -263,7 +263,7 @@ def _of_own(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
     effect = influence(-g, level) - influence(-reference, level)
     bounds = paired_interval(effect, level, value - base)
     numbers = (value, *own_tail(-g, level, value), value - base, *bounds)
-    return tuple(map(_exp, numbers))  # pyright: ignore[reportReturnType]
+    return tuple(map(exp_or_inf, numbers))  # pyright: ignore[reportReturnType]
 
 
 def _of_cvar(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
@@ -273,17 +273,21 @@ def _of_cvar(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
         return (value, *interval, math.nan, math.nan, math.nan)
     effect = influence(-g, level) / value - influence(-reference, level) / base
     low, high = paired_interval(effect, level, math.log(value / base))
-    return (value, *interval, value / base, _exp(low), _exp(high))
+    return (value, *interval, value / base, exp_or_inf(low), exp_or_inf(high))
 
 
 def own_tail(loss: np.ndarray, level: float, value: float) -> tuple[float, float]:
-    """The interval of the mean of the worst `level`; its edge is the next loss."""
+    """The interval of the mean of the worst `level`, whose edge is the next loss; NaN if they are equal."""
     m = tail_size(level, len(loss))
     ordered = np.sort(loss)[::-1]
-    return tail_interval(ordered[:m], ordered[min(m, len(loss) - 1)], level, value)
+    edge = ordered[min(m, len(loss) - 1)]
+    if ordered[0] == edge:
+        return math.nan, math.nan
+    return tail_interval(ordered[:m], edge, level, value)
 
 
-def _exp(value: float) -> float:
+def exp_or_inf(value: float) -> float:
+    """exp, infinite where it overflows, without a warning."""
     with np.errstate(over="ignore"):
         return float(np.exp(value))
 
@@ -307,9 +311,9 @@ def summary_of(scores: dict[str, Tensor]) -> dict[str, float]:
     nll = float(-scores["sum_log_prob"].sum() / scores["num_tokens"].sum())
     return {
         "loss": nll,
-        "perplexity_token": _exp(nll),
-        "perplexity_sample": _exp(-float(g.mean())),
-        "own_hardest_1pct": _exp(cvar(-g, HARDEST)),
+        "perplexity_token": exp_or_inf(nll),
+        "perplexity_sample": exp_or_inf(-float(g.mean())),
+        "own_hardest_1pct": exp_or_inf(cvar(-g, HARDEST)),
         **{name: float(scores[name].mean()) for name in ("entropy", "certainty") if name in scores},
     }
 

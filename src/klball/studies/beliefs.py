@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from klball.data.builtin import Row, load_builtin
 from klball.data.builtin.beliefs import MINORITY, belief_of
+from klball.data.formats import IGNORED
 from klball.data.readers import dataset_of
 from klball.scores.tables import score
 from klball.studies.arms import Options, first, load, num_steps, run_settings, start_of, train_run
@@ -86,7 +87,7 @@ def _measured(
     model, tokenizer = load(name, options)
     encoded = encoded_beliefs(Dataset.from_list(list(test)), tokenizer, END, None)
     rows = [
-        {"input_ids": row["prompt_ids"] + ids, "labels": [-100] * len(row["prompt_ids"]) + ids}
+        {"input_ids": row["prompt_ids"] + ids, "labels": [IGNORED] * len(row["prompt_ids"]) + ids}
         for row in encoded.to_list()
         for ids in row["belief_ids"]
     ]
@@ -115,7 +116,7 @@ def distances(test: Sequence[Row], log_probs: Sequence[np.ndarray]) -> dict[str,
 
 
 def js_distance(p: np.ndarray, q: np.ndarray) -> float:
-    """√(½ KL(p‖m) + ½ KL(q‖m)), m = ½(p + q), nats."""
+    """√(½ KL(p‖m) + ½ KL(q‖m)), m = ½(p + q), nats; 0 where rounding would have scipy's be NaN."""
     middle = (p + q) / 2
     both = [np.sum(one[one > 0] * np.log(one[one > 0] / middle[one > 0])) for one in (p, q)]
     return float(np.sqrt(max(0.0, sum(both) / 2)))

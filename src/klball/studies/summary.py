@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from klball.report.pages.parts import too_few
 from klball.scores.perplexity import RobustnessReport, decided_by
-from klball.scores.tails import LEAST
+from klball.scores.tails import LEAST, mean_interval
 from klball.studies.arms import Arm
 
 Measures = dict[str, tuple[str, str, str]]
@@ -77,10 +76,8 @@ def summarise(
 def ratio_interval(values: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
     """exp of the mean paired log ratio over seeds with its 95 % t interval; NaN bounds for one seed."""
     logs = np.log(values / reference)
-    if len(logs) < 2:
-        return float(np.exp(logs[0])), math.nan, math.nan
-    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
-    return tuple(float(np.exp(x)) for x in (logs.mean(), logs.mean() - half, logs.mean() + half))  # pyright: ignore[reportReturnType]
+    low, high = np.exp(mean_interval(logs, least=2))
+    return float(np.exp(logs.mean())), float(low), float(high)
 
 
 def _values(finals: Sequence[dict[str, Any]], name: str, column: str) -> np.ndarray:

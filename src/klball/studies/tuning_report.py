@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from klball.files import without_nan, write_csv, write_json
+from klball.files import write_csv, write_json
 from klball.report.figures import draw
 from klball.report.page import Table
 from klball.report.pages.parts import counted
@@ -140,10 +140,10 @@ def _show(table: Table, title: str) -> None:
 
 def _write(study: Study, results: TuningResults) -> None:
     folder = study.folder
-    write_csv(folder / "frontier.csv", without_nan(_columns(list(map(dict, results.rows)))))
+    write_csv(folder / "frontier.csv", _columns(list(map(dict, results.rows))))
     (folder / "test.csv").unlink(missing_ok=True)  # of another choice
     if results.test is not None:
-        write_csv(folder / "test.csv", without_nan([dict(results.test)]))
+        write_csv(folder / "test.csv", [dict(results.test)])
     draw(folder / "figures" / "frontier", results.chart())
     arm = study.arms[0] if results.chosen is None else _named(study, results.chosen["arm"])
     row = results.chosen or results.rows[0]

@@ -76,7 +76,7 @@ def _question(row: dict[str, Any]) -> Sample:
 
 
 def _plain(row: dict[str, Any]) -> Sample:
-    return Sample(row["sample_id"], row["prompt"] or "", row["completion"] or "")
+    return Sample(row["sample_id"], row["prompt"] or "", row["completion"])
 
 
 def _conversation(row: dict[str, Any]) -> Sample:

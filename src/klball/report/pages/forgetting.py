@@ -100,20 +100,19 @@ def _against(row: dict[str, Any], plain: dict[str, Any]) -> str:
 
 def razor_verdict(fits: Rows) -> list[str]:
     """Whether one curve in KL holds for all methods, in words."""
-    sentences = []
-    for fit in fits[:1]:  # the KL of RL's Razor
-        if math.isnan(fit["quadratic"]):
-            return ["Nothing was forgotten, so there is nothing for KL to explain."]
-        enough = fit["lines"] - fit["quadratic"] < SPREAD
-        said = "the points lie on one curve" if enough else "the methods lie on curves of their own"
-        sentences.append(
-            f"One quadratic in {fit['name']}, explains R² = {fit['quadratic']:.2f} of the forgetting of all "
-            f"methods, one line {fit['line']:.2f}, a line for each method {fit['lines']:.2f}: {said}. "
-            f"Furthest from the quadratic is {fit['furthest']}, {abs(fit['off']):.2g} nats "
-            f"{'above' if fit['off'] > 0 else 'below'} it."
-        )
+    fit = fits[0]  # the KL of RL's Razor
+    if math.isnan(fit["quadratic"]):
+        return ["Nothing was forgotten, so there is nothing for KL to explain."]
+    enough = fit["lines"] - fit["quadratic"] < SPREAD
+    said = "the points lie on one curve" if enough else "the methods lie on curves of their own"
+    sentences = [
+        f"One quadratic in {fit['name']}, explains R² = {fit['quadratic']:.2f} of the forgetting of all "
+        f"methods, one line {fit['line']:.2f}, a line for each method {fit['lines']:.2f}: {said}. "
+        f"Furthest from the quadratic is {fit['furthest']}, {abs(fit['off']):.2g} nats "
+        f"{'above' if fit['off'] > 0 else 'below'} it."
+    ]
     best = max(fits, key=lambda fit: fit["quadratic"])
-    if best is not fits[0]:
+    if best is not fit:
         sentences.append(f"{best['name']}, explains more: R² = {best['quadratic']:.2f}.")
     return sentences
 

@@ -11,8 +11,17 @@ from klball.adversary.dual import robust_profile
 from klball.files import without_nan
 from klball.scores.measure import ACCURACY, Measure
 from klball.scores.paired import Interval, cvar_difference, mean_difference
-from klball.scores.perplexity import CVAR_LEVELS, HARDEST, RADII, ProfilePoint, cvar, few_hardest, hardest
-from klball.scores.tails import tail_interval, tail_size, varied_interval
+from klball.scores.perplexity import (
+    CVAR_LEVELS,
+    HARDEST,
+    RADII,
+    ProfilePoint,
+    cvar,
+    few_hardest,
+    hardest,
+    own_tail,
+)
+from klball.scores.tails import tail_size, varied_interval
 
 GROUP = "group "
 NUMBERS = ("value", "low", "high", "difference", "difference_low", "difference_high")
@@ -89,13 +98,9 @@ def _mean(loss: np.ndarray, base: np.ndarray, rows: np.ndarray) -> tuple[int, In
 
 
 def _cvar(loss: np.ndarray, base: np.ndarray, level: float) -> tuple[int, Interval, Interval]:
-    m = tail_size(level, len(loss))
-    ordered = np.sort(loss)[::-1]
     value = cvar(loss, level)
-    interval = tail_interval(ordered[:m], ordered[min(m, len(loss) - 1)], level, value)
-    if ordered[0] == ordered[min(m, len(loss) - 1)]:  # one value: its spread is not known
-        interval = (math.nan, math.nan)
-    return m, (value, *interval), cvar_difference(loss, base, level)
+    own = (value, *own_tail(loss, level, value))
+    return tail_size(level, len(loss)), own, cvar_difference(loss, base, level)
 
 
 def _profile(data: str, model: str, scores: np.ndarray) -> list[ProfilePoint]:

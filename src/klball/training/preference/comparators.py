@@ -32,7 +32,7 @@ class Comparator(Protocol):
 
 
 @dataclass(frozen=True)
-class DrDPO:
+class DrDPO(Comparator):
     """Dr. DPO: w = B·softmax(−ℓ/β′), the gradient of −β′ log mean exp(−ℓ/β′).
 
     Optimistic: easy pairs weigh more. Source: Wu et al., arXiv 2407.07880.
@@ -43,12 +43,9 @@ class DrDPO:
     def weights(self, losses: Tensor, index: Tensor) -> Tensor:
         return len(losses) * (-losses / self.temperature).softmax(0)
 
-    def restart(self) -> None:
-        pass
-
 
 @dataclass(frozen=True)
-class KLDPO:
+class KLDPO(Comparator):
     """KLDPO: w = min(10, exp((ℓ − mean ℓ)/τ)), not normalised: below the cap its mean is at least 1.
 
     Pessimistic. Source: Xu et al., arXiv 2502.01930.
@@ -58,9 +55,6 @@ class KLDPO:
 
     def weights(self, losses: Tensor, index: Tensor) -> Tensor:
         return ((losses - losses.mean()) / self.temperature).exp().clamp(max=KLDPO_CAP)
-
-    def restart(self) -> None:
-        pass
 
 
 class GroupEG(StepHook):

@@ -6,8 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from klball.training.arguments import one_of
-
-CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+from klball.training.logged import CLIPPED
 
 Condition = tuple[str, Callable[[Any], Any]]
 

@@ -1,7 +1,6 @@
 """What a token objective needs besides log-probabilities, and where the trainer has it from."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +12,6 @@ from klball.models.modes import evaluating
 from klball.objectives.tokens import Objective, needs_of
 from klball.training.sft.forward import BatchScores, SampleForward
 from klball.training.sft.window import NEEDED_FILES, OldLogProbs
-
-Of = Callable[[Tensor, BatchScores], Tensor]
 
 
 def checkpoint_files(objective: Objective | None) -> dict[str, tuple[str, ...]]:
