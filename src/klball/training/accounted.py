@@ -16,7 +16,6 @@ from klball.training.batches import INDEX
 from klball.training.checkpoints import STATE_FILE
 from klball.training.resumption import Resumable
 from klball.training.returned import logged, refuse_taken
-from klball.training.step import StepHook
 from klball.training.weights import WEIGHTS_FILE, Weighed, weight_table, write_weights
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,6 @@ class Accounted(Resumable):
     """Whether `train` leaves the last weights; `klball train` does so once the model is saved."""
 
     accountant: Accountant
-    hooks: list[StepHook]
     samples: Dataset
     given_rows: Dataset
     """The training data as it was given, with a `sample_id`, for people to see."""

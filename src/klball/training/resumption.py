@@ -14,6 +14,7 @@ from klball.training.checkpoints import (
     newest_complete,
     refuse_unfit,
 )
+from klball.training.step import StepHook
 
 if TYPE_CHECKING:
     from transformers import Trainer as Base
@@ -28,12 +29,13 @@ class Resumable(Base):
     _steps_an_epoch: int = 1
     within_epoch: bool = False
     """Whether training resumes in the middle of an epoch, and goes on with the samples still to come."""
+    hooks: list[StepHook]
     model: Any
     _tag_names: Any
 
     def checkpoint_files(self) -> Mapping[str, tuple[str, ...]]:
         """What a whole checkpoint holds beside TRL's files and the ledger: what it is → patterns of names."""
-        return {}
+        return {what: patterns for hook in self.hooks for what, patterns in hook.files.items()}
 
     def train(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any

@@ -81,9 +81,6 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
     def texts_of(self, row: dict[str, Any], unit: int) -> dict[str, str]:
         return texts_of_pair(row)
 
-    def checkpoint_files(self) -> dict[str, tuple[str, ...]]:
-        return dict(GroupEG.files) if isinstance(self.comparator, GroupEG) else {}
-
     def begin_training(self) -> None:
         """Fill the ledger; a comparator starts afresh unless training is resumed."""
         if self._sharded:

@@ -155,9 +155,6 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
             family=self._tag_names[-1],
         )
 
-    def checkpoint_files(self) -> Mapping[str, tuple[str, ...]]:
-        return {} if self.critic is None else self.critic.files
-
     def texts_of(self, row: dict[str, Any], unit: int) -> dict[str, str]:
         """Prompt and right answer."""
         prompt = row.get("prompt", "")

@@ -29,7 +29,7 @@ from klball.training.sft.config import RobustSFTConfig
 from klball.training.sft.data import prepare_arguments
 from klball.training.sft.forward import BatchScores, SampleForward, token_sums
 from klball.training.sft.fresh_scores import ScoreRows, fresh_scores, sharded_scores
-from klball.training.sft.needs import Needed, Reference, checkpoint_files
+from klball.training.sft.needs import Needed, Reference
 from klball.training.sft.packing import packed, refuse_crossing_attention
 from klball.training.sft.records import columns_of, metrics_of
 from klball.training.sft.refusals import refuse_foreign_tokens, refuse_other_labels, refuse_unsupported
@@ -179,9 +179,6 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
             without_dropout(model, self._forward, probe)
         if self.padding_free:
             refuse_crossing_attention(model, self._forward, self.data_collator, self.samples)
-
-    def checkpoint_files(self) -> dict[str, tuple[str, ...]]:
-        return checkpoint_files(self.objective)
 
     def texts_of(self, row: dict[str, Any], unit: int) -> dict[str, str]:
         return dict(zip(("prompt", "answer"), texts_of(row), strict=True))
