@@ -1,13 +1,32 @@
 """Training batches that know which samples they hold."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from tqdm.auto import tqdm
+
+from klball.scores.scorer import batches_by_length
 
 INDEX = "sample_index"  # the position of a sample in the training data
+
+
+def batches_of_process(
+    lengths: Sequence[int], accelerator: Any, title: str, quiet: bool
+) -> Iterator[tuple[list[int], bool]]:
+    """This process's batches of rows of these lengths, and whether each counts, with a bar unless quiet.
+
+    A sharded model needs every process in every forward: the last may score a batch for nothing.
+    """
+    batches = batches_by_length(lengths)
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    own = [*batches, *batches[-1:] * (-len(batches) % processes)][rank::processes]
+    with tqdm(total=len(lengths), desc=title, unit=" rows", leave=False, disable=quiet) as bar:
+        for k, batch in enumerate(own):
+            yield batch, k * processes + rank < len(batches)
+            bar.update(min(len(batch) * processes, len(lengths) - bar.n))
 
 
 class SharedOrder(Sampler[int]):

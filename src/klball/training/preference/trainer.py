@@ -8,15 +8,13 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from klball.adversary.sets import AmbiguitySet
 from klball.data.ids import with_sample_ids
 from klball.data.preferences import texts_of_pair
 from klball.data.sources import as_dataset
 from klball.models.modes import evaluating
-from klball.scores.scorer import batches_by_length
-from klball.training.batches import INDEX
+from klball.training.batches import INDEX, batches_of_process
 from klball.training.evaluation import RowEvaluation, refuse_metric_without_groups
 from klball.training.preference.comparators import Comparator, GroupEG, comparator_named
 from klball.training.preference.forward import REFERENCE
@@ -101,18 +99,13 @@ class PreferenceTrainer(RowEvaluation, RobustTrainer):
         """
         own_rows = dataset is self.train_dataset
         rows, units = (dataset, self.samples) if own_rows else self.numbered_units(dataset)
-        batches = batches_by_length(self.row_lengths(rows))
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        # a sharded model needs every process in every forward: the last may score a batch for nothing
-        own = [*batches, *batches[-1:] * (-len(batches) % processes)][rank::processes]
+        own = batches_of_process(self.row_lengths(rows), self.accelerator, title, self.hides_progress)
         names, part, parts = [""], torch.zeros(0), []
-        shown = tqdm(total=len(rows), desc=title, unit=" rows", leave=False, disable=self.hides_progress)
-        with evaluating(self.model_wrapped), shown as bar:
-            for k, batch in enumerate(own):
+        with evaluating(self.model_wrapped):
+            for batch, counts in own:
                 names, part = self._fresh(self.data_collator([rows[i] for i in batch]))
-                if k * processes + rank < len(batches):
+                if counts:
                     parts.append(part)
-                bar.update(min(len(batch) * processes, len(rows) - bar.n))
         table = self._together(torch.cat([*parts, part[:0]]), len(units))
         columns = dict(zip(names[1:], table.unbind(1), strict=True))
         refuse_nonfinite(units, torch.arange(len(table)), {"loss": columns["loss"]}, self.state.global_step)

@@ -9,11 +9,10 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from tqdm.auto import tqdm
 
 from klball.models.token_scores import NonFiniteLogitError
-from klball.scores.scorer import Scores, batches_by_length, rows_of
-from klball.training.batches import INDEX
+from klball.scores.scorer import Scores, rows_of
+from klball.training.batches import INDEX, batches_of_process
 from klball.training.sft.forward import SampleForward, token_sums
 
 ScoreRows = Callable[[list[dict[str, Any]]], Scores]
@@ -32,17 +31,12 @@ def fresh_scores(
     The same on every process; NaN where a row has no finite score, which all have to hear of first.
     """
     table = torch.zeros(len(dataset), len(names), dtype=torch.float64)
-    batches = batches_by_length([len(ids) for ids in dataset["input_ids"]])
-    processes, rank = accelerator.num_processes, accelerator.process_index
-    # a sharded model needs every process in every forward: the last may score a batch for nothing
-    own = [*batches, *batches[-1:] * (-len(batches) % processes)][rank::processes]
-    with tqdm(total=len(dataset), desc=title, unit=" rows", leave=False, disable=quiet) as bar:
-        for k, batch in enumerate(own):
-            scores = _finite_or_nan(score, rows_of(dataset, batch), names)
-            if k * processes + rank < len(batches):
-                table[batch] = scores
-            bar.update(min(len(batch) * processes, len(dataset) - bar.n))
-    if processes > 1:
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    for batch, counts in batches_of_process(lengths, accelerator, title, quiet):
+        scores = _finite_or_nan(score, rows_of(dataset, batch), names)
+        if counts:
+            table[batch] = scores
+    if accelerator.num_processes > 1:
         reduced: Any = accelerator.reduce(table.to(accelerator.device), reduction="sum")
         table = reduced.cpu()
     return dict(zip(names, table.unbind(1), strict=True))
