@@ -21,6 +21,14 @@ class StopAt(TrainerCallback):
     def __init__(self, share: float):
         self.share = share
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Raise ValueError if that share is less than a step: later ones might be the same step."""
+        if self.share * state.max_steps < 1:
+            raise ValueError(
+                f"{100 * self.share:g} % of {state.max_steps} steps is less than one: train longer, or give "
+                "--halving false"
+            )
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= last_step(self.share, state.max_steps):
             control.should_save = control.should_training_stop = True
