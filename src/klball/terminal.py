@@ -20,6 +20,8 @@ from rich.text import Text
 from klball.plain_text import visible
 
 console = Console(stderr=False, width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
+MOST_ROWS = 40  # of a table or list that is also in a file
+LONGEST_CELL = 400  # characters
 REPEATS = 3  # of one kind of message are shown
 LONG_WAIT, SHORT_WAIT = 30.0, 1.0  # seconds between two lines of progress
 
@@ -118,31 +120,46 @@ def say(text: str, style: str = "") -> None:
     console.print(Text(visible(text), style=style))
 
 
-def say_verdicts(lines: Sequence[str]) -> None:
-    """Which model is better where, in a plain line each, before the tables that it rests on."""
-    for line in ("Verdicts", *(f"• {line}" for line in lines), "") if lines else ():
-        say(line, style="bold" if line == "Verdicts" else "")
+def say_verdicts(lines: Sequence[str], rest: str = "", title: str = "Verdicts") -> None:
+    """Which model is better where, in a plain line each, before the tables that it rests on.
+
+    rest: where all lines are, which has the first `MOST_ROWS` printed alone.
+    """
+    left = max(0, len(lines) - MOST_ROWS) if rest else 0
+    shown = [f"• {line}" for line in lines[: len(lines) - left]]
+    for line in (title, *shown, *([f"{left:,} more: {rest}"] if left else []), "") if lines else ():
+        say(line, style="bold" if line == title else "")
 
 
-def show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; numbers to the right, everything else to the left. No text is taken for markup."""
+def show_table(
+    title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], rest: str | None = None
+) -> None:
+    """Print a table; numbers to the right, everything else to the left. No text is taken for markup.
+
+    rest: where all rows are, which has the first `MOST_ROWS` printed alone.
+    """
     if not is_main():
         return
     title, *header = (visible(text, one_line=True) for text in (title, *header))
     width = min(cell_len(title), console.width)
     table = Table(title=Text(title), title_justify="left", header_style="bold cyan", min_width=width)
-    rows = [[_cell(value) for value in row] for row in rows]
+    rows = list(rows)
+    left = 0 if rest is None else max(0, len(rows) - MOST_ROWS)
+    rows = [[_cell(value) for value in row] for row in rows[: len(rows) - left]]
     for column, name in enumerate(header):
         numeric = all(_is_number(row[column]) for row in rows)
         table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
+    if left:
+        say(f"{left:,} more rows: {rest}")
 
 
 def _cell(value: Any) -> str:
-    """Lines stay: a summary's cells have two."""
-    return f"{value:.4g}" if isinstance(value, float) else visible(str(value))
+    """Lines stay: a summary's cells have two. Of endless ids and answers the ends are shown."""
+    text = f"{value:.4g}" if isinstance(value, float) else visible(str(value))
+    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 100]} … {text[-90:]}"
 
 
 def _is_number(text: str) -> bool:

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from klball.adversary.upweighting import radius_help
-from klball.commands.comparison_tables import show, write
+from klball.commands.comparison_tables import in_full, show, write
 from klball.commands.earlier import comparison_before, remove_unwritten
 from klball.commands.elsewhere import COLUMNS, asks_for_columns, own_tables, read_models, show_groups
 from klball.commands.labels import file_names, labelled
@@ -115,8 +115,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
     tables = {(name, str(r)): read_scores(path) for (name, r), path in units.items()}
     comparison = _compared(tables, gamma, options, rounds.like_these(len(numbers)))
     write(comparison, rounds, folder)
+    say_verdicts(comparison.lines(), in_full(folder))
     write_comparison_report(comparison, rounds, folder)
-    say_verdicts(comparison.lines())
     show(comparison, rounds, folder)
     remove_unwritten(before)
 
@@ -145,8 +145,8 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
             comparison = compare_scores(scores, *settings)
     write_run(folder, options, prog)
     write(comparison, rounds, folder)
+    say_verdicts(comparison.lines(), in_full(folder))
     write_comparison_report(comparison, rounds, folder)
-    say_verdicts(comparison.lines())
     show_groups(comparison.scores, folder)
     show(comparison, rounds, folder)
     remove_unwritten(before)

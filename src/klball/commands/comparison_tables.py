@@ -22,7 +22,9 @@ from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds
 from klball.files import write_csv, write_text
 from klball.report.pages.parts import counted
 from klball.scores.elsewhere.item_scores import ONE_ROUND
-from klball.terminal import say, show_table
+from klball.terminal import say, say_verdicts, show_table
+
+MOST_MODELS = 12  # across a terminal
 
 
 def write(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path) -> None:
@@ -78,14 +80,17 @@ def show(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path)
     for analysis in comparison.analyses():
         _show_ground(analysis)
         say(radius_in_words(analysis.solutions.epsilon))
-    say("\nVerdicts in full", style="bold")
     lines = [f"at {analysis.name}: {sentence}" for analysis, sentence in comparison.said()]
-    for line in (comparison.caution(), *lines, *comparison.on_average()):
-        if line:
-            say(f"• {line}")
+    lines = [line for line in (comparison.caution(), *lines, *comparison.on_average()) if line]
+    say_verdicts(lines, in_full(folder), "\nVerdicts in full")
     if comparison.asked.solutions.of_tokens:
-        _show_source(comparison.asked)
+        _show_source(comparison.asked, folder)
     say(f"everything is in {folder}")
+
+
+def in_full(folder: Path) -> str:
+    """Where all verdicts are."""
+    return f"{folder / 'verdicts.txt'} has them all"
 
 
 def accepted(rounds: Rounds | RoundsElsewhere) -> str:
@@ -129,11 +134,14 @@ def _show_ground(analysis: Analysis) -> None:
     show_table(f"{analysis.name}, n = {s.n}", header, body)
 
 
-def _show_source(analysis: Analysis) -> None:
+def _show_source(analysis: Analysis, folder: Path) -> None:
     header = ("model", "rounds", "log-likelihood", "self-certainty", "λ", "β", "worst case")
     body = [tuple(row.values()) for row in source_summary(analysis)]
     show_table(f"the source's summary at {analysis.name}: means over rounds", header, body)
     models = analysis.solutions.models
+    if len(models) > MOST_MODELS:
+        say(f"the source's p-values of every pair of {len(models)} models are in {folder / 'asked'}/p-*.csv")
+        return
     for test, quantity in SOURCE_TESTS:
         rows = matrix_rows(models, p_matrix(analysis.tests, test, quantity, models))
         name = f"{test.replace('_', ' ')} on {quantity.strip('_')}"

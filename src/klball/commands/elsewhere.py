@@ -25,7 +25,7 @@ from klball.report.pages.tables import write_report
 from klball.scores.certified import certified_worst_case, limit, percent
 from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores
 from klball.scores.elsewhere.reading import scores_from
-from klball.scores.elsewhere.report import GROUP, ItemReport, item_report
+from klball.scores.elsewhere.report import GROUP, ItemReport, coded, item_report
 from klball.scores.elsewhere.tables import ANSWERED
 from klball.scores.measure import Measure
 from klball.scores.own import refuse_other_answers
@@ -33,7 +33,7 @@ from klball.scores.parquet import score_files
 from klball.scores.perplexity import robustness_report
 from klball.scores.tables import SCHEMA, read_scores
 from klball.scores.tails import largest
-from klball.terminal import is_main, say, say_verdicts, show_table
+from klball.terminal import MOST_ROWS, is_main, say, say_verdicts, show_table
 
 COLUMNS = ("score", "id", "group", "round", "lower_is_better")
 Certified = dict[tuple[str, float], float]
@@ -136,22 +136,24 @@ def solve_elsewhere(
 
 def _groups(scores: Scores, weights: np.ndarray) -> list[dict[str, Any]]:
     """A row a group: items, mean score, share f, its weight q in the worst case, q/f."""
-    names = np.array(scores.groups)
-    rows = []
-    for name in sorted(set(names.tolist())):
-        own = names == name
-        share, weight = float(own.mean()), float(weights[own].sum())
-        mean = scores.measure.own(float(scores.values[own].mean()))
-        row = {"group": name, "items": int(own.sum()), "mean": mean, "f": share}
-        rows.append({**row, "q": weight, "q_f": weight / share})
-    return rows
+    names, of = coded(scores.groups or [])
+    items = np.bincount(of)
+    means, shares, sums = np.bincount(of, scores.values) / items, items / len(of), np.bincount(of, weights)
+    columns = (names, items.tolist(), means.tolist(), shares.tolist(), sums.tolist())
+    return [
+        {"group": name, "items": n, "mean": scores.measure.own(mean), "f": f, "q": q, "q_f": q / f}
+        for name, n, mean, f, q in zip(*columns, strict=True)
+    ]
 
 
 def show_solved(summary: dict[str, Any], title: str) -> None:
     """The groups' table and the answer in a sentence."""
     if groups := summary.get("groups"):
         header = ("group", "items", f"mean ({summary['unit']})", "share f", "weight q", "q/f")
-        show_table(f"groups in the worst case, {title}", header, [tuple(row.values()) for row in groups])
+        if len(groups) > MOST_ROWS:  # those that it is made of
+            groups = sorted(groups, key=lambda row: -row["q_f"])
+        body = [tuple(row.values()) for row in groups]
+        show_table(f"groups in the worst case, {title}", header, body, "--json true prints them all")
 
 
 # --- evaluate -----------------------------------------------------------------------------------
@@ -234,19 +236,21 @@ def show_items(
         (rows[0]["name"], rows[0]["items"], *(str(interval(r["value"], r["low"], r["high"])) for r in rows))
         for rows in _by_name(report, models)
     ]
-    show_table(f"{unit}: value [95 % interval]", ("mean of", "items", *models), body)
+    rest = f"{folder / 'scores.csv'} has them all"
+    show_table(f"{unit}: value [95 % interval]", ("mean of", "items", *models), body, rest)
     if few := few_in_words(n, "item"):
         say(few)
     others = [model for model in models if model != report.reference]
     if others:
         title = f"difference to {report.reference} on the same items, {unit}"
-        show_table(title, ("mean of", "items", *others), _differences(report, others))
+        show_table(title, ("mean of", "items", *others), _differences(report, others), rest)
     for k, base in enumerate(others[:-1]):  # every pair at once
         later = others[k + 1 :]
         of_model = {model: scores.log_likelihood[scores.models.index(model), 0] for model in (base, *later)}
         own_report = item_report(of_model, report.measure, base, scores.groups)
         body = [row for row in _differences(own_report, later) if row[0] != "hardest_1pct"]  # base's own
-        show_table(f"difference to {base} on the same items, {unit}", ("mean of", "items", *later), body)
+        title = f"difference to {base} on the same items, {unit}"
+        show_table(title, ("mean of", "items", *later), body, f"--reference {base} writes them all")
     worst = {(p.model, p.epsilon): p for p in report.profiles}
     loss = report.measure.loss
 
@@ -297,9 +301,21 @@ def show_groups(scores: RoundScores, folder: Path) -> None:
         body.append((rows[0]["name"], rows[0]["items"], *of_models, *map(str, differences)))
     header = (*scores.models, *(f"{model} − {scores.models[0]}" for model in scores.models[1:]))
     title = f"groups, mean {scores.measure.title}; differences with 95 % intervals over these items"
-    show_table(title, ("", "items", *header), body)
+    show_table(title, ("", "items", *header), body, f"{folder / 'groups.csv'} has them all")
 
 
 def _by_name(report: ItemReport, models: list[str]) -> list[list[dict[str, Any]]]:
-    names = dict.fromkeys(row["name"] for row in report.rows)
-    return [[row for row in report.rows if row["name"] == n and row["model"] in models] for n in names]
+    """The models' rows of every name; many groups with the worst ones first, whoever is bad at them."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in report.rows:
+        if row["model"] in models:
+            found.setdefault(row["name"], []).append(row)
+    if len(found) <= MOST_ROWS:
+        return list(found.values())
+    sign = -1 if report.measure.loss else 1
+
+    def worst(rows: list[dict[str, Any]]) -> tuple[bool, float]:
+        grouped = rows[0]["name"].startswith(GROUP)
+        return grouped, min(sign * row["value"] for row in rows) if grouped else 0.0
+
+    return sorted(found.values(), key=worst)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from typing import Any, TypeVar
 
@@ -57,10 +58,12 @@ class Analysis:
 
     def judged(self, models: tuple[str, str]) -> JudgedPair:
         """The verdict on two models, and the worst cases' difference that it is of."""
-        verdict = next(v for v in self.verdicts if (v.model_a, v.model_b) == models)
-        of_worst = (*models, LEAD)
-        effect = next(e for e in self.effects if (e.model_a, e.model_b, e.quantity) == of_worst)
-        return JudgedPair(verdict, effect, self.solutions)
+        return JudgedPair(*self._by_pair[models], self.solutions)
+
+    @cached_property
+    def _by_pair(self) -> dict[tuple[str, str], tuple[Verdict, Effect]]:
+        leads = {(e.model_a, e.model_b): e for e in self.effects if e.quantity == LEAD}
+        return {(v.model_a, v.model_b): (v, leads[v.model_a, v.model_b]) for v in self.verdicts}
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,13 +94,14 @@ class Comparison(Shown):
         """Every pair of models in one plain line, claims first."""
         asked = self.asked.solutions
         return [
-            line_of_verdict(pair, self._mean_of(pair), asked) + self._contrary(pair) for pair in self._pairs()
+            line_of_verdict(pair, self._mean_of(pair), asked) + self._contrary(pair) for pair in self._pairs
         ]
 
     def on_average(self) -> list[str]:
         """The differences of means that the lines speak of, in full."""
-        return [self._mean_of(pair).sentence(self.scores.measure) for pair in self._pairs()]
+        return [self._mean_of(pair).sentence(self.scores.measure) for pair in self._pairs]
 
+    @cached_property
     def _pairs(self) -> list[JudgedPair]:
         """Of every pair the verdict of the radius asked for; where it only describes, that of the other.
 
@@ -113,8 +117,11 @@ class Comparison(Shown):
 
     def _mean_of(self, pair: JudgedPair) -> MeanDifference:
         """The difference of means over what the pair's verdict speaks of."""
-        means = {(d.model_a, d.model_b, d.over): d for d in self.averages}
-        return means[*pair.models, pair.over]
+        return self._means[*pair.models, pair.over]
+
+    @cached_property
+    def _means(self) -> dict[tuple[str, str, str], MeanDifference]:
+        return {(d.model_a, d.model_b, d.over): d for d in self.averages}
 
     def _contrary(self, pair: JudgedPair) -> str:
         """A sentence where the other radius allows the opposite claim; else ""."""

@@ -10,8 +10,9 @@ import io
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +173,21 @@ def file_text(path: Path) -> str:
 
 
 def json_rows(text: str, path: Path, as_written: bool = True) -> Iterator[Row]:
-    """One object a line, or one array of objects; as_written: numbers at their top are text."""
+    """One object a line, or one array of objects; as_written: numbers at their top are text.
+
+    NaN and Infinity, which pandas and Python write for a missing value, are null; it is said once.
+    """
+    found: Counter[str] = Counter()
+    yield from _json_rows(text, path, as_written, found)
+    if found:
+        first, times = next(iter(found)), found.total()
+        more = f" ({times:,} times in this file)" if times > 1 else ""
+        logger.warning("%s is not JSON, and is read as null%s", first, more)
+
+
+def _json_rows(text: str, path: Path, as_written: bool, constants: Counter[str]) -> Iterator[Row]:
     if re.match(r"\s*\[", text):
-        values = _loads(text, str(path))
+        values = _loads(text, str(path), constants)
         as_text = cache(lambda: _loads(text, str(path), numbers=str))
         for index, value in enumerate(values):
             row = _object(value, f"{path}, row {index + 1}")
@@ -183,15 +196,25 @@ def json_rows(text: str, path: Path, as_written: bool = True) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            row = _object(_loads(line, where), where)
+            row = _object(_loads(line, where, constants), where)
             if as_written:
                 row = _as_written(row, lambda line=line, where=where: _loads(line, where, numbers=str))
             yield row
 
 
-def _loads(text: str, where: str, numbers: Callable[[str], Any] | None = None) -> Any:
+def _loads(
+    text: str,
+    where: str,
+    constants: Counter[str] | None = None,
+    numbers: Callable[[str], Any] | None = None,
+) -> Any:
+    """constants: counts what is no JSON, by name, with the place of the first."""
+
+    def null(name: str) -> None:
+        if constants is not None:
+            constants[f"{where}: {name}" if not constants else next(iter(constants))] += 1
+
     try:
-        null = partial(_null, where)
         return json.loads(text, parse_int=numbers, parse_float=numbers, parse_constant=null)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, " if error.lineno > 1 else ""
@@ -203,11 +226,6 @@ def _loads(text: str, where: str, numbers: Callable[[str], Any] | None = None) -
         raise ValueError(f"{where}: brackets are nested too deeply") from error
     except ValueError as error:  # an integer of thousands of digits
         raise ValueError(f"{where}: {error}") from error
-
-
-def _null(where: str, name: str) -> None:
-    """What pandas and Python write for a missing value."""
-    logger.warning("%s: %s is not JSON, and is read as null", where, name)
 
 
 def _object(value: Any, where: str) -> Row:

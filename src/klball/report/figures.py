@@ -22,6 +22,7 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))  # one fewer than colours
 LONGEST_NAME, KEPT = 60, 20  # characters, and those of its beginning: paths differ in their ends
 MARKERS = "osD^vPX*"
+MOST_NUMBERED = 25  # names of a heat map with its numbers in the cells
 STYLE: Any = {
     "font.size": 12,
     "axes.titlesize": 12,
@@ -122,13 +123,16 @@ def _draw_on(axis: Any, chart: Chart, styles: dict[str, Any]) -> None:
 
 
 def draw_heat_map(path: Path, chart: HeatMap) -> None:
-    """A heat map with its numbers in the cells, as SVG and PNG."""
-    with rc_context({**STYLE, "axes.grid": False}):
-        side = 2.5 + 0.8 * len(chart.names)
+    """A heat map with its numbers in the cells, as SVG and PNG; of many names smaller, and without them."""
+    many = len(chart.names) > MOST_NUMBERED
+    of_labels: Any = {"xtick.labelsize": min(12, 1_000 / len(chart.names))}
+    of_labels |= {"ytick.labelsize": of_labels["xtick.labelsize"], **({"font.size": 30} if many else {})}
+    with rc_context({**STYLE, "axes.grid": False, **of_labels}):
+        side = 2.5 + 0.8 * min(len(chart.names), MOST_NUMBERED)
         figure = Figure(figsize=(side + 1, side))
         axis = figure.subplots()
         image = axis.imshow(np.ma.masked_invalid(chart.matrix), cmap="cividis", vmin=0, vmax=FULL_COLOUR)
-        for row, cells in enumerate(chart.cells()):
+        for row, cells in enumerate([] if many else chart.cells()):
             for column, text in enumerate(cells):
                 colour = "white" if chart.matrix[row, column] < FULL_COLOUR / 2 else "black"
                 axis.text(column, row, text, ha="center", va="center", color=colour)

@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from klball.files import digest, write_text
 
-MOST_TEXTS = 300  # rows of a table with long texts
+MOST_TEXTS, MOST_ROWS = 300, 1_000  # rows of a table with long texts, and of any other
 EXCERPT = 180  # characters of a text that are shown before it is opened
 # what a JSON text may not hold inside <script>, and the line separators that JavaScript once refused
 ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -40,9 +40,9 @@ class Cell:
 class Table:
     """Rows of equal keys under the headings of `columns` (all keys by default); sortable.
 
-    `long`: columns of long texts, folded to an excerpt; of such a table the first few hundred rows are
-    drawn, and `rest` says where the others are. `search`: a box that filters rows, and with
-    `group` also a list of that column's values.
+    `long`: columns of long texts, folded to an excerpt. Of many rows the first few hundred are drawn, and
+    `rest` says where the others are. `search`: a box that filters rows, and with `group` also a list of
+    that column's values.
     """
 
     title: str
@@ -71,8 +71,9 @@ class Table:
 
     @cached_property
     def shown(self) -> Sequence[Mapping[str, Any]]:
-        """The rows that are drawn: of long texts the first ones of each group, `MOST_TEXTS` in all."""
-        if not self.long or len(self.rows) <= MOST_TEXTS:
+        """The rows that are drawn: the first ones of each group, so many in all."""
+        most = MOST_TEXTS if self.long else MOST_ROWS
+        if len(self.rows) <= most:
             return self.rows
         seen: Counter[str] = Counter()
         places = []
@@ -80,7 +81,7 @@ class Table:
             group = str(row[self.group]) if self.group else ""
             places.append((seen[group], place))
             seen[group] += 1
-        return [self.rows[place] for place in sorted(place for _, place in sorted(places)[:MOST_TEXTS])]
+        return [self.rows[place] for place in sorted(place for _, place in sorted(places)[:most])]
 
     def left_out(self) -> str:
         """What is not drawn, and where it is; "" if all is."""

@@ -279,7 +279,8 @@ def _report_weights(trainer: Any, rows: Dataset, hidden: tuple[str, ...], folder
     if groups:
         header = ("group", "samples", f"mean {_in_words(trainer.entry[0])}", "share f", "weight q", "q/f")
         body = [tuple(row.values()) for row in sorted(groups, key=lambda row: -row["density"])]
-        show_table(f"groups as the adversary weighs them ({folder / GROUPS_FILE})", header, body)
+        title = f"groups as the adversary weighs them ({folder / GROUPS_FILE})"
+        show_table(title, header, body, f"{folder / GROUPS_FILE} has them all")
     if trainer.has_live_weights and top:
         columns = [column for column in top[0] if column not in ("sample_id", *HIDDEN)]
         header = ("n·q", *map(_in_words, columns[1:]))

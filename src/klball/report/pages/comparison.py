@@ -10,7 +10,6 @@ import numpy as np
 from klball.adversary.dual import solve_dual
 from klball.adversary.upweighting import radius_in_words
 from klball.comparison.analysis import SOURCE_TESTS, Analysis, Comparison, matrix_rows, source_summary
-from klball.comparison.effects import Effect
 from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.hypothesis_tests import p_matrix
 from klball.comparison.joint import LEAST_DECIDING, LEAST_ERRORS
@@ -25,6 +24,7 @@ from klball.report.pages.parts import REPORT_FILE, interval, provenance_section,
 from klball.report.paper import latex_table
 from klball.scores.perplexity import ProfilePoint
 
+MOST_PAIRS = 40  # of models, in a list or a figure
 SYMBOLS = {"lambda_": "λ", "beta": "β", "lambda_beta": "(λ, β)", "worst_case": "worst case"}
 TESTS = {"welch_t": "Welch's t", "hotelling": "Hotelling's T²"}
 SUMMARY = {
@@ -59,7 +59,7 @@ def write_comparison_report(comparison: Comparison, rounds: Rounds | RoundsElsew
     write_text(folder / "latex" / "summary.tex", latex_table(source_summary(asked), columns, caption))
     for analysis in comparison.analyses():
         own = "asked" if analysis is asked else "wide"
-        rows = [_effect_row(analysis, effect) for effect in analysis.effects if effect.quantity == LEAD]
+        rows = _effect_rows(analysis)
         text = latex_table(
             rows, EFFECTS, f"Worst-case {measure.score} at {analysis.name}: differences a − b, {measure.unit}"
         )
@@ -74,11 +74,11 @@ def comparison_page(comparison: Comparison, rounds: Rounds | RoundsElsewhere, fo
     return Page(
         title="Which model is more reliable?",
         subtitle=f"{len(scores.models)} models, {of_rounds}",
-        headline=comparison.lines(),
+        headline=_first(comparison.lines()),
         verdict=[
             *filter(None, [comparison.caution()]),
-            *(_said(analysis, sentence) for analysis, sentence in comparison.said()),
-            *comparison.on_average(),
+            *_first([_said(analysis, sentence) for analysis, sentence in comparison.said()]),
+            *_first(comparison.on_average()),
         ],
         sections=[
             *(_effects_section(analysis) for analysis in comparison.analyses()),
@@ -99,6 +99,11 @@ def comparison_page(comparison: Comparison, rounds: Rounds | RoundsElsewhere, fo
     )
 
 
+def _first(lines: list[str]) -> list[str]:
+    left = len(lines) - MOST_PAIRS
+    return [*lines[:MOST_PAIRS], f"{left:,} more are in verdicts.txt."] if left > 0 else lines
+
+
 def _said(analysis: Analysis, sentence: str) -> str:
     """The sentence names ε; γ goes before it."""
     gamma = analysis.solutions.gamma
@@ -112,32 +117,38 @@ EFFECTS = {
 }
 
 
-def _effect_row(analysis: Analysis, effect: Effect) -> dict[str, Any]:
-    pair = (effect.model_a, effect.model_b)
-    item = next(i for i in analysis.items if (i.model_a, i.model_b, i.quantity) == (*pair, effect.quantity))
-    test = next(
-        t
-        for t in analysis.tests
-        if (t.model_a, t.model_b, t.test, t.quantity) == (*pair, "paired_t", effect.quantity)
-    )
-    median = (effect.hodges_lehmann, effect.hodges_lehmann_low, effect.hodges_lehmann_high)
-    return {
-        "pair": " − ".join(pair),
-        "mean": interval(effect.mean, effect.mean_low, effect.mean_high),
-        "hodges_lehmann": interval(*median),
-        "cohen_dz": interval(effect.cohen_dz, effect.cohen_dz_low, effect.cohen_dz_high),
-        "items": interval(item.value, item.low, item.high),
-        "ess": item.ess,
-        "rounds": effect.rounds,
-        "rounds_needed": effect.rounds_needed,
-        "holm": test.minus_log10_holm,
-        "degenerate": effect.degenerate,
-    }
+def _effect_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """A row a pair of models: what is said of the difference of their worst cases."""
+    items = {(i.model_a, i.model_b): i for i in analysis.items if i.quantity == LEAD}
+    tests = [t for t in analysis.tests if (t.test, t.quantity) == ("paired_t", LEAD)]
+    holm = {(t.model_a, t.model_b): t.minus_log10_holm for t in tests}
+    found = []
+    for effect in analysis.effects:
+        if effect.quantity != LEAD:
+            continue
+        pair = (effect.model_a, effect.model_b)
+        item = items[pair]
+        median = (effect.hodges_lehmann, effect.hodges_lehmann_low, effect.hodges_lehmann_high)
+        found.append(
+            {
+                "pair": " − ".join(pair),
+                "mean": interval(effect.mean, effect.mean_low, effect.mean_high),
+                "hodges_lehmann": interval(*median),
+                "cohen_dz": interval(effect.cohen_dz, effect.cohen_dz_low, effect.cohen_dz_high),
+                "items": interval(item.value, item.low, item.high),
+                "ess": item.ess,
+                "rounds": effect.rounds,
+                "rounds_needed": effect.rounds_needed,
+                "holm": holm[pair],
+                "degenerate": effect.degenerate,
+            }
+        )
+    return found
 
 
 def _effects_section(analysis: Analysis) -> Section:
     s = analysis.solutions
-    of_pair = [_effect_row(analysis, effect) for effect in analysis.effects if effect.quantity == LEAD]
+    of_pair = _effect_rows(analysis)
     unit, worst = s.measure.unit, f"Worst-case {s.measure.score}"
     lead = f"{worst}, {unit}: differences between models"
     note = "95 % intervals; above 0 the first model of the pair is better. Over rounds: on these items only."
@@ -168,18 +179,22 @@ def _differences(analysis: Analysis, of_pair: list[dict[str, Any]], unit: str) -
     s = analysis.solutions
     points, means = {}, {}
     effects = [effect for effect in analysis.effects if effect.quantity == LEAD]
+    fewer = ""
+    if len(effects) > MOST_PAIRS:
+        effects = sorted(effects, key=lambda effect: -abs(np.nan_to_num(effect.mean)))[:MOST_PAIRS]
+        fewer = f" Drawn are the {MOST_PAIRS} pairs of the largest differences."
     for effect in effects:
         a, b = s.models.index(effect.model_a), s.models.index(effect.model_b)
         usable = np.flatnonzero(s.pair_rounds(a, b))
         pair = f"{effect.model_a} − {effect.model_b}"
         points[pair] = ((s.worst_case[a] - s.worst_case[b])[usable], [s.rounds[r] for r in usable])
         means[pair] = (effect.mean, effect.mean_low, effect.mean_high)
-    said = "; ".join(f"{row['pair']}: {row['mean']}" for row in of_pair)
+    said = "; ".join(f"{row['pair']}: {row['mean']}" for row in of_pair if row["pair"] in points)
     return Plot(
         "Per-round paired differences",
         paired_differences(points, means, f"difference of the worst-case {s.measure.score}, {unit}"),
         f"Strip plot, a strip a pair of models. Means with intervals: {said}.",
-        "A dot is a round; the line at 0 is no difference.",
+        f"A dot is a round; the line at 0 is no difference.{fewer}",
     )
 
 
@@ -263,7 +278,9 @@ def _regions(analysis: Analysis) -> list[Part]:
 def _p_chart(analysis: Analysis, test: str, quantity: str) -> HeatMap:
     """−log10 p of every pair of models."""
     own = [t for t in analysis.tests if (t.test, t.quantity) == (test, quantity)]
-    said = (f"{t.model_a} and {t.model_b}: {t.degenerate or f'{t.minus_log10_p:.3g}'}" for t in own)
+    said = (
+        f"{t.model_a} and {t.model_b}: {t.degenerate or f'{t.minus_log10_p:.3g}'}" for t in own[:MOST_PAIRS]
+    )
     models = analysis.solutions.models
     matrix = p_matrix(analysis.tests, test, quantity, models)
     title = f"−log10 p of {TESTS[test]} on {SYMBOLS[quantity]}"

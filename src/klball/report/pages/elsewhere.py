@@ -21,11 +21,12 @@ from klball.report.pages.parts import (
     sample_rows,
     samples_section,
 )
-from klball.scores.elsewhere.report import ItemReport
+from klball.scores.elsewhere.report import GROUP, ItemReport
 from klball.scores.measure import ACCURACY, Measure
 from klball.scores.tails import FEW
 
 VERDICT_AT = 0.1  # the radius of the worst case that sentences name
+MOST_DRAWN = 60  # groups, those of the largest differences
 WEIGHED_AT = 0.5  # the radius of the weights in the sample table
 
 
@@ -54,15 +55,11 @@ def write_items_page(report: ItemReport, scores: RoundScores, rounds: RoundsElse
     write_page(page, folder / REPORT_FILE)
 
 
-def _row(report: ItemReport, model: str, name: str) -> dict[str, Any]:
-    return next(row for row in report.rows if (row["model"], row["name"]) == (model, name))
-
-
 def _verdict(report: ItemReport, models: list[str]) -> list[str]:
     """A sentence a model: mean and worst 5 % (of right and wrong, which has no tail, the worst case)."""
     measure, said = report.measure, []
     for model in models:
-        mean, tail = (_row(report, model, name) for name in ("mean", "cvar_0.05"))
+        mean, tail = (report.row_of[model, name] for name in ("mean", "cvar_0.05"))
         rows = counted(tail["items"]) + (", descriptive" if tail["items"] < FEW else "")
         if measure.unit == ACCURACY:
             worst, base = (_worst(report, name) for name in (model, report.reference))
@@ -91,7 +88,7 @@ def item_lines(report: ItemReport) -> list[str]:
     measure, lines = report.measure, []
     for model in dict.fromkeys(row["model"] for row in report.rows):
         if model != report.reference:
-            mean, tail = (_row(report, model, name) for name in ("mean", "cvar_0.05"))
+            mean, tail = (report.row_of[model, name] for name in ("mean", "cvar_0.05"))
             sides = [_side(measure, AVERAGE, mean, LEAST_ESS)]
             if measure.unit != ACCURACY:
                 sides.insert(0, _side(measure, "on the worst 5 %", tail, FEW))
@@ -130,7 +127,7 @@ def _values(report: ItemReport, models: list[str], unit: str) -> Table:
     names = dict.fromkeys(row["name"] for row in report.rows)
     body = []
     for name in names:
-        found = {model: _row(report, model, name) for model in models}
+        found = {model: report.row_of[model, name] for model in models}
         cells = {f"of {m}": interval(r["value"], r["low"], r["high"]) for m, r in found.items()}
         body.append({"mean of": name, "items": found[models[0]]["items"], **cells})
     return Table(
@@ -145,13 +142,19 @@ def _values(report: ItemReport, models: list[str], unit: str) -> Table:
 def _differences(report: ItemReport, unit: str) -> Plot:
     keys = ("difference", "difference_low", "difference_high")
     series: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for row in report.rows:
-        if row["model"] != report.reference:
+    others = [row for row in report.rows if row["model"] != report.reference]
+    of_groups = [row for row in others if row["name"].startswith(GROUP)]
+    largest = sorted(of_groups, key=lambda row: -abs(row["difference"]))
+    left = [*dict.fromkeys(row["name"] for row in largest)][MOST_DRAWN:]
+    fewer = f" Of the groups the {MOST_DRAWN} of the largest differences are drawn." if left else ""
+    hidden = set(left)
+    for row in others:
+        if row["name"] not in hidden:
             series.setdefault(row["model"], {})[row["name"]] = tuple(row[key] for key in keys)  # pyright: ignore[reportArgumentType]
     return Plot(
         f"Difference to {report.reference}",
         intervals(series, f"difference to {report.reference}: {unit}", reference=0.0),
-        f"Dots with 95 % intervals, paired over items; the numbers are in scores.csv. {EACH}",
+        f"Dots with 95 % intervals, paired over items; the numbers are in scores.csv.{fewer} {EACH}",
     )
 
 

@@ -1,8 +1,9 @@
 """Scores of items under several models → means, tails, groups and the worst case at every radius."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,11 @@ class ItemReport:
     rows: list[dict[str, Any]]
     profiles: list[ProfilePoint]
 
+    @cached_property
+    def row_of(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(Model, name) → row."""
+        return {(row["model"], row["name"]): row for row in self.rows}
+
     def records(self) -> list[dict[str, Any]]:
         """The rows for CSV: None for no number."""
         return without_nan(self.rows)
@@ -65,7 +71,7 @@ def item_report(
     hard = hardest(-base)
     ordered = np.sort(base)[::-1]
     tied = m < len(base) and ordered[m - 1] == ordered[m]
-    names = np.array(groups or [])
+    of_groups = _places(groups or [])
     rows = []
     for model, own in scores.items():
         loss = -own
@@ -73,8 +79,7 @@ def item_report(
         hardest_ones = {} if tied else {"hardest_1pct": _mean(loss, base, hard)}
         worst = {f"cvar_{level:g}": _cvar(loss, base, level) for level in CVAR_LEVELS}
         found |= {**worst, **hardest_ones} if few_hardest(len(base)) else {**hardest_ones, **worst}
-        for name in sorted(set(groups or [])):
-            found[f"{GROUP}{name}"] = _mean(loss, base, np.flatnonzero(names == name))
+        found |= {f"{GROUP}{name}": _mean(loss, base, places) for name, places in of_groups.items()}
         for name, (items, value, difference) in found.items():
             shown = _own(measure, value)
             if measure.unit == ACCURACY:
@@ -84,6 +89,20 @@ def item_report(
             rows.append({"model": model, "name": name, "items": items, **numbers})
     profiles = [point for model, own in scores.items() for point in _profile(data, model, own)]
     return ItemReport(measure, reference, rows, profiles)
+
+
+def coded(groups: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The groups' names, sorted, and of every item the place of its own among them."""
+    names = sorted(set(groups))
+    place = {name: k for k, name in enumerate(names)}
+    return names, np.array([place[name] for name in groups], dtype=int)
+
+
+def _places(groups: Sequence[str]) -> dict[str, np.ndarray]:
+    """The items of every group, by name."""
+    names, of = coded(groups)
+    parts = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of))[:-1])
+    return dict(zip(names, parts, strict=True)) if names else {}
 
 
 def _own(measure: Measure, of_loss: Interval) -> Interval:
