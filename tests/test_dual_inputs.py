@@ -160,7 +160,7 @@ def test_one_of_the_two_is_needed():
 
 
 def test_the_command_refuses_losses(tmp_path, capsys):
-    from test_streaming import write_scores
+    from test_streamed_tables import write_scores
 
     write_scores(tmp_path / "losses.parquet", np.array([2.3, 1.2]), np.array([1.0, 1.0]))
     for streamed in ("true", "false"):
