@@ -153,7 +153,7 @@ def test_the_line_is_one_test_not_the_better_of_two():
     rng, wide = np.random.default_rng(7), 0
     for _ in range(100):
         found = klball.compare_scores(of_tokens(*(rng.normal(size=400) + rng.normal(size=(2, 400)))), 0.1)
-        (pair,) = found._pairs()
+        (pair,) = found._pairs
         assert pair.solutions is found.asked.solutions and found.wide is not None
         wide += found.wide.judged(pair.models).claims and not pair.claims
     assert wide > 0

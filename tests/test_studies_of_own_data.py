@@ -191,7 +191,7 @@ def test_groups_whose_rows_are_all_cut_are_not_judged(tmp_path, capsys):
     ]
     write_rows(tmp_path / "rows.jsonl", rows)
     words = ["tune", "--dataset_name", str(tmp_path / "rows.jsonl"), "--group_column", "kind"]
-    words += ["--epsilons", "0.1", "--max_steps", "1", "--eval_fraction", "0.5", "--max_length", "40"]
+    words += ["--epsilons", "0.1", "--max_steps", "2", "--eval_fraction", "0.5", "--max_length", "40"]
     words += ["--report_to", "none", "--per_device_train_batch_size", "2"]
     main([*words, "--output_dir", str(tmp_path / "out")])
     assert "Not judged, with fewer than 10 held-out rows: b" in " ".join(capsys.readouterr().out.split())
