@@ -179,8 +179,10 @@ def _report(
         draw(folder / "figures" / column, chart, radius_chart(finals, column))
     header = ("arm", *(column.replace("_", " ") for column in measures))
     body = [(row["arm"], *(row[f"{column}_text"] for column in measures)) for row in rows]
-    title = f"Perplexity, {len(reports)} seed(s): mean ± sd over seeds (change against ε = 0 [95 % interval])"
-    show_table(title, header, body)
+    of_seeds = "one seed (change against ε = 0)"
+    if len(reports) > 1:
+        of_seeds = f"{len(reports)} seeds: mean ± sd over them (change against ε = 0 [95 % interval])"
+    show_table(f"Perplexity, {of_seeds}", header, body)
     write_robustness_page(
         *(rows, finals, list(charts.values()), {column: title for column, (_, _, title) in measures.items()}),
         *(reports[0], _by_data(tables[0]), data),
