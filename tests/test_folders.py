@@ -81,6 +81,36 @@ def test_what_a_card_cannot_mean(clone, config, before, after, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("before", ["\ufeff", "\n\n", ""])
+def test_a_card_may_begin_with_anything_blank(before, clone):
+    (clone / "README.md").write_text(before + CARD, encoding="utf-8")
+    assert load_rows(clone, config="socratic")["question"][:] == ["socratic/all"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "config", "message"),
+    [
+        ("data_dir: main", "data_dir: 3", "folder", "README.md: "),
+        (
+            "data_files: socratic/*.jsonl",
+            "data_files: hf://datasets/a/b.jsonl",
+            "socratic",
+            "README.md names hf",
+        ),
+        ("name: folder", "name: 2024", "2024", None),
+        ("data_files: socratic/*.jsonl", "data_files:", "socratic", None),
+        ("data_dir: main", "data_dir:", "folder", None),
+    ],
+)
+def test_values_of_other_types(before, after, config, message, clone):
+    (clone / "README.md").write_text(CARD.replace(before, after))
+    if message is None:
+        load_rows(clone, config=config)
+        return
+    with pytest.raises(ValueError, match=message):
+        load_rows(clone, config=config)
+
+
 def test_the_command_line_chooses_it(clone, tmp_path, capsys):
     scoring = ["score", "--model_name_or_path", "klball/tiny", "--dataset_name", str(clone)]
     with pytest.raises(SystemExit):

@@ -67,6 +67,11 @@ def test_sources(files, part, questions):
     assert mixed_rows([DatasetConfig(**part)])["question"][:] == questions
 
 
+def test_shares_may_be_as_large_as_numbers_go(files):
+    parts = [DatasetConfig(f"{name}.parquet", fraction=1e308) for name in "ab"]
+    assert len(mixed_rows(parts)) == 14
+
+
 def test_columns_of_different_types_stand_beside_each_other(files):
     (files / "m.jsonl").write_text('{"question": {"de": [1]}, "answer": ["a", 1], "own": 1}\n')
     rows = mixed_rows([DatasetConfig("m.jsonl"), DatasetConfig("c.csv")])
@@ -77,6 +82,12 @@ def test_columns_of_different_types_stand_beside_each_other(files):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
+        ({"path": ".", "data_dir": "nope"}, "there is no folder nope"),
+        ({"path": "json", "data_files": []}, "data_files must name files"),
+        ({"path": "json", "data_files": {}}, "data_files must name files"),
+        ({"path": "json", "data_files": {"train": None}}, "data_files must name files"),
+        ({"path": "json", "data_files": {"train": ["n.jsonl", 3]}}, "data_files must name files"),
+        ({"path": "n.jsonl", "columns": ["answer", "answer"]}, "columns are named twice"),
         ({"path": "json"}, r"entry 2 \(json\): json needs data_files"),
         ({"path": "json", "data_files": "no.jsonl"}, r"entry 2 \(no.jsonl\): no data file no.jsonl"),
         ({"path": "json", "data_files": "no*.jsonl"}, "no data file no"),

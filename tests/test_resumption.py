@@ -281,5 +281,8 @@ def test_what_a_kill_leaves_of_files_and_old_checkpoints_goes(best, root, tmp_pa
     shutil.copytree(folder / "checkpoint-4", folder / "checkpoint-2")
     (folder / "checkpoint-2" / "trainer_state.json").unlink()
     (folder / ".tmpAbC123").touch()
+    (folder / ".tmpfolder").mkdir()
+    shutil.copytree(folder / "checkpoint-4", folder / "checkpoint-4-copy")  # the user's own
     train(root, folder, *more)
+    shutil.rmtree(folder / "checkpoint-4-copy")
     assert contents(folder) == whole

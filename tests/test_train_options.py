@@ -336,6 +336,9 @@ def test_the_metric_of_the_best_model_is_known_before_training(tmp_path):
             refuse_unsupported(config, (), arguments, None, None)
 
 
-def test_a_column_of_texts_that_is_not_there_is_refused(asked):
-    with pytest.raises(ValueError, match="dataset_text_field: the rows have no column 'body', but"):
+def test_a_column_of_texts_that_is_not_read_is_refused(asked):
+    with pytest.raises(ValueError, match=r"dataset_text_field: rows with .* are not read by 'body'"):
         asked("--dataset_text_field", "body")
+    with pytest.raises(ValueError, match=r"dataset_text_field: rows with .* are not read by 'body'"):
+        texts = ["--dataset_name", "TEXT", "--dataset_text_field", "body"]
+        asked(*texts, "--eval_strategy", "steps", "--eval_dataset", "TEST")

@@ -43,6 +43,7 @@ def training_and_evaluation_rows(
         train, evaluation = split_by_content(train, options.test_fraction, config.seed, text_field_of(config))
     else:
         evaluation = evaluation_rows(options, mixture, reading)
+    refuse_absent_text_field(evaluation, text_field_of(config))
     refuse_training_rows(train, eval_dataset=evaluation)
     return train, evaluation
 

@@ -68,19 +68,19 @@ def chosen_split(source: Path | str, splits: Sequence[str], split: str | None, d
 
 def _files_by_split(folder: Path, config: str | None) -> dict[str, list[Path]]:
     """Data files as the folder's card or their names say, both as `datasets` reads them."""
-    said = _configuration(folder, config)
-    base = folder / said.get("data_dir", "")
+    said = {key: value for key, value in _configuration(folder, config).items() if value is not None}
     try:
+        base = folder / said.get("data_dir", "")
         patterns = sanitize_patterns(said["data_files"]) if "data_files" in said else _patterns(base)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / CARD}: {first_line(error)}") from error
     found: dict[str, list[Path]] = {}
     for split, globs in patterns.items():
         for glob in globs:
             try:
                 paths = [Path(path) for path in resolve_pattern(glob, str(base))]
-            except FileNotFoundError as error:
-                if "data_files" in said:
+            except Exception as error:  # of remote names there are many kinds
+                if "data_files" in said or not isinstance(error, FileNotFoundError):
                     raise ValueError(f"{folder / CARD} names {glob}, and there is no such file") from error
                 continue
             found.setdefault(str(split), []).extend(p for p in paths if suffix_of(p) in KINDS)
@@ -101,10 +101,11 @@ def _configuration(folder: Path, config: str | None) -> dict[str, Any]:
     """What the card of a cloned data set says of the configuration asked for, or of its default one."""
     card = folder / CARD
     try:
-        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        text = card.read_text(encoding="utf-8-sig") if card.is_file() else ""
         tagged = text.lstrip().startswith("---")
         data: Any = DatasetCard(text).data if tagged else {}
-        known = MetadataConfigs.from_dataset_card_data(data)
+        known = {str(name): said for name, said in MetadataConfigs.from_dataset_card_data(data).items()}
+        known = MetadataConfigs(known)
         chosen = config or known.get_default_config_name()
     except Exception as error:  # a README of any kind
         raise ValueError(f"could not read {card}: {first_line(error)}") from error

@@ -101,10 +101,14 @@ def known_columns(dataset: Dataset, text_field: str = TEXT) -> Dataset:
 
 
 def refuse_absent_text_field(rows: Dataset, text_field: str) -> None:
-    """Raise ValueError if a column of texts was named that the rows lack: another one would be read."""
-    if text_field != TEXT and text_field not in rows.column_names:
-        there = ", ".join(name for name in rows.column_names if name != "sample_id")
-        raise ValueError(f"dataset_text_field: the rows have no column {text_field!r}, but {there}")
+    """Raise ValueError if a column of texts was named and another one is read."""
+    columns = {*rows.column_names} - {"sample_id"}
+    if text_field != TEXT and layout_of(columns, text_field).used != {text_field}:
+        named = ", ".join(sorted(columns))
+        raise ValueError(
+            f"dataset_text_field: rows with {named} are not read by {text_field!r}: leave it out, or name a "
+            "column of texts"
+        )
 
 
 def _repeats_the_first_turn(dataset: Dataset) -> bool:

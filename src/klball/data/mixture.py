@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, concatenate_datasets, load_dataset
 from trl.scripts.utils import DatasetConfig
@@ -28,6 +29,7 @@ def mixed_rows(parts: Sequence[DatasetConfig]) -> Dataset:
     if any(shares):
         if not all(shares):
             raise ValueError(f"{names[shares.index(0)]}: give fraction for every entry, or for none")
+        shares = [share / max(shares) for share in shares]  # whose sum is finite
         weights = [share / sum(shares) for share in shares]
         total = min(len(rows) / weight for rows, weight in zip(sources, weights, strict=True))
         kept = [round(weight * total) for weight in weights]
@@ -56,6 +58,8 @@ def _read(part: DatasetConfig, name: str) -> Dataset:
     absent = next((column for column in wanted if column not in rows.column_names), None)
     if absent is not None:
         raise ValueError(f"{name}: no column {absent!r}; there are {', '.join(rows.column_names)}")
+    if len({*wanted}) < len(wanted):
+        raise ValueError(f"{name}: columns are named twice: {', '.join(wanted)}")
     return rows.select_columns(wanted)
 
 
@@ -70,12 +74,20 @@ def _rows(part: DatasetConfig) -> Dataset:
     if part.data_files is not None or (part.data_dir and not folder.is_dir()):
         return _by_datasets(part)
     name = str(folder / part.data_dir) if part.data_dir else part.path
+    if part.data_dir and not (folder / part.data_dir).is_dir():
+        raise ValueError(f"there is no folder {name}")
     return source_rows(name, part.split, part.name)
 
 
 def _listed(files: str | list[str] | dict[str, str] | None) -> dict[str, list[str]]:
-    by_split = files if isinstance(files, dict) else {"train": files or []}
-    return {split: [some] if isinstance(some, str) else list(some) for split, some in by_split.items()}
+    if files is None:
+        return {}
+    by_split: dict[str, Any] = files if isinstance(files, dict) else {"train": files}
+    listed = {split: some if isinstance(some, list) else [some] for split, some in by_split.items()}
+    for some in listed.values() or [[]]:
+        if not some or not all(isinstance(file, str) and file for file in some):
+            raise ValueError(f"data_files must name files, by split where there are several, not {files!r}")
+    return listed
 
 
 def _of_files(part: DatasetConfig, files: dict[str, list[str]]) -> Dataset:

@@ -21,15 +21,16 @@ def refuse_looking_ahead(name: str, logits_of: Callable[[Tensor], Tensor], ids: 
     tolerance = 1e-4 if before.dtype in (torch.float32, torch.float64) else 1e-2  # experts' noise
     if bool(((before - after).abs() > tolerance * before.abs().max()).any()):
         raise ValueError(
-            f"{name} sees the tokens that it is to predict, as encoders do: load it with is_decoder=True "
-            "(in its config.json), or take a causal language model"
+            f"{name} sees the tokens that it is to predict, as encoders do: take a causal language model, or "
+            "set what makes it one in its config.json (is_decoder, of XLM causal)"
         )
 
 
 def refuse_encoder(model: PreTrainedModel) -> None:
     """Raise ValueError if it is one of those models that read both ways unless `is_decoder` is set."""
     scattered = model.device.type == "meta" or is_deepspeed_zero3_enabled()
-    if scattered or getattr(model.config, "is_decoder", None) is not False:
+    predicts = model.get_output_embeddings() is not None
+    if scattered or not predicts or getattr(model.config, "is_decoder", None) is not False:
         return
     ids = torch.arange(4, device=model.device)[None]
     with evaluating(model):

@@ -20,6 +20,9 @@ from transformers import (
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from trl import GRPOConfig, SFTConfig
 
+from klball.models.causality import refuse_encoder
+from klball.models.loading import causal_lm
+
 logger = logging.getLogger(__name__)
 
 OF_LOGITS = {  # settings of TRL's → why they would have no effect
@@ -169,6 +172,7 @@ def refuse_split_models(accelerator: Any) -> None:
 def refuse_useless(model: torch.nn.Module, args: Any, rows: int, peft_config: Any) -> None:
     """Raise ValueError if training would change nothing, or not what was asked for."""
     _refuse_frozen(model)
+    refuse_encoder(causal_lm(model))
     _refuse_quantised_on_cpu(model)
     _refuse_unmatched(model, peft_config)
     needed = args.train_batch_size * args.world_size

@@ -11,7 +11,6 @@ from accelerate import DistributedType, PartialState
 from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback, TrainerState, set_seed
-from transformers.trainer_utils import rotate_checkpoints
 from trl import (
     ModelConfig,
     get_peft_config,
@@ -261,13 +260,16 @@ def _remove_unfinished(folder: Path, resume_from: str | None, limit: int | None)
     state = TrainerState(global_step=-1)
     if resume_from is not None and _same_place(Path(resume_from).parent, folder):
         state = TrainerState.load_from_json(str(Path(resume_from) / STATE_FILE))  # whatever it is called
-    for step, path in checkpoints_of(folder).items():
-        if step > state.global_step:
-            shutil.rmtree(path)
-    best = state.best_model_checkpoint and str(folder / Path(state.best_model_checkpoint).name)
-    rotate_checkpoints(str(folder), limit, best)
+    own = checkpoints_of(folder)
+    best = state.best_model_checkpoint and Path(state.best_model_checkpoint).name
+    kept = [path for step, path in sorted(own.items()) if step <= state.global_step]
+    older = [path for path in kept[:-1] if path.name not in (best, Path(str(resume_from)).name)]
+    going = older[: max(0, len(kept) - limit)] if limit else []  # as a trainer that saves once more
+    for path in {*own.values()} - {*kept} | {*going}:
+        shutil.rmtree(path)
     for path in (*folder.glob(".*.[0-9]*"), *folder.glob(".tmp??????"), folder / DONE_FILE):
-        path.unlink(missing_ok=True)
+        if path.is_file():
+            path.unlink()
 
 
 def _report_weights(trainer: Any, rows: Dataset, hidden: tuple[str, ...], folder: Path) -> None:

@@ -68,11 +68,14 @@ class RewardModel:
         finished = columns.get(FINISHED) or [True] * len(completions)
         given = {name: columns[name] for name in RENDERING if columns.get(name)}
         rows = [{name: values[k] for name, values in given.items()} for k in range(len(prompts))]
-        ids = [self.ids_of(p, c, row) for p, c, row in zip(prompts, completions, rows, strict=True)]
+        texts = zip(prompts, completions, rows, strict=True)
+        ids = [self.ids_of(*text, place=place) for place, text in enumerate(texts)]
         rewards = self.scores(ids).tolist()
         return [r - self.cut_penalty * (not whole) for r, whole in zip(rewards, finished, strict=True)]
 
-    def ids_of(self, prompt: Any, completion: Any, row: Mapping[str, Any] | None = None) -> list[int]:
+    def ids_of(
+        self, prompt: Any, completion: Any, row: Mapping[str, Any] | None = None, place: int = 0
+    ) -> list[int]:
         """The tokens of one text, as the reward model was trained on them; row: what its template reads."""
         if isinstance(prompt, str):
             text = prompt + text_of(completion)
@@ -82,7 +85,7 @@ class RewardModel:
             raise ValueError(
                 "the reward model's tokenizer has no chat template, and the prompts are messages"
             )
-        options = template_options(dict(row or {}))
+        options = template_options(dict(row or {}), place=place)
         chat = self.tokenizer.apply_chat_template(prompt + completion, return_dict=True, **options)
         return chat["input_ids"]
 

@@ -34,6 +34,7 @@ class RowFormat:
             dataset = as_dataset(rows, "it")
             if self.formatting_func is not None:
                 dataset = self._formatted(dataset, self.formatting_func)
+            refuse_absent_text_field(dataset, self.text_field)
             return to_trl_format(dataset, self.conversational, self.text_field)
         except ValueError as error:
             raise ValueError(f"{what}: {error}") from error
@@ -65,7 +66,6 @@ def prepare_arguments(
     conversational = bool(args.chat_template_path or processing_class.chat_template)
     row_format = RowFormat(args, conversational, kwargs.pop("formatting_func", None))
     numbered = with_sample_ids(as_dataset(kwargs["train_dataset"], "train_dataset"))
-    refuse_absent_text_field(numbered, args.dataset_text_field)
     args.dataset_text_field = TEXT
     rows = kwargs["train_dataset"] = row_format(numbered, "train_dataset")
     evaluation = kwargs.get("eval_dataset")
