@@ -78,6 +78,12 @@ def test_what_a_template_reads_of_a_row_it_reads_everywhere():
     assert read(encode_pairs(Dataset.from_list([pair]), tokenizer).answers[0]["input_ids"]) == scored
 
 
+def test_tools_that_are_none_are_refused_by_their_row():
+    rows = [{"prompt": [QUESTION], "tools": tools} for tools in (None, "not json")]
+    with pytest.raises(ValueError, match=r"row 2 \(counted from 1\), tools: text that is not JSON"):
+        to_prompts(Dataset.from_list(rows), True)
+
+
 def test_plain_prompts_say_that_nothing_renders_them(caplog):
     to_prompts(Dataset.from_list([{"prompt": "2+2?", "answer": "4", **READ}]), False)
     assert "no part of the prompt: chat_template_kwargs, tools" in caplog.text

@@ -7,7 +7,15 @@ from typing import Any
 from datasets import Dataset
 
 from klball.data.conversations import chat_of, last_answer, turns_of
-from klball.data.formats import RENDERING, layout_of, plain_turns, replaced, to_trl_format, turns_before
+from klball.data.formats import (
+    RENDERING,
+    layout_of,
+    plain_turns,
+    rendering,
+    replaced,
+    to_trl_format,
+    turns_before,
+)
 from klball.data.preferences import CHOSEN, REJECTED, to_preferences
 from klball.data.texts import refusal, texts
 
@@ -76,6 +84,8 @@ def _as_turns(dataset: Dataset, conversational: bool) -> Dataset:
     prompts = dataset[PROMPT][:]
     if any(isinstance(prompt, list) != isinstance(prompts[0], list) for prompt in prompts):
         raise ValueError("some prompts are text and some lists of turns: give one kind")
+    if conversational or isinstance(prompts[0], list):
+        dataset = rendering(dataset)
     if isinstance(prompts[0], list):
         turns = [turns_of(prompt, row, PROMPT) for row, prompt in enumerate(prompts)]
         for row, prompt in enumerate(turns):
