@@ -19,7 +19,7 @@ from klball.scores.elsewhere.report import item_report
 from klball.scores.frontier import frontier_row
 from klball.scores.measure import Measure
 from klball.scores.paired import cvar_difference
-from klball.scores.perplexity import robustness_report
+from klball.scores.perplexity import own_tail, robustness_report
 from klball.scores.tails import LEAST, largest
 from klball.studies.arms import Arm
 from klball.studies.summary import summarise
@@ -178,3 +178,10 @@ def test_the_shown_samples_alone_become_python_objects(monkeypatch):
     order = [i for i in np.argsort(-weights) if known[i]][:20]
     assert [(r["sample_id"], r["prompt"], r["unit"]) for r in top] == [(ids[i], ids[i], i % 2) for i in order]
     assert places_of(units, {"s3", "s0", "nowhere"}) == {"s0": 0, "s3": 6}
+
+
+@pytest.mark.parametrize("rows", [40, 400])
+def test_equal_losses_have_a_worst_share_without_an_interval(rows):
+    assert all(map(math.isnan, own_tail(np.full(rows, 0.7), 0.05, 0.7)))
+    low, high = own_tail(np.linspace(0, 1, 400), 0.05, 0.975)
+    assert low < 0.975 < high

@@ -1,5 +1,7 @@
 """What an interruption leaves: a model as it was, and no files that nobody reads."""
 
+from types import SimpleNamespace
+
 import pytest
 from datasets import Dataset
 
@@ -10,7 +12,12 @@ from klball.scan.gradient_norms import head_gradient_norms
 from klball.scores import pairs, parts
 from klball.scores.scorer import encode_for
 from klball.studies import own_answers
+from klball.training.families import FAMILIES
+from klball.training.preference.comparators import GroupEG
+from klball.training.resumption import Resumable
 from klball.training.rl.rewards import VERIFIABLE
+from klball.training.sft.window import NEEDED_FILES
+from klball.training.step import StepHook
 
 ROWS = Dataset.from_list([{"question": f"What is {k}?", "answer": f"{k}"} for k in range(3)])
 
@@ -78,3 +85,24 @@ def test_a_kill_between_table_and_parts_leaves_no_parts_for_good(table, tmp_path
     assert len([*tmp_path.iterdir()]) == 2
     table(model, tokenizer, output)
     assert [*tmp_path.iterdir()] == [output]
+
+
+@pytest.mark.parametrize("objective", ["psft", "nll"])
+def test_a_trainer_asks_of_a_checkpoint_what_the_command_asks(objective, tmp_path):
+    """Else `train(True)` would go on from one that lacks the window."""
+    model, tokenizer = klball.load_model("klball/tiny")
+    config = klball.RobustSFTConfig(
+        output_dir=str(tmp_path), bf16=False, use_cpu=True, report_to="none", objective=objective
+    )
+    trainer = klball.RobustSFTTrainer(model, config, train_dataset=ROWS, processing_class=tokenizer)
+    assert trainer.checkpoint_files() == FAMILIES["sft"].files(config)
+    assert (
+        bool(trainer.checkpoint_files())
+        == (objective == "psft")
+        == (trainer.checkpoint_files() == NEEDED_FILES)
+    )
+
+
+def test_groups_and_critics_are_asked_for_too():
+    trainer = SimpleNamespace(hooks=[GroupEG(0.5, ["a", "b"]), StepHook()])
+    assert Resumable.checkpoint_files(trainer) == GroupEG.files

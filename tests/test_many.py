@@ -116,6 +116,7 @@ def test_many_models_are_compared_in_part(tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert "51 more are in verdicts.txt." in page
     assert "Drawn are the 40 pairs of the largest differences." in page
+    assert page.count('"a round"') == 40 * len(comparison.analyses())
 
 
 def test_what_is_no_json_is_said_once_a_file(tmp_path, caplog):

@@ -1,5 +1,6 @@
 """Figures: charts in both engines, ellipses, tables for papers."""
 
+import re
 from itertools import chain
 
 import numpy as np
@@ -169,6 +170,18 @@ def test_figures_for_papers(tmp_path):
     figures.draw(tmp_path / "pairs", multipliers_chart(pairs))
     figures.draw_heat_map(tmp_path / "p", heat(400.0))
     assert {p.name for p in tmp_path.iterdir()} == {"pairs.svg", "pairs.png", "p.svg", "p.png"}
+
+
+def test_a_heat_map_of_many_names_is_no_larger_than_one_with_numbers(tmp_path):
+    for count in (figures.MOST_NUMBERED, 60):
+        names = [f"m{k}" for k in range(count)]
+        chart = HeatMap("who differs", "−log10 p", names, np.full((count, count), 2.5), "all")
+        figures.draw_heat_map(tmp_path / str(count), chart)
+    sizes = [re.search(r'width="([\d.]+)pt"', path.read_text())[1] for path in sorted(tmp_path.glob("*.svg"))]
+    assert sizes[0] == sizes[1]
+    assert (
+        (tmp_path / "25.svg").read_text().count("2.5") > 600 > (tmp_path / "60.svg").read_text().count("2.5")
+    )
 
 
 @pytest.mark.parametrize(

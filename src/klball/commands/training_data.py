@@ -10,7 +10,7 @@ from trl import DatasetMixtureConfig
 
 from klball.boundary import first_line
 from klball.commands.training_options import given
-from klball.data.formats import TEXT, refuse_absent_text_field
+from klball.data.formats import TEXT, refuse_unread_text_field
 from klball.data.ids import with_sample_ids
 from klball.data.mixture import mixed_rows
 from klball.data.rows import is_one_table, load_rows
@@ -33,7 +33,7 @@ def training_and_evaluation_rows(
     reading = reading_of(options, config, form)
     parts = _mixture(mixture, config.seed, options.id_column) if mixture.datasets else {}
     train = parts["train"] if parts else training_rows(options, reading)
-    refuse_absent_text_field(train, text_field_of(config))
+    refuse_unread_text_field(train, text_field_of(config))
     if not evaluates:
         return train, None
     _refuse_two_sources(options, "test" in parts)
@@ -43,7 +43,7 @@ def training_and_evaluation_rows(
         train, evaluation = split_by_content(train, options.test_fraction, config.seed, text_field_of(config))
     else:
         evaluation = evaluation_rows(options, mixture, reading)
-    refuse_absent_text_field(evaluation, text_field_of(config))
+    refuse_unread_text_field(evaluation, text_field_of(config))
     refuse_training_rows(train, eval_dataset=evaluation)
     return train, evaluation
 

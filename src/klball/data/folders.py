@@ -18,14 +18,7 @@ from klball.boundary import first_line
 from klball.data.readers import KINDS, READABLE, read_files, suffix_of
 
 CARD = "README.md"
-READ = {
-    "data_files",
-    "data_dir",
-    "default",
-    "version",
-    "description",
-    "features",
-}  # of a card's configuration
+READ = {*("data_files", "data_dir", "default"), *("version", "description", "features")}  # of configurations
 
 
 def rows_of_folder(folder: Path, split: str | None, config: str | None, default: str) -> Dataset:
@@ -104,8 +97,8 @@ def _configuration(folder: Path, config: str | None) -> dict[str, Any]:
         text = card.read_text(encoding="utf-8-sig") if card.is_file() else ""
         tagged = text.lstrip().startswith("---")
         data: Any = DatasetCard(text).data if tagged else {}
-        known = {str(name): said for name, said in MetadataConfigs.from_dataset_card_data(data).items()}
-        known = MetadataConfigs(known)
+        configs = MetadataConfigs.from_dataset_card_data(data)
+        known = MetadataConfigs({str(name): said for name, said in configs.items()})
         chosen = config or known.get_default_config_name()
     except Exception as error:  # a README of any kind
         raise ValueError(f"could not read {card}: {first_line(error)}") from error

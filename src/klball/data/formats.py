@@ -100,7 +100,7 @@ def known_columns(dataset: Dataset, text_field: str = TEXT) -> Dataset:
     return dataset.remove_columns(unused) if unused else dataset
 
 
-def refuse_absent_text_field(rows: Dataset, text_field: str) -> None:
+def refuse_unread_text_field(rows: Dataset, text_field: str) -> None:
     """Raise ValueError if a column of texts was named and another one is read."""
     columns = {*rows.column_names} - {"sample_id"}
     if text_field != TEXT and layout_of(columns, text_field).used != {text_field}:

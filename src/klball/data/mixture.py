@@ -129,15 +129,8 @@ def _together(sources: Sequence[Dataset]) -> Dataset:
     try:
         return concatenate_datasets(list(sources))
     except (ValueError, TypeError):  # columns of different types
-        names = dict.fromkeys(name for rows in sources for name in rows.column_names)
-        absent = [[None] * len(rows) for rows in sources]
-        return dataset_of_columns(
-            {
-                name: [
-                    value
-                    for rows, nothing in zip(sources, absent, strict=True)
-                    for value in (rows[name][:] if name in rows.column_names else nothing)
-                ]
-                for name in names
-            }
-        )
+        columns: dict[str, list[Any]] = {name: [] for rows in sources for name in rows.column_names}
+        for rows in sources:
+            for name, values in columns.items():
+                values.extend(rows[name][:] if name in rows.column_names else [None] * len(rows))
+        return dataset_of_columns(columns)

@@ -255,7 +255,8 @@ def _resumption(
 def _remove_unfinished(folder: Path, resume_from: str | None, limit: int | None) -> None:
     """What a kill left: checkpoints that will be written anew or were being deleted, and temporary files.
 
-    And the last file of a run, which a trainer in Python leaves as well.
+    And the last file of a run, which a trainer in Python leaves as well. Transformers' own rotation would
+    take a backup such as checkpoint-6-copy for the newest one, and delete the checkpoint to resume from.
     """
     state = TrainerState(global_step=-1)
     if resume_from is not None and _same_place(Path(resume_from).parent, folder):

@@ -9,7 +9,7 @@ from transformers import AutoProcessor
 from trl.trainer.utils import get_config_model_id
 
 from klball.data.encoding import load_chat_template, require_template, training_template
-from klball.data.formats import MASKS, TEXT, is_chat, refuse_absent_text_field, to_trl_format
+from klball.data.formats import MASKS, TEXT, is_chat, refuse_unread_text_field, to_trl_format
 from klball.data.ids import with_sample_ids
 from klball.data.sources import as_dataset
 from klball.training.sft.config import RobustSFTConfig
@@ -34,7 +34,7 @@ class RowFormat:
             dataset = as_dataset(rows, "it")
             if self.formatting_func is not None:
                 dataset = self._formatted(dataset, self.formatting_func)
-            refuse_absent_text_field(dataset, self.text_field)
+            refuse_unread_text_field(dataset, self.text_field)
             return to_trl_format(dataset, self.conversational, self.text_field)
         except ValueError as error:
             raise ValueError(f"{what}: {error}") from error
@@ -65,8 +65,8 @@ def prepare_arguments(
         load_chat_template(copy.copy(processing_class), args.chat_template_path)  # for its errors
     conversational = bool(args.chat_template_path or processing_class.chat_template)
     row_format = RowFormat(args, conversational, kwargs.pop("formatting_func", None))
-    numbered = with_sample_ids(as_dataset(kwargs["train_dataset"], "train_dataset"))
     args.dataset_text_field = TEXT
+    numbered = with_sample_ids(as_dataset(kwargs["train_dataset"], "train_dataset"))
     rows = kwargs["train_dataset"] = row_format(numbered, "train_dataset")
     evaluation = kwargs.get("eval_dataset")
     if isinstance(evaluation, dict):
