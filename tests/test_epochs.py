@@ -14,15 +14,17 @@ class Shrinking(RobustSFTTrainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
 
+EVERY_STEP = dict(save_strategy="steps", save_steps=1)
 ROUNDED = {
+    "at random": (RobustSFTTrainer, EVERY_STEP),
+    "by length": (RobustSFTTrainer, dict(train_sampling_strategy="group_by_length", **EVERY_STEP)),
     "rebalanced": (
         RobustSFTTrainer,
         dict(
             train_sampling_strategy="batch_rebalance",
             dataloader_drop_last=True,
             gradient_accumulation_steps=3,
-            save_strategy="steps",
-            save_steps=1,
+            **EVERY_STEP,
         ),
     ),
     "shrunk": (

@@ -60,7 +60,14 @@ def test_a_process_loads_onto_its_own_device(rank, device, monkeypatch):
 def test_processes_draw_one_order_of_lengths_whatever_their_generators(tmp_path, monkeypatch):
     """Accelerate shares the generator of random samplers only."""
     of = trainer(tmp_path, train_sampling_strategy="group_by_length")
-    assert isinstance(of._get_train_sampler(), LengthGroupedSampler)  # one process: Transformers' own draws
+    alone = of._get_train_sampler()
+    of.state.epoch = 0.5
+    torch.manual_seed(0)
+    first = list(alone)
+    torch.manual_seed(0)
+    assert first == list(
+        LengthGroupedSampler(alone.sampler.batch_size, lengths=alone.sampler.lengths)
+    )  # Transformers' own
     monkeypatch.setattr(type(of.args), "world_size", property(lambda self: 2))
     sampler, orders = of._get_train_sampler(), []
     for seed, epoch in ((0, 0.0), (1, 0.7), (2, 1.0), (3, 1.5)):

@@ -240,7 +240,7 @@ def test_items_that_one_model_lacks_leave_for_all():
     for pair in ({"a": seeds, "b": part}, {"a": seeds.per_item(), "b": part.per_item()}):
         found = round_scores(pair)
         assert found.sample_ids == ["a"] and found.left_out == {"missing": 1}
-    with pytest.raises(ValueError, match="'b' in round '1'"):
+    with pytest.raises(ValueError, match="'a' has 2, 'b' has 1"):
         round_scores({"a": seeds, "b": b})
 
 

@@ -77,7 +77,7 @@ def test_choices_that_were_also_scored_without_their_question(tmp_path):
     """acc_mutual_info: lm-eval appends log P(choice) to log P(choice | question)."""
 
     def row(doc_id, *log_probs):
-        of_row = choices(doc_id, *log_probs)
+        of_row = {**choices(doc_id, *log_probs), "acc": float(log_probs[1] > log_probs[0])}
         return {**of_row, "metrics": ["acc", "acc_mutual_info"], "acc_mutual_info": 1.0}
 
     path = write_samples(tmp_path, "mi", [row(0, -3.0, -2.0, -9.0, -1.0), row(1, -1.0, -4.0, -0.5, -7.0)])
@@ -145,8 +145,8 @@ def test_tasks_with_other_metrics_and_other_rounds_are_one_accuracy(tmp_path):
     assert klball.scores_from(tmp_path, score="acc").round_names == ["run 1", "run 2"]
     assert klball.round_scores({"a": both, "b": both}).log_likelihood.shape == (2, 1, 5)
     write_samples(tmp_path, "one", [sample(i, acc=1.0) for i in range(2)], TIME.replace("05.", "06."))
-    lacking = {i.partition("-")[0]: why for i, why in klball.scores_from(tmp_path).lacking.items()}
-    assert lacking == {"one/2": "missing"}
+    with pytest.raises(ValueError, match=r"share 2 of their 3 items, .* keep the runs that you mean"):
+        klball.scores_from(tmp_path)  # a trial of a few documents is no round
 
 
 def test_a_column_in_quotes_is_that_column(tmp_path):
@@ -210,7 +210,7 @@ def inspect_log(samples, status="success"):
 def test_without_inspect_ai_a_line_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "inspect_ai", None)
     monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
-    for name, content in (("x.json", inspect_log([]).encode()), ("x", b"PK\3\4 an archive")):
+    for name, content in (("x.json", inspect_log([]).encode()), ("x.eval", b"PK\3\4 an archive")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=r"not installed: pip install 'klball\[inspect\]'"):
             klball.scores_from(tmp_path / name)
@@ -228,12 +228,17 @@ def test_scorers_and_epochs_of_an_inspect_log(tmp_path):
     ]
     (tmp_path / "log.json").write_text(inspect_log(found))
     scores = klball.scores_from(tmp_path / "log.json")
-    assert scores.round_names == ["1", "2"] and scores.lacking == {"4": "unscored"}
+    assert scores.round_names == ["1", "2"] and [*scores.lacking.values()] == ["unscored"]
+    assert [i.partition("-")[0] for i in (*scores.lacking, *scores.sample_ids[::2])] == [
+        f"sums/{k}" for k in (4, 0, 1, 2, 3)
+    ]
     assert scores.per_item().values.tolist() == [1, 0, 0.5, 0] and scores.measure.unit == "accuracy"
     assert "one of match, two.a, two.b (--score)" in " ".join(scores.notes)
     lengths = klball.scores_from(tmp_path / "log.json", score="two.a", group="metadata.kind").per_item()
     assert lengths.values.tolist() == [1.5, 2.5, 3.5, 4.5] and lengths.measure.unit == "points of two.a"
-    assert lengths.groups == ["even", "odd"] * 2 and lengths.texts_of({"3"})["3"] == {
+    assert lengths.groups == ["even", "odd"] * 2 and lengths.texts_of({(last := lengths.sample_ids[3])})[
+        last
+    ] == {
         "prompt": "3?",
         "answer": "1",
     }
@@ -251,7 +256,7 @@ def test_scorers_and_epochs_of_an_inspect_log(tmp_path):
     log = log.replace('"model": "org/m"', '"model": "hf/local", "model_args": {"model_path": "org/m"}')
     (tmp_path / "log.json").write_text(log)
     words = klball.scores_from(tmp_path / "log.json")
-    assert words.values.tolist() == [1, 0.5, 0, 1] and words.lacking == {"2": "unscored"}
+    assert words.values.tolist() == [1, 0.5, 0, 1] and [*words.lacking.values()] == ["unscored"]
     right = klball.scores_from(tmp_path / "log.json", score="correct")
     assert len(right) == 5 and right.measure.unit == "accuracy" and not right.lacking
     (tmp_path / "other.json").write_text(log.replace('"org/m"', '"org/tuned"'))

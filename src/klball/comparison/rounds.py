@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from klball.adversary.dual import solve_dual
+from klball.scores.elsewhere.expression import is_share
 from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores
 from klball.scores.measure import PER_BYTE, PER_TOKEN, Measure, points
 from klball.shown import Shown
@@ -106,12 +107,19 @@ def scores_elsewhere(scores: Mapping[str, Scores]) -> RoundScores:
                 f"{model!r} has {own.measure.score}, {next(iter(scores))!r} {first.measure.score}: compare "
                 "the same score, with --score"
             )
+    _refuse_percentages(scores)
     same = len({own.measure for own in scores.values()}) == 1
     of_unit = {
         (model, label if len(own.round_names) > 1 else ONE_ROUND): own.of_round(label)
         for model, own in scores.items()
         for label in own.round_names
     }
+    if len({len(own.round_names) for own in scores.values()}) > 1:
+        had = ", ".join(f"{model!r} has {len(own.round_names)}" for model, own in scores.items())
+        raise ValueError(
+            f"models have different numbers of rounds ({had}): give each the same, or let klball evaluate "
+            "compare their means over rounds"
+        )
     models, rounds = _refuse_absent(of_unit)
     lacking = {item: why for own in scores.values() for item, why in own.lacking.items()}
     everywhere = set.intersection(*map(set, of_unit.values()))
@@ -121,7 +129,8 @@ def scores_elsewhere(scores: Mapping[str, Scores]) -> RoundScores:
     if not kept:
         raise ValueError(
             "no item has a score of every model in every round: ids are such as "
-            f"{', '.join(repr(own.sample_ids[0]) for own in scores.values())}: name their column with --id"
+            f"{', '.join(repr(own.sample_ids[0]) for own in scores.values())}: of the same items name their "
+            "column with --id"
         )
     groups = _groups_of(scores)
     return RoundScores(
@@ -132,6 +141,21 @@ def scores_elsewhere(scores: Mapping[str, Scores]) -> RoundScores:
         measure=first.measure if same else points(first.name, first.measure.loss),
         groups=[groups[item] for item in kept] if groups else None,
     )
+
+
+def _refuse_percentages(scores: Mapping[str, Scores]) -> None:
+    """Raise ValueError where one model has shares up to 1 and another has them up to 100."""
+    highest = {
+        model: float(own.values.max())
+        for model, own in scores.items()
+        if is_share(own.name) and not own.measure.loss
+    }
+    ordered = sorted(highest, key=lambda model: highest[model])
+    if ordered and 0 < highest[ordered[0]] <= 1 < highest[ordered[-1]]:
+        low, high = (f"{highest[model]:g} of {model!r}" for model in (ordered[0], ordered[-1]))
+        raise ValueError(
+            f"the highest {scores[ordered[0]].name} is {low} and {high}: write shares or percentages for all"
+        )
 
 
 def _groups_of(scores: Mapping[str, Scores]) -> dict[str, str]:

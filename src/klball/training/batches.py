@@ -30,20 +30,22 @@ def batches_of_process(
 
 
 class SharedOrder(Sampler[int]):
-    """A sampler that draws from a generator of the epoch's own, so that all processes draw the same order.
+    """A sampler that draws from a generator of the epoch's own: one order for all processes and resumptions.
 
-    seed: of the epoch that begins. Without it one rank's rows would be dealt by one order and another's by
-    another: some twice, some never.
+    seed: of the epoch that begins; None: draw from the global generator. Without it one rank's rows would be
+    dealt by one order and another's by another, some twice and some never, and a run that goes on in its
+    second epoch would skip the beginning of another order than it had.
     """
 
-    def __init__(self, sampler: Any, seed: Callable[[], int]):
+    def __init__(self, sampler: Any, seed: Callable[[], int | None]):
         self.sampler, self.seed = sampler, seed
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[int]:
-        self.sampler.generator = torch.Generator().manual_seed(self.seed())
+        seed = self.seed()
+        self.sampler.generator = None if seed is None else torch.Generator().manual_seed(seed)
         return iter(self.sampler)
 
 

@@ -193,12 +193,20 @@ class RobustTrainer(Accounted):
         return batches, num_items
 
     def _get_train_sampler(self, *arguments: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Transformers' sampler by length draws from a generator that processes need not share."""
+        """Transformers' sampler by length draws from the global generator, which others need not share.
+
+        Of one process the first epoch is the seed's as it is; a run that goes on would draw other later ones.
+        """
         sampler = super()._get_train_sampler(*arguments)
-        if self.args.world_size == 1 or not isinstance(sampler, LengthGroupedSampler):
+        if not isinstance(sampler, LengthGroupedSampler):
             return sampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return SharedOrder(sampler, lambda: seed + int((self.state.epoch or 0.0) + 1e-6))
+
+        def of_epoch() -> int | None:
+            epoch = int((self.state.epoch or 0.0) + 1e-6)
+            return None if self.args.world_size == 1 and epoch == 0 else seed + epoch
+
+        return SharedOrder(sampler, of_epoch)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

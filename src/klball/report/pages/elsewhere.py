@@ -86,13 +86,15 @@ def _verdict(report: ItemReport, models: list[str]) -> list[str]:
 def item_lines(report: ItemReport) -> list[str]:
     """Every model against the reference in a line. The worst case of right and wrong has no test here."""
     measure, lines = report.measure, []
-    for model in dict.fromkeys(row["model"] for row in report.rows):
+    models = dict.fromkeys(row["model"] for row in report.rows)
+    for model in models:
         if model != report.reference:
             mean, tail = (report.row_of[model, name] for name in ("mean", "cvar_0.05"))
             sides = [_side(measure, AVERAGE, mean, LEAST_ESS)]
             if measure.unit != ACCURACY:
                 sides.insert(0, _side(measure, "on the worst 5 %", tail, FEW))
-            scope = f"for items like these {mean['items']}"
+            alone = ", by this pair's own 95 % interval" if len(models) > 2 else ""
+            scope = f"for items like these {mean['items']}{alone}"
             lines.append(plain_line(model, report.reference, sides, scope))
     return lines
 

@@ -3,7 +3,9 @@
 import math
 import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,8 @@ from klball.data.texts import found
 from klball.scores.elsewhere.source import Column, Source, listed
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+WHOLE = re.compile(r"\d+\.0")
+FILE = "file"
 TRUTH = {"true": 1.0, "false": 0.0}
 REPAIR = "drop or repair that row"
 FIRST = 100  # values that tell what a column holds
@@ -64,7 +68,24 @@ def texts(source: Source, name: str, option: str) -> list[str]:
     column = source.column(name, option)
     values = column.to_pylist() if isinstance(column, pa.ChunkedArray) else list(column)
     whole = all(x.is_integer() for x in values if isinstance(x, float))  # pandas' ids beside a missing one
+    if source.written and all(isinstance(x, str) and WHOLE.fullmatch(x.strip()) for x in values):
+        values = [x.strip().partition(".")[0] for x in values]  # the same, written to a file
     return [_text(source, name, option, row, value, whole) for row, value in enumerate(values)]
+
+
+def ids(source: Source, name: str) -> list[str]:
+    """Ids in a column, or in several with commas between them, joined: "task,id"; "file" is the file's name.
+
+    In Unicode's composed form, which not every tool writes.
+    """
+    if name in source.columns or "," not in name:
+        return [normalize("NFC", text) for text in texts(source, name, "id")]
+    label = source.label or Path(source.where).stem
+    parts = [
+        [label] * source.rows if part == FILE and part not in source.columns else ids(source, part)
+        for part in (part.strip() for part in name.split(","))
+    ]
+    return ["/".join(of_row) for of_row in zip(*parts, strict=True)]
 
 
 def _text(source: Source, name: str, option: str, row: int, value: Any, whole: bool) -> str:
@@ -110,7 +131,8 @@ def _of_list(source: Source, name: str, values: Any) -> np.ndarray:
         elif kind == "bool":
             raise source.refusal(row, name, f"{value} among numbers: write 1 or 0")
         elif isinstance(value, str):
-            raise source.refusal(row, name, f"the text {value[:40]!r} is no number: {REPAIR}")
+            quoted = "; write numbers without quotes" if NUMBER.fullmatch(value.strip()) else ""
+            raise source.refusal(row, name, f"the text {value[:40]!r} is no number: {REPAIR}{quoted}")
         else:
             raise source.refusal(row, name, f"{found(value)} is no number: {REPAIR}")
     return converted

@@ -23,6 +23,9 @@ LOSSES = frozenset(
         "surprisal",
         "bpb",
         "bpc",
+        "bpt",
+        "logloss",
+        "deviance",
         "error",
         "errors",
         "err",
@@ -75,7 +78,11 @@ GAINS = RIGHT | {
 MINUS = frozenset(("neg", "negative", "minus"))
 DENIALS = frozenset(("not", "non", "no", "un"))  # of the next word: `no_context_error` denies the context
 PREFIXES = ("un", "in", "non", "mis")  # which deny the gain that they stand before: `unsolved`, `mismatch`
-PHRASES = ("cross_entropy", "bits_per_byte", "bits_per_char")
+PHRASES = ("cross_entropy", "bits_per")  # of words joined with _
+BOUNDED = RIGHT | {"f1", "bleu", "chrf", "rouge", "meteor"}  # shares, written as such or in percent
+BOOKKEEPING = frozenset(
+    ("index", "idx", "trial", "epoch", "seed", "turn", "timestamp", "tstamp", "shots", "padded", "truncated")
+)
 
 
 def words(name: str) -> set[str]:
@@ -95,7 +102,7 @@ def direction(name: str) -> int:
     """−1 where a name says that less is better, 1 where it says that more is, 0 where it says neither."""
     own = [word for word in _in_order(name) if word != "exact"]  # `non_exact_match` is `non_match`
     said = {_says_after(own[:i], word) for i, word in enumerate(own)}
-    lower = -1 in said or any(phrase in name.lower() for phrase in PHRASES)
+    lower = -1 in said or any(phrase in "_".join(_in_order(name)) for phrase in PHRASES)
     found = -1 if lower else 1 if 1 in said else 0
     return -found if MINUS & {*own} else found
 
@@ -116,6 +123,16 @@ def _says_after(before: Sequence[str], word: str) -> int:
 def is_right(name: str) -> bool:
     """Whether a name says that 1 is right and 0 wrong."""
     return direction(name) > 0 and bool(words(name) & RIGHT)
+
+
+def is_share(name: str) -> bool:
+    """Whether a name says that values lie in [0, 1], or in [0, 100] as percentages."""
+    return direction(name) > 0 and bool(words(name) & BOUNDED)
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Whether a name says that numbers count or date something, and measure nothing."""
+    return bool(words(name) & BOOKKEEPING)
 
 
 def weighted_sum(text: str, columns: Mapping[str, object], where: str = "") -> dict[str, float]:

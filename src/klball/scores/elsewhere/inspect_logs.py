@@ -4,7 +4,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
+from klball.files import json_digest
 from klball.scores.elsewhere.columns import NUMBER
 from klball.scores.elsewhere.expression import direction, is_right
 from klball.scores.elsewhere.source import Source, is_there
@@ -13,6 +15,8 @@ from klball.scores.measure import Measure, accuracy, points
 LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # what Inspect's own metrics make of them
 WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}  # and of these
 MISSING = "inspect_ai reads logs of Inspect, and is not installed: pip install 'klball[inspect]'"
+
+OF_SAMPLE = ("item", "id", "epoch", "prompt", "answer")
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +30,20 @@ def is_log(value: Any) -> bool:
     return isinstance(value, dict) and {"eval", "status", "version"} <= value.keys()
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a zip archive is a log of Inspect; one that cannot be opened may be a damaged log."""
+    try:
+        with ZipFile(path) as archive:
+            return not {"header.json", "_journal/start.json"}.isdisjoint(archive.namelist())
+    except BadZipFile:
+        return path.suffix.lower() == ".eval"
+
+
 def of_log(path: Path, kind: str, finished: bool = False) -> Source:
     """One log: a row a sample and epoch, a column a scorer (SCORER.KEY where it gives several values).
 
+    Items are ID-DIGEST of input and target: Inspect numbers samples by their place where they have no id, and
+    the next log may have others there, or have shuffled them.
     kind: "eval" or "json". finished: raise UnfinishedError for a run that did not end well.
     Samples that stopped with an error have no score, and are left out and counted.
     """
@@ -49,11 +64,13 @@ def of_log(path: Path, kind: str, finished: bool = False) -> Source:
     lacking: dict[str, str] = {}
     for sample in log.samples or []:
         scores = _flat(sample.scores or {})
-        if sample.error is not None or not scores:
-            lacking[str(sample.id)] = "unscored"
-            continue
         target = sample.target if isinstance(sample.target, str) else ", ".join(sample.target)
-        told = {"id": str(sample.id), "epoch": str(sample.epoch), "prompt": _text(sample.input)}
+        item = f"{sample.id}-{json_digest([_whole(sample.input), target], 8)}"
+        if sample.error is not None or not scores:
+            lacking[item] = "unscored"
+            continue
+        told = {"item": item, "id": str(sample.id), "epoch": str(sample.epoch)}
+        told |= {"prompt": _text(sample.input)}
         about = {f"metadata.{k}": v for k, v in (sample.metadata or {}).items() if isinstance(v, str | int)}
         rows.append({**told, "answer": target, **about, **scores})
     if not rows:
@@ -64,11 +81,13 @@ def of_log(path: Path, kind: str, finished: bool = False) -> Source:
     scorers = [name for name in _scorers(values) if direction(name) >= 0]
     return Source(
         *(str(path), columns),
-        id="id",
+        id="item",
         round="epoch" if len(set(columns["epoch"])) > 1 else "",
         measures={name: _measure(name, values[name]) for name in scorers},
         lacking=lacking,
         task=log.eval.task,
+        named=True,
+        settings=", ".join(f"{name} {value}" for name, value in sorted(log.eval.task_args.items())),
         model=str(log.eval.model_args.get("model_path") or log.eval.model),  # of a local one
         texts=("prompt", "answer"),
         gaps=True,
@@ -76,7 +95,7 @@ def of_log(path: Path, kind: str, finished: bool = False) -> Source:
 
 
 def _scorers(row: Mapping[str, Any]) -> list[str]:
-    return [k for k in row if k not in ("id", "epoch", "prompt", "answer") and not k.startswith("metadata.")]
+    return [k for k in row if k not in OF_SAMPLE and not k.startswith("metadata.")]
 
 
 def _flat(scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,6 +127,11 @@ def _measure(name: str, values: list[Any]) -> Measure:
     right = all(isinstance(value, bool) or value in LETTERS for value in had)
     right = right or (is_right(name) and all(_number(value) in (0, 1) for value in had))
     return accuracy(name) if right else points(name)
+
+
+def _whole(content: Any) -> list[str]:
+    """The texts of a prompt or of all turns of a chat, without the names that Inspect gives turns anew."""
+    return [content] if isinstance(content, str) else [turn.text for turn in content]
 
 
 def _text(content: Any) -> str:

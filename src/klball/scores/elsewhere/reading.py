@@ -2,30 +2,38 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from klball.data.ids import NUMBERED
-from klball.scores.elsewhere.columns import beginnings, is_numeric, numbers, texts
+from klball.scores.elsewhere.columns import beginnings, ids, is_numeric, numbers, texts
 from klball.scores.elsewhere.expression import (
     CONSTANT,
     MINUS,
     NEVER_NEGATIVE,
     check_direction,
+    is_bookkeeping,
     is_right,
     weighted_sum,
     words,
 )
-from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores
+from klball.scores.elsewhere.item_scores import Scores
 from klball.scores.elsewhere.recognise import sources_of
+from klball.scores.elsewhere.rounds import (
+    BY_FILE,
+    BY_TASK,
+    files_of,
+    over_own_rounds,
+    refuse_repeated,
+    rounds_of,
+    tasks_of,
+    uneven,
+)
 from klball.scores.elsewhere.source import Source, listed
 from klball.scores.measure import ACCURACY, Measure, accuracy, points
 
-BY_FILE = "file"  # the round that is no column
-BY_TASK = "task"
 MANY = 12  # columns that a refusal lists
 
 
@@ -46,9 +54,9 @@ def scores_from(
             polars frame, an Arrow table, a list of dictionaries, a mapping of columns.
         score: The column, or a weighted sum of columns such as "log_likelihood + 0.1*certainty". None: the
             tool's first, or the only numeric column.
-        id: The column of the items' ids. None: the tool's, `id`, `sample_id` and the like; "none": row
-            numbers.
-        group: A column that names groups of items.
+        id: The column of the items' ids, or several that tell items apart together ("task,id"; "file" is the
+            file's name). None: the tool's, `id`, `sample_id` and the like; "none": row numbers.
+        group: A column that names groups of items, "task", or "file".
         round: A column that names rounds (a seed, a language, a wording of the prompt), "file" where every
             file is one, or "task". None: epochs of Inspect, and files that score the same items.
         lower_is_better: The score is a loss.
@@ -67,25 +75,25 @@ def scores_from(
     sources = [one.scored(weighted_sum(names[one.task], one.columns, one.where)) for one in sources]
     notes += [f"groups are by {told}" for told in _default_group(sources, group, round)]
     parts = [_part(one, names[one.task], lower_is_better, id) for one in sources]
-    prefixed = len({one.task for one in sources}) > 1 and round != BY_TASK
-    of_source = [
-        [f"{one.task}/{i}" if prefixed else i for i in part[1]]
-        for one, part in zip(sources, parts, strict=True)
-    ]
+    before = [_prefix(one, sources, id, round) for one in sources]
+    of_source = [[prefix + i for i in part[1]] for prefix, part in zip(before, parts, strict=True)]
     ids = list(chain.from_iterable(of_source))
-    labels, said = _rounds(sources, of_source, round, any(part[2] for part in parts) or id == NUMBERED)
-    lacking = {
-        (f"{one.task}/{i}" if prefixed else i): why
-        for one in sources
-        for i, why in (_by_number(one.lost) if id == NUMBERED else one.lacking).items()
-    }
+    without_score = [
+        {prefix + i: why for i, why in (_by_number(one.lost) if id == NUMBERED else one.lacking).items()}
+        for prefix, one in zip(before, sources, strict=True)
+    ]
+    lacking = {item: why for of_one in without_score for item, why in of_one.items()}
+    numbered = any(part[2] for part in parts)
+    labels, said = rounds_of(
+        *(sources, of_source, [{*of_one} for of_one in without_score]), round, numbered or id == NUMBERED
+    )
     notes += without
     if counts := Counter(lacking.values()):
         notes.append("left out: " + ", ".join(f"{count} {why}" for why, count in counts.items()))
-    _refuse_repeated(sources, ids, labels, id)
+    refuse_repeated(sources, ids, labels, id)
     values = np.concatenate([part[0] for part in parts])
     own = dict.fromkeys(names.values())
-    notes += [] if (uneven := round is None and _uneven(_tasks(sources), labels)) else said
+    notes += [] if (own_rounds := round is None and uneven(tasks_of(sources), labels)) else said
     scores = Scores(
         measure=_measure(sources, names, values, lower_is_better),
         name=next(iter(own)) if len(own) == 1 else ACCURACY,
@@ -94,11 +102,11 @@ def scores_from(
         rounds=labels,
         groups=_groups(sources, group, round),
         lacking=lacking,
-        numbered=any(part[2] for part in parts),
+        numbered=numbered,
         notes=tuple(notes),
         sources=tuple(zip(sources, of_source, strict=True)),
     )
-    return _over_own_rounds(scores, _tasks(sources)) if uneven else scores
+    return over_own_rounds(scores, tasks_of(sources)) if own_rounds else scores
 
 
 def _with_score(sources: list[Source], score: str | None) -> tuple[list[Source], list[str]]:
@@ -119,9 +127,11 @@ def _has(source: Source, score: str) -> bool:
         return False
 
 
-def _tasks(sources: list[Source]) -> list[str]:
-    """The task of every row."""
-    return [one.task for one in sources for _ in range(one.rows)]
+def _prefix(source: Source, sources: list[Source], id_column: str | None, round_: str | None) -> str:
+    """What stands before ids: the task, so that item 1 of another task is another item."""
+    several = len({one.task for one in sources}) > 1
+    of_tool = source.named and id_column is None
+    return f"{source.task}/" if source.task and round_ != BY_TASK and (several or of_tool) else ""
 
 
 def _chosen_scores(
@@ -163,13 +173,19 @@ def _chosen_score(
         others = f", one of {listed(common)} (--score)" if len(common) > 1 else ""
         return common[0], [f"the score is {common[0]}{others}"]
     first = sources[0]
-    inert = {*taken, first.id, first.group, first.round}
-    found = [name for name in first.columns if name not in inert and is_numeric(first, name)]
+    named = {part.strip() for name in taken if name for part in (name, *name.split(","))}
+    inert = {*named, first.id, first.group, first.round}
+    found = [
+        name
+        for name in first.columns
+        if name not in inert and not is_bookkeeping(name) and is_numeric(first, name)
+    ]
     if len(found) == 1:
         return found[0], [f"the score is column {found[0]}, the only numeric one"]
     if not found:
         raise ValueError(
-            f"{first.where} has no numeric column (written as 1234.5); there are {beginnings(first)}"
+            f"{first.where} has no numeric column (written as 1234.5) that could be the score; there are "
+            f"{beginnings(first)}"
         )
     a, b = (name if name.isidentifier() else repr(name) for name in found[:2])
     raise ValueError(
@@ -199,7 +215,7 @@ def _part(
     column = source.id if id_column is None else id_column
     if column in ("", NUMBERED):
         return values, source.numbers(), id_column is None
-    return values, texts(source, column, "id"), False
+    return values, ids(source, column), False
 
 
 def _is_loss(source: Source, name: str, lower_is_better: bool | None) -> bool:
@@ -244,77 +260,6 @@ def _by_number(lost: Mapping[int, str]) -> dict[str, str]:
     return {str(place + 1): why for place, why in lost.items()}
 
 
-def _rounds(
-    sources: list[Source], ids: list[list[str]], round_: str | None, numbered: bool
-) -> tuple[list[str], list[str]]:
-    """The round of every row, and what was chosen without a word of the user's.
-
-    numbered: ids are numbers of rows, which recur in every file whatever it is of.
-    """
-    own = [[ONE_ROUND] * one.rows for one in sources]
-    said: list[str] = []
-    if round_ == BY_TASK and any(one.task for one in sources):
-        return _tasks(sources), []
-    if round_ == BY_FILE and BY_FILE not in sources[0].columns:
-        return [one.label or one.where for one in sources for _ in range(one.rows)], []
-    if round_ is not None:
-        own = [texts(one, round_, "round") for one in sources]
-    elif any(one.round for one in sources):
-        own = [
-            texts(one, one.round, "round") if one.round else o for one, o in zip(sources, own, strict=True)
-        ]
-        said.append(f"a round is an {sources[0].round or 'epoch'}")
-    seen = [set(zip(*both, strict=True)) for both in zip(ids, own, strict=True)]
-    if sum(map(len, seen)) == len(set().union(*seen)):
-        return [label for labels in own for label in labels], said
-    if numbered:
-        raise ValueError(
-            f"{sources[0].where} and {sources[1].where} have no ids, so nothing tells whether they score the "
-            "same items: name the column with --id, or say --round file if row k is the same item in each"
-        )
-    said.append("every file is a round: they score the same items")
-    labelled = [
-        one.label + (f", {label}" if label != ONE_ROUND else "")
-        for one, labels in zip(sources, own, strict=True)
-        for label in labels
-    ]
-    return labelled, said
-
-
-def _rounds_of_tasks(tasks: list[str], labels: list[str]) -> dict[str, set[str]]:
-    of_task: dict[str, set[str]] = {task: set() for task in tasks}
-    for task, label in zip(tasks, labels, strict=True):
-        of_task[task].add(label)
-    return of_task
-
-
-def _uneven(tasks: list[str], labels: list[str]) -> bool:
-    """Whether tasks have different rounds, such as one epoch and two."""
-    return len(set(map(frozenset, _rounds_of_tasks(tasks, labels).values()))) > 1
-
-
-def _over_own_rounds(scores: Scores, tasks: list[str]) -> Scores:
-    """One round: an item's score is its mean over the rounds of its task."""
-    of_task = _rounds_of_tasks(tasks, scores.rounds)
-    parts = [
-        scores.of_rows([row for row, own in enumerate(tasks) if own == task]).per_item() for task in of_task
-    ]
-    items = list(chain.from_iterable(part.sample_ids for part in parts))
-    counts = "; ".join(f"{task}: {len(labels)}" for task, labels in of_task.items())
-    return replace(
-        scores,
-        sample_ids=items,
-        values=np.concatenate([part.values for part in parts]),
-        rounds=[ONE_ROUND] * len(items),
-        groups=None if scores.groups is None else [g for part in parts for g in part.groups or []],
-        lacking={item: why for part in parts for item, why in part.lacking.items()},
-        notes=(
-            *scores.notes,
-            f"rounds differ by task ({counts}): a score is the mean over its task's",
-        ),
-    )
-
-
 def _default_group(sources: list[Source], group: str | None, round_: str | None) -> list[str]:
     """What names the groups if the user does not: several tasks, or the column that the format knows."""
     if group is not None:
@@ -329,26 +274,7 @@ def _groups(sources: list[Source], group: str | None, round_: str | None) -> lis
     if column is None:
         return None
     if column == BY_TASK and any(one.task for one in sources):
-        return _tasks(sources)
+        return tasks_of(sources)
+    if column == BY_FILE and not any(BY_FILE in one.columns for one in sources):
+        return files_of(sources)
     return [label for one in sources for label in texts(one, column, "group")]
-
-
-def _refuse_repeated(sources: list[Source], ids: list[str], labels: list[str], id_column: str | None) -> None:
-    if len(set(zip(ids, labels, strict=True))) == len(ids):
-        return
-    first: dict[tuple[str, str], int] = {}
-    places = [(one, row) for one in sources for row in range(one.rows)]
-    for number, key in enumerate(zip(ids, labels, strict=True)):
-        if key in first:
-            (one, row), (other, before) = places[number], places[first[key]]
-            where = (
-                f"{one.where}, rows {before + 1} and {row + 1}"
-                if one is other
-                else (f"{other.where}, row {before + 1}, and {one.where}, row {row + 1}")
-            )
-            of_round = f" in round {key[1]!r}" if key[1] != ONE_ROUND else ""
-            raise ValueError(
-                f"{where} (counted from 1) both have {id_column or one.id} {key[0]!r}{of_round}: name what "
-                "tells them apart with --round COLUMN, or number the rows with --id none"
-            )
-        first[key] = number

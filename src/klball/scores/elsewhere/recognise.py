@@ -59,6 +59,8 @@ def _of_file(path: Path, finished: bool = False) -> Source:
     if start == b"PAR1" or path.suffix == ".parquet":
         return tables.of_parquet(path)
     if start[:2] == b"PK":
+        if not inspect_logs.is_archive(path):
+            raise ValueError(f"{path} is a zip archive or a spreadsheet: unpack it, or save it as CSV")
         return inspect_logs.of_log(path, "eval", finished)
     if b"\0" in start and path.suffix.lower() not in COMPRESSIONS:
         raise ValueError(f"{path} is binary, and neither a Parquet file nor a log of Inspect")

@@ -22,7 +22,9 @@ class Source:
         measures: The scores that the format defines, the default first.
         lacking: The ids of items without a score → why: "unscored" or "truncated".
         lost: The places of their rows, from 0 → why; places: those of the other rows, None for all.
-        task: What the items are of, where the tool has tasks.
+        task: What the items are of, where the tool has tasks; named: as the tool itself has it, and not only
+            the file's name.
+        settings: What its run was told, where the tool says so: of one task, other settings are no rounds.
         label: What a round is called if every file is one.
         model: Who was measured, where the file says so.
         texts: The columns of prompt and answer, "" for none.
@@ -40,6 +42,8 @@ class Source:
     lost: Mapping[int, str] = field(default_factory=dict)
     places: Sequence[int] | None = None
     task: str = ""
+    named: bool = False
+    settings: str = ""
     label: str = ""
     model: str = ""
     texts: tuple[str, str] = ("", "")

@@ -33,6 +33,8 @@ IDS = (
 PROMPTS = ("prompt", "question", "input", "instruction", "text")
 ANSWERS = ("answer", "target", "output", "response", "completion")
 UNNAMED = "__index_level_"  # what Arrow calls an index of pandas that has no name
+WITHOUT_NAME = ("", "Unnamed: 0")  # what pandas calls it in a CSV
+INDEX = "index"
 DELIMITERS = (",", "\t", ";")
 OWN = {"sample_id", "log_likelihood", "certainty", "sum_log_prob", "num_tokens", "truncated"}
 ANSWERED = {"sample_id", "log_likelihood", "rewards", "finished"}
@@ -50,7 +52,10 @@ def of_text(text: str, path: Path) -> Source:
     rows = list(csv_rows(text, path, delimiter))
     if not rows:
         raise ValueError(f"{path} has no rows below its header")
-    return _table({name: [row[name] for row in rows] for name in rows[0]}, str(path), written=True)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    if next(iter(columns)) in WITHOUT_NAME and not _first(columns, IDS):
+        columns = {INDEX: columns.pop(next(iter(columns))), **columns}
+    return _table(columns, str(path), written=True)
 
 
 def of_rows(rows: Sequence[Mapping[str, Any]], where: str) -> Source:
@@ -62,8 +67,20 @@ def of_rows(rows: Sequence[Mapping[str, Any]], where: str) -> Source:
             raise ValueError(
                 f"{where}: row {index + 1} is {type(row).__name__}, not a row with named columns"
             )
-    names = dict.fromkeys(str(name) for row in rows for name in row)
-    return _table({name: [row.get(name) for row in rows] for name in names}, where)
+    flat = [_flat(row) for row in rows]
+    names = dict.fromkeys(name for row in flat for name in row)
+    return _table({name: [row.get(name) for row in flat] for name in names}, where)
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with what is nested in it beside it: `metric.acc`."""
+    nested = {
+        f"{name}.{key}": value
+        for name, own in row.items()
+        if isinstance(own, Mapping)
+        for key, value in own.items()
+    }
+    return {**{str(name): value for name, value in row.items()}, **nested}
 
 
 def of_parquet(path: Path) -> Source:
@@ -86,8 +103,8 @@ def of_frame(frame: Any, where: str) -> Source:
         return _table({str(name): list(frame[name]) for name in frame.columns}, where)
     left = [name for name in table.column_names if not name.startswith(UNNAMED)]
     if not _first(left, IDS) and f"{UNNAMED}0__" in table.column_names:  # labels that pandas aligns rows by
-        table = table.rename_columns({f"{UNNAMED}0__": "index"})
-        left.append("index")
+        table = table.rename_columns({f"{UNNAMED}0__": INDEX})
+        left.append(INDEX)
     source = of_arrow(table.select(left), where)
     mixed = [n for n in frame.columns if str(frame[n].dtype) == "object"] if hasattr(frame, "iloc") else []
     columns = {**source.columns, **{name: list(frame[name]) for name in mixed if name in source.columns}}
@@ -109,7 +126,10 @@ def of_arrow(table: pa.Table, where: str) -> Source:
     if names >= PAIRS:
         measures = {"loss": points("loss", loss=True), "margin": points("margin")}
         return _scored(table, where, measures, "loss", "")
-    return _table({name: table[name] for name in table.column_names}, where)
+    nested = [field.name for field in table.schema if pa.types.is_struct(field.type)]
+    flat = table.select(nested).flatten()
+    columns = {name: table[name] for name in table.column_names}
+    return _table({**{name: flat[name] for name in flat.column_names}, **columns}, where)
 
 
 def _table(columns: Mapping[str, Column], where: str, written: bool = False) -> Source:
