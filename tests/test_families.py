@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib.resources import files
 
 import pytest
+from datasets import Dataset
 from safetensors import safe_open
 from trl import DatasetMixtureConfig, ModelConfig
 
@@ -248,3 +249,20 @@ def test_held_out_pairs_are_evaluated_and_training_pairs_refused(family, pair_ro
     assert entry["eval_cvar"] >= entry["eval_robust_loss"] >= entry["eval_loss"] - 1e-9
     with pytest.raises(ValueError, match="every row to evaluate on is also trained on"):
         run(pair_root, tmp_path / "other", family, *evaluated, str(pair_root / "pairs.jsonl"))
+
+
+@pytest.mark.parametrize("family", ["sft", "dpo", "reward", "grpo"])
+def test_a_trainer_knows_the_embedded_model_by_its_name(family, tmp_path):
+    """Which the Hub does not."""
+    quiet = dict(output_dir=str(tmp_path), bf16=False, use_cpu=True, report_to="none")
+    known = FAMILIES[family]
+    rows, more = Dataset.from_list(pair_rows(4)), {}
+    if family in ("sft", "grpo"):
+        rows = Dataset.from_list([{"prompt": f"{i}?", "completion": f" {i}"} for i in range(4)])
+    if family == "grpo":
+        rows, more = (
+            rows.select_columns("prompt"),
+            {"reward_funcs": lambda completions, **_: [0.0] * len(completions)},
+        )
+    trainer = known.trainer("klball/tiny", args=known.config(**quiet), train_dataset=rows, **more)
+    assert trainer.model.num_parameters() > 2e6

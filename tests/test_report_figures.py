@@ -1,12 +1,13 @@
 """Figures: charts in both engines, ellipses, tables for papers."""
 
 import re
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 import pytest
 from scipy import stats
 
+import klball
 from klball.report import figures, interactive
 from klball.report.charts import (
     Chart,
@@ -18,6 +19,8 @@ from klball.report.charts import (
     radius_chart,
 )
 from klball.report.ellipse import clipped, covariance_ellipse
+from klball.report.figures import line_styles
+from klball.report.pages.parts import change, says
 from klball.report.paper import latex_table
 from klball.scores.perplexity import ProfilePoint
 from test_report import CHARTS, RNG
@@ -232,3 +235,33 @@ def test_both_engines_draw_what_a_heat_map_says(monkeypatch, tmp_path):
         assert page.title == kept[-1].get_suptitle() == chart.title and chart.reading in page.description
         assert chart.value in bar.get_ylabel() and chart.value in cells.colorbar.title.text
         assert axis.images[0].get_clim() == (cells.zmin, cells.zmax) == (0, 4.0)
+
+
+def test_many_lines_are_told_apart_and_named():
+    """Colours, dashes and markers go round at different times; a legend of many names has columns."""
+    styles = list(islice(line_styles(), 50))
+    assert (
+        len({(s["color"], s["marker"]) for s in styles})
+        == 50
+        == len({(s["color"], str(s["linestyle"])) for s in styles})
+    )
+    figure = klball.plot.profile({f"model {k}": np.arange(4.0) - k for k in range(40)})
+    figure.canvas.draw()
+    inside = figure.legends[0].get_window_extent()
+    assert inside.y0 >= 0 and inside.x1 <= figure.bbox.width + 1 and len(figure.legends[0].get_texts()) == 40
+
+
+@pytest.mark.parametrize(
+    ("epsilons", "labelled"),
+    [([0, 0.15, 0.7], {"0", "0.15", "0.7"}), ([0.1, 0.2, 0.5], {"0.1", "0.2", "0.5"})],
+)
+def test_own_radii_are_on_the_axis(epsilons, labelled):
+    figure = klball.plot.profile({1: np.arange(4.0)}, epsilons=epsilons)
+    assert {text.get_text() for text in figure.axes[0].get_xticklabels()} == labelled
+
+
+def test_a_change_in_percent_has_the_digits_that_its_interval_needs():
+    assert says(0.9951, 0.99495, 0.99525) == "0.49 % lower (95 % interval −0.50 to −0.48 %)"
+    assert says(0.912, 0.869, 0.957) == "8.8 % lower (95 % interval −13.1 to −4.3 %)"
+    assert change(1.0001, 0.99998, 1.0002).text == "+0.01 % [+0.00, +0.02]"  # no minus before 0
+    assert change(0.99999, 0.99, 1.01).text == "+0.0 % [−1.0, +1.0]"

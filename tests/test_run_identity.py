@@ -170,6 +170,16 @@ def test_a_frozen_model_is_refused_by_the_trainer(root, tmp_path, tokenizer):
         RobustSFTTrainer(frozen, config, train_dataset=rows, processing_class=tokenizer)
 
 
+def test_an_adapter_is_the_same_in_whatever_order_peft_lists_its_modules(tmp_path):
+    """It writes sets, whose order is another in every process."""
+    settings = {"target_modules": ["q_proj", "v_proj"], "r": 8}
+    digests = []
+    for modules in (["q_proj", "v_proj"], ["v_proj", "q_proj"], ["q_proj"]):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"target_modules": modules}))
+        digests.append(model_digest(str(tmp_path)))
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_a_digest_of_a_model_is_of_its_files_and_its_base(root, tmp_path, tokenizer):
     start = adapter(root, tmp_path / "adapter", tokenizer)
     before = model_digest(str(start))

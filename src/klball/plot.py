@@ -33,6 +33,7 @@ def profile(models: Any, *, data: str = "your data", epsilons: Sequence[float] =
         ValueError: Models whose scores are not of one unit, or cannot be solved.
     """
     named = models if isinstance(models, Mapping) else {"model": models}
+    named = {str(name): model for name, model in named.items()}
     measures = {m.measure if isinstance(m, Scores) else PER_TOKEN for m in named.values()}
     if len(measures) != 1:
         units = ", ".join(sorted(m.title for m in measures)) or "none"
@@ -57,7 +58,7 @@ def frontier(tables: Mapping[str, Dataset]) -> Figure:
     Raises:
         ValueError: Fewer than two tables, or tables of other rows.
     """
-    if len(tables) < 2:
+    if not isinstance(tables, Mapping) or len(tables) < 2:
         raise ValueError("a frontier needs the score tables of two models or more, the plain one first")
     columns, _ = common_rows("these rows", {name: _table(name, table) for name, table in tables.items()})
     losses = {name: -own["log_likelihood"] for name, own in columns.items()}

@@ -24,7 +24,7 @@ from klball.scores.parts import TABLES_FILE, Cache
 from klball.scores.perplexity import robustness_report
 from klball.scores.tables import read_provenance, score, warn_of_formats
 from klball.studies.arms import load
-from klball.terminal import is_main, progress_bar, say_verdicts
+from klball.terminal import is_main, progress_bar, say, say_verdicts
 
 EXAMPLE = (
     "klball evaluate --models base=klball/tiny robust=outputs/run --datasets word-problems --max_rows 100"
@@ -107,6 +107,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         write_report(report, folder)
         write_ratios(report, folder)
         write_evaluation_page(report, tables, rows, about, folder)
+        say(f"everything is in {folder}")
 
 
 def _rows(name: str, options: Options) -> Dataset:

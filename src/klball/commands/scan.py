@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -223,7 +224,8 @@ def _show_dominating(table: Dataset, rows: Dataset, options: Options, folder: Pa
     body = [
         (
             f"{r['gradient_share']:.2%}",
-            *(r["log_likelihood"], r["log_implicit_reward"], r["prompt"][:60], r["answer"][:80]),
+            *(r["log_likelihood"], r["log_implicit_reward"]),
+            *(shorten(r[text], 70, placeholder=" …") for text in ("prompt", "answer")),
         )
         for r in records[:8]
     ]

@@ -85,6 +85,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         train(rows, config, model_options, resolved, evaluation, chat_template_path=template)
     if is_main():
         write_training_page(folder, "Robust fine-tuning", meaning)
+        say(f"everything is in {folder}: the model, what it logged, report.html")
 
 
 def parse_training(

@@ -88,7 +88,8 @@ def profile_charts(points: Sequence[ProfilePoint], data: str, measure: Measure =
     """ε ↦ worst case of all models on one data set, and ε ↦ effective sample size."""
     own = [p for p in points if p.data == data]
     place = _places(p.epsilon for p in own)
-    ticks = {x: f"{e:g}" for e, x in place.items() if e in (0, *TICKS)}
+    usual = {x: f"{e:g}" for e, x in place.items() if e in (0, *TICKS)}
+    ticks = usual if len(usual) > 2 else {x: f"{e:g}" for e, x in place.items()}
     worst, sign = measure.profile
     values = {"robust_loss": (worst, sign), "ess": ("effective sample size", 1)}
     titles = (f"Robust profile on {data}", f"Effective sample size on {data}")

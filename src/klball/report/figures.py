@@ -21,7 +21,8 @@ from klball.scores.perplexity import ProfilePoint
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))  # one fewer than colours
 LONGEST_NAME, KEPT = 60, 20  # characters, and those of its beginning: paths differ in their ends
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*h"  # one more than colours
+MOST_IN_COLUMN = 16  # names of a legend
 MOST_NUMBERED = 25  # names of a heat map with its numbers in the cells
 STYLE: Any = {
     "font.size": 12,
@@ -82,15 +83,17 @@ def drawn(*charts: Chart) -> Figure:
     names = dict.fromkeys(series.name for chart in charts for series in chart.series)
     styles = dict(zip(names, line_styles(), strict=False))
     with rc_context(STYLE):
-        size = (5 * len(charts) + 1 + 0.11 * max(map(len, map(name_of, names)), default=0), 4.4)
-        figure = NotebookFigure(figsize=size)
+        columns = -(-len(names) // MOST_IN_COLUMN)
+        of_legend = columns * (1 + 0.11 * max(map(len, map(name_of, names)), default=0))
+        figure = NotebookFigure(figsize=(5 * len(charts) + of_legend, 4.4))
         axes = figure.subplots(1, len(charts), squeeze=False)
         handles: dict[str, Any] = {}
         for axis, chart in zip(axes[0], charts, strict=True):
             _draw_on(axis, chart, styles)
             drawn_of = axis.get_legend_handles_labels()[0]
             handles |= dict(zip((series.name for series in chart.series), drawn_of, strict=True))
-        figure.legend(handles.values(), map(name_of, handles), loc="outside right upper")
+        labels = map(name_of, handles)
+        figure.legend(handles.values(), labels, loc="outside right upper", ncols=max(1, columns))
     return figure
 
 

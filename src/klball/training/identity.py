@@ -13,7 +13,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from klball.data.formats import MEANINGFUL
-from klball.files import RUN_FILE, combined, file_digest, read_json_object
+from klball.files import RUN_FILE, combined, file_digest, json_digest, read_json_object
 from klball.models.loading import model_path
 from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
 from klball.training.checkpoints import STATE_FILE, WEIGHTS, checkpoints_of
@@ -142,7 +142,7 @@ def model_digest(name: str, revision: str | None = None) -> str:
     if Path(path).is_dir():
         found = sorted({file for pattern in MODEL_FILES for file in Path(path).glob(pattern)})
         ignored = {RUN_FILE, STATE_FILE, TRAINING_ARGS_NAME}
-        parts += [f"{file.name} {file_digest(file)}" for file in found if file.name not in ignored]
+        parts += [f"{file.name} {_content_digest(file)}" for file in found if file.name not in ignored]
     else:
         config = cached_file(path, "config.json", revision=revision, **LENIENT)
         parts.append(f"{name} {extract_commit_hash(config, None)}")
@@ -151,6 +151,14 @@ def model_digest(name: str, revision: str | None = None) -> str:
     if base and model_path(base) != path:
         parts.append(model_digest(base))
     return combined(part.encode() for part in parts)
+
+
+def _content_digest(file: Path) -> str:
+    """Of an adapter's settings whatever the order of its lists, which PEFT writes in a set's."""
+    if file.name != "adapter_config.json":
+        return file_digest(file)
+    settings = read_json_object(file)
+    return json_digest({k: sorted(v, key=str) if isinstance(v, list) else v for k, v in settings.items()})
 
 
 def checkpoint_digest(checkpoint: Path) -> str:

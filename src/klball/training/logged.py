@@ -59,7 +59,7 @@ def _vllm(config: Any) -> bool:
 
 
 LOGGED = (
-    Logged("loss", ALL, "what is minimised: the weighted mean loss; of GRPO TRL's, whose value means little"),
+    Logged("loss", ALL, "what is minimised, weighted; of GRPO TRL's, whose value means little"),
     Logged("grad_norm", ALL, "norm of the gradient before it is clipped"),
     Logged("learning_rate", ALL, "the optimizer's, at this step"),
     Logged("epoch", ALL, "passes over the data so far"),
@@ -134,7 +134,7 @@ LOGGED = (
     Logged("policy_loss", (GRPO,), "the loss without the entropy bonus", _entropy),
     Logged("entropy_coef", (GRPO,), "weight of the entropy bonus", _entropy),
     Logged("step_time", (GRPO,), "seconds of a step"),
-    Logged("sampling/sampling_logp_difference/mean", (GRPO,), "mean |Δ log p| of vLLM and the model", _vllm),
+    Logged("sampling/sampling_logp_difference/mean", (GRPO,), "mean distance of vLLM's log p", _vllm),
     Logged("sampling/sampling_logp_difference/max", (GRPO,), "its largest", _vllm),
     Logged("sampling/importance_sampling_ratio/min", (GRPO,), "smallest p/p of vLLM", _vllm),
     Logged("sampling/importance_sampling_ratio/mean", (GRPO,), "mean p/p of vLLM", _vllm),

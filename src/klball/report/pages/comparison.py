@@ -25,6 +25,7 @@ from klball.report.paper import latex_table
 from klball.scores.perplexity import ProfilePoint
 
 MOST_PAIRS = 40  # of models, in a list or a figure
+MOST_ERRORS = 1000.0  # standard errors of a radius: with more, two items decided
 SYMBOLS = {"lambda_": "λ", "beta": "β", "lambda_beta": "(λ, β)", "worst_case": "worst case"}
 TESTS = {"welch_t": "Welch's t", "hotelling": "Hotelling's T²"}
 SUMMARY = {
@@ -254,6 +255,7 @@ def _regions(analysis: Analysis) -> list[Part]:
             "lambda_se": math.sqrt(r.lambda_var),
             "beta_se": math.sqrt(r.beta_var),
             "correlation": r.correlation,
+            "radius": r.radius if r.radius < MOST_ERRORS else math.nan,
         }
         for r in analysis.joint
     ]

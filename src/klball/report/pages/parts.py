@@ -119,17 +119,25 @@ def change(ratio: float, low: float, high: float) -> Cell:
     """A ratio as a change in percent, with its interval."""
     if math.isnan(ratio):
         return Cell(ratio, "–")
-    value, *bounds = (f"{100 * (x - 1):+.1f}" for x in (ratio, low, high))
+    value, *bounds = _percent(ratio, low, high)
     text = f"{value} %" if math.isnan(low) else f"{value} % [{', '.join(bounds)}]"
     return Cell(100 * (ratio - 1), text.replace("-", "−"))
 
 
+def _percent(*ratios: float) -> list[str]:
+    """Ratio and bounds as changes in percent, with digits that tell the bounds apart; 0 has no minus."""
+    width = 100 * (ratios[-1] - ratios[-2])
+    digits = min(4, max(1, math.ceil(-math.log10(width / 2)))) if width > 0 else 1
+    return [f"{round(100 * (x - 1), digits) + 0.0:+.{digits}f}" for x in ratios]
+
+
 def says(ratio: float, low: float, high: float) -> str:
     """A ratio in words: "8.8 % lower (95 % interval −13.1 to −4.3 %)", or that the data do not tell."""
-    size = f"{abs(100 * (ratio - 1)):.1f} % {'higher' if ratio > 1 else 'lower'}"
+    value, *ends = _percent(ratio, low, high)
+    size = f"{value[1:]} % {'higher' if ratio > 1 else 'lower'}"
     if math.isnan(low):
         return f"{size} (no interval)"
-    bounds = f"{100 * (low - 1):+.1f} to {100 * (high - 1):+.1f} %".replace("-", "−")
+    bounds = f"{' to '.join(ends)} %".replace("-", "−")
     if low <= 1 <= high:
         return f"not clearly different ({size}, 95 % interval {bounds})"
     return f"{size} (95 % interval {bounds})"

@@ -90,8 +90,11 @@ def _robustness_verdict(summary: Rows, measures: Measures, seeds: int, report: R
 
 def _where(column: str) -> str:
     names = {
-        **{"whole": "the whole test set", "hardest_1pct": "its hardest 1 %", "worst_5pct": "its worst 5 %"},
-        **{"out_of_domain": "other data", "worst_group": "its worst group"},
+        "whole": "the whole test set",
+        "out_of_domain": "other data",
+        "hardest_1pct": "the test set's hardest 1 %",
+        "worst_5pct": "the test set's worst 5 %",
+        "worst_group": "the test set's worst group",
     }
     return names[column]
 

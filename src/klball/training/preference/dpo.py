@@ -9,6 +9,7 @@ from torch import Tensor
 from trl import DPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
+from klball.models.loading import located
 from klball.models.weights import weights_of
 from klball.objectives.pairs import PAIR_LOSSES, LogRatios
 from klball.training.evaluation import WORST_CASES
@@ -80,6 +81,7 @@ class RobustDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[report
         ambiguity: AmbiguitySet | None = None,
         **kwargs: Any,
     ):
+        model, ref_model = located(model), located(ref_model)
         args = args or RobustDPOConfig(output_dir="robust-dpo")
         given = {**kwargs, "model": model, "ref_model": ref_model}
         refuse_unsupported(RobustDPOTrainer, RobustDPOConfig, args, positional, given, ambiguity)

@@ -9,6 +9,7 @@ from trl import DPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
 from klball.data.preferences import texts_of_pair
+from klball.models.loading import located
 from klball.objectives.pairs import PAIR_LOSSES
 from klball.training.batches import INDEX
 from klball.training.evaluation import WORST_CASES
@@ -77,6 +78,7 @@ class GDPOTrainer(PreferenceTrainer, DPOTrainer):  # pyright: ignore[reportIncom
         ambiguity: AmbiguitySet | None = None,
         **kwargs: Any,
     ):
+        model, ref_model = located(model), located(ref_model)
         args = args or GDPOConfig(output_dir="gdpo")
         if kwargs.get("data_collator") is not None:
             raise ValueError("data_collator is not supported: beliefs have their own")

@@ -9,6 +9,7 @@ from trl import RewardTrainer
 
 from klball.adversary.sets import AmbiguitySet
 from klball.data.preferences import MARGIN, margins_of
+from klball.models.loading import located
 from klball.objectives.pairs import bradley_terry
 from klball.training.batches import INDEX
 from klball.training.evaluation import WORST_CASES
@@ -60,7 +61,7 @@ class RobustRewardTrainer(PreferenceTrainer, RewardTrainer):  # pyright: ignore[
         ambiguity: AmbiguitySet | None = None,
         **kwargs: Any,
     ):
-        args = args or RobustRewardConfig(output_dir="robust-reward")
+        model, args = located(model), args or RobustRewardConfig(output_dir="robust-reward")
         given = {**kwargs, "model": model}
         refuse_unsupported(RobustRewardTrainer, RobustRewardConfig, args, positional, given, ambiguity)
         args, peft_config = prepared_arguments(args, kwargs, self.columns, self.tokens)

@@ -17,6 +17,7 @@ from klball.data.formats import RENDERING
 from klball.data.ids import with_sample_ids
 from klball.data.prompts import ANSWER, FINISHED, refuse_no_prompts, refuse_told
 from klball.data.sources import as_dataset
+from klball.models.loading import located
 from klball.scores.scorer import longest_input
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
@@ -91,7 +92,7 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         **kwargs: Any,
     ):
         args = copy.copy(args or RobustGRPOConfig(output_dir="robust-grpo"))
-        refuse_no_model(model)
+        refuse_no_model(model := located(model))
         _refuse_unsupported(args, reward_funcs, kwargs, ambiguity)
         for line in args.departures():
             logger.warning(line)

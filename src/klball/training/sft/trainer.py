@@ -14,7 +14,7 @@ from trl.trainer.utils import add_fused_lm_head
 from klball.adversary.sets import AmbiguitySet
 from klball.data.encoding import rendering_errors_named, texts_of
 from klball.data.marking import chat_template_of
-from klball.models.loading import causal_lm
+from klball.models.loading import causal_lm, located
 from klball.models.modes import evaluating
 from klball.objectives.tokens import Objective, needs_of, objective_named
 from klball.scores.perplexity import summary_of
@@ -88,7 +88,7 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
         ambiguity: AmbiguitySet | None = None,
         **kwargs: Any,
     ):
-        args = args or RobustSFTConfig(output_dir="robust-sft")
+        model, args = located(model), args or RobustSFTConfig(output_dir="robust-sft")
         refuse_unsupported(args, positional, kwargs, objective, ambiguity)
         args = copy.copy(args)
         self._row_format, template = prepare_arguments(model, args, kwargs)
