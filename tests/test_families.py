@@ -12,6 +12,7 @@ from datasets import Dataset
 from safetensors import safe_open
 from trl import DatasetMixtureConfig, ModelConfig
 
+import klball
 from klball.commands import train as command
 from klball.commands.options import parse
 from klball.data.preferences import to_preferences
@@ -251,18 +252,19 @@ def test_held_out_pairs_are_evaluated_and_training_pairs_refused(family, pair_ro
         run(pair_root, tmp_path / "other", family, *evaluated, str(pair_root / "pairs.jsonl"))
 
 
-@pytest.mark.parametrize("family", ["sft", "dpo", "reward", "grpo"])
+@pytest.mark.parametrize("family", ["SFT", "DPO", "Reward", "GRPO"])
 def test_a_trainer_knows_the_embedded_model_by_its_name(family, tmp_path):
     """Which the Hub does not."""
-    quiet = dict(output_dir=str(tmp_path), bf16=False, use_cpu=True, report_to="none")
-    known = FAMILIES[family]
+    config = getattr(klball, f"Robust{family}Config")(
+        output_dir=str(tmp_path), bf16=False, use_cpu=True, report_to="none"
+    )
     rows, more = Dataset.from_list(pair_rows(4)), {}
-    if family in ("sft", "grpo"):
+    if family == "SFT":
         rows = Dataset.from_list([{"prompt": f"{i}?", "completion": f" {i}"} for i in range(4)])
-    if family == "grpo":
-        rows, more = (
-            rows.select_columns("prompt"),
-            {"reward_funcs": lambda completions, **_: [0.0] * len(completions)},
-        )
-    trainer = known.trainer("klball/tiny", args=known.config(**quiet), train_dataset=rows, **more)
+    if family == "GRPO":
+        more = {"reward_funcs": lambda completions, **_: [0.0] * len(completions)}
+        rows, config.radius = rows.select_columns("prompt"), 0.0
+    trainer = getattr(klball, f"Robust{family}Trainer")(
+        "klball/tiny", args=config, train_dataset=rows, **more
+    )
     assert trainer.model.num_parameters() > 2e6
