@@ -19,7 +19,7 @@ from klball.comparison.rounds import RoundScores, round_scores
 from klball.files import write_csv, write_run
 from klball.report.figures import plot_profiles
 from klball.report.pages.elsewhere import item_lines, write_items_page
-from klball.report.pages.evaluation import plain_lines
+from klball.report.pages.evaluation import plain_lines, write_evaluation_page
 from klball.report.pages.parts import counted, few_in_words, interval
 from klball.report.pages.tables import write_report
 from klball.scores.certified import certified_worst_case, limit, percent
@@ -177,6 +177,9 @@ def evaluate_elsewhere(options: Any, prog: str) -> None:
             say_verdicts(plain_lines(found))
             write_report(found, folder)
             write_ratios(found, folder)
+            about = {label: told for (label, _), (_, told) in own.items()}
+            write_evaluation_page(found, {"scores": tables}, {}, about, folder)
+            say(f"everything is in {folder}")
         return
     models = read_models(options)
     per_item = {label: own.per_item() for label, own in models.items()}

@@ -57,11 +57,11 @@ def write_evaluation_page(
     about: Mapping[str, Any],
     folder: Path,
 ) -> None:
-    """report.html of models on data sets; `rows` are the data sets themselves, for the texts."""
+    """report.html of models on data sets; `rows` are the data sets themselves, for the texts, if there."""
     models = list(dict.fromkeys(metric.model for metric in report.metrics))
     page = Page(
         title="Robustness report",
-        subtitle=f"{len(models)} model(s) on {', '.join(report.rows)}; reference: {report.reference}",
+        subtitle=f"{counted(len(models), 'model')} on {_data_of(report)}; reference: {report.reference}",
         headline=plain_lines(report),
         verdict=_verdict(report, models),
         sections=[
@@ -72,6 +72,10 @@ def write_evaluation_page(
         ],
     )
     write_page(page, folder / REPORT_FILE)
+
+
+def _data_of(report: RobustnessReport) -> str:
+    return ", ".join(f"{data} ({counted(counts['kept'])})" for data, counts in report.rows.items())
 
 
 def evaluation_sections(report: RobustnessReport, models: list[str], note: str = "") -> list[Section]:
@@ -111,7 +115,7 @@ def weighed_samples(tables: Tables, rows: Mapping[str, Dataset]) -> Section:
             ids = table.select_columns("sample_id").select(keep)
             weights = solve_dual(g, epsilon=WEIGHED_AT).weights
             own += sample_rows(ids["sample_id"], g, weights, model=f"{model} on {data}")
-        shown += with_texts(own, rows[data])
+        shown += with_texts(own, rows[data]) if data in rows else own
     return samples_section(
         "Hardest and top-weighted samples",
         shown,
