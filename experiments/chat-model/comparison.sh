@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The base, SFT, SFT at a quarter of the rate and robust SFT (GSM8K), compared over rounds of GSM8K questions, in the folder of
-# `data.py`'s rows: `bash ../comparison.sh`. Four rounds worded by the chat model itself, as many framed by templates.
+# `data.py`'s rows: `bash ../comparison.sh`. Four rounds worded by the chat model itself, of which
+# today's checks accept none (ten are in the lab notes), as many framed by templates.
 # Interrupted, it goes on where it was. ROUNDS, ITEMS: sizes; on a CPU set the variables of preference.sh too.
 set -euo pipefail
 ROUNDS=${ROUNDS:-4} ITEMS=${ITEMS:-160}

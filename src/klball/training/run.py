@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from accelerate import DistributedType, PartialState
@@ -296,4 +297,4 @@ def _in_words(column: str) -> str:
 
 
 def _shown(value: Any) -> Any:
-    return value[:80] if isinstance(value, str) else value
+    return shorten(value, 80, placeholder=" …") if isinstance(value, str) else value
