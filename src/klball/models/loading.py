@@ -69,11 +69,6 @@ def model_path(name: str) -> str:
     return str(path) if path.exists() else name
 
 
-def located(model: Any) -> Any:
-    """The embedded model's folder for its name, which the Hub does not know; anything else as it is."""
-    return TINY_FOLDER if isinstance(model, str) and model == TINY else model
-
-
 def public_name(path: str) -> str:
     """How files that are shared call a model: never by the place where klball is installed."""
     return TINY if model_path(path) == TINY_FOLDER else path

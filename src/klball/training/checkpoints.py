@@ -183,6 +183,11 @@ def load_renamed(folder: Path, model: torch.nn.Module) -> bool:
     return True
 
 
+def located(model: Any) -> Any:
+    """The embedded model's folder for its name, which the Hub does not know; anything else as it is."""
+    return TINY_FOLDER if isinstance(model, str) and model == TINY else model
+
+
 def hide_installation(folder: Path) -> None:
     """Call the embedded model by its name in saved files, not by the place where klball is installed."""
     for path in (folder / "adapter_config.json", folder / "README.md"):

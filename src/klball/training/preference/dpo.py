@@ -9,9 +9,9 @@ from torch import Tensor
 from trl import DPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
-from klball.models.loading import located
 from klball.models.weights import weights_of
 from klball.objectives.pairs import PAIR_LOSSES, LogRatios
+from klball.training.checkpoints import located
 from klball.training.evaluation import WORST_CASES
 from klball.training.preference.config import RobustDPOConfig
 from klball.training.preference.forward import (

@@ -9,9 +9,9 @@ from trl import DPOTrainer
 
 from klball.adversary.sets import AmbiguitySet
 from klball.data.preferences import texts_of_pair
-from klball.models.loading import located
 from klball.objectives.pairs import PAIR_LOSSES
 from klball.training.batches import INDEX
+from klball.training.checkpoints import located
 from klball.training.evaluation import WORST_CASES
 from klball.training.preference.belief_losses import belief_metrics, belief_terms
 from klball.training.preference.beliefs import COLUMNS, BeliefCollator, encoded_beliefs, fits

@@ -9,9 +9,9 @@ from trl import RewardTrainer
 
 from klball.adversary.sets import AmbiguitySet
 from klball.data.preferences import MARGIN, margins_of
-from klball.models.loading import located
 from klball.objectives.pairs import bradley_terry
 from klball.training.batches import INDEX
+from klball.training.checkpoints import located
 from klball.training.evaluation import WORST_CASES
 from klball.training.preference.config import RobustRewardConfig
 from klball.training.preference.refusals import (

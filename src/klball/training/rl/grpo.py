@@ -17,11 +17,11 @@ from klball.data.formats import RENDERING
 from klball.data.ids import with_sample_ids
 from klball.data.prompts import ANSWER, FINISHED, refuse_no_prompts, refuse_told
 from klball.data.sources import as_dataset
-from klball.models.loading import located
 from klball.scores.scorer import longest_input
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
 from klball.training.batches import INDEX
+from klball.training.checkpoints import located
 from klball.training.evaluation import WORST_CASES
 from klball.training.refusals import (
     refuse_bad_settings,

@@ -14,12 +14,13 @@ from trl.trainer.utils import add_fused_lm_head
 from klball.adversary.sets import AmbiguitySet
 from klball.data.encoding import rendering_errors_named, texts_of
 from klball.data.marking import chat_template_of
-from klball.models.loading import causal_lm, located
+from klball.models.loading import causal_lm
 from klball.models.modes import evaluating
 from klball.objectives.tokens import Objective, needs_of, objective_named
 from klball.scores.perplexity import summary_of
 from klball.scores.scorer import SCORE_COLUMNS, Scorer
 from klball.training.batches import INDEX, input_lengths
+from klball.training.checkpoints import located
 from klball.training.evaluation import RowEvaluation, named_sets, refuse_metric_without_groups
 from klball.training.refusals import refuse_useless
 from klball.training.returned import distinct
