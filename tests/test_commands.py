@@ -214,7 +214,7 @@ def test_reproduce_is_resumable_and_complete(tmp_path):
     columns = list(rows[0])
     assert columns.index("worst_5pct") < columns.index("hardest_1pct")  # which are one row of 100
     page = (tmp_path / "out/report.html").read_text()
-    assert "on its worst 5 % (CVaR; descriptive: 5 rows; the hardest 1 % are 1 row)" in page
+    assert "on the test set's worst 5 % (CVaR; descriptive: 5 rows; the hardest 1 % are 1 row)" in page
     assert "on test the hardest 1 % are 1 row, too few to judge by" in " ".join(done.stdout.split())
 
 
