@@ -82,6 +82,15 @@ class ScoreColumns:
 
 
 @dataclass
+class ModelColumn:
+    """Whose the rows of scores from elsewhere are."""
+
+    model_column: str | None = option(
+        None, "A column that names models; default: every file or folder is one."
+    )
+
+
+@dataclass
 class ChatTemplate:
     """How chats become text."""
 

@@ -29,7 +29,7 @@ from klball.data.paraphrase.rounds import Rounds, read_rounds, write_rounds
 from klball.data.paraphrase.samples import samples_of
 from klball.data.rows import load_rows
 from klball.files import file_name, write_run
-from klball.flags import ChatTemplate, DataSet, Jobs, Precision, ScoreColumns, Split, option
+from klball.flags import ChatTemplate, DataSet, Jobs, ModelColumn, Precision, ScoreColumns, Split, option
 from klball.models.loading import TINY, check_model
 from klball.report.pages.comparison import write_comparison_report
 from klball.scores.tables import read_scores, score, warn_of_formats
@@ -51,7 +51,7 @@ ELSEWHERE = 0.1  # of scores with a floor, such as 0 and 1, the worst case is so
 
 
 @dataclass
-class Options(Jobs, ScoreColumns, Precision, ChatTemplate, Split, DataSet):
+class Options(Jobs, ModelColumn, ScoreColumns, Precision, ChatTemplate, Split, DataSet):
     """The models, the rounds, and the adversary."""
 
     models: list[str] = option(
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     if options.scores:
         _compare_elsewhere(options, gamma, prog)
         return
-    refuse_ignored(options, COLUMNS, "without --scores")
+    refuse_ignored(options, (*COLUMNS, "model_column"), "without --scores")
     options.epsilon = SOURCES if options.epsilon is None else options.epsilon
     folder = Path(options.output_dir)
     models = _models(options) if options.models else {}
@@ -125,9 +125,10 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
     """`--scores`: what is there is aligned, compared and reported."""
     refuse_ignored(options, OF_MODELS, "with --scores, whose items are scored")
     paths = labelled(options.scores)
-    if len(paths) < 2:
-        raise ValueError("a comparison needs at least two --scores, as LABEL=PATH")
-    file_names(paths)
+    if options.model_column is None:
+        if len(paths) < 2:
+            raise ValueError("a comparison needs at least two --scores, as LABEL=PATH, or a --model_column")
+        file_names(paths)
     folder = Path(options.output_dir)
     before, own = comparison_before(folder, prog), own_tables(options, paths)
     if own is not None and not asks_for_columns(options):
@@ -137,6 +138,10 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
     else:
         refuse_ignored(options, ("gamma",), "on scores from elsewhere, which have no certainty")
         rounds = RoundsElsewhere(read_models(options))
+        if len(rounds.scores) < 2:
+            only = f"{next(iter(rounds.scores))!r} alone"
+            raise ValueError(f"a comparison needs two models: column {options.model_column} names {only}")
+        file_names(rounds.scores)
         scores = round_scores(rounds.scores)
         options.epsilon = ELSEWHERE if options.epsilon is None else options.epsilon
         told = rounds.like_these(len(scores.rounds))

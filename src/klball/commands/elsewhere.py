@@ -1,6 +1,6 @@
 """What `solve`, `evaluate` and `compare` do with per-item results that klball did not score."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from klball.commands.certified import bounds_elsewhere, certified_elsewhere, record
 from klball.commands.earlier import remove_evaluation
-from klball.commands.labels import labelled
+from klball.commands.labels import labelled, refuse_control
 from klball.commands.options import refuse_ignored
 from klball.commands.ratios import write_ratios
 from klball.comparison.elsewhere import RoundsElsewhere
@@ -24,8 +24,9 @@ from klball.report.pages.parts import counted, few_in_words, interval
 from klball.report.pages.tables import write_report
 from klball.scores.certified import certified_worst_case, limit, percent
 from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores
-from klball.scores.elsewhere.reading import scores_from
+from klball.scores.elsewhere.reading import scores_by_model, scores_from
 from klball.scores.elsewhere.report import GROUP, ItemReport, coded, item_report
+from klball.scores.elsewhere.source import listed
 from klball.scores.elsewhere.tables import ANSWERED
 from klball.scores.measure import Measure
 from klball.scores.own import refuse_other_answers
@@ -66,7 +67,8 @@ def own_tables(options: Any, paths: Mapping[str, str]) -> OwnTables | None:
 
     Raises ValueError for tables of different data.
     """
-    if options.id is not None or options.round is not None or not all(map(is_own, paths.values())):
+    asked = (options.id, options.round, options.model_column)
+    if any(column is not None for column in asked) or not all(map(is_own, paths.values())):
         return None
     tables = {(m, r): read_scores(file) for m, path in paths.items() for r, file in _own_rounds(path).items()}
     for label in dict.fromkeys(r for _, r in tables):
@@ -84,14 +86,31 @@ def _own_rounds(path: str) -> dict[str, str]:
 
 def read_models(options: Any) -> dict[str, Scores]:
     """The scores of every model; what was chosen unasked is said once for all that have it in common."""
-    paths = labelled(options.scores)
-    models = {label: scores_from(path, **columns_of(options)) for label, path in paths.items()}
+    paths, columns = labelled(options.scores), columns_of(options)
+    if options.model_column is None:
+        models = {label: scores_from(path, **columns) for label, path in paths.items()}
+    else:
+        models = _by_column(paths, options.model_column, columns)
     said: dict[str, list[str]] = {}
     for label, own in models.items():
         for note in own.notes:
             said.setdefault(note, []).append(label)
     for note, labels in said.items():
         say(f"{'' if len(labels) == len(models) else ', '.join(labels) + ': '}{note}")
+    return models
+
+
+def _by_column(paths: Mapping[str, str], column: str, columns: Mapping[str, Any]) -> dict[str, Scores]:
+    """The scores of every model that a column of the files names."""
+    models: dict[str, Scores] = {}
+    for label, path in paths.items():
+        if label != path:
+            raise ValueError(f"{label}={path}: with --model_column models are called as there: give {path}")
+        found = scores_by_model(path, column, **columns)
+        if twice := next(iter({*models} & {*found}), None):
+            raise ValueError(f"{twice!r} of column {column} is in two of --scores: put them into one folder")
+        models |= found
+    refuse_control(models)
     return models
 
 
@@ -162,14 +181,12 @@ def show_solved(summary: dict[str, Any], title: str) -> None:
 def evaluate_elsewhere(options: Any, prog: str) -> None:
     """`klball evaluate --scores`: means, tails, groups and worst cases of results that are there."""
     paths = labelled(options.scores)
-    reference = options.reference or next(iter(paths))
-    if reference not in paths:
-        raise ValueError(f"--reference {reference!r} is not among the scores {', '.join(paths)}")
     folder = Path(options.output_dir)
     own = own_tables(options, paths)
     if own is not None and not asks_for_columns(options) and all(Path(p).is_file() for p in paths.values()):
         refuse_ignored(options, ("confidence", "bounds"), "on log-likelihoods, which are in nats")
         tables = {label: table for (label, _), (table, _) in own.items()}
+        reference = _reference(options, tables)
         if is_main():
             found = robustness_report({"scores": tables}, reference)
             remove_evaluation(folder, prog)
@@ -182,6 +199,7 @@ def evaluate_elsewhere(options: Any, prog: str) -> None:
             say(f"everything is in {folder}")
         return
     models = read_models(options)
+    reference = _reference(options, models)
     per_item = {label: own.per_item() for label, own in models.items()}
     aligned = round_scores(per_item)
     of_model = {label: aligned.log_likelihood[m, 0] for m, label in enumerate(aligned.models)}
@@ -198,6 +216,13 @@ def evaluate_elsewhere(options: Any, prog: str) -> None:
     write_items_page(report, aligned, rounds, folder)
     say_verdicts(item_lines(report))
     show_items(report, aligned, least, options.confidence, folder)
+
+
+def _reference(options: Any, models: Iterable[str]) -> str:
+    labels = list(models)
+    if options.reference not in (None, *labels):
+        raise ValueError(f"--reference {options.reference!r} is not among the scores {listed(labels)}")
+    return options.reference or labels[0]
 
 
 def _certified(of_model: Mapping[str, np.ndarray], measure: Measure, options: Any) -> Certified:

@@ -16,7 +16,16 @@ from klball.commands.pairs import evaluate_pairs
 from klball.commands.ratios import write_ratios
 from klball.data.rows import first_rows, load_rows
 from klball.files import write_csv, write_run
-from klball.flags import Certifying, ChatTemplate, Precision, RowIds, ScoreColumns, Split, option
+from klball.flags import (
+    Certifying,
+    ChatTemplate,
+    ModelColumn,
+    Precision,
+    RowIds,
+    ScoreColumns,
+    Split,
+    option,
+)
 from klball.models.loading import TINY, check_model, public_name
 from klball.report.pages.evaluation import plain_lines, write_evaluation_page
 from klball.report.pages.tables import write_report
@@ -37,7 +46,7 @@ OF_MODELS = (
 
 
 @dataclass
-class Options(ScoreColumns, Answering, Certifying, Precision, ChatTemplate, Split, RowIds):
+class Options(ModelColumn, ScoreColumns, Answering, Certifying, Precision, ChatTemplate, Split, RowIds):
     """Models and data sets, each as NAME or LABEL=NAME."""
 
     models: list[str] = option([TINY], "Models, as NAME or LABEL=NAME; the first is the reference.")
@@ -63,7 +72,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         refuse_ignored(options, (*OF_MODELS, "pair_scores"), "with --scores, whose items are scored")
         evaluate_elsewhere(options, prog)
         return
-    refuse_ignored(options, COLUMNS, "without --scores")
+    refuse_ignored(options, (*COLUMNS, "model_column"), "without --scores")
     if options.pair_scores:
         refuse_ignored(options, OF_MODELS, "with --pair_scores, whose tables are finished")
         evaluate_pairs(options, labelled(options.pair_scores), prog)

@@ -14,11 +14,16 @@ def labelled(names: Sequence[str]) -> dict[str, str]:
     if empty is not None:
         raise ValueError(f"{''.join(empty)!r} must be NAME or LABEL=NAME")
     labels = [label for label, _, _ in pairs]
-    if odd := next((label for label in labels if CONTROL.search(label)), None):
-        raise ValueError(f"{odd[:60]!r} cannot be a label: write LABEL=NAME without control characters")
+    refuse_control(labels)
     if len(set(labels)) < len(labels):
         raise ValueError(f"labels repeat in {', '.join(labels)}: write LABEL=NAME")
     return {label: name for label, _, name in pairs}
+
+
+def refuse_control(labels: Iterable[str]) -> None:
+    """Raise ValueError for a label that holds control characters."""
+    if odd := next((label for label in labels if CONTROL.search(label)), None):
+        raise ValueError(f"{odd[:60]!r} cannot be a label: write LABEL=NAME without control characters")
 
 
 def file_names(labels: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:

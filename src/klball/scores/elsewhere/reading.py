@@ -70,8 +70,40 @@ def scores_from(
             raise ValueError(f"{option} must be text, not {given!r}")
     if not isinstance(lower_is_better, bool | None):
         raise ValueError(f"lower_is_better must be True, False or None, not {lower_is_better!r}")
-    sources, without = _with_score(sources_of(source), score)
-    names, notes = _chosen_scores(sources, score, (id, group, round))
+    return _scores(sources_of(source), score, id, group, round, lower_is_better)
+
+
+def scores_by_model(source: Any, model: str, **columns: Any) -> dict[str, Scores]:
+    """Model → its scores, of tables in which a column says whose a row is; keywords as of `scores_from`.
+
+    Raises ValueError for results of a tool, which are one model's, and items without ids.
+    """
+    of_model: dict[str, list[Source]] = {}
+    for one in sources_of(source):
+        if one.measures:
+            raise ValueError(f"{one.where} holds results of one model: --model_column is of tables")
+        if (columns.get("id") or one.id) in ("", NUMBERED):
+            raise ValueError(f"{one.where}: items of several models need ids: name their column with --id")
+        rows: dict[str, list[int]] = {}
+        for row, label in enumerate(texts(one, model, "model_column")):
+            rows.setdefault(label, []).append(row)
+        for label, kept in rows.items():
+            of_model.setdefault(label, []).append(one.of_rows(kept))
+    return {label: _scores(own, **columns, inert=model) for label, own in of_model.items()}
+
+
+def _scores(
+    sources: list[Source],
+    score: str | None = None,
+    id: str | None = None,
+    group: str | None = None,
+    round: str | None = None,
+    lower_is_better: bool | None = None,
+    inert: str | None = None,
+) -> Scores:
+    """inert: a column that is no score."""
+    sources, without = _with_score(sources, score)
+    names, notes = _chosen_scores(sources, score, (id, group, round, inert))
     sources = [one.scored(weighted_sum(names[one.task], one.columns, one.where)) for one in sources]
     notes += [f"groups are by {told}" for told in _default_group(sources, group, round)]
     parts = [_part(one, names[one.task], lower_is_better, id) for one in sources]

@@ -128,13 +128,14 @@ def refuse_repeated(sources: list[Source], ids: list[str], labels: list[str], id
         if key in first:
             (one, row), (other, before) = places[number], places[first[key]]
             where = (
-                f"{one.where}, rows {before + 1} and {row + 1}"
+                f"{one.where}, rows {one.number(before)} and {one.number(row)}"
                 if one is other
-                else (f"{other.where}, row {before + 1}, and {one.where}, row {row + 1}")
+                else f"{other.where}, row {other.number(before)}, and {one.where}, row {one.number(row)}"
             )
             of_round = f" in round {key[1]!r}" if key[1] != ONE_ROUND else ""
             raise ValueError(
                 f"{where} (counted from 1) both have {id_column or one.id} {key[0]!r}{of_round}: name the "
-                "columns that tell items apart, as --id task,id, or of one item's repeats --round COLUMN"
+                "columns that tell items apart, as --id task,id, of one item's repeats --round COLUMN, or of "
+                "several models (in evaluate and compare) --model_column COLUMN"
             )
         first[key] = number

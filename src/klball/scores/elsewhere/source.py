@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyarrow as pa
+
 from klball.scores.measure import Measure
 
 Column = Any  # pa.ChunkedArray, or a sequence of Python's values
@@ -70,26 +72,34 @@ class Source:
         if len(kept) in (0, self.rows):
             return self
         gone = sorted({*range(self.rows)} - {*kept})
-        places = self.places or range(self.rows)
-        columns = {own: [column[row] for row in kept] for own, column in self.columns.items()}
         return replace(
-            self,
-            columns=columns,
+            self.of_rows(kept),
             lacking={
                 **self.lacking,
                 **dict.fromkeys((self.columns[self.id][row] for row in gone), "unscored"),
             },
-            lost={**self.lost, **dict.fromkeys((places[row] for row in gone), "unscored")},
-            places=[places[row] for row in kept],
+            lost={**self.lost, **dict.fromkeys((self.number(row) - 1 for row in gone), "unscored")},
         )
 
     def numbers(self) -> list[str]:
         """Ids of the rows by where they stand in the file, rows without a score counted."""
-        return [str(place + 1) for place in self.places or range(self.rows)]
+        return [str(self.number(row)) for row in range(self.rows)]
+
+    def number(self, row: int) -> int:
+        """Where a row stands in the file, from 1."""
+        return 1 + (row if self.places is None else self.places[row])
+
+    def of_rows(self, kept: Sequence[int]) -> "Source":
+        """Those rows alone, which keep their numbers."""
+        columns = {
+            name: column.take(kept) if isinstance(column, pa.ChunkedArray) else [column[row] for row in kept]
+            for name, column in self.columns.items()
+        }
+        return replace(self, columns=columns, places=[self.number(row) - 1 for row in kept])
 
     def refusal(self, row: int, name: str, what: str) -> ValueError:
         """The error of one cell; rows count from 1."""
-        return ValueError(f"{self.where}, row {row + 1} (counted from 1), {name}: {what}")
+        return ValueError(f"{self.where}, row {self.number(row)} (counted from 1), {name}: {what}")
 
 
 def is_there(value: Any) -> bool:

@@ -1,0 +1,82 @@
+"""Tables of several models, as leaderboards and logging scripts keep them: `--model_column`."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from klball.cli import main
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """60 items of three models in one file, mixed, which every table of a model alone was cut from."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    items, langs = list(range(60)), ["fr", "de", "de"] * 20
+    of_model = [
+        {"who": m, "item": items, "lang": langs, "points": rng.normal(k, size=60)}
+        for k, m in enumerate("abc")
+    ]
+    rows = pd.concat(map(pd.DataFrame, of_model)).sample(frac=1, random_state=0)
+    rows.to_csv("all.csv", index=False)
+    for model, own in rows.groupby("who"):
+        own.drop(columns="who").to_csv(f"{model}.csv", index=False)
+    return rows
+
+
+def refused(capsys, *words):
+    with pytest.raises(SystemExit) as stopped:
+        main([*map(str, words)])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "Traceback" not in said
+    return " ".join(said.split())
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+@pytest.mark.parametrize("files", [["all.csv"], ["ab.csv", "c-alone.csv"], ["all.parquet"]])
+def test_one_table_gives_what_a_file_a_model_gives(command, files, table):
+    order = list(dict.fromkeys(table["who"])) if files[0].startswith("all") else ["a", "b", "c"]
+    table.to_parquet("all.parquet", index=False)
+    table[table["who"] != "c"].sort_values("who").to_csv("ab.csv", index=False)
+    table[table["who"] == "c"].to_csv("c-alone.csv", index=False)
+    words = ["--group", "lang", *(["--resamples", "40"] if command == "compare" else [])]
+    main([command, "--scores", *files, "--model_column", "who", *words, "--output_dir", "one"])
+    main([command, "--scores", *(f"{m}={m}.csv" for m in order), *words, "--output_dir", "split"])
+    name = "scores.csv" if command == "evaluate" else "groups.csv"
+    one, split = (pd.read_csv(f"{folder}/{name}") for folder in ("one", "split"))
+    pd.testing.assert_frame_equal(one, split)  # the order of items too does not matter
+    assert set(one["model"]) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("evaluate", ["x=all.csv", "--model_column", "who"], "models are called as there: give all.csv"),
+        ("evaluate", ["all.csv", "a-too.csv", "--model_column", "who"], "'a' of column who is in two of"),
+        ("evaluate", ["all.csv", "--model_column", "model"], "has no column 'model' for --model_column"),
+        ("evaluate", ["all.csv"], "of several models (in evaluate and compare) --model_column COLUMN"),
+        ("evaluate", ["all.csv", "--model_column", "who", "--reference", "d"], "'d' is not among the scores"),
+        ("evaluate", ["all.csv", "--model_column", "who", "--id", "none"], "of several models need ids"),
+        ("evaluate", ["bare.csv", "--model_column", "who"], "items of several models need ids"),
+        ("evaluate", ["gap.csv", "--model_column", "who"], "gap.csv, row 2 (counted from 1), who: the mod"),
+        ("evaluate", ["nan.csv", "--model_column", "who"], "nan.csv, row 3 (counted from 1), points: NaN"),
+        ("evaluate", ["twice.csv", "--model_column", "who"], "twice.csv, rows 2 and 4 (counted from 1) both"),
+        ("evaluate", ["odd.csv", "--model_column", "who"], "cannot be a label"),
+        ("compare", ["a-too.csv", "--model_column", "who"], "needs two models: column who names 'a' alone"),
+    ],
+)
+def test_tables_whose_models_cannot_be_told_are_refused(command, words, said, table, capsys, tmp_path):
+    table[table["who"] == "a"].to_csv("a-too.csv", index=False)
+    (tmp_path / "bare.csv").write_text("who,points\na,1\nb,2\n")
+    (tmp_path / "gap.csv").write_text("who,item,points\na,1,1\n,1,2\n")
+    (tmp_path / "nan.csv").write_text("who,item,points\na,1,1\nb,1,2\na,2,nan\n")
+    (tmp_path / "twice.csv").write_text("who,item,points\na,1,1\nb,1,2\na,2,3\nb,1,2\n")
+    (tmp_path / "odd.csv").write_text('who,item,points\na,1,1\n"b\x1b",1,2\n')
+    assert said in refused(capsys, command, "--scores", *words, "--output_dir", "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_scores_it_is_refused(capsys):
+    assert "--model_column has no effect without --scores" in refused(
+        capsys, "compare", "--model_column", "who"
+    )
