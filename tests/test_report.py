@@ -69,7 +69,9 @@ LONG = (
 
 
 def a_page() -> Page:
-    pairs = {m: (RNG.normal(size=9), RNG.normal(size=9), [str(i) for i in range(9)]) for m in ("base", NASTY)}
+    pairs = {
+        m: (RNG.normal(size=12), RNG.normal(size=12), [str(i) for i in range(12)]) for m in ("base", NASTY)
+    }
     matrix = np.array([[np.nan, 3.2], [3.2, np.nan]])
     strips = {f"base − {NASTY}": (RNG.normal(size=9), [str(i) for i in range(9)])}
     profile = [ProfilePoint("d", "base", e, 1.0 + e, 0.1, 50 / (1 + e)) for e in (0.0, 0.1, 1.0)]

@@ -10,6 +10,7 @@ from scipy import stats
 import klball
 from klball.report import figures, interactive
 from klball.report.charts import (
+    FEWEST_ROUNDS,
     Chart,
     HeatMap,
     Series,
@@ -170,9 +171,19 @@ def heat(value: float) -> HeatMap:
 def test_figures_for_papers(tmp_path):
     names = [str(k) for k in range(5)]
     pairs = {"a": (RNG.normal(size=5), RNG.normal(size=5), names), "b": (np.ones(1), np.zeros(1), ["0"])}
-    figures.draw(tmp_path / "pairs", multipliers_chart(pairs))
+    chart = multipliers_chart(pairs)
+    assert [series.outline for series in chart.series] == [None, None]  # five tell no covariance
+    figures.draw(tmp_path / "pairs", chart)
     figures.draw_heat_map(tmp_path / "p", heat(400.0))
     assert {p.name for p in tmp_path.iterdir()} == {"pairs.svg", "pairs.png", "p.svg", "p.png"}
+
+
+def test_ellipses_stand_around_enough_rounds():
+    counts = {"a": FEWEST_ROUNDS - 1, "b": FEWEST_ROUNDS}
+    pairs = {
+        m: (RNG.normal(size=n), RNG.normal(size=n), [str(k) for k in range(n)]) for m, n in counts.items()
+    }
+    assert [series.outline is None for series in multipliers_chart(pairs).series] == [True, False]
 
 
 def test_a_heat_map_of_many_names_is_no_larger_than_one_with_numbers(tmp_path):

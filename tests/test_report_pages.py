@@ -16,7 +16,7 @@ from klball.files import write_csv, write_table
 from klball.report.page import Plot, Table, number, render
 from klball.report.pages.comparison import _regions, comparison_page, write_comparison_report
 from klball.report.pages.evaluation import COMPARED, _compared, _verdict, plain_lines
-from klball.report.pages.parts import change, counted, few_in_words, sample_rows, says
+from klball.report.pages.parts import change, counted, few_in_words, ran_on, sample_rows, says
 from klball.report.pages.reproduction import gain_verdict
 from klball.report.pages.training import CURVES, write_training_page
 from klball.scores.perplexity import Metric, RobustnessReport, robustness_report
@@ -246,3 +246,24 @@ def test_a_training_page_shows_texts_as_they_are(tmp_path):
     write_training_page(tmp_path, "a run")
     page = (tmp_path / "report.html").read_text()
     assert "- an item" in page and "&#39;- an item" not in page and "'- an item" not in page
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        ({"options": {"model_name_or_path": "m", "dataset_name": "d"}}, "; m on d"),
+        ({"options": {"dataset_name": "d", "dataset_config": "c", "rounds_path": None}}, "; d (c)"),
+        ({"options": {"dataset_name": None, "rounds_path": "r.parquet"}}, "; r.parquet"),
+        (
+            {"model": {"model_name_or_path": "m"}, "data": {"datasets": [{"path": "a"}, {"path": "b"}]}},
+            "; m on a, b",
+        ),
+        ({"model": {"model_name_or_path": "m"}, "options": {"dataset_name": "d"}}, "; m on d"),
+        ({"options": {"scores": ["a.csv"], "dataset_name": None}}, ""),
+        (None, ""),
+    ],
+)
+def test_pages_say_on_what_they_ran(run, said, tmp_path):
+    if run is not None:
+        (tmp_path / "run.json").write_text(json.dumps(run))
+    assert ran_on(tmp_path) == said

@@ -13,6 +13,7 @@ from klball.scores.perplexity import ProfilePoint
 
 FULL_COLOUR = 4.0  # −log10 p with the last colour of a heat map, whatever the others are
 TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+FEWEST_ROUNDS = 10  # of which a covariance is told
 Numbers = Sequence[float] | np.ndarray
 Rows = Sequence[Mapping[str, Any]]
 
@@ -218,7 +219,7 @@ def frontier_chart(rows: Rows, tail: str, tail_name: str) -> Chart:
 
 
 def multipliers_chart(pairs: Mapping[str, tuple[np.ndarray, np.ndarray, Sequence[str]]]) -> Chart:
-    """(λ, β) of every round, and an ellipse per model that would hold 95 % of normal pairs.
+    """(λ, β) of every round, and of enough rounds an ellipse per model that would hold 95 % of normal pairs.
 
     pairs[model] = (λ, β, names of the rounds), finite values only.
     """
@@ -232,11 +233,11 @@ def multipliers_chart(pairs: Mapping[str, tuple[np.ndarray, np.ndarray, Sequence
                 x,
                 y,
                 labels=[f"round {name}" for name in rounds],
-                outline=clipped(covariance_ellipse(x, y)) if len(x) > 2 else None,
+                outline=clipped(covariance_ellipse(x, y)) if len(x) >= FEWEST_ROUNDS else None,
             )
             for model, (x, y, rounds) in pairs.items()
         ],
-        "Ellipses would hold 95 % of the rounds were they normal.",
+        f"Ellipses, of {FEWEST_ROUNDS} rounds or more, would hold 95 % of the rounds were they normal.",
         joined=False,
     )
 

@@ -20,7 +20,14 @@ from klball.report.charts import HeatMap, multipliers_chart, profile_charts, reg
 from klball.report.figures import draw, draw_heat_map
 from klball.report.interactive import heat_map, paired_differences, plot
 from klball.report.page import Page, Part, Plot, Section, Table, write_page
-from klball.report.pages.parts import REPORT_FILE, interval, provenance_section, sample_rows, samples_section
+from klball.report.pages.parts import (
+    REPORT_FILE,
+    interval,
+    provenance_section,
+    ran_on,
+    sample_rows,
+    samples_section,
+)
 from klball.report.paper import latex_table
 from klball.scores.perplexity import ProfilePoint
 
@@ -74,7 +81,7 @@ def comparison_page(comparison: Comparison, rounds: Rounds | RoundsElsewhere, fo
     of_rounds = f"{rounds_scored} round{'s' * (rounds_scored != 1)} of {n} samples"
     return Page(
         title="Which model is more reliable?",
-        subtitle=f"{len(scores.models)} models, {of_rounds}",
+        subtitle=f"{len(scores.models)} models, {of_rounds}{ran_on(folder)}",
         headline=_first(comparison.lines()),
         verdict=[
             *filter(None, [comparison.caution()]),

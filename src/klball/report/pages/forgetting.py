@@ -8,7 +8,7 @@ from typing import Any
 from klball.report.charts import Chart
 from klball.report.interactive import plot
 from klball.report.page import Page, Section, Table, write_page
-from klball.report.pages.parts import REPORT_FILE, number_sd, provenance_section
+from klball.report.pages.parts import REPORT_FILE, number_sd, provenance_section, ran_on
 
 Rows = Sequence[dict[str, Any]]
 START, PLAIN, RL, OWN = "start", "SFT", "GRPO", "SFT on own correct answers"
@@ -35,7 +35,7 @@ def write_forgetting_page(
     methods = len({row["method"] for row in summary} - {START})
     page = Page(
         title="Does reinforcement learning forget less?",
-        subtitle=f"{methods} methods from one start at equal prompts, {seeds} seed(s)",
+        subtitle=f"{methods} methods from one start at equal prompts, {seeds} seed(s){ran_on(folder)}",
         verdict=[
             *equal_verdict(summary, equal, target),
             *razor_verdict(fits),

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from klball.data.ids import places_of
 from klball.data.rows import texts_of, to_trl_format, with_sample_ids
-from klball.files import versions
+from klball.files import RUN_FILE, read_json_object, versions
 from klball.report.page import Cell, Record, Section, Table
 from klball.scores.perplexity import CVAR, HARDEST, few_hardest
 from klball.scores.tails import FEW, LEAST, largest, tail_size
@@ -71,12 +71,23 @@ def samples_section(title: str, rows: Sequence[dict[str, Any]], intro: str, grou
 
 def provenance_section(folder: Path, tables: Mapping[str, Any]) -> Section:
     """Options of the run, library versions, and what every score table says it was made from."""
-    run = folder / "run.json"
+    run = folder / RUN_FILE
     records = [Record("Command and options", json.loads(run.read_text()))] if run.exists() else []
     records.append(Record("Library versions", versions()))
     if tables:
         records.append(Record("Score tables: model, weights, tokenizer, data, length", tables))
     return Section("Provenance", records, "What the numbers depend on, in full.")
+
+
+def ran_on(folder: Path) -> str:
+    """For subtitles: "; smollm2 on chat.jsonl", as far as `run.json` names model and data; else ""."""
+    run = read_json_object(folder / RUN_FILE) if (folder / RUN_FILE).exists() else {}
+    options = {**run.get("model", {}), **run.get("data", {}), **run.get("options", {})}
+    mixture = ", ".join(str(entry.get("path")) for entry in options.get("datasets") or ())
+    data = options.get("rounds_path") or mixture or options.get("dataset_name")
+    config = options.get("dataset_config")
+    named = [options.get("model_name_or_path"), data and (f"{data} ({config})" if config else data)]
+    return "; " + " on ".join(filter(None, named)) if any(named) else ""
 
 
 def counted(rows: int, of: str = "row") -> str:

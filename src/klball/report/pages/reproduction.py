@@ -23,6 +23,7 @@ from klball.report.pages.parts import (
     few_in_words,
     number_sd,
     provenance_section,
+    ran_on,
     says,
 )
 from klball.scores.perplexity import RobustnessReport, robustness_report
@@ -47,7 +48,7 @@ def write_robustness_page(
     models = list(dict.fromkeys(metric.model for metric in report.metrics))
     page = Page(
         title="What robust fine-tuning costs and buys",
-        subtitle=f"{len(summary) - 1} arms at equal budget, {seeds} seed(s)",
+        subtitle=f"{len(summary) - 1} arms at equal budget, {seeds} seed(s){ran_on(folder)}",
         verdict=_robustness_verdict(summary, measures, seeds, report),
         sections=[
             Section("Change against SFT", _change_parts(summary, measures, seeds)),
@@ -139,7 +140,7 @@ def write_objectives_page(
     ]
     page = Page(
         title="Token objectives: what each gains and forgets",
-        subtitle=f"{len(summary) - 1} methods at equal budget, {seeds} seed(s)",
+        subtitle=f"{len(summary) - 1} methods at equal budget, {seeds} seed(s){ran_on(folder)}",
         verdict=[
             *gain_verdict(summary),
             f"These are means over {seeds} seeds." if seeds > 1 else "One seed: chance is not ruled out.",

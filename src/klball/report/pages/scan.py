@@ -10,7 +10,7 @@ from klball.adversary.upweighting import radius_in_words
 from klball.report.charts import gain_chart, profile_charts
 from klball.report.interactive import intervals, plot
 from klball.report.page import Cell, Page, Plot, Section, Table, write_page
-from klball.report.pages.parts import REPORT_FILE, provenance_section, samples_section
+from klball.report.pages.parts import REPORT_FILE, provenance_section, ran_on, samples_section
 from klball.report.pages.reproduction import gain_verdict
 from klball.scores.accuracy import WORST
 from klball.scores.perplexity import ProfilePoint
@@ -43,7 +43,7 @@ def write_scan_page(results: ScanResults, about: Mapping[str, Any], folder: Path
     quality = Table("Training rows", [results.counts], note="Rows without an answer token are left out.")
     page = Page(
         title="Scan of a training set",
-        subtitle="What supervised fine-tuning would see, and who holds its gradient",
+        subtitle=f"What supervised fine-tuning would see, and who holds its gradient{ran_on(folder)}",
         verdict=_verdict(results),
         sections=[
             *sections,

@@ -11,7 +11,7 @@ from klball.files import read_csv
 from klball.report.charts import Chart, Series
 from klball.report.interactive import plot
 from klball.report.page import Cell, Page, Plot, Section, Table, write_page
-from klball.report.pages.parts import REPORT_FILE, provenance_section, samples_section
+from klball.report.pages.parts import REPORT_FILE, provenance_section, ran_on, samples_section
 
 CURVES = {  # title → (axis, columns of the history and what they are called)
     "Loss": (
@@ -50,7 +50,7 @@ def write_training_page(folder: Path, title: str, meaning: str = "") -> None:
     intro = "By their weight at the end, n·q: rare, hard, or mislabelled? 1 is an even share."
     page = Page(
         title=title,
-        subtitle=f"{len(history)} optimizer steps",
+        subtitle=f"{len(history)} optimizer steps{ran_on(folder)}",
         verdict=[*_verdict(history, groups), *filter(None, [meaning])],
         sections=[
             *sections,

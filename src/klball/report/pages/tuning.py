@@ -11,7 +11,7 @@ from klball.report.charts import Chart, frontier_chart
 from klball.report.interactive import plot
 from klball.report.page import Cell, Page, Section, Table, number, write_page
 from klball.report.pages.evaluation import weighed_samples
-from klball.report.pages.parts import REPORT_FILE, change, counted, provenance_section, says
+from klball.report.pages.parts import REPORT_FILE, change, counted, provenance_section, ran_on, says
 from klball.scores.frontier import FEW_IN_GROUP
 from klball.scores.perplexity import CVAR, HARDEST
 from klball.scores.tails import FEW, LEAST, tail_size
@@ -175,7 +175,7 @@ def write_tuning_page(results: TuningResults, about: Mapping[str, Any], folder: 
         )
     page = Page(
         title="A radius for these data",
-        subtitle=f"{len(results.rows)} arms at equal budget, {results.cost:g} runs in all",
+        subtitle=f"{len(results.rows)} arms at equal budget, {results.cost:g} runs in all{ran_on(folder)}",
         verdict=verdict(results),
         sections=[*sections, provenance_section(folder, about)],
     )
