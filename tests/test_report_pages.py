@@ -20,6 +20,7 @@ from klball.report.pages.parts import change, counted, few_in_words, ran_on, sam
 from klball.report.pages.reproduction import gain_verdict
 from klball.report.pages.training import CURVES, write_training_page
 from klball.scores.perplexity import Metric, RobustnessReport, robustness_report
+from klball.shown import in_words
 from simulated_rounds import simulated
 
 
@@ -267,3 +268,18 @@ def test_pages_say_on_what_they_ran(run, said, tmp_path):
     if run is not None:
         (tmp_path / "run.json").write_text(json.dumps(run))
     assert ran_on(tmp_path) == said
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ("worst_5pct", "worst 5 %"),
+        ("own_hardest_1pct", "own hardest 1 %"),
+        ("cvar_0.05", "worst 5 %"),
+        ("cvar_0.001", "worst 0.1 %"),
+        ("mean", "mean"),
+        ("num_tokens", "num tokens"),
+    ],
+)
+def test_columns_in_words(column, said):
+    assert in_words(column) == said

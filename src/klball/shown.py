@@ -1,6 +1,7 @@
 """How results show themselves: a line where they are printed, a small table in a notebook."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, ClassVar
@@ -8,6 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 FEW = 4  # entries of a list are shown
+
+
+def in_words(column: str) -> str:
+    """A column's name for people: "worst 5 %" of `worst_5pct` and of `cvar_0.05`."""
+    if tail := re.fullmatch(r"cvar_(\d*\.\d+)", column):
+        return f"worst {100 * float(tail[1]):g} %"
+    return re.sub(r"(\d)pct\b", r"\1 %", column.replace("_", " "))
 
 
 class Shown:

@@ -20,6 +20,7 @@ from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.hypothesis_tests import p_matrix
 from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds
 from klball.files import write_csv, write_text
+from klball.report.pages.comparison import SYMBOLS, TESTS
 from klball.report.pages.parts import counted
 from klball.scores.elsewhere.item_scores import ONE_ROUND
 from klball.terminal import say, say_verdicts, show_table
@@ -144,6 +145,5 @@ def _show_source(analysis: Analysis, folder: Path) -> None:
         return
     for test, quantity in SOURCE_TESTS:
         rows = matrix_rows(models, p_matrix(analysis.tests, test, quantity, models))
-        name = f"{test.replace('_', ' ')} on {quantity.strip('_')}"
-        title = f"the source's {name}, −log10 p (unpaired: shown, not endorsed)"
+        title = f"the source's {TESTS[test]} on {SYMBOLS[quantity]}, −log10 p (unpaired: shown, not endorsed)"
         show_table(title, ("", *models), [tuple(row.values()) for row in rows])

@@ -1,6 +1,6 @@
 """What `solve`, `evaluate` and `compare` do with per-item results that klball did not score."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from klball.comparison.elsewhere import RoundsElsewhere
 from klball.comparison.rounds import RoundScores, round_scores
 from klball.files import write_csv, write_run
 from klball.report.figures import plot_profiles
-from klball.report.pages.elsewhere import item_lines, write_items_page
+from klball.report.pages.elsewhere import item_lines, title_of, write_items_page
 from klball.report.pages.evaluation import plain_lines, write_evaluation_page
 from klball.report.pages.parts import counted, few_in_words, interval
 from klball.report.pages.tables import write_report
@@ -260,10 +260,7 @@ def show_items(
     unit, own = report.measure.title, report.measure.own
     n, better = len(scores.sample_ids), report.measure.better
     say(f"{counted(n, 'item')}; left out for all: {lost(scores)}; {better} is better")
-    body = [
-        (rows[0]["name"], rows[0]["items"], *(str(interval(r["value"], r["low"], r["high"])) for r in rows))
-        for rows in _by_name(report, models)
-    ]
+    body = _cells(report, models, ("value", "low", "high"))
     rest = f"{folder / 'scores.csv'} has them all"
     show_table(f"{unit}: value [95 % interval]", ("mean of", "items", *models), body, rest)
     if few := few_in_words(n, "item"):
@@ -276,7 +273,8 @@ def show_items(
         later = others[k + 1 :]
         of_model = {model: scores.log_likelihood[scores.models.index(model), 0] for model in (base, *later)}
         own_report = item_report(of_model, report.measure, base, scores.groups)
-        body = [row for row in _differences(own_report, later) if row[0] != "hardest_1pct"]  # base's own
+        left_out = title_of("hardest_1pct")  # base's own
+        body = [row for row in _differences(own_report, later) if row[0] != left_out]
         title = f"difference to {base} on the same items, {unit}"
         show_table(title, ("mean of", "items", *later), body, f"--reference {base} writes them all")
     worst = {(p.model, p.epsilon): p for p in report.profiles}
@@ -304,10 +302,18 @@ def show_items(
 
 
 def _differences(report: ItemReport, models: list[str]) -> list[tuple[Any, ...]]:
-    """A row a metric: its name, its items, and each model's difference to the report's reference."""
-    keys = ("difference", "difference_low", "difference_high")
+    """Of each model to the report's reference."""
+    return _cells(report, models, ("difference", "difference_low", "difference_high"))
+
+
+def _cells(report: ItemReport, models: list[str], keys: Sequence[str]) -> list[tuple[Any, ...]]:
+    """A row a metric: its name, its items, and a number of each model with its interval."""
     return [
-        (rows[0]["name"], rows[0]["items"], *(str(interval(*(row[key] for key in keys))) for row in rows))
+        (
+            title_of(rows[0]["name"]),
+            rows[0]["items"],
+            *(str(interval(*(row[key] for key in keys))) for row in rows),
+        )
         for rows in _by_name(report, models)
     ]
 

@@ -30,6 +30,7 @@ from klball.scan.implicit_rewards import gradient_shares, gradient_weights, impl
 from klball.scores.perplexity import RADII, ProfilePoint, token_mean, token_nll
 from klball.scores.scorer import TOKENS, encode_for
 from klball.scores.tables import score
+from klball.shown import in_words
 from klball.studies.arms import base_answers, provenance_of
 from klball.terminal import is_main, progress_bar, say, show_table
 
@@ -299,7 +300,7 @@ def _show_models(base: Any, tokenizer: Any, options: Options, folder: Path) -> R
         return records
     write_csv(folder / "models.csv", records)
     title = "gain on the task, forgetting, entropy, diversity (nats/token)"
-    body = [(name.replace("_", " "), *(r[name] for r in records)) for name in records[0] if name != "arm"]
+    body = [(in_words(name), *(r[name] for r in records)) for name in records[0] if name != "arm"]
     show_table(title, ("", *(r["arm"] for r in records)), body)
     plot_gain_against_forgetting(records, folder / "figures" / "gain-against-forgetting")
     return records

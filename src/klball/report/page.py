@@ -18,6 +18,7 @@ from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from klball.files import digest, write_text
+from klball.shown import in_words
 
 MOST_TEXTS, MOST_ROWS = 300, 1_000  # rows of a table with long texts, and of any other
 EXCERPT = 180  # characters of a text that are shown before it is opened
@@ -57,7 +58,7 @@ class Table:
 
     def headings(self) -> Mapping[str, str]:
         """Key → heading."""
-        return self.columns or {key: key.replace("_", " ") for key in (self.rows[0] if self.rows else {})}
+        return self.columns or {key: in_words(key) for key in (self.rows[0] if self.rows else {})}
 
     @cached_property
     def numeric(self) -> set[str]:

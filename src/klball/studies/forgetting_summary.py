@@ -12,6 +12,7 @@ from klball.files import write_csv
 from klball.report.charts import Chart, Series
 from klball.report.figures import draw
 from klball.report.pages.forgetting import write_forgetting_page
+from klball.shown import in_words
 from klball.studies.arms import START, provenance_of
 from klball.studies.forgetting_measures import MEASURES
 from klball.studies.summary import means
@@ -43,11 +44,11 @@ def report(points: Rows, folder: Path) -> None:
     for name, rows in (("points", points), ("summary", summary), ("equal", equal), ("fits", fits)):
         write_csv(folder / f"{name}.csv", list(rows))
     seeds = len({row["seed"] for row in points})
-    header = ("method", "prompts", *(name.replace("_", " ") for name in SHOWN))
+    header = ("method", "prompts", *(in_words(name) for name in SHOWN))
     body = [(row["method"], round(row["prompts"]), *(row[name] for name in SHOWN)) for row in summary]
     show_table(f"every budget, means over {seeds} seed(s); nats per token", header, body)
     if target is not None:
-        header = ("method", "seeds there", "prompts", *(name.replace("_", " ") for name in SHOWN[2:]))
+        header = ("method", "seeds there", "prompts", *(in_words(name) for name in SHOWN[2:]))
         body = [(r["method"], r["reached"], *(r[name] for name in ("prompts", *SHOWN[2:]))) for r in equal]
         show_table(f"at accuracy {target:.3f}", header, body)
     header = ("forgetting by", "R² of one line", "of one quadratic", "of a line for each method")

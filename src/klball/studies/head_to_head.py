@@ -23,6 +23,7 @@ from klball.report.pages.parts import BASE, few_in_words
 from klball.report.pages.reproduction import write_objectives_page
 from klball.scan.behaviour import Behaviour, behaviour_of
 from klball.scores.perplexity import robustness_report, token_mean, token_nll
+from klball.shown import in_words
 from klball.studies.arms import (
     OWN,
     Arm,
@@ -182,7 +183,7 @@ def _report(
     write_csv(folder / "summary.csv", summary)
     seeds = 1 + max(outcome.seed for outcome in outcomes)
     title = f"{seeds} seed(s): mean ± sd; nats per token, worst 5 % and hardest 1 % as perplexity"
-    header = ("arm", *(name.replace("_", " ") for name in MEASURES))
+    header = ("arm", *(in_words(name) for name in MEASURES))
     show_table(
         title, header, [(row["arm"], *(_cell(row, name, seeds) for name in MEASURES)) for row in summary]
     )

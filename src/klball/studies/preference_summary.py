@@ -18,6 +18,7 @@ from klball.report.pages.parts import few_in_words
 from klball.report.pages.preference import write_preference_page
 from klball.scores.accuracy import Columns, pair_report, value_of, worst_group
 from klball.scores.perplexity import CVAR, cvar, hardest
+from klball.shown import in_words
 from klball.studies.arms import provenance_of
 from klball.studies.summary import means
 from klball.terminal import say, show_table
@@ -91,7 +92,7 @@ def report(outcomes: Sequence[Outcome], beliefs: Sequence[dict[str, Any]], folde
     write_csv(folder / "stops.csv", stops)
     write_csv(folder / "beliefs.csv", list(beliefs))
     seeds = 1 + max(outcome.seed for outcome in outcomes)
-    header = ("flips", "arm", *(name.replace("_", " ") for name in MEASURES))
+    header = ("flips", "arm", *(in_words(name) for name in MEASURES))
     body = [(f"{row['flip']:g}", row["arm"], *(row[name] for name in MEASURES)) for row in summary]
     show_table(f"clean held-out pairs, means over {seeds} seed(s)", header, body)
     if few := few_in_words(outcomes[0].pairs, "pair"):

@@ -20,6 +20,7 @@ from klball.report.pages.parts import BASE, counted
 from klball.report.pages.reproduction import write_robustness_page
 from klball.report.pages.tables import tails_in_order, write_report
 from klball.scores.perplexity import RESAMPLES, RobustnessReport, decided_by, robustness_report
+from klball.shown import in_words
 from klball.studies.arms import (
     Arm,
     Options,
@@ -82,7 +83,11 @@ def _show_so_far(of_model: dict[str, Tables], groups: Groups) -> None:
         model: [report.value(data, model, metric).value for data, metric, _ in measures.values()]
         for model in of_model
     }
-    show_table("perplexity so far", ("model", *measures), [(model, *row) for model, row in values.items()])
+    show_table(
+        "perplexity so far",
+        ("model", *map(in_words, measures)),
+        [(model, *row) for model, row in values.items()],
+    )
 
 
 def measures_of(report: RobustnessReport) -> Measures:
@@ -177,7 +182,7 @@ def _report(
     charts = {column: curve_chart(title, shown, column) for column, (_, _, title) in measures.items()}
     for column, chart in charts.items():
         draw(folder / "figures" / column, chart, radius_chart(finals, column))
-    header = ("arm", *(column.replace("_", " ") for column in measures))
+    header = ("arm", *map(in_words, measures))
     body = [(row["arm"], *(row[f"{column}_text"] for column in measures)) for row in rows]
     of_seeds = "one seed (change against ε = 0)"
     if len(reports) > 1:

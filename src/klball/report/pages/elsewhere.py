@@ -24,6 +24,7 @@ from klball.report.pages.parts import (
 from klball.scores.elsewhere.report import GROUP, ItemReport
 from klball.scores.measure import ACCURACY, Measure
 from klball.scores.tails import FEW
+from klball.shown import in_words
 
 VERDICT_AT = 0.1  # the radius of the worst case that sentences name
 MOST_DRAWN = 60  # groups, those of the largest differences
@@ -125,19 +126,24 @@ def _says(measure: Any, row: dict[str, Any]) -> str:
     return f"not clearly different ({size}, {bounds})" if low <= 0 <= high else f"{size} ({bounds})"
 
 
+def title_of(name: str) -> str:
+    """What a mean is over, for tables; groups are called as they are."""
+    return name if name.startswith(GROUP) else in_words(name)
+
+
 def _values(report: ItemReport, models: list[str], unit: str) -> Table:
     names = dict.fromkeys(row["name"] for row in report.rows)
     body = []
     for name in names:
         found = {model: report.row_of[model, name] for model in models}
         cells = {f"of {m}": interval(r["value"], r["low"], r["high"]) for m, r in found.items()}
-        body.append({"mean of": name, "items": found[models[0]]["items"], **cells})
+        body.append({"mean of": title_of(name), "items": found[models[0]]["items"], **cells})
     return Table(
         f"Values: {unit}",
         body,
         {"mean of": "mean of", "items": "items", **{f"of {m}": m for m in models}},
-        "95 % intervals over items. cvar_α: the worst share α of each model's own; hardest_1pct: the "
-        f"reference's 1 %, the same items for all. Tails of fewer than {FEW} items are descriptive.",
+        "95 % intervals over items. Worst 1 % and so on: each model's own; hardest 1 %: the "
+        f"reference's, the same items for all. Tails of fewer than {FEW} items are descriptive.",
     )
 
 
@@ -152,7 +158,7 @@ def _differences(report: ItemReport, unit: str) -> Plot:
     hidden = set(left)
     for row in others:
         if row["name"] not in hidden:
-            series.setdefault(row["model"], {})[row["name"]] = tuple(row[key] for key in keys)  # pyright: ignore[reportArgumentType]
+            series.setdefault(row["model"], {})[title_of(row["name"])] = tuple(row[key] for key in keys)  # pyright: ignore[reportArgumentType]
     return Plot(
         f"Difference to {report.reference}",
         intervals(series, f"difference to {report.reference}: {unit}", reference=0.0),

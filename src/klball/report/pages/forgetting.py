@@ -9,6 +9,7 @@ from klball.report.charts import Chart
 from klball.report.interactive import plot
 from klball.report.page import Page, Section, Table, write_page
 from klball.report.pages.parts import REPORT_FILE, number_sd, provenance_section, ran_on
+from klball.shown import in_words
 
 Rows = Sequence[dict[str, Any]]
 START, PLAIN, RL, OWN = "start", "SFT", "GRPO", "SFT on own correct answers"
@@ -144,6 +145,6 @@ def _values(title: str, rows: Rows, keys: Sequence[str], measures: Sequence[str]
         }
         for row in rows
     ]
-    names = {name: name.replace("_", " ") for name in (*keys, *measures)}
+    names = {name: in_words(name) for name in (*keys, *measures)}
     names |= {"reached": "seeds there", "less": "seeds with less forgetting than SFT"}
     return Table(title, shown, {name: names[name] for name in (*keys, *measures)}, "Nats per token.")

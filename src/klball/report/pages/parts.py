@@ -15,6 +15,7 @@ from klball.files import RUN_FILE, read_json_object, versions
 from klball.report.page import Cell, Record, Section, Table
 from klball.scores.perplexity import CVAR, HARDEST, few_hardest
 from klball.scores.tails import FEW, LEAST, largest, tail_size
+from klball.shown import in_words
 
 SHOWN = 20  # samples of each kind
 REPORT_FILE = "report.html"
@@ -59,7 +60,7 @@ def samples_section(title: str, rows: Sequence[dict[str, Any]], intro: str, grou
     table = Table(
         title,
         rows,
-        {key: headings.get(key, key.replace("_", " ")) for key in (rows[0] if rows else {})},
+        {key: headings.get(key, in_words(key)) for key in (rows[0] if rows else {})},
         "A row stays if it holds every word typed. Escape clears the box. Open a text to read it whole.",
         long=[name for name in LONG if rows and name in rows[0]],
         search=True,

@@ -11,6 +11,7 @@ from klball.report.interactive import plot
 from klball.report.page import Page, Section, Table, write_page
 from klball.report.pages.parts import REPORT_FILE, number_sd, provenance_section
 from klball.scores.accuracy import WORST
+from klball.shown import in_words
 
 Rows = Sequence[dict[str, Any]]
 
@@ -102,7 +103,7 @@ def _values(title: str, rows: Rows, keys: Sequence[str], measures: Sequence[str]
         {**{key: row[key] for key in keys}, **{m: _cell(row[m], row[f"{m}_sd"]) for m in measures}}
         for row in rows
     ]
-    names = {name: name.replace("_", " ") for name in (*keys, *measures)}
+    names = {name: in_words(name) for name in (*keys, *measures)}
     return Table(title, shown, names, "Mean ± sd over seeds.")
 
 

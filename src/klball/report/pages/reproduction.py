@@ -27,6 +27,7 @@ from klball.report.pages.parts import (
     says,
 )
 from klball.scores.perplexity import RobustnessReport, robustness_report
+from klball.shown import in_words
 
 Rows = Sequence[dict[str, Any]]
 Measures = Mapping[str, str]  # column → title
@@ -133,7 +134,7 @@ def write_objectives_page(
     """report.html of the head-to-head; summary: rows arm, each measure and its _sd; base: its tables."""
     counts = robustness_report({data: dict(of_model) for data, of_model in base.items()}, BASE, 1).rows
     note = f" Of the test rows {few}." if (few := few_in_words(counts["test"]["kept"])) else ""
-    columns = {name: name.replace("_", " ") for name in summary[0] if not name.endswith("_sd")}
+    columns = {name: in_words(name) for name in summary[0] if not name.endswith("_sd")}
     values = [
         {"arm": r["arm"], **{c: number_sd(r[c], r[f"{c}_sd"]) for c in columns if c != "arm"}}
         for r in summary
