@@ -128,7 +128,9 @@ def _says(measure: Any, row: dict[str, Any]) -> str:
 
 def title_of(name: str) -> str:
     """What a mean is over, for tables; groups are called as they are."""
-    return name if name.startswith(GROUP) else in_words(name)
+    if name.startswith(GROUP):
+        return name
+    return "reference's hardest 1 %" if name == "hardest_1pct" else in_words(name)
 
 
 def _values(report: ItemReport, models: list[str], unit: str) -> Table:
@@ -142,8 +144,8 @@ def _values(report: ItemReport, models: list[str], unit: str) -> Table:
         f"Values: {unit}",
         body,
         {"mean of": "mean of", "items": "items", **{f"of {m}": m for m in models}},
-        "95 % intervals over items. Worst 1 % and so on: each model's own; hardest 1 %: the "
-        f"reference's, the same items for all. Tails of fewer than {FEW} items are descriptive.",
+        "95 % intervals over items. Worst 1 % and so on: each model's own; hardest 1 %: "
+        f"the same items for all. Tails of fewer than {FEW} items are descriptive.",
     )
 
 
