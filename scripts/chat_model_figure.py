@@ -60,9 +60,10 @@ def main() -> None:
         panel.grid(axis="x", color="#dddddd")
         panel.spines[["top", "right", "left"]].set_visible(False)
     axes[0].set_yticks([*at.values()], arms)
-    axes[0].legend(fontsize=17, frameon=False, loc="upper right")
     figure.supxlabel("perplexity against SFT; left is better; 95 % intervals over test rows", fontsize=18)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
+    looks = axes[0].get_legend_handles_labels()
+    figure.legend(*looks, fontsize=17, frameon=False, loc="upper right", ncols=len(SEEDS))
     path = ROOT / "docs" / "figures" / "chat-model.png"
     figure.savefig(path, dpi=80)
     print(path)
