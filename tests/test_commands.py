@@ -1,6 +1,7 @@
 """The commands as a user runs them: results, resumption after a kill, and one line for bad input."""
 
 import csv
+import html
 import json
 import logging
 import shlex
@@ -213,7 +214,7 @@ def test_reproduce_is_resumable_and_complete(tmp_path):
     assert len(list((tmp_path / "out/figures").glob("*.svg"))) == 4
     columns = list(rows[0])
     assert columns.index("worst_5pct") < columns.index("hardest_1pct")  # which are one row of 100
-    page = (tmp_path / "out/report.html").read_text()
+    page = html.unescape((tmp_path / "out/report.html").read_text())
     assert "on the test set's worst 5 % (CVaR; descriptive: 5 rows; the hardest 1 % are 1 row)" in page
     assert "on test the hardest 1 % are 1 row, too few to judge by" in " ".join(done.stdout.split())
 

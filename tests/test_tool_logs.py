@@ -216,6 +216,20 @@ def test_without_inspect_ai_a_line_names_the_extra(tmp_path, monkeypatch):
             klball.scores_from(tmp_path / name)
 
 
+def test_samples_without_a_score_leave_by_the_ids_asked_for(tmp_path):
+    """A sample that lacks a score in one model's log and its like in the other's are one item, not two."""
+    pytest.importorskip("inspect_ai.log", reason="needs klball[inspect]")
+    match = {"match": {"value": "C"}}
+    for model, lacking in (("a", 1), ("b", 2)):
+        found = [(i, 1, {} if i == lacking else match) for i in range(5)]
+        (tmp_path / f"{model}.json").write_text(inspect_log(found))
+    for column, items in ((None, ["sums/0", "sums/3", "sums/4"]), ("id", ["0", "3", "4"])):
+        models = {m: klball.scores_from(tmp_path / f"{m}.json", id=column) for m in "ab"}
+        scores = klball.round_scores(models)
+        assert [i.partition("-")[0] for i in scores.sample_ids] == items
+        assert {why: count for why, count in scores.left_out.items() if count} == {"unscored": 2}
+
+
 def test_scorers_and_epochs_of_an_inspect_log(tmp_path):
     pytest.importorskip("inspect_ai.log", reason="needs klball[inspect]")
     found = [

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from klball.adversary.inputs import LARGEST
+from klball.data.ids import NUMBERED
 from klball.data.texts import found
-from klball.scores.elsewhere.source import Column, Source, listed
+from klball.scores.elsewhere.source import Column, Source, is_there, listed
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 WHOLE = re.compile(r"\d+\.0")
@@ -86,6 +89,23 @@ def ids(source: Source, name: str) -> list[str]:
         for part in (part.strip() for part in name.split(","))
     ]
     return ["/".join(of_row) for of_row in zip(*parts, strict=True)]
+
+
+def scored(source: Source, names: Iterable[str], id_column: str | None) -> Source:
+    """Without the rows that lack one of these scores, where the tool may leave one out."""
+    if not source.gaps:
+        return source
+    of_row = zip(*(source.columns[name] for name in names if name), strict=True)
+    kept = [row for row, values in enumerate(of_row) if all(is_there(value) for value in values)]
+    if len(kept) in (0, source.rows):
+        return source
+    gone = sorted({*range(source.rows)} - {*kept})
+    items = ids(source, source.id if id_column in (None, NUMBERED) else id_column)
+    return replace(
+        source.of_rows(kept),
+        lacking={**source.lacking, **dict.fromkeys((items[row] for row in gone), "unscored")},
+        lost={**source.lost, **dict.fromkeys((source.number(row) - 1 for row in gone), "unscored")},
+    )
 
 
 def _text(source: Source, name: str, option: str, row: int, value: Any, whole: bool) -> str:

@@ -61,22 +61,18 @@ def of_log(path: Path, kind: str, finished: bool = False) -> Source:
     if log.status != "success":
         logger.warning("%s: its run ended with status %s: samples may be missing", path, log.status)
     rows: list[dict[str, Any]] = []
-    lacking: dict[str, str] = {}
     for sample in log.samples or []:
-        scores = _flat(sample.scores or {})
+        scores = {} if sample.error is not None else _flat(sample.scores or {})
         target = sample.target if isinstance(sample.target, str) else ", ".join(sample.target)
         item = f"{sample.id}-{json_digest([_whole(sample.input), target], 8)}"
-        if sample.error is not None or not scores:
-            lacking[item] = "unscored"
-            continue
         told = {"item": item, "id": str(sample.id), "epoch": str(sample.epoch)}
         told |= {"prompt": _text(sample.input)}
         about = {f"metadata.{k}": v for k, v in (sample.metadata or {}).items() if isinstance(v, str | int)}
         rows.append({**told, "answer": target, **about, **scores})
-    if not rows:
-        raise ValueError(f"{path} (status {log.status}) has no sample with a score")
     names = list(dict.fromkeys(name for row in rows for name in row))
     values = {name: [row.get(name) for row in rows] for name in names}
+    if not _scorers(values):
+        raise ValueError(f"{path} (status {log.status}) has no sample with a score")
     columns = {**values, **{name: list(map(_number, values[name])) for name in _scorers(values)}}
     scorers = [name for name in _scorers(values) if direction(name) >= 0]
     return Source(
@@ -84,7 +80,6 @@ def of_log(path: Path, kind: str, finished: bool = False) -> Source:
         id="item",
         round="epoch" if len(set(columns["epoch"])) > 1 else "",
         measures={name: _measure(name, values[name]) for name in scorers},
-        lacking=lacking,
         task=log.eval.task,
         named=True,
         settings=", ".join(f"{name} {value}" for name, value in sorted(log.eval.task_args.items())),

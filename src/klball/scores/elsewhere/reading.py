@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from klball.data.ids import NUMBERED
-from klball.scores.elsewhere.columns import beginnings, ids, is_numeric, numbers, texts
+from klball.scores.elsewhere.columns import beginnings, ids, is_numeric, numbers, scored, texts
 from klball.scores.elsewhere.expression import (
     CONSTANT,
     MINUS,
@@ -104,7 +104,7 @@ def _scores(
     """inert: a column that is no score."""
     sources, without = _with_score(sources, score)
     names, notes = _chosen_scores(sources, score, (id, group, round, inert))
-    sources = [one.scored(weighted_sum(names[one.task], one.columns, one.where)) for one in sources]
+    sources = [scored(one, weighted_sum(names[one.task], one.columns, one.where), id) for one in sources]
     notes += [f"groups are by {told}" for told in _default_group(sources, group, round)]
     parts = [_part(one, names[one.task], lower_is_better, id) for one in sources]
     before = [_prefix(one, sources, id, round) for one in sources]

@@ -1,7 +1,7 @@
 """Rows of per-item results as a file or frame has them, and what its format knows of the columns."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,24 +62,6 @@ class Source:
                 f"{self.where} has no column {name!r} for --{option}; there are {listed(self.columns)}"
             )
         return self.columns[name]
-
-    def scored(self, names: Iterable[str]) -> "Source":
-        """Without the rows that lack one of these scores, where the tool may leave one out."""
-        if not self.gaps:
-            return self
-        of_row = zip(*(self.columns[name] for name in names if name), strict=True)
-        kept = [row for row, values in enumerate(of_row) if all(is_there(value) for value in values)]
-        if len(kept) in (0, self.rows):
-            return self
-        gone = sorted({*range(self.rows)} - {*kept})
-        return replace(
-            self.of_rows(kept),
-            lacking={
-                **self.lacking,
-                **dict.fromkeys((self.columns[self.id][row] for row in gone), "unscored"),
-            },
-            lost={**self.lost, **dict.fromkeys((self.number(row) - 1 for row in gone), "unscored")},
-        )
 
     def numbers(self) -> list[str]:
         """Ids of the rows by where they stand in the file, rows without a score counted."""
