@@ -14,7 +14,10 @@ import klball
 ROOT = Path(__file__).parents[1]
 PERCENT = re.compile(r"([+−][\d.]+) % \[([+−][\d.]+), ([+−][\d.]+)\]")
 RADIUS = 0.5
-CAPTIONS = (("whole test set", "s", "#0072b2", (-8, 22)), ("hardest 1 %", "o", "#a03c00", (12, 24)))
+CAPTIONS = (  # name, marker, colour, the point that it stands by, and how far off
+    ("whole test set", "s", "#0072b2", 0, (-8, 22)),
+    ("hardest 1 %", "o", "#a03c00", 1, (14, 18)),
+)
 
 
 def losses() -> np.ndarray:
@@ -47,15 +50,17 @@ def draw_question(axes: plt.Axes, loss: np.ndarray) -> None:
 
 
 def draw_answer(axes: plt.Axes, rows: dict[float, list[tuple[float, ...]]]) -> None:
-    at = range(1, len(rows) + 1)
+    at = list(rows)
     axes.axhline(0, color="black", linewidth=1.5)
-    for k, (name, marker, colour, offset) in enumerate(CAPTIONS):
+    for k, (name, marker, colour, by, offset) in enumerate(CAPTIONS):
         value, low, high = np.array([row[k] for row in rows.values()]).T
         bars = [value - low, high - value]
         axes.errorbar(at, value, bars, marker=marker, markersize=13, linewidth=3, capsize=7, color=colour)
-        axes.annotate(name, (at[0], value[0]), offset, textcoords="offset points", fontsize=19, color=colour)
-    axes.set(xlabel="radius ε, nats", xlim=(0.7, len(rows) + 0.4))
+        place = (at[by], value[by])
+        axes.annotate(name, place, offset, textcoords="offset points", fontsize=19, color=colour)
+    axes.set(xlabel="radius ε, nats", xscale="log", xlim=(at[0] / 1.25, at[-1] * 1.2))
     axes.set_xticks(at, [f"{radius:g}" for radius in rows])
+    axes.minorticks_off()
     axes.set_yticks([-20, -10, 0], ["−20 %", "−10 %", "SFT"])
     axes.set_title("The answer: perplexity against plain SFT", fontsize=20, loc="left", pad=16)
 
