@@ -229,3 +229,39 @@ def test_texts_of_another_column_are_refused(tmp_path, capsys):
     assert "tune reads texts of the column 'text' alone: rename it" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max_steps", "3"], "25 % of 3 steps is less than one"),
+        (
+            ["--per_device_train_batch_size", "8", "--num_train_epochs", "1"],
+            "25 % of 3 steps is less than one",
+        ),  # 24 of 30 rows
+        (
+            [
+                *[
+                    "--per_device_train_batch_size",
+                    "2",
+                    "--gradient_accumulation_steps",
+                    "4",
+                    "--num_train_epochs",
+                    "1",
+                ]
+            ],
+            "of 3 steps",
+        ),
+        (["--per_device_train_batch_size", "8", "--num_train_epochs", "0.5"], "25 % of 2 steps"),
+    ],
+)
+def test_too_few_steps_for_halving_are_refused_before_anything_is_scored(
+    words, said, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(tuning, "scored", lambda *_: pytest.fail("something was scored"))
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": f"{i}?", "completion": f" {i}."} for i in range(30)])
+    words = ["--dataset_name", str(tmp_path / "rows.jsonl"), *words, *PEFT]
+    with pytest.raises(SystemExit, match="2"):
+        main(["tune", *words, "--output_dir", str(tmp_path / "out")])
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
+from transformers import Trainer
 
 from klball import Empirical, RobustSFTConfig
 from klball.report.charts import frontier_chart
@@ -14,7 +16,7 @@ from klball.report.pages.tuning import TuningResults, frontier_table, verdict
 from klball.scores.frontier import frontier_row
 from klball.scores.perplexity import hardest
 from klball.studies import tuning_report
-from klball.studies.tuning import PLAIN, arms_of
+from klball.studies.tuning import PLAIN, arms_of, most_steps
 from klball.studies.tuning_choice import Rung, chosen, cost_of, kept, rungs_of
 from klball.training.stages import last_step
 
@@ -215,3 +217,27 @@ def test_the_frontier_is_drawn_with_its_intervals():
     assert (first.x[0], first.y[0]) == (0, 0) and second.hollow and not first.hollow
     assert second.x[0] == pytest.approx(2) and second.y[0] == pytest.approx(-20)
     assert second.y_error == pytest.approx(np.array([[10.0], [10.0]]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_steps_are_those_of_the_trainer(seed, tmp_path):
+    """The oracle is Transformers' own count, with a loader of the same rows."""
+    rng = np.random.default_rng(seed)
+    rows, batch, accumulated = (int(rng.integers(1, high)) for high in (60, 9, 5))
+    config = RobustSFTConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulated,
+        num_train_epochs=float(rng.choice([0.3, 1.0, 2.5])),
+        max_steps=int(rng.choice([-1, 7])),
+        bf16=False,
+    )
+    trainer = SimpleNamespace(
+        get_total_train_batch_size=lambda _: batch * accumulated,
+        num_examples=lambda _: rows,
+        get_sp_size=lambda: 1,
+    )
+    loader = DataLoader(range(rows), batch_size=batch)
+    *_, steps = Trainer.set_initial_training_values(trainer, config, loader)
+    study = SimpleNamespace(config=config, train=range(rows))
+    assert most_steps(study) == steps

@@ -7,6 +7,7 @@ the next one needs.
 
 import dataclasses
 import gc
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,7 +37,7 @@ from klball.terminal import is_main, progress_bar
 from klball.training.identity import settings_of
 from klball.training.run import train
 from klball.training.sft.config import RobustSFTConfig
-from klball.training.stages import checkpoint_at
+from klball.training.stages import checkpoint_at, refuse_no_step
 
 PLAIN = "ε = 0"
 HELD_OUT, TEST = "held-out", "test"
@@ -117,11 +118,21 @@ def refuse_unusable(study: Study) -> None:
 
     One arm that is not begun stands for its kind.
     """
+    refuse_no_step(rungs_of(len(study.arms) - 1, study.halving)[0].share, most_steps(study))
     settled = {arm.label: _config_of(study, arm) for arm in study.arms}
     for arm in {arm.kind: arm for arm in reversed(study.arms)}.values():
         if not (study.place_of(arm) / RUN_FILE).exists():
             train(study.train, settled[arm.label], dataclasses.replace(study.model), study.resolved, until=0)
             gc.collect()
+
+
+def most_steps(study: Study) -> int:
+    """The optimizer steps of a whole run, but for rows that leave it or are packed."""
+    config = study.config
+    if config.max_steps > 0:
+        return config.max_steps
+    batches = math.ceil(len(study.train) / (config.train_batch_size * config.world_size))
+    return math.ceil(config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps))
 
 
 def _config_of(study: Study, arm: Arm) -> RobustSFTConfig:

@@ -22,16 +22,20 @@ class StopAt(TrainerCallback):
         self.share = share
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Raise ValueError if that share is less than a step: later ones might be the same step."""
-        if self.share * state.max_steps < 1:
-            raise ValueError(
-                f"{100 * self.share:g} % of {state.max_steps} steps is less than one: train longer, or give "
-                "--halving false"
-            )
+        """Raise ValueError if that share is less than a step."""
+        refuse_no_step(self.share, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= last_step(self.share, state.max_steps):
             control.should_save = control.should_training_stop = True
+
+
+def refuse_no_step(share: float, steps: int) -> None:
+    """Raise ValueError if that share of the steps is less than one: later shares might be the same step."""
+    if share * steps < 1:
+        raise ValueError(
+            f"{100 * share:g} % of {steps} steps is less than one: train longer, or give --halving false"
+        )
 
 
 def checkpoint_at(folder: Path, share: float) -> Path | None:
