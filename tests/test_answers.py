@@ -126,3 +126,20 @@ def test_what_stands_before_a_prompt_is_part_of_it(caplog):
     plain = to_prompts(dataset_of([row]), conversational=False)[0]["prompt"]
     assert plain == "\n\n".join(text for _, text in earlier)
     assert "columns that are no part of the prompt: input" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"prompt": "1 + 1?", "image": None}], "images are not supported"),
+        ([{"prompt": "1 + 1?", "images": ["a.png"]}], "images are not supported"),
+        ([{"prompt": "1 + 1?"}, {"prompt": None}], r"row 2 \(counted from 1\), prompt: null"),
+        (
+            [{"prompt": [{"role": "user", "content": "1 + 1?"}]}, {"prompt": None}],
+            r"row 2 \(counted from 1\), prompt: null",
+        ),
+    ],
+)
+def test_prompts_that_cannot_be_asked_are_named(rows, said):
+    with pytest.raises(ValueError, match=said):
+        to_prompts(dataset_of(rows), conversational=True)

@@ -45,6 +45,11 @@ def test_the_sources_say_what_the_parser_takes(command):
         ("score", ["-dtype", "x"], "no option -dtype"),
         ("solve", ["--top", "3", "--epsilom", "1"], "did you mean --epsilon?"),
         ("reproduce", ["--no_halve"], "no option --no_halve"),
+        (
+            "train",
+            ["--family=grpo", "--reward_funcs", "my.mod"],
+            "for RobustGRPOTrainer(reward_funcs=…)",
+        ),
         ("compare", ["--zzzzzz"], "; --help lists them"),
     ],
 )

@@ -256,7 +256,7 @@ GOOD = {"prompt": "read?\n", "beliefs": ["yes", "no"], "p_star": [0.25, 0.75], "
 GOOD |= {"chosen": "the name", "rejected": "the key"}
 BAD = [
     (dict(prompt=None), "prompt: is null"),
-    (dict(beliefs=["yes"], p_star=[1.0]), "beliefs: is a list, not a list of at least two texts"),
+    (dict(beliefs=["yes"], p_star=[1.0]), "beliefs: is a list of 1, not a list of at least two texts"),
     (dict(beliefs=None), "beliefs: is null"),
     (dict(beliefs=["no", ""]), "beliefs: has an empty text, not a text with words"),
     (dict(beliefs=["no", "no"]), "beliefs: has one of them twice"),
@@ -264,7 +264,7 @@ BAD = [
     (dict(chosen="so", rejected="so "), "the same answer as chosen"),
     (dict(beliefs=["no", "no\nwonder"]), "begins another: change belief_end"),
     (dict(p_star=[0.5, 0.25]), "p_star: sums to 0.75, not to 1"),
-    (dict(p_star=[1.0]), "not a share for each of 2 beliefs"),
+    (dict(p_star=[1.0]), "p_star: is a list of 1, not a share for each of 2 beliefs"),
     (dict(p_star=[1.5, -0.5]), "p_star: has float '1.5'"),
     (dict(p_star=[math.nan, 1.0]), "p_star: has float 'nan'"),
     (dict(belief="perhaps"), "belief: is 'perhaps', not one of yes, no"),

@@ -5,7 +5,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from klball.data.preferences import texts_of_pair, to_preferences
+from klball.data.preferences import texts_of_pair, to_belief_rows, to_preferences
 from klball.data.readers import dataset_of, read_files
 
 
@@ -183,3 +183,41 @@ def test_a_missing_column_is_named(column):
 def test_images_are_refused():
     with pytest.raises(ValueError, match="images are not supported"):
         to_preferences(Dataset.from_list([{**PAIR, "images": ["a"]}]))
+
+
+# --- beliefs, of which not every row has two answers ---------------------------------------------
+
+BELIEF = {"prompt": "Who?", "beliefs": ["yes", "no"], "p_star": [0.5, 0.5], "belief": "yes"}
+BARE = {**BELIEF, "chosen": None, "rejected": None}
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_rows_of_beliefs_with_answers_and_without(turns):
+    answers = (
+        {"chosen": assistant("a"), "rejected": assistant("b")} if turns else {"chosen": "a", "rejected": "b"}
+    )
+    answers = {name: [turn] for name, turn in answers.items()} if turns else answers
+    told = {"prompt": [user("Who?")]} if turns else {}
+    rows = to_belief_rows(dataset_of([{**BARE, **told}, {**BELIEF, **answers, **told}, {**BARE, **told}]))
+    whole = to_belief_rows(dataset_of([{**BELIEF, **answers, **told}]))[0]
+    assert rows[1] == whole
+    assert rows[0] == rows[2] == {**whole, "chosen": None, "rejected": None}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({**BELIEF, "chosen": "a", "rejected": None}, "row 3 .*, chosen: and rejected belong together"),
+        ({**BELIEF, "chosen": "a", "rejected": "a"}, "row 3 .*, rejected: the same answer as chosen"),
+        ({**BELIEF, "chosen": "", "rejected": "b"}, "row 3 .*, chosen: the answer is empty"),
+    ],
+)
+def test_rows_are_counted_as_they_stand(row, said):
+    rows = [BARE, {**BELIEF, "chosen": "a", "rejected": "b"}, row]
+    with pytest.raises(ValueError, match=said):
+        to_belief_rows(Dataset.from_list(rows))
+
+
+def test_an_answer_that_is_one_object_is_called_so():
+    with pytest.raises(ValueError, match="chosen: an object, but the prompt is a list of turns"):
+        to_preferences(Dataset.from_list([{**PAIR, "chosen": assistant(GOOD), "rejected": assistant(BAD)}]))

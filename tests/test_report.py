@@ -332,3 +332,18 @@ def test_a_filter_finds_groups_with_several_spaces():
         title="t", verdict=[], sections=[Section("s", [Table("rows", rows, search=True, group="group")])]
     )
     assert '<option value="my  run">' in render(page)
+
+
+def test_on_paper_everything_is_open_and_closed_again_afterwards(browser, path):
+    page = Opened(browser, path).page
+    closed = page.locator("details:not([open])").count()
+    assert closed >= 2
+    page.pdf()  # which prints
+    assert page.locator("details:not([open])").count() == closed
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    assert page.locator("pre").is_visible() and page.locator("td details div").first.is_visible()
+    assert not page.locator(".hint, .controls, td details summary").first.is_visible()
+    buttons = page.locator("thead button").all()
+    assert {button.evaluate("b => getComputedStyle(b).display") for button in buttons} == {"contents"}

@@ -87,6 +87,11 @@ def test_another_reward_model_is_another_run(prompts, tmp_path, tokenizer):
     [
         (FAMILY, "give --reward"),
         ([*FAMILY, "--reward", "best"], "reward must be one of"),
+        ([*FAMILY, "--reward", "mine.py"], "functions of your own are for RobustGRPOTrainer(reward_funcs=…)"),
+        (
+            [*VERIFIED, "--over", "group", "--group_column", "nosuch"],
+            "no column 'nosuch'; there are question, answer, kind",
+        ),
         ([*FAMILY, "--reward_model", "nowhere"], "nowhere"),
         ([*VERIFIED, "--cut_penalty", "2"], "cut_penalty has no effect without --reward_model"),
         ([*FAMILY, "--reward_model", "nowhere", "--length_penalty", "1"], "length_penalty has no effect"),

@@ -1,5 +1,6 @@
 """Verifiable rewards on awkward texts."""
 
+import asyncio
 import importlib.util
 import math
 from fractions import Fraction
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from trl.trainer.utils import is_async_callable
 
 from klball import ExactMatch, LastNumber, LengthPenalized, MathVerify, MultipleChoice
 from klball.training.rl.answers import choice_of, last_number, text_of, without_thoughts
@@ -280,3 +282,35 @@ def test_rewards_may_be_any_row_of_numbers(kind):
     assert [float(value) for value in checked(completions=["a", "b"])] == [0.5, 1.0]
     with pytest.raises(ValueError, match="'own' gave"):
         refusing_nan("own", lambda **given: kind([0.5, math.nan]))(completions=["a", "b"])
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize(
+    "given",
+    [
+        [1.0, math.nan],
+        ["a", "b"],
+        None,
+        0.5,
+        "ab",
+        {0: 1.0, 1: 1.0},
+        {0.5, 1.0},
+        [torch.tensor(math.nan), 1.0],
+    ],
+    ids=str,
+)
+def test_what_is_no_row_of_numbers_is_refused_awaited_or_not(given, awaited):
+    async def later(**_):
+        return given
+
+    checked = refusing_nan("own", later if awaited else lambda **_: given)
+    assert is_async_callable(checked) == awaited  # TRL awaits it only then
+    with pytest.raises(ValueError, match="reward 'own' gave"):
+        asyncio.run(checked(completions=[])) if awaited else checked(completions=[])
+
+
+def test_awaited_rewards_come_through():
+    async def later(completions, **_):
+        return [None if text == "" else float(len(text)) for text in completions]
+
+    assert asyncio.run(refusing_nan("own", later)(completions=["ab", ""])) == [2.0, None]

@@ -10,7 +10,7 @@ from klball.adversary.upweighting import radius_in_words
 from klball.commands.certified import SHARES, cell, certain, certified, given_bounds
 from klball.commands.earlier import remove_evaluation
 from klball.commands.labels import file_names, labelled
-from klball.commands.options import one_of, refuse_ignored
+from klball.commands.options import refuse_ignored
 from klball.commands.ratios import write_differences
 from klball.data.prompts import check_prompts, to_prompts
 from klball.data.rows import first_rows, load_rows
@@ -24,7 +24,7 @@ from klball.studies.arms import load
 from klball.studies.own_answers import answer_table, metrics_of
 from klball.terminal import is_main, progress_bar, say, show_table
 from klball.training.rl.reward_model import RewardModel
-from klball.training.rl.rewards import VERIFIABLE, refuse_unreadable
+from klball.training.rl.rewards import VERIFIABLE, refuse_unknown_reward, refuse_unreadable
 
 OF_ANSWERS = (
     "reward",
@@ -62,7 +62,7 @@ def evaluate_answers(options: Any, prog: str) -> None:
             f"--generate needs --reward ({', '.join(VERIFIABLE)}) or --reward_model, one of them"
         )
     if options.reward is not None:
-        one_of(options, "reward", tuple(VERIFIABLE))
+        refuse_unknown_reward("--reward", options.reward)
     if options.pass_at:
         pass_at_k([], options.samples, max(options.pass_at))  # for its refusal
         pass_at_k([], options.samples, min(options.pass_at))

@@ -13,6 +13,10 @@ from klball.commands.recipe import read_recipe, split_config
 
 ALSO, FAMILIES = "ALSO", "FAMILIES"  # names that a command's module may have for its other classes
 ALWAYS = {"--help", "-h"}
+IN_PYTHON = {  # of TRL's commands
+    "reward_funcs": "functions of your own are for RobustGRPOTrainer(reward_funcs=…), in Python; --reward "
+    "names klball's"
+}
 
 
 def refuse_unknown(module: str, arguments: Sequence[str]) -> None:
@@ -40,6 +44,8 @@ def refuse_unknown(module: str, arguments: Sequence[str]) -> None:
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """The end of a refusal: the known name that is nearest to one that is not."""
     plain = name.replace("-", "_")
+    if plain.strip("_") in IN_PYTHON:
+        return f": {IN_PYTHON[plain.strip('_')]}"
     names = {option.replace("-", "_"): option for option in sorted(known)}  # --a_b before --a-b
     begins = [option for option in names if option.startswith(plain) and plain.strip("_")]
     near = sorted(begins, key=len) or get_close_matches(plain, names, 1)

@@ -15,6 +15,7 @@ from klball.commands.pairs import say_of_flips
 from klball.commands.recipe import read_recipe, split_config
 from klball.commands.training_data import training_and_evaluation_rows
 from klball.commands.training_options import refuse_missing_packages, refuse_without_effect
+from klball.data.ids import group_names
 from klball.files import versions
 from klball.flags import ChatTemplate, RowIds, option
 from klball.models.loading import TINY, public_name
@@ -73,6 +74,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
     }
     options.dataset_name = options.dataset_name or family.data
     rows, evaluation = training_and_evaluation_rows(options, mixture, config, family.form)
+    if (column := getattr(config, "group_column", None)) is not None:
+        group_names(rows, column)  # for its refusals, of the columns that the data have
     if getattr(config, "unit", None) == "pair":
         say_of_flips(config.ambiguity_set())
     if (meaning := config.radius_in_words()) and is_main():

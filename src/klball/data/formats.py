@@ -20,7 +20,7 @@ from klball.data.conversations import (
     with_system,
 )
 from klball.data.readers import dataset_of_columns
-from klball.data.texts import found, refusal, texts
+from klball.data.texts import found, refusal, refuse_images, texts
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,7 @@ class Layout(NamedTuple):
 
 def layout_of(columns: set[str], text_field: str = TEXT) -> Layout:
     """How rows with these columns are read. Raises ValueError if no format has them."""
-    if {"image", "images"} & columns:
-        raise ValueError("images are not supported")
+    refuse_images(columns)
     if "input_ids" in columns:
         return Layout("tokens", frozenset(("input_ids", *(["labels"] if "labels" in columns else MASKS))))
     if "messages" in columns:

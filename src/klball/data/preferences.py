@@ -7,7 +7,7 @@ both answers open are never learnt. Here a prompt ends where a turn does.
 import logging
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from klball.data.conversations import Turn, text_of_turn, turns_of
 from klball.data.formats import MEANINGFUL, RENDERING, rendering, replaced
-from klball.data.texts import found, refusal, texts
+from klball.data.texts import found, refusal, refuse_images, refuse_other_kind, texts
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,29 @@ def to_belief_rows(dataset: Dataset) -> Dataset:
     if missing := [name for name in ("prompt", "beliefs", "p_star") if name not in columns]:
         raise ValueError(f"GDPO needs the column {missing[0]!r}; there are {', '.join(sorted(columns))}")
     answers = [name for name in (CHOSEN, REJECTED) if name in columns]
-    if all(value is None for name in answers for value in dataset[name]):
+    of_row = zip(*(dataset[name] for name in answers), strict=True)
+    lacking = [sum(value is None for value in values) for values in of_row]
+    if sum(lacking) == len(answers) * len(dataset):
         return dataset.remove_columns(answers) if answers else dataset
-    return to_preferences(dataset)
+    return _with_pairs(dataset, lacking) if any(lacking) and len(answers) == 2 else to_preferences(dataset)
+
+
+def _with_pairs(dataset: Dataset, lacking: Sequence[int]) -> Dataset:
+    """Rows of which some have no answers; lacking: how many of the two, in each row."""
+    if 1 in lacking:
+        raise refusal(lacking.index(1), CHOSEN, "and rejected belong together: give both or none")
+    given = [row for row, count in enumerate(lacking) if not count]
+    try:
+        pairs = to_preferences(dataset.select(given))
+    except ValueError as error:  # which counts the rows that it saw
+        said = re.sub(r"\brow (\d+)\b", lambda row: f"row {given[int(row[1]) - 1] + 1}", str(error))
+        raise ValueError(said) from None
+    columns: dict[str, list[Any]] = {name: [None] * len(dataset) for name in (CHOSEN, REJECTED)}
+    columns[PROMPT] = dataset[PROMPT][:]
+    for name, values in columns.items():
+        for row, value in zip(given, pairs[name], strict=True):
+            values[row] = value
+    return replaced(dataset, columns, set(columns))
 
 
 def refuse_margin(columns: Collection[str]) -> None:
@@ -103,8 +123,7 @@ def _refuse_columns(dataset: Dataset) -> None:
     if not len(dataset):
         raise ValueError("the data set has no rows")
     columns = set(dataset.column_names)
-    if {"image", "images"} & columns:
-        raise ValueError("images are not supported")
+    refuse_images(columns)
     if missing := [name for name in (CHOSEN, REJECTED) if name not in columns]:
         raise ValueError(
             f"preference pairs need the column {missing[0]!r}; there are {', '.join(sorted(columns))}: give "
@@ -153,13 +172,16 @@ def _pairs_of(dataset: Dataset) -> list[Pair]:
     first = rows[0]
     for row, values in enumerate(rows):
         for name in values:
-            _refuse_other_kind(values[name], first[name], row, name)
+            refuse_other_kind(values[name], first[name], row, name)
     if isinstance(first[CHOSEN], list) != isinstance(first[REJECTED], list):
         raise refusal(0, REJECTED, f"{found(first[REJECTED])}, but chosen is {found(first[CHOSEN])}")
     if isinstance(first[CHOSEN], list):
         return [_of_turns(values, row) for row, values in enumerate(rows)]
     if isinstance(first.get(PROMPT), list):
-        raise refusal(0, CHOSEN, "text, but the prompt is a list of turns: give all as text, or all as turns")
+        said = found(first[CHOSEN])
+        raise refusal(
+            0, CHOSEN, f"{said}, but the prompt is a list of turns: give all as text, or all as turns"
+        )
     columns = {name: texts(dataset, name) for name in first}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     spoken = [_has_turns(values) for values in rows]
@@ -177,13 +199,6 @@ def _pairs_of(dataset: Dataset) -> list[Pair]:
         "beginning are taken for it"
     )
     return [_of_lines(values, row) for row, values in enumerate(rows)]
-
-
-def _refuse_other_kind(value: Any, first: Any, row: int, name: str) -> None:
-    if value is None:
-        raise refusal(row, name, "null: write text, or leave the row out")
-    if isinstance(value, list) != isinstance(first, list):
-        raise refusal(row, name, f"{found(value)}, but in row 1 {found(first)}: give one kind")
 
 
 def _refuse_useless(pair: Pair, row: int) -> None:

@@ -17,7 +17,7 @@ from klball.data.formats import (
     turns_before,
 )
 from klball.data.preferences import CHOSEN, REJECTED, to_preferences
-from klball.data.texts import refusal, texts
+from klball.data.texts import refusal, refuse_images, refuse_other_kind, texts
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ def to_prompts(dataset: Dataset, conversational: bool) -> Dataset:
         raise ValueError("the data set has no rows")
     columns = set(dataset.column_names)
     refuse_told(columns)
+    refuse_images(columns)
     if {CHOSEN, REJECTED} <= columns:
         pairs = to_preferences(dataset)
         return _as_turns(pairs.remove_columns([CHOSEN, REJECTED]), conversational)
@@ -82,8 +83,8 @@ def refuse_no_prompts(name: str, dataset: Dataset) -> None:
 
 def _as_turns(dataset: Dataset, conversational: bool) -> Dataset:
     prompts = dataset[PROMPT][:]
-    if any(isinstance(prompt, list) != isinstance(prompts[0], list) for prompt in prompts):
-        raise ValueError("some prompts are text and some lists of turns: give one kind")
+    for row, prompt in enumerate(prompts):
+        refuse_other_kind(prompt, prompts[0], row, PROMPT)
     if conversational or isinstance(prompts[0], list):
         dataset = rendering(dataset)
     if isinstance(prompts[0], list):

@@ -1,6 +1,7 @@
 """Columns of text, and how a refusal names a row."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from datasets import ClassLabel, Dataset
@@ -15,6 +16,20 @@ def found(value: Any) -> str:
     """What a value is, in the words of a data file."""
     names = {type(None): "null", list: "a list", dict: "an object", bytes: "bytes", str: "text"}
     return names.get(type(value), f"{type(value).__name__} {str(value)[:40]!r}")
+
+
+def refuse_images(columns: Collection[str]) -> None:
+    """Raise ValueError for a column of images, which TRL would read as a part of the prompt."""
+    if {"image", "images"}.intersection(columns):
+        raise ValueError("images are not supported: leave out the column image or images")
+
+
+def refuse_other_kind(value: Any, first: Any, row: int, column: str) -> None:
+    """Raise ValueError for null, and where texts stand beside lists of turns."""
+    if value is None:
+        raise refusal(row, column, "null: write text, or leave the row out")
+    if isinstance(value, list) != isinstance(first, list):
+        raise refusal(row, column, f"{found(value)}, but in row 1 {found(first)}: give one kind")
 
 
 def texts(dataset: Dataset, column: str, empty: bool = False) -> list[str]:

@@ -127,5 +127,13 @@ for (const part of document.querySelectorAll(".searchable")) {
 }
 drawPlots();
 matchMedia("screen and (prefers-color-scheme: dark)").addEventListener("change", () => drawPlots());
-addEventListener("beforeprint", () => drawPlots(PRINT_WIDTH));
-addEventListener("afterprint", () => drawPlots());
+let closed = [];  // on paper nothing can be opened
+addEventListener("beforeprint", () => {
+  closed = [...document.querySelectorAll("details:not([open])")];
+  for (const details of closed) details.open = true;
+  drawPlots(PRINT_WIDTH);
+});
+addEventListener("afterprint", () => {
+  for (const details of closed) details.open = false;
+  drawPlots();
+});

@@ -61,7 +61,6 @@ def samples_section(title: str, rows: Sequence[dict[str, Any]], intro: str, grou
         title,
         rows,
         {key: headings.get(key, in_words(key)) for key in (rows[0] if rows else {})},
-        "A row stays if it holds every word typed. Escape clears the box. Open a text to read it whole.",
         long=[name for name in LONG if rows and name in rows[0]],
         search=True,
         group=group,

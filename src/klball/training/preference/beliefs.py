@@ -108,17 +108,21 @@ def _unusable(value: Any) -> str:
     return "an empty text" if isinstance(value, str) else found(value)
 
 
+def _counted(value: Any) -> str:
+    return f"a list of {len(value)}" if isinstance(value, list) else found(value)
+
+
 def _checked_beliefs(values: dict[str, Any], row: int) -> tuple[list[str], list[float]]:
     beliefs, p_star = values.get("beliefs"), values.get("p_star")
     if not isinstance(beliefs, list) or len(beliefs) < 2:
-        raise refusal(row, "beliefs", f"is {found(beliefs)}, not a list of at least two texts")
+        raise refusal(row, "beliefs", f"is {_counted(beliefs)}, not a list of at least two texts")
     for belief in beliefs:
         if not isinstance(belief, str) or not belief.strip():
             raise refusal(row, "beliefs", f"has {_unusable(belief)}, not a text with words")
     if len(set(beliefs)) < len(beliefs):
         raise refusal(row, "beliefs", "has one of them twice")
     if not isinstance(p_star, list) or len(p_star) != len(beliefs):
-        raise refusal(row, "p_star", f"is {found(p_star)}, not a share for each of {len(beliefs)} beliefs")
+        raise refusal(row, "p_star", f"is {_counted(p_star)}, not a share for each of {len(beliefs)} beliefs")
     for share in p_star:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise refusal(row, "p_star", f"has {found(share)}, not a share from 0 to 1")

@@ -11,11 +11,10 @@ from klball.data.ids import with_sample_ids
 from klball.data.preferences import visible
 from klball.data.prompts import to_prompts
 from klball.models.loading import REWARD, load_model
-from klball.training.arguments import one_of
 from klball.training.rl.config import RobustGRPOConfig
 from klball.training.rl.critic import Critic
 from klball.training.rl.reward_model import RewardModel
-from klball.training.rl.rewards import VERIFIABLE, LengthPenalized
+from klball.training.rl.rewards import VERIFIABLE, LengthPenalized, refuse_unknown_reward
 
 
 @dataclass
@@ -40,7 +39,7 @@ class GRPORunConfig(RobustGRPOConfig):
         if self.reward is None and self.reward_model is None:
             raise ValueError(f"give --reward ({', '.join(VERIFIABLE)}) or --reward_model PATH")
         if self.reward is not None:
-            one_of("reward", self.reward, tuple(VERIFIABLE))
+            refuse_unknown_reward("reward", self.reward)
         elif self.length_penalty:
             raise ValueError("length_penalty has no effect without --reward")
         if self.reward_model is None and self.cut_penalty != type(self).cut_penalty:

@@ -17,6 +17,7 @@ from klball.data.formats import RENDERING
 from klball.data.ids import with_sample_ids
 from klball.data.prompts import ANSWER, FINISHED, refuse_no_prompts, refuse_told
 from klball.data.sources import as_dataset
+from klball.data.texts import refuse_images
 from klball.scores.scorer import longest_input
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
@@ -371,6 +372,7 @@ def _refuse_rows(args: Any, rewards: Any, kwargs: dict[str, Any]) -> None:
 
 def _refuse_columns(name: str, rows: Dataset, asked_by_environments: bool) -> None:
     refuse_told(rows.column_names)
+    refuse_images(rows.column_names)
     if INDEX in rows.column_names:
         raise ValueError(f"{name}: {INDEX!r} is klball's own name for positions: rename the column")
     if unread := sorted(set(RENDERING).intersection(rows.column_names)):

@@ -7,7 +7,7 @@ whose thought is still open, is no finished answer and gets 0, even if its last 
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from importlib import import_module
 from math import isnan
@@ -236,25 +236,31 @@ def numbered_names(names: list[str]) -> list[str]:
 
 
 def refusing_nan(name: str, reward: Any) -> Any:
-    """A reward function that raises ValueError for what is no number: NaN would pass for "no reward".
+    """A reward function, awaited or not, that raises ValueError for what is no number.
 
-    TRL calls models and coroutines in other ways: they stay as they are.
+    NaN would pass for "no reward". TRL calls models in another way: they stay as they are.
     """
-    if isinstance(reward, torch.nn.Module) or is_async_callable(reward):
+    if isinstance(reward, torch.nn.Module):
         return reward
+    if is_async_callable(reward):
 
-    def checked(**given: Any) -> Any:
-        found = reward(**given)
-        if not isinstance(found, Iterable):
-            raise ValueError(f"reward {name!r} gave {found!r:.40}, not a list of numbers")
-        if isinstance(found, Iterator):  # it can be read once
-            found = list(found)
-        for value in found:
-            if value is not None and not (isinstance(value, Real | Tensor) and not isnan(value)):
-                raise ValueError(f"reward {name!r} gave {value!r:.40}, not a number; None is for no reward")
-        return found
+        async def awaited(**given: Any) -> Any:
+            return _numbers(name, await reward(**given))
 
-    return checked
+        return awaited
+    return lambda **given: _numbers(name, reward(**given))
+
+
+def _numbers(name: str, found: Any) -> Any:
+    """What a reward function gave. Raises ValueError unless it is a row of numbers and Nones."""
+    if not isinstance(found, Iterable) or isinstance(found, str | Mapping | Set):
+        raise ValueError(f"reward {name!r} gave {found!r:.40}, not a list of numbers")
+    if isinstance(found, Iterator):  # it can be read once
+        found = list(found)
+    for value in found:
+        if value is not None and not (isinstance(value, Real | Tensor) and not isnan(value)):
+            raise ValueError(f"reward {name!r} gave {value!r:.40}, not a number; None is for no reward")
+    return found
 
 
 VERIFIABLE: dict[str, Callable[[], AnswerReward]] = {
@@ -264,3 +270,12 @@ VERIFIABLE: dict[str, Callable[[], AnswerReward]] = {
     "exact": ExactMatch,
     "choice": MultipleChoice,
 }
+
+
+def refuse_unknown_reward(option: str, name: str) -> None:
+    """Raise ValueError for a name that is none of `VERIFIABLE`."""
+    if name not in VERIFIABLE:
+        raise ValueError(
+            f"{option} must be one of {', '.join(VERIFIABLE)}, not {name!r}; functions of your own are for "
+            "RobustGRPOTrainer(reward_funcs=…), in Python"
+        )
