@@ -52,6 +52,7 @@ OF_COLUMNS: dict[str, Case] = {
     "group": (SEEDED, "lang"),
     "round": ({**SEEDED, "id": "unique"}, "file"),
 }
+OF_MODELS: dict[str, Case] = {"model_column": ({"scores": ["SEEDS"], "score": "x"}, "seed")}
 CASES: dict[str, dict[str, Case]] = {
     "score": {
         **DATA,
@@ -79,6 +80,7 @@ CASES: dict[str, dict[str, Case]] = {
     "evaluate": {
         **OF_COLUMNS,
         "scores": (SEEDED, ["a=SEEDS"]),
+        **OF_MODELS,
         **{name: DATA[name] for name in ("dataset_split", "id_column", "max_rows")},
         **{name: MODEL[name] for name in ("dtype", "max_length", "chat_template_path")},
         "models": ({}, ["m", "o"]),
@@ -137,6 +139,7 @@ CASES: dict[str, dict[str, Case]] = {
             for name, (before, *after) in OF_COLUMNS.items()
         },
         "scores": (PAIR, ["a=SEEDS", "c=SEEDS"]),
+        **OF_MODELS,
         **DATA,
         **{name: MODEL[name] for name in ("dtype", "max_length", "chat_template_path")},
         "models": ({}, ["a=m", "c=n"]),
@@ -233,7 +236,7 @@ IGNORED: dict[str, list[Case]] = {
         ),
         *((SEEDED, name, 7) for name in ("max_rows", "max_length", "samples")),
         *((SEEDED, "generate", "true"), (SEEDED, "dtype", "bfloat16")),
-        *(({}, name, "x") for name in ("score", "id", "group", "round")),
+        *(({}, name, "x") for name in ("score", "id", "group", "round", "model_column")),
         ({}, "lower_is_better", "true"),
     ],
     "scan": [({}, name, 7) for name in ("own_prompts", "own_samples", "own_tokens")]
@@ -263,7 +266,7 @@ IGNORED: dict[str, list[Case]] = {
         ),
         *((PAIR, name, 4) for name in ("rounds", "max_rows", "max_length", "num_jobs")),
         *((PAIR, "gamma", "2"), (PAIR, "dtype", "bfloat16"), (PAIR, "dataset_config", "x")),
-        *(({}, name, "x") for name in ("score", "id", "group", "round")),
+        *(({}, name, "x") for name in ("score", "id", "group", "round", "model_column")),
         ({}, "lower_is_better", "true"),
     ]
     + [

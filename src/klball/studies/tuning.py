@@ -118,12 +118,12 @@ def refuse_unusable(study: Study) -> None:
 
     One arm that is not begun stands for its kind.
     """
-    refuse_no_step(rungs_of(len(study.arms) - 1, study.halving)[0].share, most_steps(study))
     settled = {arm.label: _config_of(study, arm) for arm in study.arms}
     for arm in {arm.kind: arm for arm in reversed(study.arms)}.values():
         if not (study.place_of(arm) / RUN_FILE).exists():
             train(study.train, settled[arm.label], dataclasses.replace(study.model), study.resolved, until=0)
             gc.collect()
+    refuse_no_step(rungs_of(len(study.arms) - 1, study.halving)[0].share, most_steps(study))
 
 
 def most_steps(study: Study) -> int:
