@@ -52,7 +52,7 @@ OF_COLUMNS: dict[str, Case] = {
     "group": (SEEDED, "lang"),
     "round": ({**SEEDED, "id": "unique"}, "file"),
 }
-OF_MODELS: dict[str, Case] = {"model_column": ({"scores": ["SEEDS"], "score": "x"}, "seed")}
+SEVERAL_MODELS: dict[str, Case] = {"model_column": ({"scores": ["SEEDS"], "score": "x"}, "seed")}
 CASES: dict[str, dict[str, Case]] = {
     "score": {
         **DATA,
@@ -80,7 +80,7 @@ CASES: dict[str, dict[str, Case]] = {
     "evaluate": {
         **OF_COLUMNS,
         "scores": (SEEDED, ["a=SEEDS"]),
-        **OF_MODELS,
+        **SEVERAL_MODELS,
         **{name: DATA[name] for name in ("dataset_split", "id_column", "max_rows")},
         **{name: MODEL[name] for name in ("dtype", "max_length", "chat_template_path")},
         "models": ({}, ["m", "o"]),
@@ -139,7 +139,7 @@ CASES: dict[str, dict[str, Case]] = {
             for name, (before, *after) in OF_COLUMNS.items()
         },
         "scores": (PAIR, ["a=SEEDS", "c=SEEDS"]),
-        **OF_MODELS,
+        **SEVERAL_MODELS,
         **DATA,
         **{name: MODEL[name] for name in ("dtype", "max_length", "chat_template_path")},
         "models": ({}, ["a=m", "c=n"]),
