@@ -125,13 +125,12 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
     """`--scores`: what is there is aligned, compared and reported."""
     refuse_ignored(options, OF_MODELS, "with --scores, whose items are scored")
     paths = labelled(options.scores)
-    if options.model_column is None:
-        if len(paths) < 2:
-            raise ValueError("a comparison needs at least two --scores, as LABEL=PATH, or a --model_column")
-        file_names(paths)
+    if options.model_column is None and len(paths) < 2:
+        raise ValueError("a comparison needs at least two --scores, as LABEL=PATH, or a --model_column")
     folder = Path(options.output_dir)
     before, own = comparison_before(folder, prog), own_tables(options, paths)
     if own is not None and not asks_for_columns(options):
+        file_names(paths)
         options.epsilon = SOURCES if options.epsilon is None else options.epsilon
         rounds = RoundsElsewhere({})
         comparison = _compared(own, gamma, options, rounds.like_these(len({r for _, r in own})))
