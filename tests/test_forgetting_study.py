@@ -291,11 +291,23 @@ def test_the_report_says_what_came_out_whoever_wins(slopes, kl, said, tmp_path, 
     names = [f"{name}-against-forgetting" for name in ("accuracy", "kl-task", "kl-other")]
     assert [name for name, _ in drawn] == names
     for _, chart in drawn:  # a curve a method, from the start on
-        assert [(s.name, len(s.x), s.hollow) for s in chart.series] == [
-            (name, 4, name in ("GRPO", "RLHF")) for name in slopes
+        assert [(s.name, len(s.x), s.hollow, s.y_error) for s in chart.series] == [
+            (name, 4, name in ("GRPO", "RLHF"), None) for name in slopes
         ]
     with (tmp_path / "points.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 13
+
+
+def test_curves_have_their_spread_over_seeds_at_the_end():
+    """Here accuracy is the same in both seeds, and RLHF does not move."""
+    summary = means(points(SLOPES), ("method", "point"), ("prompts", "forgetting", "accuracy"))
+    *moved, still = forgetting_summary.accuracy_chart(summary).series
+    assert still.name == "RLHF" and still.x_error is still.y_error is None
+    for series in moved:
+        slope, best = SLOPES[series.name]
+        spread = np.std([slope * (best - 0.2), (slope + 0.01) * (best - 0.2)], ddof=1)
+        assert series.x_error == pytest.approx(np.array([[np.nan] * 3 + [spread]] * 2), nan_ok=True)
+        assert series.y_error == pytest.approx(np.array([[np.nan] * 3 + [0.0]] * 2), nan_ok=True)
 
 
 def test_what_was_measured_is_kept_until_it_is_asked_of_something_else(tmp_path, caplog):

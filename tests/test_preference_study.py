@@ -135,6 +135,26 @@ def test_the_report_says_where_learning_stopped(tmp_path, capsys):
     assert (tmp_path / "figures" / "radius.svg").exists()
 
 
+def test_the_chart_of_margins_holds_the_measured_ones_against_the_theory():
+    """Margins as the theory has them lie on its line, which is drawn once."""
+    seeds = [dataclasses.replace(o, margin=o.margin * (1 + 0.1 * o.seed)) for o in outcomes()]
+    *measured, theory = preference_summary.margin_chart(preference_summary.summarise(seeds)).series
+    assert [series.name for series in (*measured, theory)] == ["flips 0.2", "flips 0.3", "one feature"]
+    line = dict(zip(theory.x, theory.y, strict=True))
+    most = measured[-1]
+    assert [line[x] for x in most.x] == pytest.approx(list(most.y)) and line[1.0] == 0.0
+    assert most.y_error[0] == pytest.approx(np.array(most.y) * np.std([1, 1.1], ddof=1) / 1.05)
+    radii = [epsilon / no_preference_radius(0.3) for epsilon in (0.05, 0.1, 0.2, 0.4)]
+    assert list(most.x[1:]) == pytest.approx(radii) and 0 < most.x[0] < min(measured[0].x[1:])
+
+
+def test_without_flips_there_are_no_margins_to_predict(tmp_path):
+    clean = [dataclasses.replace(o, flip=0.0) for o in outcomes() if o.flip == 0.2]
+    chart = preference_summary.margin_chart(preference_summary.summarise(clean))
+    assert not chart.series
+    preference_summary.report(clean, [], tmp_path)
+
+
 def test_distances_are_zero_at_p_star_and_know_the_minority():
     test = load_builtin("beliefs", "test")[:40]
     exact = [np.log(row["p_star"]) - 3.0 for row in test]

@@ -40,8 +40,8 @@ class Series:
 class Chart:
     """Series over one pair of axes; `note` is printed below them.
 
-    joined: lines through the points. ticks: x → label, of a logarithmic axis. even: a line at y = 0,
-    from x = 0 on.
+    joined: lines through the points, with a band where y alone has errors. ticks: x → label, of a logarithmic
+    axis. even: a line at y = 0, from x = 0 on.
     """
 
     title: str
@@ -88,7 +88,7 @@ class HeatMap:
 def profile_charts(points: Sequence[ProfilePoint], data: str, measure: Measure = PER_TOKEN) -> list[Chart]:
     """ε ↦ worst case of all models on one data set, and ε ↦ effective sample size."""
     own = [p for p in points if p.data == data]
-    place = _places(p.epsilon for p in own)
+    place = places(p.epsilon for p in own)
     usual = {x: f"{e:g}" for e, x in place.items() if e in (0, *TICKS)}
     ticks = usual if len(usual) > 2 else {x: f"{e:g}" for e, x in place.items()}
     worst, sign = measure.profile
@@ -107,7 +107,7 @@ def profile_charts(points: Sequence[ProfilePoint], data: str, measure: Measure =
     return [loss, replace(ess, note="", logarithmic=True)]
 
 
-def _places(radii: Iterable[float]) -> dict[float, float]:
+def places(radii: Iterable[float]) -> dict[float, float]:
     """Radius → where it lies on a logarithmic axis, 0 to the left of the others."""
     ordered = sorted({*radii})
     least = min((e / 3 for e in ordered if e > 0), default=1.0)
@@ -124,7 +124,7 @@ def curve_chart(title: str, rows: Rows, column: str) -> Chart:
 def radius_chart(rows: Rows, column: str) -> Chart:
     """A measure at the end by ε (rows kind, seed, epsilon, `column`), of live and static arms."""
     trained = [row for row in rows if row["kind"] in ("live", "static")]
-    place = _places(row["epsilon"] for row in trained)
+    place = places(row["epsilon"] for row in trained)
     ticks = {x: f"{e:g}" for e, x in place.items()}
     series = []
     for kind in dict.fromkeys(row["kind"] for row in trained):

@@ -105,7 +105,10 @@ def _draw_on(axis: Any, chart: Chart, styles: dict[str, Any]) -> None:
         shown: Any = {**style, "label": name_of(series.name), "markerfacecolor": face}
         if chart.joined:
             axis.plot(x, y, markevery=max(1, len(x) // 12), **shown)
-            if series.y_error is not None:
+            if series.x_error is not None:
+                bars: Any = {"ecolor": colour, "elinewidth": 1.2, "capsize": 3, "linestyle": "none"}
+                axis.errorbar(x, y, xerr=series.x_error, yerr=series.y_error, **bars)
+            elif series.y_error is not None:
                 low, high = series.y_error
                 axis.fill_between(x, y - low, y + high, color=colour, alpha=0.12, linewidth=0)
         else:

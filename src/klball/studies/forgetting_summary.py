@@ -163,7 +163,8 @@ def accuracy_chart(summary: Rows) -> Chart:
         "forgetting: change of NLL on other data, nats/token",
         "greedy accuracy on held-out problems",
         _series(summary, "forgetting", "accuracy"),
-        "A curve a method, from the start through its budgets; up and to the left is better. Open marks: RL.",
+        "A curve a method, from the start through its budgets; up and to the left is better. Open marks: RL. "
+        "Bars: one sd over seeds, of the last budget.",
     )
 
 
@@ -174,7 +175,8 @@ def kl_chart(summary: Rows, name: str) -> Chart:
         f"{KLS[name]}, nats/token",
         "forgetting, nats/token",
         _series(summary, name, "forgetting"),
-        "A curve a method, from the start, the origin. If KL explains forgetting, all lie on one curve.",
+        "A curve a method, from the start, the origin. If KL explains forgetting, all lie on one curve. "
+        "Bars: one sd over seeds, of the last budget.",
     )
 
 
@@ -186,5 +188,12 @@ def _series(summary: Rows, x: str, y: str) -> list[Series]:
         labels = [f"{row['prompts']:.0f} prompts" for row in curve]
         learnt = "GRPO" in method or method == "RLHF"
         places, values = ([row[name] for row in curve] for name in (x, y))
-        series.append(Series(method, places, values, labels=labels, hollow=learnt))
+        errors = _at_the_end(curve, x, y)
+        series.append(Series(method, places, values, *errors, labels=labels, hollow=learnt))
     return series
+
+
+def _at_the_end(curve: Rows, *names: str) -> list[np.ndarray]:
+    """By name one standard deviation over seeds, [2, n], of the last point; all would hide one another."""
+    spreads = [curve[-1][f"{name}_sd"] for name in names]
+    return [np.array([[math.nan] * (len(curve) - 1) + [sd]] * 2) for sd in spreads if any(spreads)]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 
 from klball.files import read_csv, write_csv
 from klball.objectives.pairs import no_preference_radius
-from klball.report.charts import Chart, Series
+from klball.report.charts import TICKS, Chart, Series, places
 from klball.report.figures import draw
 from klball.report.pages.parts import few_in_words
 from klball.report.pages.preference import write_preference_page
@@ -173,7 +173,7 @@ def accuracy_chart(summary: Sequence[dict[str, Any]]) -> Chart:
     """Accuracy by radius, a line a rate of flips."""
     series = []
     for flip in dict.fromkeys(row["flip"] for row in summary):
-        own = sorted(_of_pairs(summary, flip), key=lambda row: row["epsilon"])
+        own = _of_pairs(summary, flip)
         error = np.array([[row["accuracy_sd"] for row in own]] * 2)
         radii = [row["epsilon"] for row in own]
         series.append(Series(f"flips {flip:g}", radii, [row["accuracy"] for row in own], y_error=error))
@@ -182,20 +182,32 @@ def accuracy_chart(summary: Sequence[dict[str, Any]]) -> Chart:
 
 
 def margin_chart(summary: Sequence[dict[str, Any]]) -> Chart:
-    """Share of plain DPO's margin by ε/ε₀(η), measured and predicted for one feature."""
+    """Share of plain DPO's margin by ε/ε₀(η), measured, and what one feature would keep of it."""
+    flips = sorted({row["flip"] for row in summary if row["flip"] > 0})
+    radii = {
+        flip: [r["epsilon"] / no_preference_radius(flip) for r in _of_pairs(summary, flip)] for flip in flips
+    }
+    place = places(chain(*radii.values()))
     series = []
-    for flip in dict.fromkeys(row["flip"] for row in summary if row["flip"] > 0):
-        own = sorted(_of_pairs(summary, flip), key=lambda row: row["epsilon"])
-        limit, plain = no_preference_radius(flip), own[0]["margin"]
-        x = [row["epsilon"] / limit for row in own]
-        if plain > 0:
-            series.append(Series(f"flips {flip:g}", x, [row["margin"] / plain for row in own]))
-        grid = np.linspace(0, 1.2, 25)
-        theory = [predicted_share(flip, float(part * limit)) for part in grid]
-        series.append(Series(f"flips {flip:g}, one feature", grid, theory, hollow=True))
-    note = "Without a name: measured. One feature: log((1−q)/q) with kl(q‖η) = ε, 0 from ε₀ on."
-    return Chart("What is learnt", "radius ε / ε₀(η)", "margin / plain DPO's", series, note, even=True)
+    for flip in flips:
+        own = _of_pairs(summary, flip)
+        if (plain := own[0]["margin"]) > 0:
+            error = np.array([[row["margin_sd"] / plain for row in own]] * 2)
+            x, shares = [place[radius] for radius in radii[flip]], [row["margin"] / plain for row in own]
+            series.append(Series(f"flips {flip:g}", x, shares, y_error=error))
+    least, most = min(place.values(), default=1.0), max(place.values(), default=1.0)
+    for flip in flips[-1:]:
+        at = {**place, 1.0: 1.0}  # where it was measured, and where it ends
+        theory = {at[x]: predicted_share(flip, x * no_preference_radius(flip)) for x in sorted(at)}
+        series.append(Series("one feature", [*theory], [*theory.values()], hollow=True))
+    note = (
+        "Bands: one sd over seeds. One feature: the theory's log((1−q)/q) with kl(q‖η) = ε, 0 from ε₀ on, at "
+        "the most flips; other rates lie beside it."
+    )
+    ticks = {least: "0", **{x: f"{x:g}" for x in TICKS if least < x <= most}}
+    return Chart("What is learnt", "radius ε / ε₀(η)", "margin / plain DPO's", series, note, ticks=ticks)
 
 
 def _of_pairs(summary: Sequence[dict[str, Any]], flip: float) -> list[dict[str, Any]]:
-    return [row for row in summary if row["flip"] == flip and row["kind"] in ("plain", "pairs")]
+    own = [row for row in summary if row["flip"] == flip and row["kind"] in ("plain", "pairs")]
+    return sorted(own, key=lambda row: row["epsilon"])
