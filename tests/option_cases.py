@@ -52,7 +52,11 @@ OF_COLUMNS: dict[str, Case] = {
     "group": (SEEDED, "lang"),
     "round": ({**SEEDED, "id": "unique"}, "file"),
 }
-SEVERAL_MODELS: dict[str, Case] = {"model_column": ({"scores": ["SEEDS"], "score": "x"}, "seed")}
+WIDE = {"scores": ["SEEDS"], "round": "seed", "model_columns": ["x", "y"]}
+SEVERAL_MODELS: dict[str, Case] = {
+    "model_column": ({"scores": ["SEEDS"], "score": "x"}, "seed"),
+    "model_columns": ({"scores": ["SEEDS"], "round": "seed"}, ["x", "y"]),
+}
 CASES: dict[str, dict[str, Case]] = {
     "score": {
         **DATA,
@@ -236,7 +240,8 @@ IGNORED: dict[str, list[Case]] = {
         ),
         *((SEEDED, name, 7) for name in ("max_rows", "max_length", "samples")),
         *((SEEDED, "generate", "true"), (SEEDED, "dtype", "bfloat16")),
-        *(({}, name, "x") for name in ("score", "id", "group", "round", "model_column")),
+        *(({}, name, "x") for name in ("score", "id", "group", "round", "model_column", "model_columns")),
+        *((WIDE, name, "x") for name in ("score", "model_column")),
         ({}, "lower_is_better", "true"),
     ],
     "scan": [({}, name, 7) for name in ("own_prompts", "own_samples", "own_tokens")]
@@ -266,7 +271,8 @@ IGNORED: dict[str, list[Case]] = {
         ),
         *((PAIR, name, 4) for name in ("rounds", "max_rows", "max_length", "num_jobs")),
         *((PAIR, "gamma", "2"), (PAIR, "dtype", "bfloat16"), (PAIR, "dataset_config", "x")),
-        *(({}, name, "x") for name in ("score", "id", "group", "round", "model_column")),
+        *(({}, name, "x") for name in ("score", "id", "group", "round", "model_column", "model_columns")),
+        *((WIDE, name, "x") for name in ("score", "model_column")),
         ({}, "lower_is_better", "true"),
     ]
     + [

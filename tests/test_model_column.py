@@ -1,4 +1,4 @@
-"""Tables of several models, as leaderboards and logging scripts keep them: `--model_column`."""
+"""Tables of several models, as leaderboards, scripts and spreadsheets keep them: `--model_column(s)`."""
 
 import numpy as np
 import pandas as pd
@@ -62,7 +62,7 @@ def test_one_table_gives_what_a_file_a_model_gives(command, files, table):
         ("evaluate", ["nan.csv", "--model_column", "who"], "nan.csv, row 3 (counted from 1), points: NaN"),
         ("evaluate", ["twice.csv", "--model_column", "who"], "twice.csv, rows 2 and 4 (counted from 1) both"),
         ("evaluate", ["odd.csv", "--model_column", "who"], "cannot be a label"),
-        ("compare", ["a-too.csv", "--model_column", "who"], "needs two models: column who names 'a' alone"),
+        ("compare", ["a-too.csv", "--model_column", "who"], "needs two models, and who names 'a' alone"),
     ],
 )
 def test_tables_whose_models_cannot_be_told_are_refused(command, words, said, table, capsys, tmp_path):
@@ -76,7 +76,51 @@ def test_tables_whose_models_cannot_be_told_are_refused(command, words, said, ta
     assert not (tmp_path / "out").exists()
 
 
-def test_without_scores_it_is_refused(capsys):
-    assert "--model_column has no effect without --scores" in refused(
-        capsys, "compare", "--model_column", "who"
-    )
+@pytest.mark.parametrize("option", ["--model_column", "--model_columns"])
+def test_without_scores_it_is_refused(option, capsys):
+    assert f"{option} has no effect without --scores" in refused(capsys, "compare", option, "who")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+@pytest.mark.parametrize("right", [False, True])
+def test_a_column_a_model_gives_what_a_file_a_model_gives(command, right, table):
+    """Spreadsheets call columns after models, and so no score; those of right and wrong may say so."""
+    table["score" if not right else "acc"] = table["points"] > 1 if right else table.pop("points")
+    name = table.columns[-1]
+    for model, own in table.groupby("who"):
+        own.drop(columns="who").to_csv(f"{model}.csv", index=False)
+    wide = table.pivot(index=["item", "lang"], columns="who", values=name).reset_index()
+    wide.rename(columns={m: f"{m} {name}" for m in "abc"}).to_csv("wide.csv", index=False)
+    words = ["--group", "lang", *(["--resamples", "40"] if command == "compare" else [])]
+    columns = [f"{m}={m} {name}" for m in "abc"]
+    main([command, "--scores", "wide.csv", "--model_columns", *columns, *words, "--output_dir", "one"])
+    own = [f"{m}={m}.csv" for m in "abc"]
+    main([command, "--scores", *own, "--score", name, *words, "--output_dir", "split"])
+    file = "scores.csv" if command == "evaluate" else "groups.csv"
+    one, split = (pd.read_csv(f"{folder}/{file}") for folder in ("one", "split"))
+    pd.testing.assert_frame_equal(one, split)
+    assert set(one["model"]) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("evaluate", ["x=wide.csv", "--model_columns", "a"], "models are called as there: give wide.csv"),
+        ("evaluate", ["wide.csv", "all.csv", "--model_columns", "a"], "are of one table, not of wide.csv"),
+        ("evaluate", ["wide.csv", "--model_columns", "a", "d"], "d"),
+        ("evaluate", ["wide.csv", "--model_columns", "a", "a"], "labels repeat in a, a"),
+        ("evaluate", ["wide.csv", "--model_columns", "a", "--score", "b"], "--score has no effect with"),
+        ("evaluate", ["wide.csv", "--model_columns", "a", "a loss"], "--lower_is_better"),
+        ("evaluate", ["wide.csv"], "evaluate and compare, --model_columns a b"),
+        ("compare", ["wide.csv", "--model_columns", "a"], "two models, and --model_columns names 'a' alone"),
+        ("compare", ["wide.csv"], "a --model_column, or --model_columns"),
+    ],
+)
+def test_columns_of_models_that_cannot_be_read_are_refused(
+    command, words, said, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("wide.csv", "all.csv"):
+        (tmp_path / name).write_text("item,a,b,a loss\nx,1,2,1\ny,2,3,2\n")
+    assert said in refused(capsys, command, "--scores", *words, "--output_dir", "out")
+    assert not (tmp_path / "out").exists()

@@ -82,11 +82,14 @@ class ScoreColumns:
 
 
 @dataclass
-class ModelColumn:
-    """Whose the rows of scores from elsewhere are."""
+class ModelColumns:
+    """Whose the rows or the columns of scores from elsewhere are."""
 
     model_column: str | None = option(
         None, "A column that names models; default: every file or folder is one."
+    )
+    model_columns: list[str] = option(
+        [], "COLUMN or LABEL=COLUMN: a column of scores for each model, of one table."
     )
 
 

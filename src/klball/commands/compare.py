@@ -16,7 +16,14 @@ from datasets import Dataset
 from klball.adversary.upweighting import radius_help
 from klball.commands.comparison_tables import in_full, show, write
 from klball.commands.earlier import comparison_before, remove_unwritten
-from klball.commands.elsewhere import COLUMNS, asks_for_columns, own_tables, read_models, show_groups
+from klball.commands.elsewhere import (
+    COLUMNS,
+    OF_SEVERAL,
+    asks_for_columns,
+    own_tables,
+    read_models,
+    show_groups,
+)
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import DTYPES, job_of, one_of, parse, refuse_ignored
 from klball.commands.paraphrase import template_replies
@@ -29,7 +36,7 @@ from klball.data.paraphrase.rounds import Rounds, read_rounds, write_rounds
 from klball.data.paraphrase.samples import samples_of
 from klball.data.rows import load_rows
 from klball.files import file_name, write_run
-from klball.flags import ChatTemplate, DataSet, Jobs, ModelColumn, Precision, ScoreColumns, Split, option
+from klball.flags import ChatTemplate, DataSet, Jobs, ModelColumns, Precision, ScoreColumns, Split, option
 from klball.models.loading import TINY, check_model
 from klball.report.pages.comparison import write_comparison_report
 from klball.scores.tables import read_scores, score, warn_of_formats
@@ -51,7 +58,7 @@ ELSEWHERE = 0.1  # of scores with a floor, such as 0 and 1, the worst case is so
 
 
 @dataclass
-class Options(Jobs, ModelColumn, ScoreColumns, Precision, ChatTemplate, Split, DataSet):
+class Options(Jobs, ModelColumns, ScoreColumns, Precision, ChatTemplate, Split, DataSet):
     """The models, the rounds, and the adversary."""
 
     models: list[str] = option(
@@ -86,7 +93,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     if options.scores:
         _compare_elsewhere(options, gamma, prog)
         return
-    refuse_ignored(options, (*COLUMNS, "model_column"), "without --scores")
+    refuse_ignored(options, (*COLUMNS, *OF_SEVERAL), "without --scores")
     options.epsilon = SOURCES if options.epsilon is None else options.epsilon
     folder = Path(options.output_dir)
     models = _models(options) if options.models else {}
@@ -125,8 +132,10 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
     """`--scores`: what is there is aligned, compared and reported."""
     refuse_ignored(options, OF_MODELS, "with --scores, whose items are scored")
     paths = labelled(options.scores)
-    if options.model_column is None and len(paths) < 2:
-        raise ValueError("a comparison needs at least two --scores, as LABEL=PATH, or a --model_column")
+    if len(paths) < 2 and not any(getattr(options, name) for name in OF_SEVERAL):
+        raise ValueError(
+            "a comparison needs at least two --scores, as LABEL=PATH, a --model_column, or --model_columns"
+        )
     folder = Path(options.output_dir)
     before, own = comparison_before(folder, prog), own_tables(options, paths)
     if own is not None and not asks_for_columns(options):
@@ -139,7 +148,8 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
         rounds = RoundsElsewhere(read_models(options))
         if len(rounds.scores) < 2:
             only = f"{next(iter(rounds.scores))!r} alone"
-            raise ValueError(f"a comparison needs two models: column {options.model_column} names {only}")
+            column = options.model_column or "--model_columns"
+            raise ValueError(f"a comparison needs two models, and {column} names {only}")
         file_names(rounds.scores)
         scores = round_scores(rounds.scores)
         options.epsilon = ELSEWHERE if options.epsilon is None else options.epsilon

@@ -24,7 +24,7 @@ from klball.report.pages.parts import counted, few_in_words, interval
 from klball.report.pages.tables import write_report
 from klball.scores.certified import certified_worst_case, limit, percent
 from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores
-from klball.scores.elsewhere.reading import scores_by_model, scores_from
+from klball.scores.elsewhere.reading import scores_by_column, scores_by_model, scores_from
 from klball.scores.elsewhere.report import GROUP, ItemReport, coded, item_report
 from klball.scores.elsewhere.source import listed
 from klball.scores.elsewhere.tables import ANSWERED
@@ -37,6 +37,7 @@ from klball.scores.tails import largest
 from klball.terminal import MOST_ROWS, is_main, say, say_verdicts, show_table
 
 COLUMNS = ("score", "id", "group", "round", "lower_is_better")
+OF_SEVERAL = ("model_column", "model_columns")
 Certified = dict[tuple[str, float], float]
 OwnTables = dict[tuple[str, str], tuple[Dataset, dict[str, Any]]]
 SHOWN_RADII = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -67,7 +68,7 @@ def own_tables(options: Any, paths: Mapping[str, str]) -> OwnTables | None:
 
     Raises ValueError for tables of different data.
     """
-    asked = (options.id, options.round, options.model_column)
+    asked = (options.id, options.round, options.model_column, options.model_columns or None)
     if any(column is not None for column in asked) or not all(map(is_own, paths.values())):
         return None
     tables = {(m, r): read_scores(file) for m, path in paths.items() for r, file in _own_rounds(path).items()}
@@ -87,10 +88,13 @@ def _own_rounds(path: str) -> dict[str, str]:
 def read_models(options: Any) -> dict[str, Scores]:
     """The scores of every model; what was chosen unasked is said once for all that have it in common."""
     paths, columns = labelled(options.scores), columns_of(options)
-    if options.model_column is None:
-        models = {label: scores_from(path, **columns) for label, path in paths.items()}
-    else:
+    if options.model_columns:
+        refuse_ignored(options, ("score", "model_column"), "with --model_columns")
+        models = _columns_of_models(paths, labelled(options.model_columns), columns)
+    elif options.model_column is not None:
         models = _by_column(paths, options.model_column, columns)
+    else:
+        models = {label: scores_from(path, **columns) for label, path in paths.items()}
     said: dict[str, list[str]] = {}
     for label, own in models.items():
         for note in own.notes:
@@ -100,12 +104,27 @@ def read_models(options: Any) -> dict[str, Scores]:
     return models
 
 
+def _columns_of_models(
+    paths: Mapping[str, str], models: Mapping[str, str], columns: Mapping[str, Any]
+) -> dict[str, Scores]:
+    """The scores of models that have a column each, in one table."""
+    table, *others = _unlabelled(paths, "--model_columns")
+    if others:
+        raise ValueError(f"--model_columns are of one table, not of {listed([table, *others])}")
+    return scores_by_column(table, models, **{k: v for k, v in columns.items() if k != "score"})
+
+
+def _unlabelled(paths: Mapping[str, str], option: str) -> list[str]:
+    for label, path in paths.items():
+        if label != path:
+            raise ValueError(f"{label}={path}: with {option} models are called as there: give {path}")
+    return list(paths)
+
+
 def _by_column(paths: Mapping[str, str], column: str, columns: Mapping[str, Any]) -> dict[str, Scores]:
     """The scores of every model that a column of the files names."""
     models: dict[str, Scores] = {}
-    for label, path in paths.items():
-        if label != path:
-            raise ValueError(f"{label}={path}: with --model_column models are called as there: give {path}")
+    for path in _unlabelled(paths, "--model_column"):
         found = scores_by_model(path, column, **columns)
         if twice := next(iter({*models} & {*found}), None):
             raise ValueError(f"{twice!r} of column {column} is in two of --scores: put them into one folder")

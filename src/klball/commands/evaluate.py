@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from klball.commands.answers import OF_ANSWERS, Answering, evaluate_answers
 from klball.commands.earlier import remove_evaluation
-from klball.commands.elsewhere import COLUMNS, evaluate_elsewhere
+from klball.commands.elsewhere import COLUMNS, OF_SEVERAL, evaluate_elsewhere
 from klball.commands.labels import file_names, labelled
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
 from klball.commands.pairs import evaluate_pairs
@@ -19,7 +19,7 @@ from klball.files import write_csv, write_run
 from klball.flags import (
     Certifying,
     ChatTemplate,
-    ModelColumn,
+    ModelColumns,
     Precision,
     RowIds,
     ScoreColumns,
@@ -46,7 +46,7 @@ OF_MODELS = (
 
 
 @dataclass
-class Options(ModelColumn, ScoreColumns, Answering, Certifying, Precision, ChatTemplate, Split, RowIds):
+class Options(ModelColumns, ScoreColumns, Answering, Certifying, Precision, ChatTemplate, Split, RowIds):
     """Models and data sets, each as NAME or LABEL=NAME."""
 
     models: list[str] = option([TINY], "Models, as NAME or LABEL=NAME; the first is the reference.")
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         refuse_ignored(options, (*OF_MODELS, "pair_scores"), "with --scores, whose items are scored")
         evaluate_elsewhere(options, prog)
         return
-    refuse_ignored(options, (*COLUMNS, "model_column"), "without --scores")
+    refuse_ignored(options, (*COLUMNS, *OF_SEVERAL), "without --scores")
     if options.pair_scores:
         refuse_ignored(options, OF_MODELS, "with --pair_scores, whose tables are finished")
         evaluate_pairs(options, labelled(options.pair_scores), prog)

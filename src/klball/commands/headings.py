@@ -10,7 +10,7 @@ HEADINGS = {
         ood_config ood_split ood_rows hard_name hard_config pairs_name
     """,
     "scores from elsewhere (CSV, JSON lines, Parquet, lm-eval, Inspect)": """
-        score lower_is_better id group round model_column
+        score lower_is_better id group round model_column model_columns
     """,
     "adversary": """
         epsilon epsilons radius gamma ambiguity alpha direction max_weight trim caps epsilon_warmup

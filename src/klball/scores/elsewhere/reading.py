@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -90,6 +91,18 @@ def scores_by_model(source: Any, model: str, **columns: Any) -> dict[str, Scores
         for label, kept in rows.items():
             of_model.setdefault(label, []).append(one.of_rows(kept))
     return {label: _scores(own, **columns, inert=model) for label, own in of_model.items()}
+
+
+def scores_by_column(source: Any, models: Mapping[str, str], **columns: Any) -> dict[str, Scores]:
+    """Model → its scores, of a table with a column of scores for each; the other keywords of `scores_from`.
+
+    models: label → column. What they measure is accuracy if every column's name and values say so, else
+    points of the score.
+    """
+    found = {label: scores_from(source, score=column, **columns) for label, column in models.items()}
+    right = all(scores.measure.unit == ACCURACY for scores in found.values())
+    measure = accuracy(ACCURACY) if right else points("score", bool(columns.get("lower_is_better")))
+    return {label: replace(scores, measure=measure, name=measure.noun) for label, scores in found.items()}
 
 
 def _scores(
@@ -221,8 +234,9 @@ def _chosen_score(
         )
     a, b = (name if name.isidentifier() else repr(name) for name in found[:2])
     raise ValueError(
-        f"{first.where} has several numeric columns ({listed(found[:MANY])}): choose with --score COLUMN, or "
-        f'a weighted sum such as --score "{a} + 0.1*{b}"'
+        f"{first.where} has several numeric columns ({listed(found[:MANY])}): choose with --score COLUMN or "
+        f'a weighted sum such as --score "{a} + 0.1*{b}", or name the models\' own in evaluate and compare, '
+        f"--model_columns {a} {b}"
     )
 
 
