@@ -55,14 +55,13 @@ class RoundScores(Shown):
     groups: list[str] | None = None
 
     def per_byte(self) -> "RoundScores":
-        """The same with g = Σ log p / bytes, which models with different tokenizers have in common."""
-        return replace(self, log_likelihood=self.of_bytes(), measure=PER_BYTE)
+        """The same with g = Σ log p / bytes, which models with different tokenizers have in common.
 
-    def of_bytes(self) -> np.ndarray:
-        """Σ log p / bytes. ValueError for scores from elsewhere."""
+        Raises ValueError for scores from elsewhere.
+        """
         if self.sum_log_prob is None or self.num_bytes is None:
             raise ValueError(f"{self.measure.noun} from elsewhere cannot be had per byte")
-        return self.sum_log_prob / self.num_bytes
+        return replace(self, log_likelihood=self.sum_log_prob / self.num_bytes, measure=PER_BYTE)
 
 
 def round_scores(tables: Mapping[tuple[str, str], Dataset] | Mapping[str, Scores]) -> RoundScores:
@@ -220,7 +219,6 @@ class RoundSolutions(Shown):
     Attributes:
         measure: What g is, and its unit.
         worst_case: E_Q[g].
-        worst_case_per_byte: The same problem for Σ log p / bytes; NaN for scores from elsewhere.
         lambda_: Multiplier of the ball.
         beta: Multiplier of the bound on the certainty.
         kl: KL(Q‖F), nats.
@@ -241,7 +239,6 @@ class RoundSolutions(Shown):
     epsilon: float
     gamma: float | None
     worst_case: np.ndarray
-    worst_case_per_byte: np.ndarray
     lambda_: np.ndarray
     beta: np.ndarray
     kl: np.ndarray
@@ -285,22 +282,18 @@ def solve_rounds(scores: RoundScores, *, epsilon: float, gamma: Gamma = None) ->
     Raises:
         ValueError: A bad parameter.
     """
-    least = None if gamma is None else _least_certainty(scores, epsilon)
-    if gamma == "auto":
-        gamma = propose_gamma(scores, epsilon)
+    margin = math.inf
+    if gamma is not None:
+        least = _least_certainty(scores, epsilon)
+        gamma = _between(scores, epsilon, least) if gamma == "auto" else gamma
+        margin = gamma - least
     shape = scores.log_likelihood.shape
-    own = scores.certainty is not None
-    of_bytes = [_rows(scores.of_bytes())] if own else []
-    g: Matrix = np.concatenate([_rows(scores.log_likelihood), *of_bytes])
-    c = np.concatenate([_rows(scores.certainty)] * 2) if scores.certainty is not None else None
-    s = solve_dual(loss=-g, certainty=c, epsilon=epsilon, gamma=gamma, throw=False)
+    c = None if scores.certainty is None else _rows(scores.certainty)
+    s = solve_dual(loss=-_rows(scores.log_likelihood), certainty=c, epsilon=epsilon, gamma=gamma, throw=False)
     status = np.array(s.status)
-    bad = status == "infeasible"
-    half = shape[0] * shape[1]
-    per_byte = np.where(bad, np.nan, s.worst_case)[half:] if own else np.full(half, np.nan)
 
     def of(values: np.ndarray) -> np.ndarray:
-        return np.where(bad, np.nan, values)[:half].reshape(shape[:2])
+        return np.where(status == "infeasible", np.nan, values).reshape(shape[:2])
 
     return RoundSolutions(
         models=scores.models,
@@ -310,7 +303,6 @@ def solve_rounds(scores: RoundScores, *, epsilon: float, gamma: Gamma = None) ->
         epsilon=float(epsilon),
         gamma=gamma,
         worst_case=of(s.worst_case),
-        worst_case_per_byte=per_byte.reshape(shape[:2]),
         lambda_=of(s.lambda_),
         beta=of(s.beta),
         kl=of(s.kl),
@@ -320,8 +312,8 @@ def solve_rounds(scores: RoundScores, *, epsilon: float, gamma: Gamma = None) ->
         mean_certainty=np.full(shape[:2], np.nan)
         if scores.certainty is None
         else scores.certainty.mean(axis=2),
-        gamma_margin=np.full(shape[:2], np.inf) if least is None or gamma is None else gamma - least,
-        status=status[:half].reshape(shape[:2]),
+        gamma_margin=np.broadcast_to(margin, shape[:2]),
+        status=status.reshape(shape[:2]),
     )
 
 
@@ -332,7 +324,10 @@ def propose_gamma(scores: RoundScores, epsilon: float) -> float:
     cap then binds. Models whose certainty runs lower can have a slack cap and β = 0: C is not comparable
     across vocabularies.
     """
-    least = _least_certainty(scores, epsilon)
+    return _between(scores, epsilon, _least_certainty(scores, epsilon))
+
+
+def _between(scores: RoundScores, epsilon: float, least: np.ndarray) -> float:
     hardest = np.unravel_index(least.argmax(), least.shape)
     certainty = _certainty(scores)[hardest]
     free = solve_dual(loss=-scores.log_likelihood[hardest], certainty=certainty, epsilon=epsilon)
