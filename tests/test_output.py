@@ -168,7 +168,7 @@ def test_a_folder_belongs_to_one_command(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name not in ("train", "solve")])
 def test_no_command_works_in_the_folder_of_a_training_run(name, tmp_path, capsys):
-    content = json.dumps({"data": {}, "model": {}, "training": {}, "versions": {}})
+    content = json.dumps({"command": "klball train", "data": {}, "model": {}, "training": {}, "versions": {}})
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(SystemExit) as caught:
         cli.main([name, "--output_dir", str(tmp_path)])

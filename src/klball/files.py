@@ -32,7 +32,6 @@ LONGEST = 80  # characters of a label in a file name; 255 bytes is what file sys
 LONGEST_CELL = 2**31 - 1  # Python's own limit is 131,072 characters
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 RUN_FILE = "run.json"
-TRAIN = "klball train"  # its run.json names no command
 LIBRARIES = ("klball", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 PROVENANCE = "klball"  # a key of a Parquet file's metadata
 BLOCK = 1 << 22  # bytes
@@ -288,7 +287,7 @@ def refuse_foreign_folder(folder: Path, name: str) -> None:
         recorded = read_json_object(folder / RUN_FILE)
     except ValueError:
         return
-    holder = recorded.get("command", TRAIN if "training" in recorded else name)
+    holder = recorded.get("command", name)
     if holder != name:
         raise ValueError(f"{folder} holds the results of `{holder}`: choose another --output_dir")
 

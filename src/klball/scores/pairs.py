@@ -179,7 +179,6 @@ def reward_table(
         "max_length": limit,
         "tokens_per_batch": tokens_per_batch,
         "libraries": versions(*LIBRARIES),
-        **({} if pairs.margins is None else {"margin": "r_w − r_l"}),  # it was less m
     }
     if output.exists():
         finished, recorded = read_pairs(output)

@@ -216,8 +216,6 @@ class Accountant:
             )
         if missing := [name for name in more if name not in tensors]:
             raise ValueError(f"{folder} was written by a trainer of another family: it has no {missing[0]}")
-        if "kl" not in tensors:
-            raise ValueError(f"{path} was written by an earlier version of klball: start the run again")
         if within_epoch:
             self._refuse_other_draws(folder, about)
         self._refuse_other_scores(folder, about, tensors)
@@ -230,7 +228,7 @@ class Accountant:
     def _refuse_other_scores(
         self, folder: Path, about: Mapping[str, Any], tensors: Mapping[str, Any]
     ) -> None:
-        saved = about.get(NORMALIZATION, self.normalization)
+        saved = about.get(NORMALIZATION)
         if saved != self.normalization:
             raise ValueError(
                 f"the scores in {folder} are of normalization={saved!r}, not {self.normalization!r}: resume "

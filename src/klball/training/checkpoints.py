@@ -120,7 +120,7 @@ def refuse_unfit(checkpoint: Path, model: torch.nn.Module, family: str) -> None:
         raise ValueError(f"there is no checkpoint {checkpoint} to resume from")
     if (problem := problem_of(checkpoint)) is not None:
         raise ValueError(f"{checkpoint} cannot be resumed from: {problem}")
-    found = about_ledger(checkpoint / LEDGER_FILE).get(FAMILY, family)  # earlier versions do not say it
+    found = about_ledger(checkpoint / LEDGER_FILE).get(FAMILY)
     if found != family:
         raise ValueError(f"{checkpoint} was written by a trainer of another family, {found}, not {family}")
     of_adapter = isinstance(model, PeftModel)

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 DIGESTS = "digests"
 INDIFFERENT = {  # what says nothing about the trained model, and what the digests know by its content
     *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "eval_dataset"),
-    *("test_name", "test_fraction", "datasets", "test_split_size", "model_name_or_path", "model_revision"),
-    *("output_dir", "logging_dir", "resume_from_checkpoint", "local_rank", "do_train"),
+    *("test_fraction", "datasets", "test_split_size", "model_name_or_path", "model_revision"),
+    *("output_dir", "resume_from_checkpoint", "local_rank", "do_train"),
     *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter"),
     *("log_level", "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name"),
     *("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),

@@ -94,7 +94,7 @@ class Ledger:
         return {**state, **self.drift.tensors(), "known": self.known}
 
     def load(self, tensors: Mapping[str, Any]) -> None:
-        """The state of `tensors`; without "known", of a file of before, every entry is."""
+        """The state of `tensors`."""
         self.entries = {name: tensors[ON_DISK.get(name, name)] for name in self.entries}
-        self.known = tensors.get("known", torch.ones(len(self), dtype=torch.bool))
+        self.known = tensors["known"]
         self.drift.load(dict(tensors))
