@@ -94,6 +94,14 @@ def test_what_cannot_be_told_apart_is_refused(name, tokenizer):
         marked_template(tokenizer)
 
 
+def test_a_template_that_divides_by_zero_is_refused(tokenizer):
+    tokenizer.chat_template = (
+        "{{ 1 // (messages|length - 1) }}" + TEMPLATES["chatml with a system turn of its own"]
+    )
+    with pytest.raises(ValueError, match="zero"):
+        marked_template(tokenizer)
+
+
 def test_training_sees_the_tokens_that_scoring_does_and_keeps_the_template(tmp_path):
     model, tokenizer = load_model("klball/tiny")
     tokenizer.chat_template = own = TEMPLATES["chatml with a system turn of its own"]

@@ -15,13 +15,9 @@ from klball.boundary import first_line
 from klball.data.conversations import chat_of, last_answer, template_kwargs_of, text_of_turn, tools_of
 from klball.data.formats import IGNORED, MASKS, TEXT, is_chat, refuse_unknown_tokens, to_trl_format
 from klball.data.ids import with_sample_ids
-from klball.data.marking import marked_template
+from klball.data.marking import RENDERING_ERRORS, marked_template
 from klball.data.sources import as_dataset
 
-RENDERING_ERRORS = (  # what a template's own code can raise
-    *(jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError),
-    RuntimeError,
-)
 CONTEXT = 8  # tokens before an answer that its first bytes may depend on, as the space of SentencePiece does
 
 

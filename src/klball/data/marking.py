@@ -6,6 +6,10 @@ from typing import Any
 
 import jinja2
 
+RENDERING_ERRORS = (  # what a template's own code can raise
+    *(jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError),
+    RuntimeError,
+)
 # The template itself renders what comes before a turn, and the turn with it: what is more is the turn, up to
 # the white space after its end. Written piece by piece, so that a piece can be marked.
 MARKED = """\
@@ -51,7 +55,7 @@ def marked_template(tokenizer: Any) -> str:
         marked = tokenizer.apply_chat_template(
             PROBE, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
         )
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+    except RENDERING_ERRORS as error:
         raise ValueError(str(error)) from error
     if not same or not any(marked["assistant_masks"]):
         raise ValueError("the text with marks would be another")

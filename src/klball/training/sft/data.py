@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import AutoProcessor
 from trl.trainer.utils import get_config_model_id
 
+from klball.boundary import first_line
 from klball.data.encoding import load_chat_template, require_template, training_template
 from klball.data.formats import MASKS, TEXT, is_chat, refuse_unread_text_field, to_trl_format
 from klball.data.ids import with_sample_ids
@@ -116,5 +117,4 @@ def _processing_class(model: Any, args: RobustSFTConfig) -> Any:
             name, revision=revision, trust_remote_code=args.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"there is no tokenizer of {name!r}: {reason}") from error
+        raise ValueError(f"there is no tokenizer of {name!r}: {first_line(error)}") from error
