@@ -175,8 +175,8 @@ def test_score_solve_and_evaluate(data, tmp_path, capsys):
             "could not load data set 'HuggingFaceH4/",
         ),
         (["scan", "--own_tokens", "0"], "--own_tokens must be at least 1"),
-        (["scan", "--models", "a/b/c", "d/b/c"], "share the file name 'b-c'"),
-        (["scan", "--ood_names", "test"], "share the file name 'test'"),
+        (["scan", "--models", "a/b/c", "d/b/c"], "two would be called 'b-c'"),
+        (["scan", "--ood_names", "test"], "two would be called 'test'"),
         (
             ["reproduce", "--preset", "paper", "--output_dir", "OUT"],
             "could not load data set 'HuggingFaceH4/",

@@ -28,7 +28,7 @@ from klball.boundary import first_line
 
 logger = logging.getLogger(__name__)
 
-LONGEST = 80  # characters of a label in a file name; 255 bytes is what file systems take
+LONGEST = 160  # bytes of a label in a file name; file systems take 255
 LONGEST_CELL = 2**31 - 1  # Python's own limit is 131,072 characters
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 RUN_FILE = "run.json"
@@ -104,7 +104,7 @@ def _runs(process: int) -> bool:
 
 def file_name(label: str) -> str:
     """A label as the name of a file: itself where it can be one, else made so, with a hash beside it."""
-    plain = re.sub(r"[^\w.=-]+", "_", label)[:LONGEST].lstrip(".")
+    plain = re.sub(r"[^\w.=-]+", "_", label).encode()[:LONGEST].decode(errors="ignore").lstrip(".")
     if plain == label:
         return plain
     return f"{plain}-{digest(label, 8)}"

@@ -9,7 +9,7 @@ from datasets import Dataset
 from klball.adversary.upweighting import radius_in_words
 from klball.commands.certified import SHARES, cell, certain, certified, given_bounds
 from klball.commands.earlier import remove_evaluation
-from klball.commands.labels import file_names, labelled
+from klball.commands.labels import labelled
 from klball.commands.options import refuse_ignored
 from klball.commands.ratios import write_differences
 from klball.data.prompts import check_prompts, to_prompts
@@ -75,8 +75,6 @@ def evaluate_answers(options: Any, prog: str) -> None:
             refuse_ignored(options, ("confidence",), "without --bounds: a learnt reward has none known")
     folder = Path(options.output_dir)
     models, datasets = labelled(options.models), labelled(options.datasets)
-    for labels in (models, datasets):
-        file_names(labels)
     rows = {label: _rows(name, options) for label, name in datasets.items()}
     for name in models.values():
         check_model(name)

@@ -24,7 +24,7 @@ from klball.commands.elsewhere import (
     read_models,
     show_groups,
 )
-from klball.commands.labels import file_names, labelled
+from klball.commands.labels import labelled
 from klball.commands.options import DTYPES, job_of, one_of, parse, refuse_ignored
 from klball.commands.paraphrase import template_replies
 from klball.commands.reproduce import tiny_experiment
@@ -139,7 +139,6 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
     folder = Path(options.output_dir)
     before, own = comparison_before(folder, prog), own_tables(options, paths)
     if own is not None and not asks_for_columns(options):
-        file_names(paths)
         options.epsilon = SOURCES if options.epsilon is None else options.epsilon
         rounds = RoundsElsewhere({})
         comparison = _compared(own, gamma, options, rounds.like_these(len({r for _, r in own})))
@@ -150,7 +149,6 @@ def _compare_elsewhere(options: Options, gamma: Gamma, prog: str) -> None:
             only = f"{next(iter(rounds.scores))!r} alone"
             column = options.model_column or "--model_columns"
             raise ValueError(f"a comparison needs two models, and {column} names {only}")
-        file_names(rounds.scores)
         scores = round_scores(rounds.scores)
         options.epsilon = ELSEWHERE if options.epsilon is None else options.epsilon
         told = rounds.like_these(len(scores.rounds))
@@ -214,7 +212,6 @@ def _rounds(options: Options, folder: Path) -> Rounds:
 def _models(options: Options) -> dict[str, str]:
     """name → path."""
     models = labelled(options.models)
-    file_names(models)
     if len(models) < 2:
         raise ValueError("a comparison needs at least two --models")
     return models

@@ -10,7 +10,7 @@ from datasets import Dataset
 from klball.commands.answers import OF_ANSWERS, Answering, evaluate_answers
 from klball.commands.earlier import remove_evaluation
 from klball.commands.elsewhere import COLUMNS, OF_SEVERAL, evaluate_elsewhere
-from klball.commands.labels import file_names, labelled
+from klball.commands.labels import labelled
 from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
 from klball.commands.pairs import evaluate_pairs
 from klball.commands.ratios import write_ratios
@@ -85,8 +85,6 @@ def main(arguments: Sequence[str], prog: str) -> None:
     refuse_ignored(options, ("confidence", "bounds"), "on log-likelihoods, which are in nats and have none")
     folder = Path(options.output_dir)
     models, datasets = labelled(options.models), labelled(options.datasets)
-    for labels in (models, datasets):
-        file_names(labels)
     reference = options.reference or next(iter(models))
     if reference not in models:
         raise ValueError(f"--reference {reference!r} is not among the models {', '.join(models)}")

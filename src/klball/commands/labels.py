@@ -1,10 +1,10 @@
-"""How tables call models and data sets, and the file name that each label becomes."""
+"""How tables call models and data sets."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")  # tables and figures show labels
-LONGEST = 200  # bytes: file systems hold 255, and a suffix follows
 
 
 def labelled(names: Sequence[str]) -> dict[str, str]:
@@ -26,22 +26,8 @@ def refuse_control(labels: Iterable[str]) -> None:
         raise ValueError(f"{odd[:60]!r} cannot be a label: write LABEL=NAME without control characters")
 
 
-def file_names(labels: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
-    """label → a file name of letters, digits and `. = - _`, never one that leaves its folder.
-
-    Raises ValueError for a label that is no name, is too long, or would share a file with another or
-    with one of `taken`.
-    """
-    found: dict[str, str] = {}
-    owners = {name.casefold(): name for name in taken}
-    for label in labels:
-        name = re.sub(r"[^\w.=-]+", "_", label.strip("/"))
-        if not name.strip(".") or CONTROL.search(label) or len(name.encode()) > LONGEST:
-            raise ValueError(f"{label[:60]!r} cannot name a file: write LABEL=NAME with a short label")
-        if name.casefold() in owners:
-            raise ValueError(
-                f"{owners[name.casefold()]!r} and {label!r} would share the file name {name!r}: rename one"
-            )
-        owners[name.casefold()] = label
-        found[label] = name
-    return found
+def refuse_repeated(labels: Sequence[str], taken: Sequence[str] = ()) -> None:
+    """Raise ValueError for a label that stands twice, or is one of `taken`."""
+    count = Counter((*taken, *labels))
+    if twice := next((label for label in labels if count[label] > 1), None):
+        raise ValueError(f"two would be called {twice!r} in tables: rename one")

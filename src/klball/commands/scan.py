@@ -14,11 +14,11 @@ from scipy import stats
 from klball.adversary.dual import robust_profile, solve_dual
 from klball.adversary.upweighting import radius_help
 from klball.commands.earlier import remove_models
-from klball.commands.labels import file_names
+from klball.commands.labels import refuse_repeated
 from klball.commands.options import DTYPES, distinct, one_of, parse, refuse_ignored
 from klball.data.formats import MEANINGFUL
 from klball.data.rows import is_one_table, load_rows, texts_of, to_trl_format
-from klball.files import write_csv, write_run
+from klball.files import file_name, write_csv, write_run
 from klball.flags import DataSet, Precision, option
 from klball.models.loading import TINY, check_model, load_on_device
 from klball.report.figures import plot_gain_against_forgetting, plot_profiles, plot_rewards
@@ -95,8 +95,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
 def _check(options: Options) -> None:
     one_of(options, "dtype", DTYPES)
     distinct(options, "epsilons")
-    file_names(map(_label, options.models), taken=["base"])
-    file_names(map(_label, options.ood_names), taken=["train", "test"])
+    refuse_repeated([*map(_label, options.models)], taken=["base"])
+    refuse_repeated([*map(_label, options.ood_names)], taken=["train", "test"])
     if not options.models:
         refuse_ignored(options, OF_MODELS, "without --models")
     for name in (options.model_name_or_path, *options.models):
@@ -132,7 +132,7 @@ def _rows(options: Options, split: str | None, name: str | None = None) -> Datas
 
 def _scored(model: Any, tokenizer: Any, rows: Dataset, label: str, data: str, options: Options) -> Dataset:
     """A score table with token log-probabilities, without the rows that have no answer token."""
-    output = Path(options.output_dir) / "scores" / label / f"{data}.parquet"
+    output = Path(options.output_dir) / "scores" / file_name(label) / f"{file_name(data)}.parquet"
     with progress_bar(f"{label}: scoring {data}") as progress:
         table = score(
             *(model, tokenizer, rows),
