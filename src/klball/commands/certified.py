@@ -11,10 +11,10 @@ from klball.report.pages.parts import interval
 from klball.scores.accuracy import columns_of
 from klball.scores.certified import CertifiedWorstCase, certified_worst_case, limit, percent
 from klball.scores.elsewhere.item_scores import Scores
+from klball.scores.kinds import ANSWERED, PAIRED
 from klball.scores.measure import ACCURACY, Measure
-from klball.scores.pairs import is_pair_table, read_pairs
+from klball.scores.pairs import read_pairs
 from klball.scores.tables import read_items
-from klball.studies.own_answers import is_answer_table
 
 Bounds = tuple[float, float]
 SHARES: Bounds = (0.0, 1.0)
@@ -32,13 +32,13 @@ def given_bounds(options: Any, known: str = "") -> Bounds | None:
     return low, high
 
 
-def certified_of(options: Any) -> tuple[CertifiedWorstCase | None, str]:
+def certified_of(kind: str, options: Any) -> tuple[CertifiedWorstCase | None, str]:
     """The certified worst case of the table that `klball solve` is asked about, and its sentence."""
-    if is_pair_table(options.scores):
+    if kind == PAIRED:
         given_bounds(options, "on a pair table, whose accuracies are 0, ½ or 1")
         values = columns_of(read_pairs(options.scores)[0])[0]["accuracy"]
         return certified(values, "accuracy", "pairs", options.epsilon, SHARES, options)
-    if is_answer_table(options.scores):
+    if kind == ANSWERED:
         values = _column(options.scores)
         right_or_wrong = bool(np.isin(values, SHARES).all())
         bounds = given_bounds(options)

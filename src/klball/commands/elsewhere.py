@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from datasets import Dataset
 
 from klball.commands.certified import bounds_elsewhere, certified_elsewhere, record
@@ -27,12 +26,12 @@ from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores
 from klball.scores.elsewhere.reading import scores_by_column, scores_by_model, scores_from
 from klball.scores.elsewhere.report import GROUP, ItemReport, coded, item_report
 from klball.scores.elsewhere.source import listed
-from klball.scores.elsewhere.tables import ANSWERED
+from klball.scores.kinds import are_scores
 from klball.scores.measure import Measure
 from klball.scores.own import refuse_other_answers
 from klball.scores.parquet import score_files
 from klball.scores.perplexity import robustness_report
-from klball.scores.tables import SCHEMA, read_scores
+from klball.scores.tables import read_scores
 from klball.scores.tails import largest
 from klball.terminal import MOST_ROWS, is_main, say, say_verdicts, show_table
 
@@ -53,23 +52,13 @@ def asks_for_columns(options: Any) -> bool:
     return any(value is not None for value in columns_of(options).values())
 
 
-def is_own(path: str) -> bool:
-    """Whether it is klball's own score tables, a Parquet file or a folder of nothing else."""
-    try:
-        files = score_files(path)
-        names = [{*pq.read_schema(file).names} for file in files]
-    except (ValueError, OSError):
-        return False
-    return all(own >= {*SCHEMA.names} and not own >= ANSWERED for own in names)
-
-
 def own_tables(options: Any, paths: Mapping[str, str]) -> OwnTables | None:
     """(Model, round) → table and provenance, of klball's own tables by their ids and files; None for others.
 
     Raises ValueError for tables of different data.
     """
     asked = (options.id, options.round, options.model_column, options.model_columns or None)
-    if any(column is not None for column in asked) or not all(map(is_own, paths.values())):
+    if any(column is not None for column in asked) or not all(map(are_scores, paths.values())):
         return None
     tables = {(m, r): read_scores(file) for m, path in paths.items() for r, file in _own_rounds(path).items()}
     for label in dict.fromkeys(r for _, r in tables):

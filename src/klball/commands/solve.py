@@ -13,17 +13,16 @@ from klball.adversary.dual import solve_dual
 from klball.adversary.streaming import solve_dual_streamed
 from klball.adversary.upweighting import radius_help, radius_in_words
 from klball.commands.certified import certified_of, record
-from klball.commands.elsewhere import asks_for_columns, is_own, show_solved, solve_elsewhere
+from klball.commands.elsewhere import asks_for_columns, show_solved, solve_elsewhere
 from klball.commands.options import parse, refuse_ignored
 from klball.commands.pairs import flips_sentence, solve_pairs
 from klball.files import read_table
 from klball.flags import REQUIRED, Certifying, ScoreColumns, option
+from klball.scores.kinds import ANSWERED, PAIRED, SCORED, are_scores, kind_of
 from klball.scores.own import check_column
-from klball.scores.pairs import is_pair_table
 from klball.scores.parquet import num_cut, refuse_rounds, score_files, stream_scores, top_weighted
 from klball.scores.tables import read_items, read_provenance, read_scores
 from klball.scores.tails import largest
-from klball.studies.own_answers import is_answer_table
 from klball.terminal import say, show_table
 
 EXAMPLE = "klball solve --scores outputs/score/scores.parquet --epsilon 0.1"
@@ -56,23 +55,22 @@ Answer = tuple[dict[str, Any], list[dict[str, Any]]]  # what to print: the solut
 def main(arguments: Sequence[str], prog: str) -> None:
     """Solve and print; rows without a score are left out and counted."""
     (options,) = parse([Options], arguments, prog, EXAMPLE)
-    elsewhere = asks_for_columns(options) or not _is_ours(options)
-    found, sentence = (None, "") if elsewhere else certified_of(options)
+    kind = _own_kind(options)
+    found, sentence = (None, "") if kind is None else certified_of(kind, options)
     certified = record(found)
-    pairs = False
-    if elsewhere:
+    if kind is None:
         refuse_ignored(options, ("gamma", "streamed"), "on scores from elsewhere")
         summary, top, (certified, sentence) = solve_elsewhere(options)
-    elif pairs := is_pair_table(options.scores):
+    elif kind == PAIRED:
         refuse_ignored(options, ("gamma", "streamed"), "on a pair table")
         summary, top = _of_pairs(options)
-    elif is_answer_table(options.scores):
+    elif kind == ANSWERED:
         refuse_ignored(options, ("gamma", "streamed"), "on a table of answers")
         summary, top = _of_answers(options)
     else:
         _refuse_several_models(options.scores)
         summary, top = _streamed(options) if options.streamed else _in_memory(options)
-        if is_own(options.scores):
+        if are_scores(options.scores):
             summary["rows_cut"] = _num_cut(options)
     if options.json:
         finite = {
@@ -90,7 +88,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     header = ("sample_id", "n·q", score.replace("log_likelihood", "log-likelihood"))
     show_table("top-weighted samples", header, [tuple(t.values()) for t in top])
     say(f"{sentence}; {radius_in_words(options.epsilon, options.max_weight)}")
-    if pairs and options.epsilon > 0:
+    if kind == PAIRED and options.epsilon > 0:
         say(flips_sentence())
     if rounds := summary.get("rounds"):
         say(f"every file is a round: they score the same samples, and scores are means over {rounds} rounds")
@@ -112,12 +110,13 @@ def _num_cut(options: Options) -> int:
     return len(pa.concat_tables(ids, promote_options="permissive")["sample_id"].unique())
 
 
-def _is_ours(options: Options) -> bool:
-    """Whether klball wrote it, or it is a damaged Parquet file, whose reader says so."""
-    if options.streamed or is_own(options.scores):
-        return True
-    path = Path(options.scores)
-    return path.suffix == ".parquet" and (is_pair_table(path) or is_answer_table(path))
+def _own_kind(options: Options) -> str | None:
+    """Which of klball's own tables it is; None of scores from elsewhere, which options of columns are for."""
+    if asks_for_columns(options):
+        return None
+    if Path(options.scores).suffix == ".parquet" and (kind := kind_of(options.scores)) is not None:
+        return kind
+    return SCORED if options.streamed or are_scores(options.scores) else None
 
 
 def _of_pairs(options: Options) -> Answer:

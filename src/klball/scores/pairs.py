@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -34,7 +33,6 @@ from klball.files import (
 )
 from klball.models.modes import in_evaluation
 from klball.models.weights import weights_hash
-from klball.scores.parquet import readable
 from klball.scores.parts import Progress, made_from, table_in_parts
 from klball.scores.scorer import TOKENS_PER_BATCH, batches_by_length, longest_input
 from klball.scores.tables import LIBRARIES, PLACES, read_provenance, score
@@ -269,11 +267,3 @@ def read_pairs(path: str | Path) -> tuple[Dataset, dict[str, Any]]:
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
             raise ValueError(f"{path}: {name} holds {kind}, not numbers")
     return Dataset(table), provenance_in(path, table.schema)
-
-
-def is_pair_table(path: str | Path) -> bool:
-    """Whether a file is a pair table, as `klball score --family dpo` writes it."""
-    if Path(path).is_dir():
-        return False
-    with readable(path):
-        return {"loss", "margin"} <= {*pq.read_schema(path).names}

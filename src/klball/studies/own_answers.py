@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset
 
 from klball.data.encoding import require_template, template_options
@@ -26,7 +25,6 @@ from klball.files import (
 from klball.models.weights import weights_hash
 from klball.scan.generation import end_tokens, sample_answers
 from klball.scores.answers import pass_at_k
-from klball.scores.parquet import readable
 from klball.scores.parts import PLACES, Cache, Progress, made_from, table_in_parts
 from klball.scores.scorer import longest_input
 from klball.scores.tables import LIBRARIES, SCHEMA
@@ -210,14 +208,6 @@ def _judged(
     }
     schema = pa.schema([("row", pa.int64()), *SCHEMA, *OF_ANSWERS])
     return pa.table([pa.array(table[name], schema.field(name).type) for name in schema.names], schema=schema)
-
-
-def is_answer_table(path: str | Path) -> bool:
-    """Whether a file is a table of answers, as `klball evaluate --generate true` writes it."""
-    if Path(path).is_dir():
-        return False
-    with readable(path):
-        return {"log_likelihood", "rewards", "finished"} <= {*pq.read_schema(path).names}
 
 
 def metrics_of(table: Dataset, ks: Sequence[int] = ()) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from klball.boundary import first_line
 from klball.data.readers import COMPRESSIONS, csv_rows, json_rows, suffix_of
 from klball.files import read_table
 from klball.scores.elsewhere.source import Column, Source
+from klball.scores.kinds import ANSWERED, COLUMNS, PAIRED
 from klball.scores.measure import PER_TOKEN, Measure, accuracy, points
 
 IDS = (
@@ -37,8 +38,6 @@ WITHOUT_NAME = ("", "Unnamed: 0")  # what pandas calls it in a CSV
 INDEX = "index"
 DELIMITERS = (",", "\t", ";")
 OWN = {"sample_id", "log_likelihood", "certainty", "sum_log_prob", "num_tokens", "truncated"}
-ANSWERED = {"sample_id", "log_likelihood", "rewards", "finished"}
-PAIRS = {"sample_id", "loss", "margin"}
 
 
 def of_text(text: str, path: Path) -> Source:
@@ -118,12 +117,12 @@ def of_arrow(table: pa.Table, where: str) -> Source:
     names = {*table.column_names}
     if len(names) < len(table.column_names):
         raise ValueError(f"{where} has a column twice")
-    if names >= ANSWERED:
+    if names >= COLUMNS[ANSWERED]:
         return _of_answers(table, where)
     if names >= OWN:
         measures = {"log_likelihood": PER_TOKEN, "certainty": Measure("certainty", "nats")}
         return _scored(table, where, measures, "log_likelihood", "truncated")
-    if names >= PAIRS:
+    if names >= COLUMNS[PAIRED]:
         measures = {"loss": points("loss", loss=True), "margin": points("margin")}
         return _scored(table, where, measures, "loss", "")
     nested = [field.name for field in table.schema if pa.types.is_struct(field.type)]
