@@ -32,7 +32,7 @@ from klball.scores.own import refuse_other_answers
 from klball.scores.parquet import score_files
 from klball.scores.perplexity import robustness_report
 from klball.scores.tables import read_scores
-from klball.scores.tails import largest
+from klball.scores.tails import heaviest
 from klball.terminal import MOST_ROWS, is_main, say, say_verdicts, show_table
 
 COLUMNS = ("score", "id", "group", "round", "lower_is_better")
@@ -148,11 +148,8 @@ def solve_elsewhere(
         **{"worst_case": own(solution.worst_case), "dual_value": own(solution.dual_value)},
         **{"gap": solution.gap, "ess": solution.ess, "n": len(scores), "rows_left_out": len(scores.lacking)},
     }
-    n_q = solution.weights * len(scores)
-    top = [
-        {"sample_id": scores.sample_ids[i], "n_q": float(n_q[i]), scores.name: own(float(scores.values[i]))}
-        for i in largest(n_q, options.top).tolist()
-    ]
+    values = [own(value) for value in scores.values.tolist()]
+    top = heaviest(scores.sample_ids, solution.weights, values, scores.name, options.top)
     if options.json:
         summary["notes"] = list(scores.notes)
     if scores.groups is not None:

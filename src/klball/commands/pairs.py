@@ -22,7 +22,7 @@ from klball.report.pages.parts import counted, few_in_words
 from klball.scores.accuracy import WORST, columns_in_common, columns_of, pair_differences, pair_report
 from klball.scores.certified import certified_worst_case
 from klball.scores.pairs import dpo_table, encode_pairs, likelihoods, read_pairs, reward_table
-from klball.scores.tails import largest
+from klball.scores.tails import heaviest
 from klball.studies.arms import load
 from klball.terminal import is_main, progress_bar, say, show_table
 
@@ -193,17 +193,9 @@ def evaluate_pairs(options: Any, labels: dict[str, str], prog: str) -> None:
 
 
 def solve_pairs(options: Any) -> tuple[Any, int, int, float, list[dict[str, Any]]]:
-    """The adversary's answer to a pair table: solution, pairs, pairs without a loss, mean score, top rows."""
+    """The adversary's answer to a pair table: solution, pairs, pairs without a loss, mean loss, top rows."""
     columns, left_out = columns_of(read_pairs(options.scores)[0])
     losses = columns["loss"]
     solution = solve_dual(-losses, epsilon=options.epsilon, max_weight=options.max_weight)
-    order = largest(solution.weights, options.top)
-    top = [
-        {
-            "sample_id": str(columns["sample_id"][i]),
-            "n_q": float(solution.weights[i] * len(losses)),
-            "loss": float(losses[i]),
-        }
-        for i in order
-    ]
-    return solution, len(losses), left_out, float(-losses.mean()), top
+    top = heaviest(columns["sample_id"], solution.weights, losses, "loss", options.top)
+    return solution, len(losses), left_out, float(losses.mean()), top

@@ -22,7 +22,7 @@ from klball.scores.kinds import ANSWERED, PAIRED, SCORED, are_scores, kind_of
 from klball.scores.own import check_column
 from klball.scores.parquet import num_cut, refuse_rounds, score_files, stream_scores, top_weighted
 from klball.scores.tables import read_items, read_provenance, read_scores
-from klball.scores.tails import largest
+from klball.scores.tails import heaviest
 from klball.terminal import say, show_table
 
 EXAMPLE = "klball solve --scores outputs/score/scores.parquet --epsilon 0.1"
@@ -121,34 +121,19 @@ def _own_kind(options: Options) -> str | None:
 
 def _of_pairs(options: Options) -> Answer:
     solution, n, left_out, mean, top = solve_pairs(options)
-    summary = _summary(solution, n, left_out, mean)
+    summary = _summary(solution, n, left_out, mean_loss=mean)
     summary.pop("certainty")
-    return {
-        ("mean_loss" if k == "mean_log_likelihood" else k): _as_loss(k, v) for k, v in summary.items()
-    }, top
+    return summary | {name: -summary[name] for name in ("worst_case", "dual_value")}, top
 
 
 def _of_answers(options: Options) -> Answer:
     table = read_scores(options.scores)[0].data.table
     rewards = table["log_likelihood"].to_numpy()
     solution = solve_dual(loss=-rewards, epsilon=options.epsilon, max_weight=options.max_weight)
-    summary = _summary(solution, len(rewards), 0, float(rewards.mean()))
+    summary = _summary(solution, len(rewards), 0, mean_reward=float(rewards.mean()))
     summary.pop("certainty")
-    names = {"mean_log_likelihood": "mean_reward"}
-    heaviest = [
-        {
-            "sample_id": table["sample_id"][int(i)].as_py(),
-            "n_q": float(solution.weights[i] * len(rewards)),
-            "reward": float(rewards[i]),
-        }
-        for i in largest(solution.weights, options.top)
-    ]
-    return {names.get(name, name): value for name, value in summary.items()}, heaviest
-
-
-def _as_loss(name: str, value: Any) -> Any:
-    """Pairs have losses, the others log-likelihoods."""
-    return -value if name in ("mean_log_likelihood", "worst_case", "dual_value") else value
+    top = heaviest(table["sample_id"], solution.weights, rewards, "reward", options.top)
+    return summary, top
 
 
 def _refuse_several_models(scores: str) -> None:
@@ -166,16 +151,9 @@ def _in_memory(options: Options) -> Answer:
     left_out = len(scores) - len(table)
     g, c = (table[name].to_numpy() for name in ("log_likelihood", "certainty"))
     s = solve_dual(g, c, epsilon=options.epsilon, gamma=options.gamma, max_weight=options.max_weight)
-    order = largest(s.weights, options.top)
-    top = [
-        {
-            "sample_id": table["sample_id"][int(i)].as_py(),
-            "n_q": float(s.weights[i] * len(g)),
-            "log_likelihood": float(g[i]),
-        }
-        for i in order
-    ]
-    return _summary(s, len(g), left_out, float(g.mean())) | ({"rounds": rounds} if rounds > 1 else {}), top
+    top = heaviest(table["sample_id"], s.weights, g, "log_likelihood", options.top)
+    summary = _summary(s, len(g), left_out, mean_log_likelihood=float(g.mean()))
+    return summary | ({"rounds": rounds} if rounds > 1 else {}), top
 
 
 def _streamed(options: Options) -> Answer:
@@ -187,9 +165,8 @@ def _streamed(options: Options) -> Answer:
     refuse_rounds(options.scores)
     s = solve_dual_streamed(parts, epsilon=options.epsilon, gamma=options.gamma)
     left_out = sum(part.num_rows for part in parts) - s.num_rows
-    return _summary(s, s.num_rows, left_out, s.mean), top_weighted(parts, s, options.top)
+    return _summary(s, s.num_rows, left_out, mean_log_likelihood=s.mean), top_weighted(parts, s, options.top)
 
 
-def _summary(solution: Any, n: int, left_out: int, mean: float) -> dict[str, Any]:
-    found = {name: getattr(solution, name) for name in NAMES}
-    return found | {"n": n, "rows_left_out": left_out, "mean_log_likelihood": mean}
+def _summary(solution: Any, n: int, left_out: int, **mean: float) -> dict[str, Any]:
+    return {name: getattr(solution, name) for name in NAMES} | {"n": n, "rows_left_out": left_out, **mean}

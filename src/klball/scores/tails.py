@@ -5,6 +5,8 @@ Coverage of what is here: docs/lab-notes.md, benchmarks/tail_coverage.py.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -84,3 +86,17 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
         return np.array([], dtype=int)
     large = np.flatnonzero(values >= np.partition(values, -count)[-count])
     return large[np.argsort(-values[large], kind="stable")][:count]
+
+
+def heaviest(
+    ids: Any, weights: np.ndarray, values: Sequence[float] | np.ndarray, name: str, count: int
+) -> list[dict[str, Any]]:
+    """The samples of largest weight q [n], the largest first: sample_id, n_q = n·q, and their `name`.
+
+    ids: indexable, [n], of what `str` makes a name.
+    """
+    n = len(weights)
+    return [
+        {"sample_id": str(ids[i]), "n_q": float(n * weights[i]), name: float(values[i])}
+        for i in largest(weights, count).tolist()
+    ]
