@@ -76,7 +76,7 @@ def texts(source: Source, name: str, option: str) -> list[str]:
     return [_text(source, name, option, row, value, whole) for row, value in enumerate(values)]
 
 
-def ids(source: Source, name: str) -> list[str]:
+def ids_in(source: Source, name: str) -> list[str]:
     """Ids in a column, or in several with commas between them, joined: "task,id"; "file" is the file's name.
 
     In Unicode's composed form, which not every tool writes.
@@ -85,7 +85,7 @@ def ids(source: Source, name: str) -> list[str]:
         return [normalize("NFC", text) for text in texts(source, name, "id")]
     label = source.label or Path(source.where).stem
     parts = [
-        [label] * source.rows if part == FILE and part not in source.columns else ids(source, part)
+        [label] * source.rows if part == FILE and part not in source.columns else ids_in(source, part)
         for part in (part.strip() for part in name.split(","))
     ]
     return ["/".join(of_row) for of_row in zip(*parts, strict=True)]
@@ -100,7 +100,7 @@ def scored(source: Source, names: Iterable[str], id_column: str | None) -> Sourc
     if len(kept) in (0, source.rows):
         return source
     gone = sorted({*range(source.rows)} - {*kept})
-    items = ids(source, source.id if id_column in (None, NUMBERED) else id_column)
+    items = ids_in(source, source.id if id_column in (None, NUMBERED) else id_column)
     return replace(
         source.of_rows(kept),
         lacking={**source.lacking, **dict.fromkeys((items[row] for row in gone), "unscored")},

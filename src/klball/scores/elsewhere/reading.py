@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from klball.data.ids import NUMBERED
-from klball.scores.elsewhere.columns import beginnings, ids, is_numeric, numbers, scored, texts
+from klball.scores.elsewhere.columns import beginnings, ids_in, is_numeric, numbers, scored, texts
 from klball.scores.elsewhere.expression import (
     CONSTANT,
     MINUS,
@@ -118,30 +118,26 @@ def _scores(
     sources, without = _with_score(sources, score)
     names, notes = _chosen_scores(sources, score, (id, group, round, inert))
     sources = [scored(one, weighted_sum(names[one.task], one.columns, one.where), id) for one in sources]
-    notes += [f"groups are by {told}" for told in _default_group(sources, group, round)]
-    parts = [_part(one, names[one.task], lower_is_better, id) for one in sources]
-    before = [_prefix(one, sources, id, round) for one in sources]
-    of_source = [[prefix + i for i in part[1]] for prefix, part in zip(before, parts, strict=True)]
-    ids = list(chain.from_iterable(of_source))
-    without_score = [
-        {prefix + i: why for i, why in (_by_number(one.lost) if id == NUMBERED else one.lacking).items()}
-        for prefix, one in zip(before, sources, strict=True)
+    prefixes = [_prefix(one, sources, id, round) for one in sources]
+    parts = [
+        _part(one, names[one.task], lower_is_better, id, prefix)
+        for one, prefix in zip(sources, prefixes, strict=True)
     ]
-    lacking = {item: why for of_one in without_score for item, why in of_one.items()}
-    numbered = any(part[2] for part in parts)
-    labels, said = rounds_of(
-        *(sources, of_source, [{*of_one} for of_one in without_score]), round, numbered or id == NUMBERED
-    )
-    notes += without
-    if counts := Counter(lacking.values()):
-        notes.append("left out: " + ", ".join(f"{count} {why}" for why, count in counts.items()))
+    own_ids = [part.ids for part in parts]
+    ids = list(chain.from_iterable(own_ids))
+    numbered = any(part.numbered for part in parts)
+    without_score = [{*part.lacking} for part in parts]
+    labels, said = rounds_of(sources, own_ids, without_score, round, numbered or id == NUMBERED)
     refuse_repeated(sources, ids, labels, id)
-    values = np.concatenate([part[0] for part in parts])
-    own = dict.fromkeys(names.values())
-    notes += [] if (own_rounds := round is None and uneven(tasks_of(sources), labels)) else said
+    own_rounds = round is None and uneven(tasks_of(sources), labels)
+    lacking = {item: why for part in parts for item, why in part.lacking.items()}
+    notes += [f"groups are by {told}" for told in _default_group(sources, group, round)]
+    notes += [*without, *_counted(lacking), *([] if own_rounds else said)]
+    values = np.concatenate([part.values for part in parts])
+    own = list(dict.fromkeys(names.values()))
     scores = Scores(
         measure=_measure(sources, names, values, lower_is_better),
-        name=next(iter(own)) if len(own) == 1 else ACCURACY,
+        name=own[0] if len(own) == 1 else ACCURACY,
         sample_ids=ids,
         values=values,
         rounds=labels,
@@ -149,9 +145,15 @@ def _scores(
         lacking=lacking,
         numbered=numbered,
         notes=tuple(notes),
-        sources=tuple(zip(sources, of_source, strict=True)),
+        sources=tuple(zip(sources, own_ids, strict=True)),
     )
     return over_own_rounds(scores, tasks_of(sources)) if own_rounds else scores
+
+
+def _counted(lacking: Mapping[str, str]) -> list[str]:
+    counts = Counter(lacking.values())
+    told = ", ".join(f"{count} {why}" for why, count in counts.items())
+    return [f"left out: {told}"] if told else []
 
 
 def _with_score(sources: list[Source], score: str | None) -> tuple[list[Source], list[str]]:
@@ -240,10 +242,22 @@ def _chosen_score(
     )
 
 
+class _Part(NamedTuple):
+    """What is read of one source: scores and ids [rows], and the items without a score and why.
+
+    numbered: the ids are numbers of rows, because there is no column of ids.
+    """
+
+    values: np.ndarray
+    ids: list[str]
+    lacking: dict[str, str]
+    numbered: bool
+
+
 def _part(
-    source: Source, name: str, lower_is_better: bool | None, id_column: str | None
-) -> tuple[np.ndarray, list[str], bool]:
-    """Scores, ids, and whether the ids are only numbers."""
+    source: Source, name: str, lower_is_better: bool | None, id_column: str | None, prefix: str
+) -> _Part:
+    """prefix: what stands before every id."""
     terms = weighted_sum(name, source.columns, source.where)
     check_direction(terms, lower_is_better, source.measures)
     alone = next(iter(terms)) if len(terms) == 1 else CONSTANT
@@ -259,9 +273,16 @@ def _part(
             values += factor * own
     values = -values if _is_loss(source, name, lower_is_better) else values
     column = source.id if id_column is None else id_column
-    if column in ("", NUMBERED):
-        return values, source.numbers(), id_column is None
-    return values, ids(source, column), False
+    bare = column in ("", NUMBERED)
+    lost = source.lacking
+    if id_column == NUMBERED:
+        lost = {str(place + 1): why for place, why in source.lost.items()}
+    return _Part(
+        values,
+        [prefix + i for i in (source.numbers() if bare else ids_in(source, column))],
+        {prefix + i: why for i, why in lost.items()},
+        numbered=bare and id_column is None,
+    )
 
 
 def _is_loss(source: Source, name: str, lower_is_better: bool | None) -> bool:
@@ -300,10 +321,6 @@ def _measure(
     if not lower_is_better and is_right(name) and np.isin(scores, (0.0, 1.0)).all():
         return accuracy(name)
     return points(name, bool(lower_is_better))
-
-
-def _by_number(lost: Mapping[int, str]) -> dict[str, str]:
-    return {str(place + 1): why for place, why in lost.items()}
 
 
 def _default_group(sources: list[Source], group: str | None, round_: str | None) -> list[str]:
