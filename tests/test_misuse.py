@@ -36,7 +36,6 @@ def test_a_checkpoint_of_another_family_is_refused(tmp_path):
     save_file(load_file(ledger), ledger, metadata=other)
     with pytest.raises(ValueError, match="of another family, robust-sft, not robust-dpo"):
         trainer.train(resume_from_checkpoint=str(found))
-    assert about.pop("family") == "robust-dpo"  # as in files of an earlier version
     save_file(load_file(ledger), ledger, metadata={"draws": json.dumps(about)})
     trainer.train(resume_from_checkpoint=str(found))
     assert trainer.state.global_step == 3

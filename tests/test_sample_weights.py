@@ -51,13 +51,13 @@ def trainer_of(family, folder, **more):
     return preference_grid.trainer_for(case, "8x1", str(folder), **more)[0]
 
 
-def grpo(folder, **more):
+def grpo(folder, data=None, **more):
     def reward(completions, **columns):
         return [len(set(text)) / 10 for text in completions]
 
     settings = quiet(str(folder), per_device_train_batch_size=16, num_generations=4, max_completion_length=4)
     del settings["train_sampling_strategy"]
-    data = Dataset.from_list([{"prompt": f"word {i}", "answer": str(i)} for i in range(6)])
+    data = data or Dataset.from_list([{"prompt": f"word {i}", "answer": str(i)} for i in range(6)])
     tokenizer = preference_grid.tokenizer()
     return RobustGRPOTrainer(
         small_gpt2(len(tokenizer)),
@@ -217,3 +217,17 @@ def test_a_file_of_another_training_finishes_no_run(root, tmp_path, monkeypatch)
     monkeypatch.undo()
     train(root, tmp_path)
     assert len(rows_of(tmp_path / "top_weighted.csv")) == 20 and (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("family", SCORES)
+def test_a_checkpoint_is_not_resumed_on_other_rows(family, tmp_path):
+    """As many of them: entries of the ledger are known by their places."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    settings = dict(save_strategy="steps", save_steps=1, max_steps=3)
+    trainer = trainer_of(family, tmp_path / "a", **settings)
+    trainer.train()
+    backwards = trainer.given_rows.select(range(len(trainer.given_rows) - 1, -1, -1))
+    other = trainer_of(family, tmp_path / "b", data=backwards, **settings)
+    with pytest.raises(ValueError, match="of other rows, or of these in another order"):
+        other.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from klball.data.texts import found, refusal
-from klball.files import json_digest
+from klball.files import combined, json_digest
 
 NUMBERED = "none"  # the id_column that asks for row numbers
 
@@ -84,6 +84,11 @@ def ids_of(rows: Dataset) -> pa.ChunkedArray:
     """The column `sample_id`, in Arrow."""
     table: Any = rows.select_columns("sample_id").with_format("arrow")[:]
     return table["sample_id"].cast(pa.string())
+
+
+def order_of(rows: Dataset) -> str:
+    """One hash of the rows' ids in their order."""
+    return combined("\0".join([*part.to_pylist(), ""]).encode() for part in ids_of(rows).chunks)
 
 
 def places_of(rows: Dataset, ids: Collection[str]) -> dict[str, int]:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 LEDGER_FILE = "ledger.safetensors"
 HISTORY_FILE = "history.parquet"
 DRAWS = "draws"  # a key of the ledger file's metadata
-FAMILY, NORMALIZATION = "family", "normalization"  # and two in it
+ROWS, FAMILY, NORMALIZATION = "rows", "family", "normalization"  # and three in it
 
 
 def about_ledger(path: Path) -> dict[str, Any]:
@@ -42,8 +42,8 @@ class Accountant:
 
     units: what the adversary weighs, the ledger's samples or groups of them, and their base weights.
     frozen: `reweight="static"`. draws: what decides which samples a step has (processes, batch size, seed,
-    …): a resumed epoch goes on with the same. family, normalization: whose scores these are; a checkpoint of
-    others is refused.
+    …): a resumed epoch goes on with the same. rows, family, normalization: whose scores these are; a
+    checkpoint of others is refused.
     """
 
     ambiguity: AmbiguitySet
@@ -52,6 +52,7 @@ class Accountant:
     relax: bool = True
     frozen: bool = False
     draws: dict[str, Any] = field(default_factory=dict)
+    rows: str = ""
     family: str = ""
     normalization: str = ""
 
@@ -188,7 +189,7 @@ class Accountant:
         if self.start is not None:
             tensors["start"] = self.start
         about = json.dumps(  # one key: of several the order is random
-            {**self.draws, FAMILY: self.family, NORMALIZATION: self.normalization}
+            {**self.draws, ROWS: self.rows, FAMILY: self.family, NORMALIZATION: self.normalization}
         )
         save_file(tensors, folder / LEDGER_FILE, metadata={DRAWS: about})
         self.save_history(folder / HISTORY_FILE)
@@ -213,6 +214,11 @@ class Accountant:
             raise ValueError(
                 f"the ledger in {folder} has {len(tensors['log_likelihood'])} samples, "
                 f"the training data {len(self.ledger)}"
+            )
+        if about.get(ROWS) != self.rows:
+            raise ValueError(
+                f"the ledger in {folder} is of other rows, or of these in another order: resume on those it "
+                "was written for"
             )
         if missing := [name for name in more if name not in tensors]:
             raise ValueError(f"{folder} was written by a trainer of another family: it has no {missing[0]}")

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from klball.adversary.sets import AmbiguitySet
-from klball.data.ids import with_sample_ids
+from klball.data.ids import order_of, with_sample_ids
 from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
 from klball.training.batches import INDEX, SharedOrder, WithIndex
@@ -90,6 +90,7 @@ class RobustTrainer(Accounted):
         self.samples, self.ambiguity, self._units, self._relax = samples, ambiguity, units, relax
         if not hasattr(self, "given_rows"):
             self.samples = self.given_rows = with_sample_ids(samples)
+        self._order = order_of(self.samples)
         self.loss_is_scaled_for_ga = True  # normalised over the whole optimizer step, here
         self.data_collator = WithIndex(self.data_collator)
         self.hooks = []
@@ -107,6 +108,7 @@ class RobustTrainer(Accounted):
             relax=self._relax,
             frozen=self.args.reweight == "static",
             draws={name: getattr(self.args, name, None) for name in DRAWS},
+            rows=self._order,
             normalization=getattr(self.args, "normalization", ""),
             family=self._tag_names[-1],
         )

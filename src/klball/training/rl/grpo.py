@@ -14,7 +14,7 @@ from trl import GRPOTrainer
 from klball.adversary.sets import AmbiguitySet
 from klball.data.conversations import text_of_turn
 from klball.data.formats import RENDERING
-from klball.data.ids import with_sample_ids
+from klball.data.ids import order_of, with_sample_ids
 from klball.data.prompts import ANSWER, FINISHED, refuse_no_prompts, refuse_told
 from klball.data.sources import as_dataset
 from klball.data.texts import refuse_images
@@ -100,6 +100,7 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
         given = kwargs.pop("train_dataset")
         self.given_rows = with_sample_ids(as_dataset(given, "train_dataset"))
         self.samples = numbered(self.given_rows)
+        self._order = order_of(self.samples)
         self._own_columns = {*self.samples.column_names} - {*given.column_names}
         peft_config = copy.deepcopy(kwargs.get("peft_config"))
         super().__init__(model, reward_funcs, args, train_dataset=self.samples, **kwargs)
@@ -154,6 +155,7 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
             *(self.ambiguity, RewardLedger(len(self.samples), shrinkage), self._units),
             relax=False,
             draws=drawn,
+            rows=self._order,
             family=self._tag_names[-1],
         )
 
