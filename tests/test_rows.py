@@ -210,6 +210,7 @@ BAD_FILES = {
     "wide.csv": ("text,n\na,1\n".encode("utf-16"), "UTF-16"),
     "ragged.csv": ("question,answer\na,b\nc\n", "line 3: 1 cells, but the header has 2"),
     "quotes.csv": ('question,answer\na,"b\nc,d\n', "line 3: "),
+    "bare.csv": ("0.989,1\n3.116,0\n", "has no header, its first line is 0.989,1: put"),
     "twice.csv": ("text,text\na,b\n", "two columns called 'text'"),
     "header.csv": ("question,answer\n", "has no rows"),
     "blank.jsonl": ("\n\n", "has no rows"),

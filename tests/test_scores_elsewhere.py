@@ -171,6 +171,8 @@ def test_ids_that_repeat_or_are_missing(ids, said):
         ("x.csv", "id,x\n", "no rows below its header"),
         ("x.tsv", 'id\tx\na\t"1\n', "line 2: a cell that begins with .* never ends"),
         ("x.csv", "id,x\na,1,2\n", "line 2: 3 cells, but the header has 2"),
+        ("x.csv", "0.989\n3.116\n1e-3\n", "no header, its first line is 0.989: put the columns' names above"),
+        ("x.csv", "-.5;1\n.5;2\n", "no header, its first line is -.5;1"),
         ("x.csv", "x,x\n1,2\n", "two columns called 'x'"),
         ("x.jsonl", '{"id": 1, "x": 2}\n{"id": \n', "line 2: not JSON"),
         ("x.json", '{\n"a": 1,\n"b": [1, 2]\n}', "is one JSON object"),

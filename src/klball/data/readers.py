@@ -36,6 +36,7 @@ RENDERED = (
     *("messages", "conversations", "prompt", "completion", "chosen", "rejected"),
     *("tools", "chat_template_kwargs"),
 )
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 Row = dict[str, Any]
 
@@ -247,6 +248,9 @@ def csv_rows(text: str, path: Path, delimiter: str) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
+        if header and all(NUMBER.fullmatch(name) for name in header):
+            line = delimiter.join(header)[:60]
+            raise ValueError(f"{path} has no header, its first line is {line}: put the columns' names above")
         if repeated := sorted({name for name in header if header.count(name) > 1}):
             raise ValueError(f"{path} has two columns called {repeated[0]!r}")
         for cells in reader:
