@@ -41,6 +41,29 @@ def test_a_checkpoint_of_another_family_is_refused(tmp_path):
     assert trainer.state.global_step == 3
 
 
+@pytest.mark.parametrize("family", ["dpo", "reward"])
+@pytest.mark.parametrize("where", ["train_dataset", "eval_dataset"])
+@pytest.mark.parametrize("turns", [False, True])
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [(("x", "x "), "rejected: the same answer as chosen"), (("x", " "), "rejected: the answer is empty")],
+)
+def test_pairs_without_a_difference_are_refused(answers, said, turns, where, family, tmp_path):
+    def row(chosen, rejected):
+        texts = {"prompt": "a", "chosen": chosen, "rejected": rejected}
+        return {
+            k: [{"role": "user" if k == "prompt" else "assistant", "content": v}] if turns else v
+            for k, v in texts.items()
+        }
+
+    good, bad = Dataset.from_list([row("y", "z")] * 3), Dataset.from_list([row("y", "z"), row(*answers)])
+    data = {"train_dataset": (bad, good), "eval_dataset": (good, bad)}[where]
+    with pytest.raises(ValueError, match=rf"^{where}, row 2 \(counted from 1\), {said}"):
+        trainer_for(
+            dict(family=family, epsilon=0.1), "8x1", str(tmp_path), data=data[0], eval_dataset=data[1]
+        )
+
+
 # --- columns ---------------------------------------------------------------------------------------
 
 

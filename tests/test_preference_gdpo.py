@@ -271,7 +271,7 @@ BAD = [
     (dict(p_star=[1.0, 0.0]), "which nobody holds"),
     (dict(belief=None), "belief: is missing"),
     (dict(rejected=None), "and rejected belong together"),
-    (dict(chosen=""), "chosen: is an empty text"),
+    (dict(chosen=""), "chosen: the answer is empty"),
 ]
 
 

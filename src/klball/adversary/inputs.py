@@ -22,6 +22,11 @@ def numbers(name: str, values: Array | None) -> Numbers:
     array = _of_tensor(name, values) if isinstance(values, Tensor) else _of_array(name, values)
     if array.ndim not in (1, 2) or array.size == 0:
         raise ValueError(f"{name} must be a non-empty [n] or [rounds, n] array, not {list(array.shape)}")
+    one_column = array.ndim == 2 and array.shape[1] == 1 < len(array)
+    if one_column and (isinstance(values, Tensor) or hasattr(values, "columns")):  # of a head, of a frame
+        raise ValueError(
+            f"{name} is one column, which would be {len(array)} rounds of one sample: give it as [n]"
+        )
     return np.ascontiguousarray(array, dtype=np.float64)
 
 

@@ -7,7 +7,7 @@ both answers open are never learnt. Here a prompt ends where a turn does.
 import logging
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -57,8 +57,7 @@ def to_preferences(dataset: Dataset) -> Dataset:
     _refuse_columns(dataset)
     dataset = _known_columns(dataset)
     pairs = _pairs_of(dataset)
-    for row, pair in enumerate(pairs):
-        _refuse_useless(pair, row)
+    refuse_useless(pairs)
     columns: dict[str, list[Any]] = dict(zip(PAIR, map(list, zip(*pairs, strict=True)), strict=True))
     if MARGIN in dataset.column_names:
         columns[MARGIN] = margins_of(dataset)
@@ -201,21 +200,30 @@ def _pairs_of(dataset: Dataset) -> list[Pair]:
     return [_of_lines(values, row) for row, values in enumerate(rows)]
 
 
-def _refuse_useless(pair: Pair, row: int) -> None:
-    """An answer without words, or no difference to learn from."""
-    for name, answer in ((CHOSEN, pair.chosen), (REJECTED, pair.rejected)):
-        if not _said(answer):
-            raise refusal(row, name, "the answer is empty: leave the row out")
-    if _said(pair.chosen) == _said(pair.rejected):
-        raise refusal(
-            row, REJECTED, "the same answer as chosen: there is nothing to prefer; leave the row out"
-        )
+def refuse_useless(pairs: Iterable[tuple[Any, Any, Any]]) -> None:
+    """Raise ValueError for an answer without words, or no difference to learn from.
+
+    pairs: prompt, chosen and rejected, each a text or a list of turns; None where a row has no pair.
+    """
+    for row, (_, *answers) in enumerate(pairs):
+        if None in answers:
+            continue
+        chosen, rejected = map(_said, answers)
+        for name, said in ((CHOSEN, chosen), (REJECTED, rejected)):
+            if not said:
+                raise refusal(row, name, "the answer is empty: leave the row out")
+        if chosen == rejected:
+            raise refusal(
+                row, REJECTED, "the same answer as chosen: there is nothing to prefer; leave the row out"
+            )
 
 
 def _said(answer: Any) -> Any:
     if isinstance(answer, str):
         return answer.strip()
-    spoken = [(t["role"], (t.get("content") or "").strip(), t.get("tool_calls")) for t in answer]
+    contents = [turn.get("content") or "" for turn in answer]
+    words = [content.strip() if isinstance(content, str) else content for content in contents]
+    spoken = [(t["role"], said, t.get("tool_calls")) for t, said in zip(answer, words, strict=True)]
     return spoken if any(content or calls for _, content, calls in spoken) else None
 
 

@@ -3,11 +3,12 @@
 import logging
 from typing import Any
 
+from datasets import Dataset
 from peft.utils.other import TrainableTokensWrapper
 from transformers import PreTrainedModel, ProcessorMixin
 from trl import RewardConfig
 
-from klball.data.preferences import for_templates, refuse_margin
+from klball.data.preferences import CHOSEN, REJECTED, for_templates, refuse_margin, refuse_useless
 from klball.data.sources import as_dataset
 from klball.training.evaluation import named_sets
 from klball.training.refusals import (
@@ -82,7 +83,17 @@ def refuse_unsupported(
             raise ValueError(f"images are not supported: leave out their column of {what}")
         if not issubclass(config, RewardConfig):
             refuse_margin(columns)
+        _refuse_useless(dataset, what)
     _refuse_unshared(args, kwargs)
+
+
+def _refuse_useless(dataset: Dataset, what: str) -> None:
+    if not {CHOSEN, REJECTED} <= {*dataset.column_names}:
+        return
+    try:
+        refuse_useless((None, *both) for both in zip(dataset[CHOSEN], dataset[REJECTED], strict=True))
+    except ValueError as error:
+        raise ValueError(f"{what}, {error}") from None
 
 
 def _refuse_unshared(args: Any, kwargs: dict[str, Any]) -> None:
