@@ -267,15 +267,8 @@ def _called(name: str, solutions: RoundSolutions) -> str:
 def round_rows(analysis: Analysis) -> list[dict[str, Any]]:
     """One row per model and round with every number of the solve."""
     s = analysis.solutions
-    columns = (
-        "worst_case",
-        "worst_case_per_byte",
-        "mean_log_likelihood",
-        "mean_certainty",
-        "lambda_",
-        "beta",
-    )
-    columns = [*columns, "kl", "ess", "gap", "gamma_margin"]
+    columns = ["worst_case", "worst_case_per_byte", "mean_log_likelihood", "mean_certainty"]
+    columns += ["lambda_", "beta", "kl", "ess", "gap", "gamma_margin"]
     if not s.of_tokens:
         columns = [name for name in columns if name not in OF_TOKENS]
     rows = []
