@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,31 @@ def too_few(rows: int) -> str:
     return f" ({counted(rows)})" if rows < LEAST else ""
 
 
-def number_sd(mean: float, sd: float) -> Cell:
+def means_table(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    keys: Sequence[str],
+    note: str,
+    measures: Iterable[str] | None = None,
+    names: Mapping[str, str] = {},
+) -> Table:
+    """The `keys` of every row, and its measures as mean ± sd over seeds: the columns name and name_sd.
+
+    measures: by default all that have an sd. names: headings, where they are not the columns' own words.
+    """
+    first = rows[0] if rows else {}
+    measures = [name for name in first if f"{name}_sd" in first] if measures is None else [*measures]
+    shown = [
+        {**{key: row[key] for key in keys}, **{m: _number_sd(row[m], row[f"{m}_sd"]) for m in measures}}
+        for row in rows
+    ]
+    return Table(title, shown, {name: names.get(name, in_words(name)) for name in (*keys, *measures)}, note)
+
+
+def _number_sd(mean: float, sd: float) -> Cell | None:
     """A mean with its spread over seeds, where there is one."""
+    if math.isnan(mean):
+        return None
     text = f"{mean:.4g}" + (f" ± {sd:.2g}" if sd > 0 else "")
     return Cell(mean, text.replace("-", "−"))
 
