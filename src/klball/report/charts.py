@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from klball.comparison.analysis import Comparison
 from klball.comparison.joint import JointRegion
 from klball.report.ellipse import clipped, covariance_ellipse, ellipse
 from klball.scores.measure import PER_TOKEN, Measure
@@ -105,6 +106,15 @@ def profile_charts(points: Sequence[ProfilePoint], data: str, measure: Measure =
         charts.append(Chart(title, "radius ε, nats", y_title, series, note, ticks=ticks))
     loss, ess = charts
     return [loss, replace(ess, note="", logarithmic=True)]
+
+
+def mean_profile_charts(compared: Comparison) -> list[Chart]:
+    """`profile_charts` of compared models, means over rounds."""
+    points = [
+        ProfilePoint("all rounds", p["model"], p["epsilon"], p["robust_loss"], p["lambda"], p["ess"])
+        for p in compared.profiles
+    ]
+    return profile_charts(points, "all rounds", compared.scores.measure)
 
 
 def places(radii: Iterable[float]) -> dict[float, float]:

@@ -11,7 +11,7 @@ from datasets import Dataset
 from scipy import stats
 from torch import Tensor
 
-from klball.adversary.dual import robust_profile
+from klball.adversary.dual import RobustProfile, robust_profile
 from klball.files import without_nan
 from klball.scores.own import check_answers
 from klball.scores.tails import (
@@ -60,6 +60,12 @@ class ProfilePoint:
     robust_loss: float
     lambda_: float
     ess: float
+
+
+def profile_points(data: str, model: str, profile: RobustProfile) -> list[ProfilePoint]:
+    """A profile as points, one a radius."""
+    columns = (profile.epsilon, profile.robust_loss, profile.lambda_, profile.ess)
+    return [ProfilePoint(data, model, *point) for point in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -138,13 +144,7 @@ def robustness_report(
                 Ratio(data, model, base, name, *map(float, numbers[3:])) for name, numbers in found.items()
             ]
         for model, scores in columns.items():
-            profile = robust_profile(scores["log_likelihood"], RADII)
-            profiles += [
-                ProfilePoint(data, model, *point)
-                for point in zip(
-                    profile.epsilon, profile.robust_loss, profile.lambda_, profile.ess, strict=True
-                )
-            ]
+            profiles += profile_points(data, model, robust_profile(scores["log_likelihood"], RADII))
     return RobustnessReport(reference, metrics, profiles, rows, ratios)
 
 

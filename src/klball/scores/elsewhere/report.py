@@ -21,6 +21,7 @@ from klball.scores.perplexity import (
     few_hardest,
     hardest,
     own_tail,
+    profile_points,
 )
 from klball.scores.tails import tail_size, varied_interval
 
@@ -87,7 +88,8 @@ def item_report(
             against = NONE if model == reference else _own(measure, difference)
             numbers = dict(zip(NUMBERS, (*shown, *against), strict=True))
             rows.append({"model": model, "name": name, "items": items, **numbers})
-    profiles = [point for model, own in scores.items() for point in _profile(data, model, own)]
+    of_models = {model: robust_profile(loss=-own, epsilons=RADII) for model, own in scores.items()}
+    profiles = [point for model, own in of_models.items() for point in profile_points(data, model, own)]
     return ItemReport(measure, reference, rows, profiles)
 
 
@@ -120,9 +122,3 @@ def _cvar(loss: np.ndarray, base: np.ndarray, level: float) -> tuple[int, Interv
     value = cvar(loss, level)
     own = (value, *own_tail(loss, level, value))
     return tail_size(level, len(loss)), own, cvar_difference(loss, base, level)
-
-
-def _profile(data: str, model: str, scores: np.ndarray) -> list[ProfilePoint]:
-    profile = robust_profile(loss=-scores, epsilons=RADII)
-    columns = (profile.epsilon, profile.robust_loss, profile.lambda_, profile.ess)
-    return [ProfilePoint(data, model, *point) for point in zip(*columns, strict=True)]
