@@ -20,7 +20,7 @@ from klball.comparison.p_values import benjamini_hochberg, holm, p_of_f
 from klball.comparison.rounds import RoundScores, RoundSolutions
 
 LEVEL = 0.05
-RESAMPLES, LEAST_RESAMPLES = 1_000, 40
+LEAST_RESAMPLES = 40
 MOST_LOST = 0.01  # share of infeasible resamples beyond which quantiles mean little
 ELEMENTS = 2_000_000  # scores solved at once
 NO_SPREAD = "no spread over items: the same value whatever items are drawn (β where the cap is slack)"
@@ -224,7 +224,7 @@ def bootstrap(
     scores: RoundScores,
     solutions: RoundSolutions,
     *,
-    resamples: int = RESAMPLES,
+    resamples: int,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Bootstrap:

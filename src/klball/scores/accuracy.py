@@ -132,9 +132,7 @@ def value_of(rows: Sequence[dict[str, Any]], metric: str, part: str) -> float:
     return next(row["value"] for row in rows if (row["metric"], row["part"]) == (metric, part))
 
 
-def worst_group(rows: Sequence[dict[str, Any]], metric: str = "accuracy") -> float:
-    """The least of the groups; NaN without groups."""
-    return min(
-        (r["value"] for r in rows if r["metric"] == metric and r["part"].startswith("group ")),
-        default=math.nan,
-    )
+def worst_group(rows: Sequence[dict[str, Any]]) -> float:
+    """The least accuracy of a group; NaN without groups."""
+    of_groups = (r["value"] for r in rows if r["metric"] == "accuracy" and r["part"].startswith("group "))
+    return min(of_groups, default=math.nan)

@@ -299,10 +299,10 @@ def cvar(loss: np.ndarray, level: float) -> float:
     return float(taken @ np.sort(loss)[::-1]) / mass
 
 
-def hardest(log_likelihood: np.ndarray | Sequence[float], share: float = HARDEST) -> np.ndarray:
-    """Row indices of the `share` lowest log-likelihoods, at least one."""
+def hardest(log_likelihood: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Row indices of the 1 % lowest log-likelihoods, at least one."""
     g = np.asarray(log_likelihood, dtype=float)
-    return np.argsort(g, kind="stable")[: tail_size(share, len(g))]
+    return np.argsort(g, kind="stable")[: tail_size(HARDEST, len(g))]
 
 
 def summary_of(scores: dict[str, Tensor]) -> dict[str, float]:

@@ -59,7 +59,6 @@ def item_report(
     measure: Measure,
     reference: str,
     groups: list[str] | None = None,
-    data: str = "scores",
 ) -> ItemReport:
     """The report of scores [n] by model, more being better, on the same items.
 
@@ -89,7 +88,7 @@ def item_report(
             numbers = dict(zip(NUMBERS, (*shown, *against), strict=True))
             rows.append({"model": model, "name": name, "items": items, **numbers})
     of_models = {model: robust_profile(loss=-own, epsilons=RADII) for model, own in scores.items()}
-    profiles = [point for model, own in of_models.items() for point in profile_points(data, model, own)]
+    profiles = [point for model, own in of_models.items() for point in profile_points("scores", model, own)]
     return ItemReport(measure, reference, rows, profiles)
 
 
