@@ -19,11 +19,6 @@ class PValue:
     minus_log10_p: float
     degenerate: str = ""
 
-    @property
-    def p(self) -> float:
-        """The p-value itself, 0 where it underflows."""
-        return 10.0**-self.minus_log10_p
-
 
 def degenerate(reason: str) -> PValue:
     """No p-value, for this reason."""
