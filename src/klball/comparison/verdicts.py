@@ -47,21 +47,18 @@ def verdicts(
 
     `like_these`: what the rounds are, for claims over rounds (see `klball.data.paraphrase.rounds.Rounds`).
     Claims use Holm's correction over all pairs at level .05. A pair that lost more than 5 % of its
-    rounds is descriptive. Raises ValueError if `tests` and the others are of different pairs.
+    rounds is descriptive.
     """
     by_pair = {(t.model_a, t.model_b): t for t in tests if (t.test, t.quantity) == ("paired_t", LEAD)}
     of_effect = {(e.model_a, e.model_b, e.quantity): e for e in effects}
     of_items = {(i.model_a, i.model_b): i for i in items if i.quantity == LEAD and i.method == "delta"}
-    try:
-        return [
-            _verdict(
-                *(solutions, test, of_effect[*pair, LEAD], of_items[pair], like_these),
-                _source_reading(of_effect, pair),
-            )
-            for pair, test in by_pair.items()
-        ]
-    except KeyError as error:
-        raise ValueError(f"no result for the pair {error}: pass the results of the same solutions") from None
+    return [
+        _verdict(
+            *(solutions, test, of_effect[*pair, LEAD], of_items[pair], like_these),
+            _source_reading(of_effect, pair),
+        )
+        for pair, test in by_pair.items()
+    ]
 
 
 def _verdict(
