@@ -16,7 +16,7 @@ from scipy import stats
 
 from klball.adversary.dual import solve_dual
 from klball.comparison.hypothesis_tests import QUANTITIES
-from klball.comparison.p_values import benjamini_hochberg, holm, p_of_f
+from klball.comparison.p_values import corrected, p_of_f
 from klball.comparison.rounds import RoundScores, RoundSolutions
 
 LEVEL = 0.05
@@ -118,7 +118,7 @@ def delta_inference(scores: RoundScores, solutions: RoundSolutions) -> list[Item
             )
             for a, b in combinations(range(len(solutions.models)), 2)
         ]
-        results += singles + _corrected(pairs)
+        results += singles + corrected(pairs)
     return results
 
 
@@ -162,12 +162,6 @@ def _plain(
         value=mean,
         degenerate=reason,
     )
-
-
-def _corrected(pairs: list[ItemInference]) -> list[ItemInference]:
-    plain = [p.minus_log10_p for p in pairs]
-    adjusted = zip(pairs, holm(plain), benjamini_hochberg(plain), strict=True)
-    return [replace(p, minus_log10_holm=float(h), minus_log10_bh=float(bh)) for p, h, bh in adjusted]
 
 
 @dataclass(frozen=True)

@@ -169,19 +169,21 @@ def _interval(of: Effect | ItemInference, low: float, high: float, effect: Effec
     the other's minus its."""
     if math.isnan(low) or math.isnan(high):
         return "no interval"
-    better, worse = of.model_a, of.model_b
-    if effect.mean < 0:
-        better, worse, low, high = worse, better, -high, -low
-    return bounds_in_words(better, worse, low, high, measure)
+    return bounds_in_words(of.model_a, of.model_b, low, high, effect.mean, measure)
 
 
 def _holm(result: PairTest | ItemInference) -> str:
     return f"Holm {p_in_words(result.minus_log10_holm)}"
 
 
-def bounds_in_words(better: str, worse: str, low: float, high: float, measure: Measure) -> str:
-    """The interval of the better model's score minus the other's, of losses the other way round."""
-    first, second = (worse, better) if measure.loss else (better, worse)
+def bounds_in_words(a: str, b: str, low: float, high: float, difference: float, measure: Measure) -> str:
+    """The interval of a − b, turned to the better model's score minus the other's, of losses the other way.
+
+    difference: a − b; its sign says which is the better.
+    """
+    if difference < 0:
+        a, b, low, high = b, a, -high, -low
+    first, second = (b, a) if measure.loss else (a, b)
     bounds = f"{low:.3g} to {high:.3g}".replace("-", "−")
     return f"95 % interval of {first} − {second}: {bounds}"
 
