@@ -1,5 +1,6 @@
 """Evaluation row by row: TRL's would give means of batch means."""
 
+from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
@@ -100,6 +101,13 @@ def named_sets(evaluation: Any) -> list[tuple[str, Any]]:
     if isinstance(evaluation, dict):
         return [(f"eval_dataset {name!r}", rows) for name, rows in evaluation.items()]
     return [] if evaluation is None else [("eval_dataset", evaluation)]
+
+
+def each_set(evaluation: Any, prepared: Callable[[Any, str], Dataset]) -> Any:
+    """What was given, every data set `prepared`: of its rows, and of what messages call it."""
+    if isinstance(evaluation, dict):
+        return {name: prepared(rows, f"eval_dataset {name!r}") for name, rows in evaluation.items()}
+    return None if evaluation is None else prepared(evaluation, "eval_dataset")
 
 
 def refuse_metric_without_groups(args: Any, evaluation: Any) -> None:
