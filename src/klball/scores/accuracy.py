@@ -11,8 +11,8 @@ from klball.adversary.dual import robust_profile
 from klball.scores.certified import certified_worst_case
 from klball.scores.paired import LOSS, Parts, differences
 from klball.scores.paired import WORST as WORST_ROWS
-from klball.scores.perplexity import CVAR, RADII, cvar, few_hardest, hardest, own_tail
-from klball.scores.tails import tail_size, varied_interval
+from klball.scores.perplexity import RADII
+from klball.scores.tails import CVAR, cvar, few_hardest, hardest, own_tail, tail_size, varied_interval
 
 METRICS = ("accuracy", LOSS)
 WORST = 0.05  # nats, of the worst case that is reported beside the profile

@@ -28,9 +28,9 @@ from klball.models.token_scores import NonFiniteLogitError
 from klball.report.pages.parts import BASE
 from klball.report.pages.training import write_training_page
 from klball.scores.frontier import frontier_row, groups_judged
-from klball.scores.perplexity import hardest
 from klball.scores.scorer import encode_for
 from klball.scores.tables import score
+from klball.scores.tails import hardest
 from klball.studies.arms import Steps
 from klball.studies.tuning_choice import kept, rungs_of
 from klball.terminal import is_main, progress_bar

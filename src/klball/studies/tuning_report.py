@@ -9,8 +9,7 @@ from klball.report.page import Table
 from klball.report.pages.parts import counted
 from klball.report.pages.tuning import TuningResults, frontier_table, verdict, write_tuning_page
 from klball.scores.frontier import MEASURES, groups_judged
-from klball.scores.perplexity import CVAR
-from klball.scores.tails import LEAST, tail_size
+from klball.scores.tails import CVAR, LEAST, tail_size
 from klball.studies.arms import provenance_of
 from klball.studies.tuning import (
     BASE,

@@ -29,8 +29,8 @@ from klball.report.pages.parts import (
 )
 from klball.report.pages.tables import tails_in_order
 from klball.scores.accuracy import WORST
-from klball.scores.perplexity import Metric, RobustnessReport, decided_by, few_hardest
-from klball.scores.tails import FEW, LEAST
+from klball.scores.perplexity import Metric, RobustnessReport, decided_by
+from klball.scores.tails import FEW, LEAST, few_hardest
 
 TAILS = (
     f"Tails of fewer than {FEW} rows are descriptive, and fewer than {LEAST} have no interval. Where the "

@@ -13,8 +13,7 @@ from klball.data.ids import places_of
 from klball.data.rows import texts_of, to_trl_format, with_sample_ids
 from klball.files import RUN_FILE, read_json_object, versions
 from klball.report.page import Cell, Record, Section, Table
-from klball.scores.perplexity import CVAR, HARDEST, few_hardest
-from klball.scores.tails import FEW, LEAST, largest, tail_size
+from klball.scores.tails import CVAR, FEW, HARDEST, LEAST, few_hardest, largest, tail_size
 from klball.shown import in_words
 
 SHOWN = 20  # samples of each kind

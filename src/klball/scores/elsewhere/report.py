@@ -12,18 +12,17 @@ from klball.adversary.dual import robust_profile
 from klball.files import without_nan
 from klball.scores.measure import ACCURACY, Measure
 from klball.scores.paired import Interval, cvar_difference, mean_difference
-from klball.scores.perplexity import (
+from klball.scores.perplexity import RADII, ProfilePoint, profile_points
+from klball.scores.tails import (
     CVAR_LEVELS,
     HARDEST,
-    RADII,
-    ProfilePoint,
     cvar,
     few_hardest,
     hardest,
     own_tail,
-    profile_points,
+    tail_size,
+    varied_interval,
 )
-from klball.scores.tails import tail_size, varied_interval
 
 GROUP = "group "
 NUMBERS = ("value", "low", "high", "difference", "difference_low", "difference_high")
