@@ -22,7 +22,7 @@ from klball.report.figures import draw, plot_gain_against_forgetting
 from klball.report.pages.parts import BASE, few_in_words
 from klball.report.pages.reproduction import write_objectives_page
 from klball.scan.behaviour import Behaviour, behaviour_of
-from klball.scores.perplexity import robustness_report, token_mean, token_nll
+from klball.scores.perplexity import common_rows, robustness_report, token_mean, token_nll
 from klball.shown import in_words
 from klball.studies.arms import (
     OWN,
@@ -187,8 +187,7 @@ def _report(
     show_table(
         title, header, [(row["arm"], *(_cell(row, name, seeds) for name in MEASURES)) for row in summary]
     )
-    kept = robustness_report({"test": {BASE: base["test"]}}, BASE, 1).rows["test"]["kept"]
-    if few := few_in_words(kept):
+    if few := few_in_words(common_rows("test", {BASE: base["test"]})[1]["kept"]):
         say(f"of the test rows {few}")
     plot_gain_against_forgetting(summary, folder / "figures" / "gain-against-forgetting")
     curves: dict[str, Sequence[Any]] = {

@@ -26,7 +26,7 @@ from klball.report.pages.parts import (
     ran_on,
     says,
 )
-from klball.scores.perplexity import RobustnessReport, robustness_report
+from klball.scores.perplexity import RobustnessReport, common_rows
 
 Rows = Sequence[dict[str, Any]]
 Measures = Mapping[str, str]  # column → title
@@ -131,7 +131,7 @@ def write_objectives_page(
     folder: Path,
 ) -> None:
     """report.html of the head-to-head; summary: rows arm, each measure and its _sd; base: its tables."""
-    counts = robustness_report({data: dict(of_model) for data, of_model in base.items()}, BASE, 1).rows
+    counts = {data: common_rows(data, dict(of_model))[1] for data, of_model in base.items()}
     note = f" Of the test rows {few}." if (few := few_in_words(counts["test"]["kept"])) else ""
     page = Page(
         title="Token objectives: what each gains and forgets",
