@@ -22,6 +22,7 @@ from klball.report.figures import draw, plot_gain_against_forgetting
 from klball.report.pages.parts import BASE, few_in_words
 from klball.report.pages.reproduction import write_objectives_page
 from klball.scan.behaviour import Behaviour, behaviour_of
+from klball.scores.own import usable
 from klball.scores.perplexity import common_rows, robustness_report, token_mean, token_nll
 from klball.shown import in_words
 from klball.studies.arms import (
@@ -134,7 +135,11 @@ class _Reference:
         behaviour = self._behaviour(label, path, output.with_name(f"{output.name}.json"))
         of_data = {name: {BASE: self.tables[name], label: tables[name]} for name in tables}
         report = robustness_report(of_data, BASE, 1)
-        base, test, other = (_uncut(table) for table in (self.tables["test"], tables["test"], tables["ood"]))
+        # those that the tails are of: `max_length` cuts the same rows for all models
+        base, test, other = (
+            table.select(np.flatnonzero(usable(table)))
+            for table in (self.tables["test"], tables["test"], tables["ood"])
+        )
         return Outcome(
             arm=label,
             seed=seed,
@@ -166,11 +171,6 @@ class _Reference:
             return asdict(behaviour)
 
         return Behaviour(**kept(output, asked, made))
-
-
-def _uncut(table: Dataset) -> Dataset:
-    """The rows that the tails are of: those that `max_length` cuts are the same for all models."""
-    return table.select(np.flatnonzero(~np.array(table["truncated"][:])))
 
 
 def _report(

@@ -28,6 +28,7 @@ from klball.models.token_scores import NonFiniteLogitError
 from klball.report.pages.parts import BASE
 from klball.report.pages.training import write_training_page
 from klball.scores.frontier import frontier_row, groups_judged
+from klball.scores.own import usable
 from klball.scores.scorer import encode_for
 from klball.scores.tables import score
 from klball.scores.tails import hardest
@@ -244,14 +245,9 @@ def groups_of_those(study: Study, chosen: np.ndarray) -> list[str]:
     return [str(group) for group, is_chosen in zip(groups, chosen, strict=True) if is_chosen]
 
 
-def are_compared(table: Dataset) -> np.ndarray:
-    """Which rows of a score table have an answer, and fit uncut."""
-    return ~np.array(table["truncated"][:]) & (np.array(table["num_tokens"][:]) > 0)
-
-
 def compared(study: Study, tables: dict[str, Dataset], base: Dataset, rows: Dataset) -> list[dict[str, Any]]:
     """`frontier_row` of all tables against the first, on rows that fit uncut; the base has the hardest."""
-    fit = are_compared(base)
+    fit = usable(base)
     if not fit.any():
         raise ValueError("no row that has an answer fits uncut in max_length: nothing to compare")
     column = study.config.group_column

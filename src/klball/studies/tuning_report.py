@@ -9,6 +9,7 @@ from klball.report.page import Table
 from klball.report.pages.parts import counted
 from klball.report.pages.tuning import TuningResults, frontier_table, verdict, write_tuning_page
 from klball.scores.frontier import MEASURES, groups_judged
+from klball.scores.own import usable
 from klball.scores.tails import CVAR, LEAST, tail_size
 from klball.studies.arms import provenance_of
 from klball.studies.tuning import (
@@ -17,7 +18,6 @@ from klball.studies.tuning import (
     TEST,
     Arm,
     Study,
-    are_compared,
     compared,
     groups_of_those,
     refuse_unusable,
@@ -96,7 +96,7 @@ def _results(study: Study, found: Sequence[list[dict[str, Any]]]) -> TuningResul
     pair = dict.fromkeys((study.arms[0].label, arm.label))
     places = {label: whole(study, _named(study, label)) for label in pair}
     tables = {label: scored(study, *place, HELD_OUT) for label, place in places.items()}
-    judged = groups_judged(groups_of_those(study, are_compared(tables[arm.label])))
+    judged = groups_judged(groups_of_those(study, usable(tables[arm.label])))
     return TuningResults(
         rows=list(last.values()),
         rungs=[row for rows in found for row in rows],
