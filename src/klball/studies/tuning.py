@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -230,19 +231,19 @@ def _refuse_cut_rows(study: Study, model: Any, tokenizer: Any) -> None:
         if not fit.any():
             raise ValueError(f"no {part} row fits uncut in --max_length {limit}, or in what the model takes")
         column = study.config.group_column if part == HELD_OUT else None
-        if column and not groups_judged(groups_of_those(study, fit)):
+        if column and not groups_judged(groups_in(rows, study, fit)):
             raise ValueError(
                 f"no group of {column!r} has 10 held-out rows that fit uncut in --max_length {limit}, or in "
                 "what the model takes"
             )
 
 
-def groups_of_those(study: Study, chosen: np.ndarray) -> list[str]:
-    """Of some of the held-out rows; none without a column."""
+def groups_in(rows: Dataset, study: Study, chosen: np.ndarray | None = None) -> list[str]:
+    """The groups of rows, or of the `chosen` of them; none without a column."""
     if study.config.group_column is None:
         return []
-    groups = group_names(study.held_out, study.config.group_column)
-    return [str(group) for group, is_chosen in zip(groups, chosen, strict=True) if is_chosen]
+    groups = map(str, group_names(rows, study.config.group_column))
+    return list(groups if chosen is None else compress(groups, chosen))
 
 
 def compared(study: Study, tables: dict[str, Dataset], base: Dataset, rows: Dataset) -> list[dict[str, Any]]:
@@ -250,9 +251,7 @@ def compared(study: Study, tables: dict[str, Dataset], base: Dataset, rows: Data
     fit = usable(base)
     if not fit.any():
         raise ValueError("no row that has an answer fits uncut in max_length: nothing to compare")
-    column = study.config.group_column
-    groups = None if column is None else group_names(rows, column)
-    named = None if groups is None else [str(group) for group, fits in zip(groups, fit, strict=True) if fits]
+    named = groups_in(rows, study, fit) or None
     losses = [-np.array(table["log_likelihood"][:], dtype=float)[fit] for table in (base, *tables.values())]
     first, *others = losses
     hard = hardest(-first)
