@@ -178,8 +178,9 @@ def _report(
 ) -> None:
     if not is_main():
         return
-    write_csv(folder / "finals.csv", [asdict(outcome) for outcome in outcomes])
-    summary = summarise(outcomes)
+    finals = [asdict(outcome) for outcome in outcomes]
+    write_csv(folder / "finals.csv", finals)
+    summary = means(finals, ("arm",), MEASURES)
     write_csv(folder / "summary.csv", summary)
     seeds = 1 + max(outcome.seed for outcome in outcomes)
     title = f"{seeds} seed(s): mean ± sd; nats per token, worst 5 % and hardest 1 % as perplexity"
@@ -201,11 +202,6 @@ def _report(
     draw(folder / "figures" / "entropy", entropy)
     of_base = {name: {BASE: table} for name, table in base.items()}
     write_objectives_page(summary, entropy, seeds, of_base, data, provenance_of(folder), folder)
-
-
-def summarise(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds of every measure; no deviation (0) for one seed."""
-    return means([asdict(outcome) for outcome in outcomes], ("arm",), MEASURES)
 
 
 def _cell(row: dict[str, Any], name: str, seeds: int) -> str:
