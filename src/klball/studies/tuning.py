@@ -33,7 +33,7 @@ from klball.scores.own import usable
 from klball.scores.scorer import encode_for
 from klball.scores.tables import score
 from klball.scores.tails import hardest
-from klball.studies.arms import Steps
+from klball.studies.arms import Steps, table_path
 from klball.studies.tuning_choice import kept, rungs_of
 from klball.terminal import is_main, progress_bar
 from klball.training.identity import settings_of
@@ -204,7 +204,7 @@ def scored(study: Study, model_name: str, label: str, part: str) -> Dataset:
     revision = study.model.model_revision if label == BASE else None
     model, tokenizer = load_on_device(model_name, study.model.dtype or "auto", revision)
     load_chat_template(tokenizer, study.config.chat_template_path)
-    output = study.folder / "scores" / label / f"{part}.parquet"
+    output = table_path(study.folder, label, part)
     if label == BASE and not output.exists():
         _refuse_cut_rows(study, model, tokenizer)
     with progress_bar(f"{label}: scoring the {part} rows") as progress:
