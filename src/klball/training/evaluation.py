@@ -78,7 +78,7 @@ class RowEvaluation:
         robust_loss: the worst case of training's own set, over groups where it weighs those; none where
         `units` lack their column. cvar: the mean loss of the worst 5 % of the units.
         """
-        ledger = Ledger(len(scores["score"]), ("score", *(n for n in self.ambiguity.needs if n != "score")))
+        ledger = Ledger(len(scores["score"]), self.ambiguity.needs)
         ledger.rewrite(scores)
         found = {"cvar": -_worst_case(CVaR(WORST_SHARE), ledger, Units(sizes), relax=False)}
         column = self.args.group_column
