@@ -5,7 +5,6 @@ differences are paired. One round is enough.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
 from numbers import Integral
@@ -18,14 +17,13 @@ from klball.adversary.dual import solve_dual
 from klball.comparison.hypothesis_tests import QUANTITIES
 from klball.comparison.p_values import corrected, p_of_f
 from klball.comparison.rounds import RoundScores, RoundSolutions
+from klball.scores.parts import Progress
 
 LEVEL = 0.05
 LEAST_RESAMPLES = 40
 MOST_LOST = 0.01  # share of infeasible resamples beyond which quantiles mean little
 ELEMENTS = 2_000_000  # scores solved at once
 NO_SPREAD = "no spread over items: the same value whatever items are drawn (β where the cap is slack)"
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
