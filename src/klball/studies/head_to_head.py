@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from datasets import Dataset
 from torch import Tensor
 
 from klball.data.rows import load_rows
-from klball.files import json_digest, write_csv
+from klball.files import json_digest, read_table, write_csv
 from klball.report.charts import entropy_chart
 from klball.report.figures import draw, plot_gain_against_forgetting
 from klball.report.pages.parts import BASE, few_in_words
@@ -193,7 +192,7 @@ def _report(
     plot_gain_against_forgetting(summary, folder / "figures" / "gain-against-forgetting")
     curves: dict[str, Sequence[Any]] = {
         arm.label: [
-            pq.read_table(folder / f"seed-{seed}" / arm.folder / HISTORY_FILE, columns=["step", "entropy"])
+            read_table(folder / f"seed-{seed}" / arm.folder / HISTORY_FILE, columns=["step", "entropy"])
             for seed in range(seeds)
         ]
         for arm in arms

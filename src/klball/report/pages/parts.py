@@ -1,6 +1,5 @@
 """What the reports of several commands have in common: samples with their texts, provenance, sentences."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -71,7 +70,7 @@ def samples_section(title: str, rows: Sequence[dict[str, Any]], intro: str, grou
 def provenance_section(folder: Path, tables: Mapping[str, Any]) -> Section:
     """Options of the run, library versions, and what every score table says it was made from."""
     run = folder / RUN_FILE
-    records = [Record("Command and options", json.loads(run.read_text()))] if run.exists() else []
+    records = [Record("Command and options", read_json_object(run))] if run.exists() else []
     records.append(Record("Library versions", versions()))
     if tables:
         records.append(Record("Score tables: model, weights, tokenizer, data, length", tables))
