@@ -68,7 +68,7 @@ def test_both_engines_draw_what_a_chart_says(name, monkeypatch, tmp_path):
     outlined = [c for c in axis.collections if len(c.get_paths())]
     assert bool(outlined) == bool(errors)
     legend = [text.get_text().strip() for text in kept[0].legends[0].texts]
-    assert legend == [figures.name_of(series.name).strip() for series in chart.series]
+    assert legend == [figures.short_label(series.name).strip() for series in chart.series]
 
 
 def test_charts_of_an_experiment_show_means_and_extremes_over_seeds():
