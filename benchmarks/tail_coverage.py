@@ -14,7 +14,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from klball.scores.perplexity import CVAR_LEVELS, HARDEST, _of_cvar, _of_hardest, _of_own, cvar, hardest
+from klball.scores.perplexity import _of_cvar, _of_hardest, _of_own
+from klball.scores.tails import CVAR_LEVELS, HARDEST, cvar, hardest
 
 SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "normal": lambda z: 8 + z,

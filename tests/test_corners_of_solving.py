@@ -20,8 +20,8 @@ from klball.comparison.rounds import solve_rounds
 from klball.objectives.pairs import LogRatios
 from klball.scores import parts
 from klball.scores.frontier import frontier_row
-from klball.scores.perplexity import HARDEST, _of_hardest, _percentiles, hardest
-from klball.scores.tails import mean_interval, paired_interval, tail_interval, tail_size
+from klball.scores.perplexity import _of_hardest, _percentiles
+from klball.scores.tails import HARDEST, hardest, mean_interval, paired_interval, tail_interval, tail_size
 from simulated_rounds import simulated
 
 # --- ambiguity sets ----------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from klball.scores.elsewhere.report import item_report
 from klball.scores.frontier import frontier_row
 from klball.scores.measure import Measure
 from klball.scores.paired import cvar_difference
-from klball.scores.perplexity import own_tail, robustness_report
-from klball.scores.tails import LEAST, largest
+from klball.scores.perplexity import robustness_report
+from klball.scores.tails import LEAST, largest, own_tail
 from klball.studies.arms import Arm
 from klball.studies.summary import summarise
 from klball.training import weights as weights_of

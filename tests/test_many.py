@@ -19,7 +19,7 @@ from klball.report.pages.comparison import write_comparison_report
 from klball.scores.elsewhere.item_scores import Scores
 from klball.scores.elsewhere.report import item_report
 from klball.scores.measure import Measure
-from klball.terminal import LONGEST_CELL, MOST_ROWS, say_verdicts, show_table
+from klball.terminal import LONGEST_SHOWN, MOST_ROWS, say_verdicts, show_table
 
 LOSS = Measure("loss", "nats", True)
 
@@ -42,10 +42,10 @@ def test_many_verdicts_are_printed_in_part(capsys):
 
 
 def test_an_endless_cell_shows_its_ends(capsys):
-    show_table("t", ("a",), [("begin" + "x" * 5_000 + "end",), ("y" * LONGEST_CELL,)])
+    show_table("t", ("a",), [("begin" + "x" * 5_000 + "end",), ("y" * LONGEST_SHOWN,)])
     shown = "".join(capsys.readouterr().out.split())
-    assert "begin" in shown and "end" in shown and shown.count("x") < LONGEST_CELL
-    assert shown.count("y") == LONGEST_CELL
+    assert "begin" in shown and "end" in shown and shown.count("x") < LONGEST_SHOWN
+    assert shown.count("y") == LONGEST_SHOWN
 
 
 def test_a_long_table_of_a_page_says_where_its_rows_are():

@@ -110,7 +110,7 @@ def test_killed_and_run_again_a_reward_table_is_the_same(rows, tokenizer, tmp_pa
     model, pairs = classifier(len(tokenizer)), encode_pairs(rows, tokenizer)
     options = dict(tokens_per_batch=100)
     reward_table(model, tokenizer, pairs, output=tmp_path / "whole.parquet", **options)
-    scored, original = [], module._rewards
+    scored, original = [], module.rewards_of
 
     def dies(model, batch, *rest):
         scored.append(len(batch))
@@ -119,7 +119,7 @@ def test_killed_and_run_again_a_reward_table_is_the_same(rows, tokenizer, tmp_pa
         return original(model, batch, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_rewards", dies)
+        patch.setattr(module, "rewards_of", dies)
         with pytest.raises(KeyboardInterrupt):
             reward_table(model, tokenizer, pairs, output=tmp_path / "killed.parquet", **options)
         scored.append(0)  # the third has been: from here on none dies

@@ -10,8 +10,8 @@ from datasets import Dataset
 from scipy import stats
 
 from klball.report.pages.tables import _with_half
-from klball.scores.perplexity import decided_by, hardest, robustness_report, summary_of
-from klball.scores.tails import LEAST, influence, tail_interval
+from klball.scores.perplexity import decided_by, robustness_report, summary_of
+from klball.scores.tails import LEAST, hardest, influence, tail_interval
 from klball.studies.summary import ratio_interval
 
 

@@ -27,7 +27,7 @@ from klball.scan.implicit_rewards import (
 )
 from klball.scores.scorer import TOKENS
 from klball.scores.tables import score
-from klball.studies.head_to_head import Outcome, summarise
+from klball.studies.summary import means
 
 RNG = np.random.default_rng(5)
 
@@ -245,8 +245,8 @@ def test_score_tables_with_token_log_probs_add_up(tokenizer, tmp_path):
 
 
 def test_summary_is_mean_and_deviation_over_seeds():
-    outcomes = [Outcome("SFT", seed, *(float(seed + k) for k in range(10))) for seed in range(3)]
-    (row,) = summarise(outcomes)
+    finals = [{"arm": "SFT", "seed": seed, "task_nll": seed, "gain": seed + 1.0} for seed in range(3)]
+    (row,) = means(finals, ("arm",), ("task_nll", "gain"))
     assert row["task_nll"] == 1 and row["gain"] == 2 and row["gain_sd"] == pytest.approx(1)
 
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from klball.adversary.dual import solve_dual
 from klball.data.splitting import prompts_of, split_by_content
-from klball.scores.perplexity import cvar
+from klball.scores.tails import cvar
 from klball.training.evaluation import RowEvaluation, refuse_metric_without_groups
 from klball.training.sft.config import RobustSFTConfig
 from klball.training.sft.trainer import RobustSFTTrainer

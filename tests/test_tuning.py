@@ -14,7 +14,7 @@ from klball import Empirical, RobustSFTConfig
 from klball.report.charts import frontier_chart
 from klball.report.pages.tuning import TuningResults, frontier_table, verdict
 from klball.scores.frontier import frontier_row
-from klball.scores.perplexity import hardest
+from klball.scores.tails import hardest
 from klball.studies import tuning_report
 from klball.studies.tuning import PLAIN, arms_of, most_steps
 from klball.studies.tuning_choice import Rung, chosen, cost_of, kept, rungs_of

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 
 from klball.adversary.dual import RobustProfile, robust_profile
 from klball.comparison.analysis import Comparison
-from klball.report.charts import frontier_chart, profile_charts
+from klball.report.charts import frontier_chart, mean_profile_charts, profile_charts
 from klball.report.figures import drawn
 from klball.scores.elsewhere.item_scores import Scores
 from klball.scores.frontier import frontier_row
 from klball.scores.measure import PER_TOKEN
-from klball.scores.perplexity import RADII, ProfilePoint, common_rows
+from klball.scores.perplexity import RADII, common_rows, profile_points
 from klball.scores.tables import SCHEMA
 
 __all__ = ["comparison", "frontier", "profile"]
@@ -39,11 +39,7 @@ def profile(models: Any, *, data: str = "your data", epsilons: Sequence[float] =
         units = ", ".join(sorted(m.title for m in measures)) or "none"
         raise ValueError(f"a figure has one unit, and these models have: {units}")
     found = {name: _profile_of(name, model, epsilons) for name, model in named.items()}
-    points = [
-        ProfilePoint(data, name, *values)
-        for name, p in found.items()
-        for values in zip(p.epsilon, p.robust_loss, p.lambda_, p.ess, strict=True)
-    ]
+    points = [point for name, own in found.items() for point in profile_points(data, name, own)]
     return drawn(*profile_charts(points, data, *measures))
 
 
@@ -70,11 +66,7 @@ def frontier(tables: Mapping[str, Dataset]) -> Figure:
 
 def comparison(compared: Comparison) -> Figure:
     """`profile` of the models of a `klball.compare_scores`, means over rounds."""
-    points = [
-        ProfilePoint("all rounds", p["model"], p["epsilon"], p["robust_loss"], p["lambda"], p["ess"])
-        for p in compared.profiles
-    ]
-    return drawn(*profile_charts(points, "all rounds", compared.scores.measure))
+    return drawn(*mean_profile_charts(compared))
 
 
 def _profile_of(name: str, model: Any, epsilons: Sequence[float]) -> RobustProfile:

@@ -21,7 +21,7 @@ from klball.plain_text import visible
 
 console = Console(stderr=False, width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 MOST_ROWS = 40  # of a table or list that is also in a file
-LONGEST_CELL = 400  # characters
+LONGEST_SHOWN = 400  # characters
 REPEATS = 3  # of one kind of message are shown
 LONG_WAIT, SHORT_WAIT = 30.0, 1.0  # seconds between two lines of progress
 
@@ -159,7 +159,7 @@ def show_table(
 def _cell(value: Any) -> str:
     """Lines stay: a summary's cells have two. Of endless ids and answers the ends are shown."""
     text = f"{value:.4g}" if isinstance(value, float) else visible(str(value))
-    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 100]} … {text[-90:]}"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 100]} … {text[-90:]}"
 
 
 def _is_number(text: str) -> bool:

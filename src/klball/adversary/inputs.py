@@ -141,7 +141,7 @@ def parameters(
     epsilon: float, gamma: float | None, max_weight: float | None, certainty: object = True
 ) -> tuple[float, float | None, float | None]:
     """The three in float64; raises ValueError for a radius, bound or cap that means nothing."""
-    limits = kl_radius("epsilon", epsilon), None if gamma is None else bound(gamma), cap(max_weight)
+    limits = kl_radius(epsilon), None if gamma is None else bound(gamma), cap(max_weight)
     if gamma is not None and certainty is None:
         raise ValueError("gamma bounds the mean certainty: pass certainty too")
     return limits
@@ -153,12 +153,12 @@ def radius(name: str, value: Any) -> float:
     return float(value)
 
 
-def kl_radius(name: str, value: Any) -> float:
+def kl_radius(value: Any) -> float:
     """Of a KL ball: between 0 and 1e-13 a tilt is lost in rounding, and no answer could be certified."""
-    found = radius(name, value)
+    found = radius("epsilon", value)
     if 0 < found < LEAST_KL:
         raise ValueError(
-            f"{name} = {value:g} is below what float64 can tell from 0: use 0, or {LEAST_KL:g} at least"
+            f"epsilon = {value:g} is below what float64 can tell from 0: use 0, or {LEAST_KL:g} at least"
         )
     return found
 

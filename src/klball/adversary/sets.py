@@ -97,7 +97,7 @@ class KLBall:
     needs: ClassVar[tuple[str, ...]] = ("score",)
 
     def __post_init__(self) -> None:
-        radius, cap = inputs.kl_radius("epsilon", self.epsilon), inputs.cap(self.max_weight)
+        radius, cap = inputs.kl_radius(self.epsilon), inputs.cap(self.max_weight)
         _settle(self, epsilon=radius, max_weight=cap)
 
     def solve(

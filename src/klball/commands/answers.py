@@ -26,15 +26,7 @@ from klball.terminal import is_main, progress_bar, say, show_table
 from klball.training.rl.reward_model import RewardModel
 from klball.training.rl.rewards import VERIFIABLE, refuse_unknown_reward, refuse_unreadable
 
-OF_ANSWERS = (
-    "reward",
-    "reward_model",
-    "samples",
-    "pass_at",
-    "max_new_tokens",
-    "answer_seed",
-    "group_column",
-)
+OF_ANSWERS = ("reward", "reward_model", "samples", "pass_at", "max_new_tokens", "answer_seed", "group_column")
 
 
 @dataclass

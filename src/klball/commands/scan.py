@@ -27,7 +27,7 @@ from klball.scan.advice import advise
 from klball.scan.behaviour import behaviour_of
 from klball.scan.gradient_norms import head_gradient_norms
 from klball.scan.implicit_rewards import gradient_shares, gradient_weights, implicit_rewards
-from klball.scores.perplexity import RADII, ProfilePoint, token_mean, token_nll
+from klball.scores.perplexity import RADII, ProfilePoint, profile_points, token_mean, token_nll
 from klball.scores.scorer import TOKENS, encode_for
 from klball.scores.tables import score
 from klball.shown import in_words
@@ -253,9 +253,7 @@ def _advice(table: Dataset, rows: Dataset, options: Options, folder: Path) -> li
 
 
 def _show_profile(table: Dataset, folder: Path) -> list[ProfilePoint]:
-    profile = robust_profile(np.array(table["log_likelihood"]), RADII)
-    columns = (profile.epsilon, profile.robust_loss, profile.lambda_, profile.ess)
-    points = [ProfilePoint("train", "base", *values) for values in zip(*columns, strict=True)]
+    points = profile_points("train", "base", robust_profile(np.array(table["log_likelihood"]), RADII))
     write_csv(folder / "profile.csv", [asdict(point) for point in points])
     header = ("ε", "worst-case loss, nats/token", "λ", "effective sample size")
     show_table("robust profile", header, [(p.epsilon, p.robust_loss, p.lambda_, p.ess) for p in points])

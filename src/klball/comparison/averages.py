@@ -48,12 +48,11 @@ class MeanDifference:
         """The claim in full."""
         if self.value == 0:
             return f"On average {self.model_a} and {self.model_b} have the same {measure.noun}."
-        better, worse, low, high = self.model_a, self.model_b, self.low, self.high
-        if self.value < 0:
-            better, worse, low, high = worse, better, -high, -low
+        pair = (self.model_a, self.model_b)
+        better, worse = reversed(pair) if self.value < 0 else pair
         only, said = "" if self.over == "items" else ", on these items only", "no interval"
         if not math.isnan(self.minus_log10_holm):
-            interval = bounds_in_words(better, worse, low, high, measure)
+            interval = bounds_in_words(*pair, self.low, self.high, self.value, measure)
             said = f"{interval}, Holm {p_in_words(self.minus_log10_holm)}"
         over = self.over if self.count != 1 else self.over.removesuffix("s")
         return (

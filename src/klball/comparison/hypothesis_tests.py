@@ -4,7 +4,7 @@ Every p-value here treats rounds as the sample and is conditional on the data se
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.multivariate import test_mvmean, test_mvmean_2indep
 
-from klball.comparison.p_values import PValue, benjamini_hochberg, degenerate, holm, p_of_f, p_of_z
+from klball.comparison.p_values import PValue, corrected, degenerate, p_of_f, p_of_z
 from klball.comparison.rounds import RoundSolutions
 
 QUANTITIES = ("worst_case", "lambda_", "beta")
@@ -86,9 +86,7 @@ def _family(solutions: RoundSolutions, name: str, test: Test, quantity: str) -> 
         pair = (solutions.models[a], solutions.models[b])
         numbers = (p.statistic, p.minus_log10_p, np.nan, np.nan)
         results.append(PairTest(*pair, name, quantity, int(rounds.sum()), *numbers, p.degenerate))
-    plain = [r.minus_log10_p for r in results]
-    adjusted = zip(results, holm(plain), benjamini_hochberg(plain), strict=True)
-    return [replace(r, minus_log10_holm=float(h), minus_log10_bh=float(bh)) for r, h, bh in adjusted]
+    return corrected(results)
 
 
 def why_degenerate(x: np.ndarray, y: np.ndarray, *, paired: bool) -> str:

@@ -5,7 +5,6 @@ differences are paired. One round is enough.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
 from numbers import Integral
@@ -16,16 +15,15 @@ from scipy import stats
 
 from klball.adversary.dual import solve_dual
 from klball.comparison.hypothesis_tests import QUANTITIES
-from klball.comparison.p_values import benjamini_hochberg, holm, p_of_f
+from klball.comparison.p_values import corrected, p_of_f
 from klball.comparison.rounds import RoundScores, RoundSolutions
+from klball.scores.parts import Progress
 
 LEVEL = 0.05
-RESAMPLES, LEAST_RESAMPLES = 1_000, 40
+LEAST_RESAMPLES = 40
 MOST_LOST = 0.01  # share of infeasible resamples beyond which quantiles mean little
 ELEMENTS = 2_000_000  # scores solved at once
 NO_SPREAD = "no spread over items: the same value whatever items are drawn (β where the cap is slack)"
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def delta_inference(scores: RoundScores, solutions: RoundSolutions) -> list[Item
             )
             for a, b in combinations(range(len(solutions.models)), 2)
         ]
-        results += singles + _corrected(pairs)
+        results += singles + corrected(pairs)
     return results
 
 
@@ -162,12 +160,6 @@ def _plain(
         value=mean,
         degenerate=reason,
     )
-
-
-def _corrected(pairs: list[ItemInference]) -> list[ItemInference]:
-    plain = [p.minus_log10_p for p in pairs]
-    adjusted = zip(pairs, holm(plain), benjamini_hochberg(plain), strict=True)
-    return [replace(p, minus_log10_holm=float(h), minus_log10_bh=float(bh)) for p, h, bh in adjusted]
 
 
 @dataclass(frozen=True)
@@ -224,7 +216,7 @@ def bootstrap(
     scores: RoundScores,
     solutions: RoundSolutions,
     *,
-    resamples: int = RESAMPLES,
+    resamples: int,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Bootstrap:

@@ -1,14 +1,15 @@
 """P-values that neither underflow nor turn into NaN, and their correction for many pairs, in logarithms."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import stats
 
 SMALLEST_P = 0.001  # that sentences spell out; the tables have −log10 p
 FDistribution: Any = stats.make_distribution(stats.f)
+Row = TypeVar("Row", bound=Any)  # a dataclass
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,6 @@ class PValue:
     statistic: float
     minus_log10_p: float
     degenerate: str = ""
-
-    @property
-    def p(self) -> float:
-        """The p-value itself, 0 where it underflows."""
-        return 10.0**-self.minus_log10_p
 
 
 def degenerate(reason: str) -> PValue:
@@ -62,6 +58,13 @@ def holm(minus_log10_p: Sequence[float]) -> np.ndarray:
 def benjamini_hochberg(minus_log10_p: Sequence[float]) -> np.ndarray:
     """Benjamini and Hochberg's adjustment, −log10: p₍ₖ₎ ↦ min_{j≥k} (m/j)·p₍ⱼ₎, at most 1."""
     return _adjusted(minus_log10_p, _hochberg_sorted)
+
+
+def corrected(rows: Sequence[Row]) -> list[Row]:
+    """Rows with the two adjustments of their `minus_log10_p` over all of them."""
+    plain = [row.minus_log10_p for row in rows]
+    adjusted = zip(rows, holm(plain), benjamini_hochberg(plain), strict=True)
+    return [replace(row, minus_log10_holm=float(h), minus_log10_bh=float(bh)) for row, h, bh in adjusted]
 
 
 def _holm_sorted(descending: np.ndarray) -> np.ndarray:

@@ -47,21 +47,18 @@ def verdicts(
 
     `like_these`: what the rounds are, for claims over rounds (see `klball.data.paraphrase.rounds.Rounds`).
     Claims use Holm's correction over all pairs at level .05. A pair that lost more than 5 % of its
-    rounds is descriptive. Raises ValueError if `tests` and the others are of different pairs.
+    rounds is descriptive.
     """
     by_pair = {(t.model_a, t.model_b): t for t in tests if (t.test, t.quantity) == ("paired_t", LEAD)}
     of_effect = {(e.model_a, e.model_b, e.quantity): e for e in effects}
     of_items = {(i.model_a, i.model_b): i for i in items if i.quantity == LEAD and i.method == "delta"}
-    try:
-        return [
-            _verdict(
-                *(solutions, test, of_effect[*pair, LEAD], of_items[pair], like_these),
-                _source_reading(of_effect, pair),
-            )
-            for pair, test in by_pair.items()
-        ]
-    except KeyError as error:
-        raise ValueError(f"no result for the pair {error}: pass the results of the same solutions") from None
+    return [
+        _verdict(
+            *(solutions, test, of_effect[*pair, LEAD], of_items[pair], like_these),
+            _source_reading(of_effect, pair),
+        )
+        for pair, test in by_pair.items()
+    ]
 
 
 def _verdict(
@@ -172,19 +169,21 @@ def _interval(of: Effect | ItemInference, low: float, high: float, effect: Effec
     the other's minus its."""
     if math.isnan(low) or math.isnan(high):
         return "no interval"
-    better, worse = of.model_a, of.model_b
-    if effect.mean < 0:
-        better, worse, low, high = worse, better, -high, -low
-    return bounds_in_words(better, worse, low, high, measure)
+    return bounds_in_words(of.model_a, of.model_b, low, high, effect.mean, measure)
 
 
 def _holm(result: PairTest | ItemInference) -> str:
     return f"Holm {p_in_words(result.minus_log10_holm)}"
 
 
-def bounds_in_words(better: str, worse: str, low: float, high: float, measure: Measure) -> str:
-    """The interval of the better model's score minus the other's, of losses the other way round."""
-    first, second = (worse, better) if measure.loss else (better, worse)
+def bounds_in_words(a: str, b: str, low: float, high: float, difference: float, measure: Measure) -> str:
+    """The interval of a − b, turned to the better model's score minus the other's, of losses the other way.
+
+    difference: a − b; its sign says which is the better.
+    """
+    if difference < 0:
+        a, b, low, high = b, a, -high, -low
+    first, second = (b, a) if measure.loss else (a, b)
     bounds = f"{low:.3g} to {high:.3g}".replace("-", "−")
     return f"95 % interval of {first} − {second}: {bounds}"
 

@@ -97,12 +97,12 @@ def with_system(turns: list[Turn], system: str) -> list[Turn]:
     return turns if own or not system else [{"role": "system", "content": system}, *turns]
 
 
-def earlier_turns(value: Any, row: int, column: str = "history") -> list[Turn]:
+def earlier_turns(value: Any, row: int) -> list[Turn]:
     """LLaMA-Factory's `history`, [[user, assistant], …], as turns."""
     pairs = [] if value is None else value
     for pair in pairs if isinstance(pairs, list) else [None]:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise refusal(row, column, "not a list of [user, assistant] pairs of text")
+            raise refusal(row, "history", "not a list of [user, assistant] pairs of text")
     return [
         {"role": role, "content": text}
         for pair in pairs

@@ -8,6 +8,7 @@ from datasets import Dataset
 from klball.data.conversations import text_of_turn
 from klball.data.formats import ANSWERS, IGNORED, MASKS, TEXT, to_trl_format
 from klball.data.preferences import CHOSEN, REJECTED, to_preferences
+from klball.data.texts import folded
 from klball.files import digest
 
 
@@ -57,7 +58,7 @@ def prompts_of(rows: Dataset, text_field: str = TEXT) -> list[str]:
         rows = to_preferences(rows)
     elif "prompt" not in columns or columns & {*ANSWERS, "messages", "conversations"}:
         rows = to_trl_format(rows, conversational=False, text_field=text_field)
-    return [" ".join(_asked(dict(row)).casefold().split()) for row in rows]
+    return [folded(_asked(dict(row))) for row in rows]
 
 
 def _asked(row: dict[str, Any]) -> str:

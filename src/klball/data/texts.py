@@ -1,10 +1,15 @@
-"""Columns of text, and how a refusal names a row."""
+"""Texts and columns of them, and how a refusal names a row."""
 
 import math
 from collections.abc import Collection
 from typing import Any
 
 from datasets import ClassLabel, Dataset
+
+
+def folded(text: str) -> str:
+    """In lower case and with single blanks."""
+    return " ".join(text.casefold().split())
 
 
 def refusal(row: int, column: str, what: str) -> ValueError:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from klball.comparison.analysis import Comparison
 from klball.comparison.joint import JointRegion
 from klball.report.ellipse import clipped, covariance_ellipse, ellipse
 from klball.scores.measure import PER_TOKEN, Measure
@@ -14,6 +15,7 @@ from klball.scores.perplexity import ProfilePoint
 FULL_COLOUR = 4.0  # −log10 p with the last colour of a heat map, whatever the others are
 TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 FEWEST_ROUNDS = 10  # of which a covariance is told
+WINDOW = 10  # optimizer steps of which entropies are averaged
 Numbers = Sequence[float] | np.ndarray
 Rows = Sequence[Mapping[str, Any]]
 
@@ -107,6 +109,15 @@ def profile_charts(points: Sequence[ProfilePoint], data: str, measure: Measure =
     return [loss, replace(ess, note="", logarithmic=True)]
 
 
+def mean_profile_charts(compared: Comparison) -> list[Chart]:
+    """`profile_charts` of compared models, means over rounds."""
+    points = [
+        ProfilePoint("all rounds", p["model"], p["epsilon"], p["robust_loss"], p["lambda"], p["ess"])
+        for p in compared.profiles
+    ]
+    return profile_charts(points, "all rounds", compared.scores.measure)
+
+
 def places(radii: Iterable[float]) -> dict[float, float]:
     """Radius → where it lies on a logarithmic axis, 0 to the left of the others."""
     ordered = sorted({*radii})
@@ -142,18 +153,18 @@ def _means(name: str, rows: Rows, x: str, column: str) -> Series:
     return Series(name, places, means, y_error=error if any(len(found) > 1 for found in values) else None)
 
 
-def entropy_chart(curves: Mapping[str, Sequence[Any]], window: int = 10) -> Chart:
+def entropy_chart(curves: Mapping[str, Sequence[Any]]) -> Chart:
     """Mean token entropy of the training batches; curves: per method one table (step, entropy) a seed."""
-    series = [Series(name, *smoothed_entropy(tables, window)) for name, tables in curves.items()]
+    series = [Series(name, *_smoothed_entropy(tables)) for name, tables in curves.items()]
     title = "Token entropy of training answers"
-    return Chart(title, "optimizer step", "entropy, nats", series, f"Means of {window} steps, over seeds.")
+    return Chart(title, "optimizer step", "entropy, nats", series, f"Means of {WINDOW} steps, over seeds.")
 
 
-def smoothed_entropy(tables: Sequence[Any], window: int = 10) -> tuple[np.ndarray, np.ndarray]:
+def _smoothed_entropy(tables: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Centres of windows of steps and the mean entropy in each, over the tables of all seeds."""
     runs = np.array([table["entropy"].to_numpy() for table in tables])
     steps = tables[0]["step"].to_numpy()
-    width = max(1, min(window, len(steps)))
+    width = max(1, min(WINDOW, len(steps)))
     kept = len(steps) // width * width
     smooth = runs[:, :kept].reshape(len(runs), -1, width).mean(axis=(0, 2))
     return steps[:kept].reshape(-1, width).mean(axis=1), smooth

@@ -12,11 +12,8 @@ CORNERS = 96
 def covariance_ellipse(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> np.ndarray:
     """Points [2, 97] of {p : (p − mean)ᵀ S⁻¹ (p − mean) = χ²₂(level)}, closed; S the covariance (n − 1).
 
-    It covers `level` of normal pairs; a line or a point where S is singular.
-    Raises ValueError for fewer than two pairs.
+    It covers `level` of normal pairs, two or more; a line or a point where S is singular.
     """
-    if len(x) < 2:
-        raise ValueError(f"an ellipse needs two pairs or more, not {len(x)}")
     radius = math.sqrt(-2 * math.log1p(-level))  # the χ² quantile with two degrees of freedom
     return ellipse(np.array([np.mean(x), np.mean(y)]), np.cov(x, y), radius)
 

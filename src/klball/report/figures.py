@@ -49,7 +49,7 @@ def save(figure: Figure, path: Path) -> None:
             figure.savefig(temporary, **options)
 
 
-def name_of(label: str) -> str:
+def short_label(label: str) -> str:
     """A label for a legend, which leaves out what begins with an underscore, and for a title's width."""
     short = label if len(label) <= LONGEST_NAME else f"{label[:KEPT]}…{label[KEPT - LONGEST_NAME :]}"
     return f" {short}" if short.startswith("_") else short
@@ -84,7 +84,7 @@ def drawn(*charts: Chart) -> Figure:
     styles = dict(zip(names, line_styles(), strict=False))
     with rc_context(STYLE):
         columns = -(-len(names) // MOST_IN_COLUMN)
-        of_legend = columns * (1 + 0.11 * max(map(len, map(name_of, names)), default=0))
+        of_legend = columns * (1 + 0.11 * max(map(len, map(short_label, names)), default=0))
         figure = NotebookFigure(figsize=(5 * len(charts) + of_legend, 4.4))
         axes = figure.subplots(1, len(charts), squeeze=False)
         handles: dict[str, Any] = {}
@@ -92,7 +92,7 @@ def drawn(*charts: Chart) -> Figure:
             _draw_on(axis, chart, styles)
             drawn_of = axis.get_legend_handles_labels()[0]
             handles |= dict(zip((series.name for series in chart.series), drawn_of, strict=True))
-        labels = map(name_of, handles)
+        labels = map(short_label, handles)
         figure.legend(handles.values(), labels, loc="outside right upper", ncols=max(1, columns))
     return figure
 
@@ -102,7 +102,7 @@ def _draw_on(axis: Any, chart: Chart, styles: dict[str, Any]) -> None:
         style, x, y = styles[series.name], np.asarray(series.x, float), np.asarray(series.y, float)
         colour = style["color"]
         face = "none" if series.hollow else colour
-        shown: Any = {**style, "label": name_of(series.name), "markerfacecolor": face}
+        shown: Any = {**style, "label": short_label(series.name), "markerfacecolor": face}
         if chart.joined:
             axis.plot(x, y, markevery=max(1, len(x) // 12), **shown)
             if series.x_error is not None:
@@ -125,7 +125,7 @@ def _draw_on(axis: Any, chart: Chart, styles: dict[str, Any]) -> None:
         axis.minorticks_off()
     if chart.logarithmic:
         logarithmic(axis)
-    axis.set(title=name_of(chart.title), xlabel=chart.x_title, ylabel=chart.y_title)
+    axis.set(title=short_label(chart.title), xlabel=chart.x_title, ylabel=chart.y_title)
 
 
 def draw_heat_map(path: Path, chart: HeatMap) -> None:
@@ -145,7 +145,7 @@ def draw_heat_map(path: Path, chart: HeatMap) -> None:
         axis.set_xticks(range(len(chart.names)), chart.names, rotation=45, ha="right")
         axis.set_yticks(range(len(chart.names)), chart.names)
         figure.colorbar(image, label=f"{chart.value}, {FULL_COLOUR:g} or more: full", extend="max")
-        figure.suptitle(name_of(chart.title))
+        figure.suptitle(short_label(chart.title))
         save(figure, path)
 
 

@@ -26,12 +26,12 @@ class Advice:
     rows: list[dict[str, Any]]
 
 
-def radius_for(share: float, times: float = TIMES) -> float:
-    """The ε at which this share of the data may count so many times, at most a half in all.
+def radius_for(share: float) -> float:
+    """The ε at which this share f of the data may count t = 3 times, at most a half in all.
 
     ε = kl(t·f‖f) = t·f·log t + (1 − t·f)·log((1 − t·f)/(1 − f)), in nats.
     """
-    part = min(times * share, max(0.5, share))
+    part = min(TIMES * share, max(0.5, share))
     if part >= 1:
         return 0.0
     return part * math.log(part / share) + (1 - part) * math.log((1 - part) / (1 - share))

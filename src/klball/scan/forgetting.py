@@ -6,15 +6,12 @@ import torch
 from datasets import Dataset
 
 from klball.models.modes import in_evaluation
-from klball.scores.parts import Progress
 from klball.scores.scorer import Scorer, batches_by_length, rows_of
 
 
 @in_evaluation
 @torch.no_grad()
-def forgetting(
-    base: torch.nn.Module, model: torch.nn.Module, samples: Dataset, progress: Progress | None = None
-) -> float:
+def forgetting(base: torch.nn.Module, model: torch.nn.Module, samples: Dataset) -> float:
     """Token mean of KL(π₀(·|x, y_<t) ‖ π(·|x, y_<t)) over answers y sampled from π₀, nats.
 
     Exact over the vocabulary at each position; the forward divergence of sequences per token.
@@ -27,15 +24,12 @@ def forgetting(
         raise ValueError(
             f"the models have {sizes[0]} and {sizes[1]} logits: forgetting is defined for one vocabulary"
         )
-    total, tokens, done = 0.0, 0, 0
+    total, tokens = 0.0, 0
     for batch in batches_by_length([len(ids) for ids in samples["input_ids"]]):
         rows = rows_of(samples, batch)
         for p, q in zip(*(scorer.log_distributions(rows) for scorer in scorers), strict=True):
             total += float((p.exp() * (p - q.to(p.device))).sum(-1).double().sum())
             tokens += len(p)
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(samples))
     if not math.isfinite(total):
         raise ValueError("forgetting is not finite: a model gives −inf or NaN logits")
     return total / tokens

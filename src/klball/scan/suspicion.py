@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from klball.data.texts import folded
+
 SIGNS = {  # sign → what it says of a row
     "duplicate": "repeat another row",
     "contradicted": "answer otherwise than another row that asks the same",
@@ -50,17 +52,13 @@ def signs_of(
             size[part] = _outlying(np.log(np.maximum(tokens[part], 1)))
     script, language = _foreign(prompts, answers, asked, answered)
     return {
-        "duplicate": _repeated([*zip(map(_plain, prompts), map(_plain, answers), strict=True)]),
+        "duplicate": _repeated([*zip(map(folded, prompts), map(folded, answers), strict=True)]),
         "contradicted": _contradicted(asked, answered),
         "other script": script,
         "other language": language,
         "very short": size < -OUTLYING,
         "very long": size > OUTLYING,
     }
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def _repeated(values: Sequence[Any]) -> np.ndarray:

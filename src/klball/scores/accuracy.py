@@ -11,8 +11,8 @@ from klball.adversary.dual import robust_profile
 from klball.scores.certified import certified_worst_case
 from klball.scores.paired import LOSS, Parts, differences
 from klball.scores.paired import WORST as WORST_ROWS
-from klball.scores.perplexity import CVAR, RADII, cvar, few_hardest, hardest, own_tail
-from klball.scores.tails import tail_size, varied_interval
+from klball.scores.perplexity import RADII
+from klball.scores.tails import CVAR, cvar, few_hardest, hardest, own_tail, tail_size, varied_interval
 
 METRICS = ("accuracy", LOSS)
 WORST = 0.05  # nats, of the worst case that is reported beside the profile
@@ -132,9 +132,7 @@ def value_of(rows: Sequence[dict[str, Any]], metric: str, part: str) -> float:
     return next(row["value"] for row in rows if (row["metric"], row["part"]) == (metric, part))
 
 
-def worst_group(rows: Sequence[dict[str, Any]], metric: str = "accuracy") -> float:
-    """The least of the groups; NaN without groups."""
-    return min(
-        (r["value"] for r in rows if r["metric"] == metric and r["part"].startswith("group ")),
-        default=math.nan,
-    )
+def worst_group(rows: Sequence[dict[str, Any]]) -> float:
+    """The least accuracy of a group; NaN without groups."""
+    of_groups = (r["value"] for r in rows if r["metric"] == "accuracy" and r["part"].startswith("group "))
+    return min(of_groups, default=math.nan)

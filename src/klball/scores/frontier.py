@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from klball.scores.perplexity import CVAR, cvar, exp_or_inf
-from klball.scores.tails import influence, mean_interval, paired_interval
+from klball.scores.perplexity import exp_or_inf
+from klball.scores.tails import CVAR, cvar, mean_interval, paired_cvar, paired_interval
 
 FEW_IN_GROUP = 10  # rows: the mean of fewer says little of a group
 MEASURES = ("mean", "cvar", "hardest_1pct", "worst_group")
@@ -45,9 +45,8 @@ def _of_mean(loss: np.ndarray, plain: np.ndarray) -> Numbers:
 
 
 def _of_tail(loss: np.ndarray, plain: np.ndarray) -> Numbers:
-    value, difference = cvar(loss, CVAR), cvar(loss, CVAR) - cvar(plain, CVAR)
-    effect = influence(loss, CVAR) - influence(plain, CVAR)
-    return value, difference, *paired_interval(effect, CVAR, difference)
+    difference, effect = paired_cvar(loss, plain, CVAR)
+    return cvar(loss, CVAR), difference, *paired_interval(effect, CVAR, difference)
 
 
 def _of_groups(loss: np.ndarray, plain: np.ndarray, groups: Sequence[str]) -> tuple[Numbers, str]:

@@ -134,11 +134,15 @@ def check_answers(table: Dataset, where: str) -> None:
     columns: Any = table.select_columns(["sample_id", *SCORES, *COUNTS]).with_format("arrow")
     rows = columns[:]
     check_rows(rows, where)
-    whole = ~rows["truncated"].to_numpy().astype(bool) & (rows["num_tokens"].to_numpy() > 0)
-    lacking = np.flatnonzero(whole & np.array(rows["log_likelihood"].is_null()))
+    lacking = np.flatnonzero(usable(table) & np.array(rows["log_likelihood"].is_null()))
     if lacking.size:
         row = int(lacking[0])
         raise fault_of(where, row, rows["sample_id"][row].as_py(), "log_likelihood", None)
+
+
+def usable(table: Dataset) -> np.ndarray:
+    """Which rows of a score table have an answer that fits uncut, [n]."""
+    return ~np.array(table["truncated"][:], dtype=bool) & (np.array(table["num_tokens"][:]) > 0)
 
 
 Scored = tuple[Dataset, Mapping[str, Any]]  # a score table and its provenance

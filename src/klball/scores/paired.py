@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from klball.scores.perplexity import CVAR, cvar
-from klball.scores.tails import influence, paired_interval, tail_size, varied_interval
+from klball.scores.tails import CVAR, paired_cvar, paired_interval, tail_size, varied_interval
 
 LOSS, WORST = "loss", "worst 5 %"
 
@@ -24,8 +23,7 @@ def mean_difference(values: np.ndarray, base: np.ndarray) -> Interval:
 
 def cvar_difference(loss: np.ndarray, base: np.ndarray, level: float) -> Interval:
     """CVaR_level(loss) − CVaR_level(base), each model's own worst rows; NaN bounds of few or equal losses."""
-    value = cvar(loss, level) - cvar(base, level)
-    effect = influence(loss, level) - influence(base, level)
+    value, effect = paired_cvar(loss, base, level)
     return value, *(paired_interval(effect, level, value) if np.ptp(effect) else (math.nan, math.nan))
 
 

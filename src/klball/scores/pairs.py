@@ -183,12 +183,11 @@ def reward_table(
         refuse_other(output, recorded, about, PLACES)
         remove_parts(output)  # which a kill may have left
         return finished
-    device = next(model.parameters()).device
     pad = model.config.get_text_config().pad_token_id
 
     def part_of(batches: list[list[int]]) -> pa.Table:
         rows = list(chain.from_iterable(batches))
-        rewards = [_rewards(model, [tokens[row] for row in batch], pad, device) for batch in batches]
+        rewards = [rewards_of(model, [tokens[row] for row in batch], pad) for batch in batches]
         return pa.table({"row": rows, "reward": torch.cat(rewards).double().tolist()})
 
     def whole(parts: Sequence[pa.Table]) -> pa.Table:
@@ -215,9 +214,9 @@ def _of_rewards(pairs: EncodedPairs, rewards: np.ndarray, tokens: list[list[int]
 
 
 @torch.no_grad()
-def _rewards(model: Any, rows: Sequence[list[int]], pad: int, device: torch.device) -> Tensor:
-    """(B), on the CPU; rows are padded at their end, as in training."""
-    length = max(map(len, rows))
+def rewards_of(model: Any, rows: Sequence[list[int]], pad: int) -> Tensor:
+    """Of a classifier of one label, (B), float32, on the CPU; rows are padded at the end, as in training."""
+    length, device = max(map(len, rows)), next(model.parameters()).device
     ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=device)
     return model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1).float().cpu()

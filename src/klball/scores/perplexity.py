@@ -11,22 +11,25 @@ from datasets import Dataset
 from scipy import stats
 from torch import Tensor
 
-from klball.adversary.dual import robust_profile
+from klball.adversary.dual import RobustProfile, robust_profile
 from klball.files import without_nan
 from klball.scores.own import check_answers
 from klball.scores.tails import (
-    FEW,
+    CVAR,
+    CVAR_LEVELS,
+    HARDEST,
     LEAST,
+    cvar,
+    hardest,
     influence,
     mean_interval,
+    own_tail,
+    paired_cvar,
     paired_interval,
     tail_interval,
     tail_size,
 )
 
-HARDEST = 0.01
-CVAR = 0.05
-CVAR_LEVELS = (0.01, 0.05, 0.1, 0.25)
 RADII = (0.0, 0.01, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0)
 RESAMPLES = 1_000
 
@@ -60,6 +63,12 @@ class ProfilePoint:
     robust_loss: float
     lambda_: float
     ess: float
+
+
+def profile_points(data: str, model: str, profile: RobustProfile) -> list[ProfilePoint]:
+    """A profile as points, one a radius."""
+    columns = (profile.epsilon, profile.robust_loss, profile.lambda_, profile.ess)
+    return [ProfilePoint(data, model, *point) for point in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -138,13 +147,7 @@ def robustness_report(
                 Ratio(data, model, base, name, *map(float, numbers[3:])) for name, numbers in found.items()
             ]
         for model, scores in columns.items():
-            profile = robust_profile(scores["log_likelihood"], RADII)
-            profiles += [
-                ProfilePoint(data, model, *point)
-                for point in zip(
-                    profile.epsilon, profile.robust_loss, profile.lambda_, profile.ess, strict=True
-                )
-            ]
+            profiles += profile_points(data, model, robust_profile(scores["log_likelihood"], RADII))
     return RobustnessReport(reference, metrics, profiles, rows, ratios)
 
 
@@ -259,10 +262,9 @@ def _of_hardest(g: np.ndarray, reference: np.ndarray, hard: np.ndarray) -> Numbe
 
 def _of_own(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
     """exp of the mean loss of each model's own worst share."""
-    value, base = cvar(-g, level), cvar(-reference, level)
-    effect = influence(-g, level) - influence(-reference, level)
-    bounds = paired_interval(effect, level, value - base)
-    numbers = (value, *own_tail(-g, level, value), value - base, *bounds)
+    value, (difference, effect) = cvar(-g, level), paired_cvar(-g, -reference, level)
+    bounds = paired_interval(effect, level, difference)
+    numbers = (value, *own_tail(-g, level, value), difference, *bounds)
     return tuple(map(exp_or_inf, numbers))  # pyright: ignore[reportReturnType]
 
 
@@ -276,33 +278,10 @@ def _of_cvar(g: np.ndarray, reference: np.ndarray, level: float) -> Numbers:
     return (value, *interval, value / base, exp_or_inf(low), exp_or_inf(high))
 
 
-def own_tail(loss: np.ndarray, level: float, value: float) -> tuple[float, float]:
-    """The interval of the mean of the worst `level`, whose edge is the next loss; NaN if they are equal."""
-    m = tail_size(level, len(loss))
-    ordered = np.sort(loss)[::-1]
-    edge = ordered[min(m, len(loss) - 1)]
-    if ordered[0] == edge:
-        return math.nan, math.nan
-    return tail_interval(ordered[:m], edge, level, value)
-
-
 def exp_or_inf(value: float) -> float:
     """exp, infinite where it overflows, without a warning."""
     with np.errstate(over="ignore"):
         return float(np.exp(value))
-
-
-def cvar(loss: np.ndarray, level: float) -> float:
-    """Mean loss of the worst `level` of the samples; the boundary sample counts in part."""
-    mass = level * len(loss)
-    taken = np.diff(np.minimum(np.arange(1, len(loss) + 1), mass), prepend=0.0)
-    return float(taken @ np.sort(loss)[::-1]) / mass
-
-
-def hardest(log_likelihood: np.ndarray | Sequence[float], share: float = HARDEST) -> np.ndarray:
-    """Row indices of the `share` lowest log-likelihoods, at least one."""
-    g = np.asarray(log_likelihood, dtype=float)
-    return np.argsort(g, kind="stable")[: tail_size(share, len(g))]
 
 
 def summary_of(scores: dict[str, Tensor]) -> dict[str, float]:
@@ -323,11 +302,6 @@ def decided_by(name: str, rows: int) -> int:
     share = {"hardest_1pct": HARDEST, "own_hardest_1pct": HARDEST, "worst_5pct": CVAR}
     share |= {f"cvar_{x:g}": x for x in CVAR_LEVELS}
     return tail_size(share[name], rows) if name in share else rows
-
-
-def few_hardest(rows: int) -> bool:
-    """Whether the hardest 1 % of so many samples are too few to judge by: the worst 5 % then come first."""
-    return tail_size(HARDEST, rows) < FEW
 
 
 def token_nll(table: Dataset) -> float:

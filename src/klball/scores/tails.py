@@ -1,4 +1,4 @@
-"""Intervals for the mean of a worst share of the samples, where few samples decide.
+"""The mean of a worst share of the samples, with intervals, where few samples decide.
 
 A bootstrap of the m samples in a tail is too sure: at α = 1 % and n = 400 its 95 % intervals covered .71.
 Coverage of what is here: docs/lab-notes.md, benchmarks/tail_coverage.py.
@@ -12,6 +12,8 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.05
+HARDEST, CVAR = 0.01, 0.05  # the shares that reports speak of
+CVAR_LEVELS = (0.01, 0.05, 0.1, 0.25)
 FEW = 20  # samples in a tail: the mean of fewer is descriptive, and the hardest 1 % are not judged by
 LEAST = 4  # samples: the coverage of fewer was not measured, and a perplexity of three had ± twice itself
 
@@ -19,6 +21,24 @@ LEAST = 4  # samples: the coverage of fewer was not measured, and a perplexity o
 def tail_size(share: float, n: int) -> int:
     """m = ⌈share · n⌉ samples, at least one."""
     return max(1, math.ceil(share * n - 1e-9))
+
+
+def few_hardest(rows: int) -> bool:
+    """Whether the hardest 1 % of so many samples are too few to judge by: the worst 5 % then come first."""
+    return tail_size(HARDEST, rows) < FEW
+
+
+def cvar(loss: np.ndarray, level: float) -> float:
+    """Mean loss of the worst `level` of the samples; the boundary sample counts in part."""
+    mass = level * len(loss)
+    taken = np.diff(np.minimum(np.arange(1, len(loss) + 1), mass), prepend=0.0)
+    return float(taken @ np.sort(loss)[::-1]) / mass
+
+
+def hardest(log_likelihood: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Row indices of the 1 % lowest log-likelihoods, at least one."""
+    g = np.asarray(log_likelihood, dtype=float)
+    return np.argsort(g, kind="stable")[: tail_size(HARDEST, len(g))]
 
 
 def tail_interval(worst: np.ndarray, edge: float, share: float, value: float) -> tuple[float, float]:
@@ -43,12 +63,27 @@ def tail_interval(worst: np.ndarray, edge: float, share: float, value: float) ->
     return value - low, value + high
 
 
+def own_tail(loss: np.ndarray, level: float, value: float) -> tuple[float, float]:
+    """The interval of the mean of the worst `level`, whose edge is the next loss; NaN if they are equal."""
+    m = tail_size(level, len(loss))
+    ordered = np.sort(loss)[::-1]
+    edge = ordered[min(m, len(loss) - 1)]
+    if ordered[0] == edge:
+        return math.nan, math.nan
+    return tail_interval(ordered[:m], edge, level, value)
+
+
 def influence(loss: np.ndarray, share: float) -> np.ndarray:
     """Influence of each sample on the mean of the worst share α: ((x − v)⁺ − mean)/α, v the quantile."""
     m = tail_size(share, len(loss))
     quantile = np.sort(loss)[::-1][min(m, len(loss) - 1)]
     over = np.maximum(loss - quantile, 0.0)
     return (over - over.mean()) / share
+
+
+def paired_cvar(loss: np.ndarray, base: np.ndarray, share: float) -> tuple[float, np.ndarray]:
+    """CVaR_α(loss) − CVaR_α(base), each of its own worst rows, and the influence of every row on it, [n]."""
+    return cvar(loss, share) - cvar(base, share), influence(loss, share) - influence(base, share)
 
 
 def paired_interval(effect: np.ndarray, share: float, value: float) -> tuple[float, float]:

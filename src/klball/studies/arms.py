@@ -193,7 +193,7 @@ def score_model(
 
 
 def table_path(folder: Path, label: str, name: str) -> Path:
-    """Where `score_model` keeps a table."""
+    """Where the studies keep score tables."""
     return folder / "scores" / label / f"{name}.parquet"
 
 

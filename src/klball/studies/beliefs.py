@@ -16,7 +16,7 @@ from klball.data.builtin.beliefs import MINORITY, belief_of
 from klball.data.formats import IGNORED
 from klball.data.readers import dataset_of
 from klball.scores.tables import score
-from klball.studies.arms import Options, first, load, num_steps, run_settings, start_of, train_run
+from klball.studies.arms import Options, first, load, num_steps, run_settings, start_of, table_path, train_run
 from klball.training.preference.beliefs import encoded_beliefs
 from klball.training.preference.config import GDPOConfig, RobustDPOConfig
 
@@ -29,7 +29,7 @@ def run_beliefs(options: Options, folder: Path, seed: int) -> list[dict[str, Any
     train, test = given.to_list(), _questions(load_builtin(DATA, "test"))
     answers = Dataset.from_list(list(_answers(train)))
     start = start_of(options, folder, DATA, answers, "beliefs before preferences")
-    found = [_measured("SFT", start, test, folder / "scores" / "start" / "beliefs.parquet", seed, options)]
+    found = [_measured("SFT", start, test, table_path(folder, "start", "beliefs"), seed, options)]
     radius = sorted(options.epsilons)[len(options.epsilons) // 2] or max(options.epsilons)
     arms: dict[str, tuple[Any, list[Row], dict[str, Any]]] = {
         "DPO": (RobustDPOConfig, _majority_pairs(train), {"epsilon": 0.0}),
@@ -43,7 +43,7 @@ def run_beliefs(options: Options, folder: Path, seed: int) -> list[dict[str, Any
         steps = num_steps(len(rows), options)
         config = kind(**{**run_settings(run, steps, seed, options), "beta": options.beta, **own})
         train_run(config, Dataset.from_list(rows), start, f"beliefs, {label}", seed, options)
-        output = folder / "scores" / f"seed-{seed}" / DATA / f"{name}.parquet"
+        output = table_path(folder, f"seed-{seed}/{DATA}", name)
         found.append(_measured(label, str(run), test, output, seed, options))
     return found
 

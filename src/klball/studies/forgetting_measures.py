@@ -16,7 +16,7 @@ from klball.scan.implicit_rewards import gradient_weights, implicit_rewards, top
 from klball.scores.perplexity import token_nll
 from klball.scores.scorer import TOKENS
 from klball.scores.tables import score
-from klball.studies.arms import OWN, START, Options, base_answers, kept, load
+from klball.studies.arms import OWN, START, Options, base_answers, kept, load, table_path
 from klball.studies.own_answers import answer_table
 from klball.terminal import progress_bar
 from klball.training.identity import model_digest, row_digests
@@ -148,7 +148,7 @@ class Reference:
             return score(
                 *(model, tokenizer, self.data[name]),
                 max_length=self.options.max_length,
-                output=self.folder / "scores" / place / f"{name}.parquet",
+                output=table_path(self.folder, place, name),
                 progress=progress,
                 token_log_probs=name == TASK,
             )

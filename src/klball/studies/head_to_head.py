@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from datasets import Dataset
 from torch import Tensor
 
 from klball.data.rows import load_rows
-from klball.files import json_digest, write_csv
+from klball.files import json_digest, read_table, write_csv
 from klball.report.charts import entropy_chart
 from klball.report.figures import draw, plot_gain_against_forgetting
 from klball.report.pages.parts import BASE, few_in_words
 from klball.report.pages.reproduction import write_objectives_page
 from klball.scan.behaviour import Behaviour, behaviour_of
-from klball.scores.perplexity import robustness_report, token_mean, token_nll
+from klball.scores.own import usable
+from klball.scores.perplexity import common_rows, robustness_report, token_mean, token_nll
 from klball.shown import in_words
 from klball.studies.arms import (
     OWN,
@@ -134,7 +134,11 @@ class _Reference:
         behaviour = self._behaviour(label, path, output.with_name(f"{output.name}.json"))
         of_data = {name: {BASE: self.tables[name], label: tables[name]} for name in tables}
         report = robustness_report(of_data, BASE, 1)
-        base, test, other = (_uncut(table) for table in (self.tables["test"], tables["test"], tables["ood"]))
+        # those that the tails are of: `max_length` cuts the same rows for all models
+        base, test, other = (
+            table.select(np.flatnonzero(usable(table)))
+            for table in (self.tables["test"], tables["test"], tables["ood"])
+        )
         return Outcome(
             arm=label,
             seed=seed,
@@ -168,18 +172,14 @@ class _Reference:
         return Behaviour(**kept(output, asked, made))
 
 
-def _uncut(table: Dataset) -> Dataset:
-    """The rows that the tails are of: those that `max_length` cuts are the same for all models."""
-    return table.select(np.flatnonzero(~np.array(table["truncated"][:])))
-
-
 def _report(
     outcomes: Sequence[Outcome], arms: Sequence[Arm], base: Tables, data: dict[str, Dataset], folder: Path
 ) -> None:
     if not is_main():
         return
-    write_csv(folder / "finals.csv", [asdict(outcome) for outcome in outcomes])
-    summary = summarise(outcomes)
+    finals = [asdict(outcome) for outcome in outcomes]
+    write_csv(folder / "finals.csv", finals)
+    summary = means(finals, ("arm",), MEASURES)
     write_csv(folder / "summary.csv", summary)
     seeds = 1 + max(outcome.seed for outcome in outcomes)
     title = f"{seeds} seed(s): mean ± sd; nats per token, worst 5 % and hardest 1 % as perplexity"
@@ -187,13 +187,12 @@ def _report(
     show_table(
         title, header, [(row["arm"], *(_cell(row, name, seeds) for name in MEASURES)) for row in summary]
     )
-    kept = robustness_report({"test": {BASE: base["test"]}}, BASE, 1).rows["test"]["kept"]
-    if few := few_in_words(kept):
+    if few := few_in_words(common_rows("test", {BASE: base["test"]})[1]["kept"]):
         say(f"of the test rows {few}")
     plot_gain_against_forgetting(summary, folder / "figures" / "gain-against-forgetting")
     curves: dict[str, Sequence[Any]] = {
         arm.label: [
-            pq.read_table(folder / f"seed-{seed}" / arm.folder / HISTORY_FILE, columns=["step", "entropy"])
+            read_table(folder / f"seed-{seed}" / arm.folder / HISTORY_FILE, columns=["step", "entropy"])
             for seed in range(seeds)
         ]
         for arm in arms
@@ -202,11 +201,6 @@ def _report(
     draw(folder / "figures" / "entropy", entropy)
     of_base = {name: {BASE: table} for name, table in base.items()}
     write_objectives_page(summary, entropy, seeds, of_base, data, provenance_of(folder), folder)
-
-
-def summarise(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds of every measure; no deviation (0) for one seed."""
-    return means([asdict(outcome) for outcome in outcomes], ("arm",), MEASURES)
 
 
 def _cell(row: dict[str, Any], name: str, seeds: int) -> str:

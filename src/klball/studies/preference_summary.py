@@ -17,7 +17,7 @@ from klball.report.figures import draw
 from klball.report.pages.parts import few_in_words
 from klball.report.pages.preference import write_preference_page
 from klball.scores.accuracy import Columns, pair_report, value_of, worst_group
-from klball.scores.perplexity import CVAR, cvar, hardest
+from klball.scores.tails import CVAR, cvar, hardest
 from klball.shown import in_words
 from klball.studies.arms import provenance_of
 from klball.studies.summary import means

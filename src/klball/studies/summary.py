@@ -50,16 +50,13 @@ def summarise(
     decided = {
         column: decided_by(metric, kept[data]["kept"]) for column, (data, metric, _) in measures.items()
     }
+    over_seeds = {row["arm"]: row for row in means(finals, ("arm",), [*measures])}
     rows = []
     for name in (base, *(arm.label for arm in arms)):
         row: dict[str, Any] = {"arm": name}
         for column in measures:
-            values = _values(finals, name, column)
-            row[column], row[f"{column}_sd"] = (
-                float(values.mean()),
-                float(values.std(ddof=1)) if len(values) > 1 else 0.0,
-            )
-            ratio = None
+            row |= {part: over_seeds[name][part] for part in (column, f"{column}_sd")}
+            values, ratio = _values(finals, name, column), None
             if plain is not None and name not in (base, plain):
                 ratio = ratio_interval(values, _values(finals, plain, column))
                 if decided[column] < LEAST:

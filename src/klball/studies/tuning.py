@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from klball.models.token_scores import NonFiniteLogitError
 from klball.report.pages.parts import BASE
 from klball.report.pages.training import write_training_page
 from klball.scores.frontier import frontier_row, groups_judged
-from klball.scores.perplexity import hardest
+from klball.scores.own import usable
 from klball.scores.scorer import encode_for
 from klball.scores.tables import score
-from klball.studies.arms import Steps
+from klball.scores.tails import hardest
+from klball.studies.arms import Steps, table_path
 from klball.studies.tuning_choice import kept, rungs_of
 from klball.terminal import is_main, progress_bar
 from klball.training.identity import settings_of
@@ -202,7 +204,7 @@ def scored(study: Study, model_name: str, label: str, part: str) -> Dataset:
     revision = study.model.model_revision if label == BASE else None
     model, tokenizer = load_on_device(model_name, study.model.dtype or "auto", revision)
     load_chat_template(tokenizer, study.config.chat_template_path)
-    output = study.folder / "scores" / label / f"{part}.parquet"
+    output = table_path(study.folder, label, part)
     if label == BASE and not output.exists():
         _refuse_cut_rows(study, model, tokenizer)
     with progress_bar(f"{label}: scoring the {part} rows") as progress:
@@ -229,34 +231,27 @@ def _refuse_cut_rows(study: Study, model: Any, tokenizer: Any) -> None:
         if not fit.any():
             raise ValueError(f"no {part} row fits uncut in --max_length {limit}, or in what the model takes")
         column = study.config.group_column if part == HELD_OUT else None
-        if column and not groups_judged(groups_of_those(study, fit)):
+        if column and not groups_judged(groups_in(rows, study, fit)):
             raise ValueError(
                 f"no group of {column!r} has 10 held-out rows that fit uncut in --max_length {limit}, or in "
                 "what the model takes"
             )
 
 
-def groups_of_those(study: Study, chosen: np.ndarray) -> list[str]:
-    """Of some of the held-out rows; none without a column."""
+def groups_in(rows: Dataset, study: Study, chosen: np.ndarray | None = None) -> list[str]:
+    """The groups of rows, or of the `chosen` of them; none without a column."""
     if study.config.group_column is None:
         return []
-    groups = group_names(study.held_out, study.config.group_column)
-    return [str(group) for group, is_chosen in zip(groups, chosen, strict=True) if is_chosen]
-
-
-def are_compared(table: Dataset) -> np.ndarray:
-    """Which rows of a score table have an answer, and fit uncut."""
-    return ~np.array(table["truncated"][:]) & (np.array(table["num_tokens"][:]) > 0)
+    groups = map(str, group_names(rows, study.config.group_column))
+    return list(groups if chosen is None else compress(groups, chosen))
 
 
 def compared(study: Study, tables: dict[str, Dataset], base: Dataset, rows: Dataset) -> list[dict[str, Any]]:
     """`frontier_row` of all tables against the first, on rows that fit uncut; the base has the hardest."""
-    fit = are_compared(base)
+    fit = usable(base)
     if not fit.any():
         raise ValueError("no row that has an answer fits uncut in max_length: nothing to compare")
-    column = study.config.group_column
-    groups = None if column is None else group_names(rows, column)
-    named = None if groups is None else [str(group) for group, fits in zip(groups, fit, strict=True) if fits]
+    named = groups_in(rows, study, fit) or None
     losses = [-np.array(table["log_likelihood"][:], dtype=float)[fit] for table in (base, *tables.values())]
     first, *others = losses
     hard = hardest(-first)

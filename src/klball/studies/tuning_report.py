@@ -9,8 +9,8 @@ from klball.report.page import Table
 from klball.report.pages.parts import counted
 from klball.report.pages.tuning import TuningResults, frontier_table, verdict, write_tuning_page
 from klball.scores.frontier import MEASURES, groups_judged
-from klball.scores.perplexity import CVAR
-from klball.scores.tails import LEAST, tail_size
+from klball.scores.own import usable
+from klball.scores.tails import CVAR, LEAST, tail_size
 from klball.studies.arms import provenance_of
 from klball.studies.tuning import (
     BASE,
@@ -18,9 +18,8 @@ from klball.studies.tuning import (
     TEST,
     Arm,
     Study,
-    are_compared,
     compared,
-    groups_of_those,
+    groups_in,
     refuse_unusable,
     rungs,
     scored,
@@ -57,16 +56,11 @@ def refuse_useless_groups(study: Study) -> None:
             groups_of(rows, column)
         except ValueError as error:
             raise ValueError(f"rows to {part}: {error}") from None
-    if column is not None and not groups_judged(_groups(study)):
+    if column is not None and not groups_judged(groups_in(study.held_out, study)):
         raise ValueError(
             f"no group of {column!r} has 10 held-out rows to be judged by: hold out more with "
             "--eval_fraction, or give more rows to choose by"
         )
-
-
-def _groups(study: Study) -> list[str]:
-    """Of the held-out rows; none without a column."""
-    return list(map(str, groups_of(study.held_out, study.config.group_column) or ()))
 
 
 def plan(study: Study) -> str:
@@ -97,7 +91,7 @@ def _results(study: Study, found: Sequence[list[dict[str, Any]]]) -> TuningResul
     pair = dict.fromkeys((study.arms[0].label, arm.label))
     places = {label: whole(study, _named(study, label)) for label in pair}
     tables = {label: scored(study, *place, HELD_OUT) for label, place in places.items()}
-    judged = groups_judged(groups_of_those(study, are_compared(tables[arm.label])))
+    judged = groups_judged(groups_in(study.held_out, study, usable(tables[arm.label])))
     return TuningResults(
         rows=list(last.values()),
         rungs=[row for rows in found for row in rows],
@@ -107,7 +101,7 @@ def _results(study: Study, found: Sequence[list[dict[str, Any]]]) -> TuningResul
         max_cost=study.max_cost,
         cost=cost_of(rungs_of(len(study.arms) - 1, study.halving)),
         model=str(study.place_of(arm)),
-        unjudged=sorted({*_groups(study)} - {*judged}),
+        unjudged=sorted({*groups_in(study.held_out, study)} - {*judged}),
         test=None if study.test is None or best is None else _tested(study, places),
         tables=tables,
         held_out=study.held_out,

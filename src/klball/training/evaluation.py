@@ -1,5 +1,6 @@
 """Evaluation row by row: TRL's would give means of batch means."""
 
+from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
@@ -77,7 +78,7 @@ class RowEvaluation:
         robust_loss: the worst case of training's own set, over groups where it weighs those; none where
         `units` lack their column. cvar: the mean loss of the worst 5 % of the units.
         """
-        ledger = Ledger(len(scores["score"]), ("score", *(n for n in self.ambiguity.needs if n != "score")))
+        ledger = Ledger(len(scores["score"]), self.ambiguity.needs)
         ledger.rewrite(scores)
         found = {"cvar": -_worst_case(CVaR(WORST_SHARE), ledger, Units(sizes), relax=False)}
         column = self.args.group_column
@@ -100,6 +101,13 @@ def named_sets(evaluation: Any) -> list[tuple[str, Any]]:
     if isinstance(evaluation, dict):
         return [(f"eval_dataset {name!r}", rows) for name, rows in evaluation.items()]
     return [] if evaluation is None else [("eval_dataset", evaluation)]
+
+
+def each_set(evaluation: Any, prepared: Callable[[Any, str], Dataset]) -> Any:
+    """What was given, every data set `prepared`: of its rows, and of what messages call it."""
+    if isinstance(evaluation, dict):
+        return {name: prepared(rows, f"eval_dataset {name!r}") for name, rows in evaluation.items()}
+    return None if evaluation is None else prepared(evaluation, "eval_dataset")
 
 
 def refuse_metric_without_groups(args: Any, evaluation: Any) -> None:

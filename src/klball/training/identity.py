@@ -10,11 +10,10 @@ import xxhash
 from datasets import Dataset
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from klball.data.formats import MEANINGFUL
 from klball.files import RUN_FILE, combined, file_digest, json_digest, read_json_object
-from klball.models.loading import model_path
+from klball.models.loading import adapter_base, model_path
 from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
 from klball.training.checkpoints import STATE_FILE, WEIGHTS, checkpoints_of
 from klball.training.sft.config import RobustSFTConfig
@@ -146,8 +145,7 @@ def model_digest(name: str, revision: str | None = None) -> str:
     else:
         config = cached_file(path, "config.json", revision=revision, **LENIENT)
         parts.append(f"{name} {extract_commit_hash(config, None)}")
-    adapter = find_adapter_config_file(path, revision=revision)
-    base = None if adapter is None else read_json_object(Path(adapter)).get("base_model_name_or_path")
+    base = adapter_base(name, revision)
     if base and model_path(base) != path:
         parts.append(model_digest(base))
     return combined(part.encode() for part in parts)

@@ -18,15 +18,14 @@ class Ledger:
 
     Entries age while the model moves, so stale ones look hard: the drift's shift is added to all of them.
     start: what every score is before training, where that is the same for all: the drift is measured from
-    it, but it does not tell units apart. noise: how far rounding may move a score from it.
+    it, but it does not tell units apart. noise: how far rounding may move a score from it. "score" comes
+    first, whatever the `names`.
     """
 
-    def __init__(
-        self, size: int, names: Sequence[str] = ("score",), start: float | None = None, noise: float = 0.0
-    ):
+    def __init__(self, size: int, names: Sequence[str] = (), start: float | None = None, noise: float = 0.0):
         self.start, self.noise = start, max(noise, NOISE * (1 + abs(start or 0.0)))
         filled = torch.full((size,), start or 0.0, dtype=torch.float64)
-        self.entries = {name: filled.clone() for name in names}
+        self.entries = {name: filled.clone() for name in dict.fromkeys(("score", *names))}
         self.known = torch.zeros(size, dtype=torch.bool)
         self.drift = Drift()
 

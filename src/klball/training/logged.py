@@ -1,6 +1,5 @@
 """Every name that a training logs, and its meaning: docs/formats.md shows all, `klball train` its own."""
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +7,6 @@ SFT, DPO, REWARD, GDPO, GRPO = ("sft", "dpo", "reward", "gdpo", "grpo")
 ALL = (SFT, DPO, REWARD, GDPO, GRPO)
 SCORED = (SFT, DPO, REWARD, GDPO)
 PAIRS = (DPO, GDPO)
-EVALUATED = "eval_"
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 
 
@@ -155,10 +153,3 @@ LOGGED = (
 def logged_by(family: str, config: Any) -> list[Logged]:
     """What a run of that family and configuration logs, evaluations included."""
     return [entry for entry in LOGGED if family in entry.families and entry.when(config)]
-
-
-def definition(name: str, family: str) -> Logged | None:
-    """Of a name as it is logged; eval_NAME is NAME of other rows where it has no definition of its own."""
-    own = {entry.name: entry for entry in LOGGED if family in entry.families}
-    plain = re.sub(r"^rewards/.+/(mean|std)$", r"rewards/REWARD/\1", name.removeprefix(EVALUATED))
-    return own.get(name) or own.get(plain)

@@ -100,10 +100,9 @@ class RobustTrainer(Accounted):
         self.add_callback(_Boundaries(self))
 
     def _empty_accountant(self) -> Accountant:
-        names = ("score", *(name for name in self.ambiguity.needs if name != "score"))
         return Accountant(
             ambiguity=self.ambiguity,
-            ledger=Ledger(len(self.samples), names, self.common_start(), self.start_noise()),
+            ledger=Ledger(len(self.samples), self.ambiguity.needs, self.common_start(), self.start_noise()),
             units=self._units,
             relax=self._relax,
             frozen=self.args.reweight == "static",

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from klball.data.builtin import Row, row_of
+from klball.data.texts import folded
 
 TEST_ROWS = 3_200  # the hardest 1 % are then 32 samples
 LONGEST_ANSWER = 600  # characters; whole paragraphs only, nothing is cut
@@ -39,7 +40,7 @@ def distinct(rows: Iterable[Row]) -> list[Row]:
     seen: set[str] = set()
     kept = []
     for row in rows:
-        keys = {"q" + _fold(row["question"]), "a" + _fold(row["answer"])}
+        keys = {"q" + folded(row["question"]), "a" + folded(row["answer"])}
         if not keys & seen:
             kept.append(row)
         seen |= keys
@@ -102,10 +103,6 @@ def _leading_paragraphs(text: str) -> str:
             break
         kept = longer
     return kept if len(kept) >= 20 and len(kept.split()) >= 3 else ""
-
-
-def _fold(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 ASKING = (  # around a noun clause such as "what the module `os` is for"

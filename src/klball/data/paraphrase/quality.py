@@ -11,6 +11,7 @@ import numpy as np
 
 from klball.boundary import first_line
 from klball.data.paraphrase.samples import Sample
+from klball.data.texts import folded
 from klball.files import digest
 
 NO_PROMPT = "no prompt to rephrase"
@@ -167,7 +168,7 @@ def _value(match: str) -> str:
 
 def fold(text: str) -> str:
     """The text without what makes no new wording: case, white space, quotes and a mark at the end."""
-    return " ".join(text.casefold().split()).strip("\"'“”‘’ ").rstrip(".?! ")
+    return folded(text).strip("\"'“”‘’ ").rstrip(".?! ")
 
 
 class QualityControl:

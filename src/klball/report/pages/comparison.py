@@ -16,7 +16,7 @@ from klball.comparison.joint import LEAST_DECIDING, LEAST_ERRORS
 from klball.comparison.verdicts import LEAD
 from klball.data.paraphrase.rounds import Rounds
 from klball.files import write_text
-from klball.report.charts import HeatMap, multipliers_chart, profile_charts, regions_chart
+from klball.report.charts import HeatMap, mean_profile_charts, multipliers_chart, regions_chart
 from klball.report.figures import draw, draw_heat_map
 from klball.report.interactive import heat_map, paired_differences, plot
 from klball.report.page import Page, Part, Plot, Section, Table, write_page
@@ -29,7 +29,6 @@ from klball.report.pages.parts import (
     samples_section,
 )
 from klball.report.paper import latex_table
-from klball.scores.perplexity import ProfilePoint
 
 MOST_PAIRS = 40  # of models, in a list or a figure
 MOST_ERRORS = 1000.0  # standard errors of a radius: with more, two items decided
@@ -207,19 +206,14 @@ def _differences(analysis: Analysis, of_pair: list[dict[str, Any]], unit: str) -
 
 
 def _profiles_section(comparison: Comparison) -> Section:
-    measure = comparison.scores.measure
-    worst, sign = measure.profile
+    worst, sign = comparison.scores.measure.profile
     rows = [{**p, "robust_loss": sign * p["robust_loss"] + 0.0} for p in comparison.profiles]
-    points = [
-        ProfilePoint("all rounds", p["model"], p["epsilon"], p["robust_loss"], p["lambda"], p["ess"])
-        for p in comparison.profiles
-    ]
     columns = {
         **{"model": "model", "epsilon": "ε", "robust_loss": worst},
         **{"lambda": "λ", "ess": "effective sample size"},
     }
     table = Table("Profiles", rows, columns, "Means over rounds, without γ.")
-    return Section("Robust profiles", [plot(profile_charts(points, "all rounds", measure)[0]), table])
+    return Section("Robust profiles", [plot(mean_profile_charts(comparison)[0]), table])
 
 
 def _has_cap(analysis: Analysis) -> bool:

@@ -29,8 +29,9 @@ from klball.report.pages.parts import (
 )
 from klball.report.pages.tables import tails_in_order
 from klball.scores.accuracy import WORST
-from klball.scores.perplexity import Metric, RobustnessReport, decided_by, few_hardest
-from klball.scores.tails import FEW, LEAST
+from klball.scores.own import usable
+from klball.scores.perplexity import Metric, RobustnessReport, decided_by
+from klball.scores.tails import FEW, LEAST, few_hardest
 
 TAILS = (
     f"Tails of fewer than {FEW} rows are descriptive, and fewer than {LEAST} have no interval. Where the "
@@ -127,8 +128,7 @@ def weighed_samples(tables: Tables, rows: Mapping[str, Dataset]) -> Section:
 
 def _common(of_model: Mapping[str, Dataset]) -> np.ndarray:
     """Rows that every model holds uncut, as the report keeps them."""
-    lost = [np.array(t["truncated"][:]) | (np.array(t["num_tokens"][:]) == 0) for t in of_model.values()]
-    return np.flatnonzero(~np.logical_or.reduce(lost))
+    return np.flatnonzero(np.logical_and.reduce([usable(table) for table in of_model.values()]))
 
 
 def plain_lines(report: RobustnessReport) -> list[str]:

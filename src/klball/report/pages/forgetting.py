@@ -8,8 +8,7 @@ from typing import Any
 from klball.report.charts import Chart
 from klball.report.interactive import plot
 from klball.report.page import Page, Section, Table, write_page
-from klball.report.pages.parts import REPORT_FILE, number_sd, provenance_section, ran_on
-from klball.shown import in_words
+from klball.report.pages.parts import REPORT_FILE, means_table, provenance_section, ran_on
 
 Rows = Sequence[dict[str, Any]]
 START, PLAIN, RL, OWN = "start", "SFT", "GRPO", "SFT on own correct answers"
@@ -49,7 +48,7 @@ def write_forgetting_page(
             Section("KL against forgetting", [*map(plot, charts[1:]), _fits(fits)]),
             Section(
                 "Every budget",
-                [_values("Means ± sd over seeds", summary, ("method",), ("prompts", *measures))],
+                [_values("Means ± sd over seeds", summary, ("method",), measures)],
                 "KL and changes of NLL in nats per token. sampled: accuracy at temperature 1 within "
                 "--own_tokens. top: what 1 % of the tokens hold of SFT's implicit reward, and of its "
                 "gradient, at this model.",
@@ -122,7 +121,12 @@ def _equal(equal: Rows, target: float | None, measures: Sequence[str]) -> list[T
     if target is None:
         return []
     keys = ("method", "reached", "less")
-    return [_values(f"Where accuracy reaches {target:.3f}", equal, keys, ("prompts", *measures))]
+    return [_values(f"Where accuracy reaches {target:.3f}", equal, keys, measures)]
+
+
+def _values(title: str, rows: Rows, keys: Sequence[str], measures: Sequence[str]) -> Table:
+    names = {"reached": "seeds there", "less": "seeds with less forgetting than SFT"}
+    return means_table(title, rows, keys, "Nats per token.", ("prompts", *measures), names)
 
 
 def _fits(fits: Rows) -> Table:
@@ -135,16 +139,3 @@ def _fits(fits: Rows) -> Table:
         },
     }
     return Table("Does KL explain forgetting?", fits, names, "Fits through the start, where both are 0.")
-
-
-def _values(title: str, rows: Rows, keys: Sequence[str], measures: Sequence[str]) -> Table:
-    shown = [
-        {
-            **{key: row[key] for key in keys},
-            **{m: None if math.isnan(row[m]) else number_sd(row[m], row[f"{m}_sd"]) for m in measures},
-        }
-        for row in rows
-    ]
-    names = {name: in_words(name) for name in (*keys, *measures)}
-    names |= {"reached": "seeds there", "less": "seeds with less forgetting than SFT"}
-    return Table(title, shown, {name: names[name] for name in (*keys, *measures)}, "Nats per token.")

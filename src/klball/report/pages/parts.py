@@ -1,8 +1,7 @@
 """What the reports of several commands have in common: samples with their texts, provenance, sentences."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from klball.data.ids import places_of
 from klball.data.rows import texts_of, to_trl_format, with_sample_ids
 from klball.files import RUN_FILE, read_json_object, versions
 from klball.report.page import Cell, Record, Section, Table
-from klball.scores.perplexity import CVAR, HARDEST, few_hardest
-from klball.scores.tails import FEW, LEAST, largest, tail_size
+from klball.scores.tails import CVAR, FEW, HARDEST, LEAST, few_hardest, largest, tail_size
 from klball.shown import in_words
 
 SHOWN = 20  # samples of each kind
@@ -72,7 +70,7 @@ def samples_section(title: str, rows: Sequence[dict[str, Any]], intro: str, grou
 def provenance_section(folder: Path, tables: Mapping[str, Any]) -> Section:
     """Options of the run, library versions, and what every score table says it was made from."""
     run = folder / RUN_FILE
-    records = [Record("Command and options", json.loads(run.read_text()))] if run.exists() else []
+    records = [Record("Command and options", read_json_object(run))] if run.exists() else []
     records.append(Record("Library versions", versions()))
     if tables:
         records.append(Record("Score tables: model, weights, tokenizer, data, length", tables))
@@ -120,8 +118,31 @@ def too_few(rows: int) -> str:
     return f" ({counted(rows)})" if rows < LEAST else ""
 
 
-def number_sd(mean: float, sd: float) -> Cell:
+def means_table(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    keys: Sequence[str],
+    note: str,
+    measures: Iterable[str] | None = None,
+    names: Mapping[str, str] = {},
+) -> Table:
+    """The `keys` of every row, and its measures as mean ± sd over seeds: the columns name and name_sd.
+
+    measures: by default all that have an sd. names: headings, where they are not the columns' own words.
+    """
+    first = rows[0] if rows else {}
+    measures = [name for name in first if f"{name}_sd" in first] if measures is None else [*measures]
+    shown = [
+        {**{key: row[key] for key in keys}, **{m: _number_sd(row[m], row[f"{m}_sd"]) for m in measures}}
+        for row in rows
+    ]
+    return Table(title, shown, {name: names.get(name, in_words(name)) for name in (*keys, *measures)}, note)
+
+
+def _number_sd(mean: float, sd: float) -> Cell | None:
     """A mean with its spread over seeds, where there is one."""
+    if math.isnan(mean):
+        return None
     text = f"{mean:.4g}" + (f" ± {sd:.2g}" if sd > 0 else "")
     return Cell(mean, text.replace("-", "−"))
 

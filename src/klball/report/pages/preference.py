@@ -1,6 +1,5 @@
 """The report of the preference experiment: noise, radius, groups, other people's weights, and beliefs."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,11 @@ from klball.adversary.upweighting import radius_in_words
 from klball.report.charts import Chart
 from klball.report.interactive import plot
 from klball.report.page import Page, Section, Table, write_page
-from klball.report.pages.parts import REPORT_FILE, number_sd, provenance_section
+from klball.report.pages.parts import REPORT_FILE, means_table, provenance_section
 from klball.scores.accuracy import WORST
-from klball.shown import in_words
 
 Rows = Sequence[dict[str, Any]]
+OVER_SEEDS = "Mean ± sd over seeds."
 
 
 def write_preference_page(
@@ -46,12 +45,12 @@ def write_preference_page(
             ),
             Section(
                 "All arms",
-                [_values("Clean held-out pairs", summary, ("flip", "arm"), measures)],
+                [means_table("Clean held-out pairs", summary, ("flip", "arm"), OVER_SEEDS, measures)],
                 "pairs: a pessimistic ball over pairs. optimistic: easy pairs weigh more. groups: a "
                 "pessimistic ball over fields. trimmed: the hardest share is left out first. KLDPO and group "
                 "EG are pessimistic, Dr. DPO is optimistic." + (f" Of the pairs {few}." if few else ""),
             ),
-            Section("Beliefs", [_values("Held-out questions", beliefs, ("arm",), _measures(beliefs))]),
+            Section("Beliefs", [means_table("Held-out questions", beliefs, ("arm",), OVER_SEEDS)]),
             provenance_section(folder, about),
         ],
     )
@@ -92,23 +91,6 @@ def beliefs_verdict(beliefs: Rows) -> list[str]:
         f"{best['arm']} comes nearest to the shares of beliefs: Jensen–Shannon distance "
         f"{best['js_distance']:.3f} ({rest})."
     ]
-
-
-def _measures(rows: Rows) -> list[str]:
-    return [name for name in (rows[0] if rows else {}) if name != "arm" and not name.endswith("_sd")]
-
-
-def _values(title: str, rows: Rows, keys: Sequence[str], measures: Sequence[str]) -> Table:
-    shown = [
-        {**{key: row[key] for key in keys}, **{m: _cell(row[m], row[f"{m}_sd"]) for m in measures}}
-        for row in rows
-    ]
-    names = {name: in_words(name) for name in (*keys, *measures)}
-    return Table(title, shown, names, "Mean ± sd over seeds.")
-
-
-def _cell(value: float, sd: float) -> Any:
-    return None if math.isnan(value) else number_sd(value, sd)
 
 
 def _stops(stops: Rows) -> Table:

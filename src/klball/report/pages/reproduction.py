@@ -21,13 +21,12 @@ from klball.report.pages.parts import (
     REPORT_FILE,
     change,
     few_in_words,
-    number_sd,
+    means_table,
     provenance_section,
     ran_on,
     says,
 )
-from klball.scores.perplexity import RobustnessReport, robustness_report
-from klball.shown import in_words
+from klball.scores.perplexity import RobustnessReport, common_rows
 
 Rows = Sequence[dict[str, Any]]
 Measures = Mapping[str, str]  # column → title
@@ -53,7 +52,7 @@ def write_robustness_page(
         verdict=_robustness_verdict(summary, measures, seeds, report),
         sections=[
             Section("Change against SFT", _change_parts(summary, measures, seeds)),
-            Section("Values over seeds", [_values_table(summary, measures)]),
+            Section("Values over seeds", [_values(summary, measures)]),
             Section("Over training", [plot(curve) for curve in curves]),
             *evaluation_sections(report, models, "seed 0"),
             weighed_samples(tables, rows),
@@ -117,9 +116,9 @@ def _change_parts(summary: Rows, measures: Measures, seeds: int) -> list[Part]:
     return [table, dots]
 
 
-def _values_table(summary: Rows, measures: Measures) -> Table:
-    rows = [{"arm": r["arm"], **{c: number_sd(r[c], r[f"{c}_sd"]) for c in measures}} for r in summary]
-    return Table("Perplexity at the end", rows, {"arm": "arm", **measures}, "Mean ± sd over seeds.")
+def _values(summary: Rows, measures: Measures) -> Table:
+    note = "Mean ± sd over seeds."
+    return means_table("Perplexity at the end", summary, ("arm",), note, measures, measures)
 
 
 def write_objectives_page(
@@ -132,13 +131,8 @@ def write_objectives_page(
     folder: Path,
 ) -> None:
     """report.html of the head-to-head; summary: rows arm, each measure and its _sd; base: its tables."""
-    counts = robustness_report({data: dict(of_model) for data, of_model in base.items()}, BASE, 1).rows
+    counts = {data: common_rows(data, dict(of_model))[1] for data, of_model in base.items()}
     note = f" Of the test rows {few}." if (few := few_in_words(counts["test"]["kept"])) else ""
-    columns = {name: in_words(name) for name in summary[0] if not name.endswith("_sd")}
-    values = [
-        {"arm": r["arm"], **{c: number_sd(r[c], r[f"{c}_sd"]) for c in columns if c != "arm"}}
-        for r in summary
-    ]
     page = Page(
         title="Token objectives: what each gains and forgets",
         subtitle=f"{len(summary) - 1} methods at equal budget, {seeds} seed(s){ran_on(folder)}",
@@ -151,10 +145,10 @@ def write_objectives_page(
                 "Gain against forgetting",
                 [
                     plot(gain_chart(summary)),
-                    Table(
+                    means_table(
                         "All measures",
-                        values,
-                        columns,
+                        summary,
+                        ("arm",),
                         "Mean ± sd over seeds; nats per token, but for the hardest 1 % and the worst 5 % "
                         f"(perplexities), distinct 2 and self bleu.{note}",
                     ),

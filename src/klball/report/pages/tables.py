@@ -8,7 +8,8 @@ from pathlib import Path
 from klball.files import write_csv
 from klball.report.figures import plot_profiles
 from klball.report.pages.parts import counted, few_in_words, too_few
-from klball.scores.perplexity import Metric, RobustnessReport, decided_by, few_hardest
+from klball.scores.perplexity import Metric, RobustnessReport, decided_by
+from klball.scores.tails import few_hardest
 from klball.terminal import say, show_table
 
 SHOWN = {  # metric → column of the printed table

@@ -5,14 +5,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from klball.files import read_csv
+from klball.files import read_csv, read_table
 from klball.report.charts import Chart, Series
 from klball.report.interactive import plot
 from klball.report.page import Cell, Page, Plot, Section, Table, write_page
 from klball.report.pages.parts import REPORT_FILE, provenance_section, ran_on, samples_section
 from klball.shown import in_words
+from klball.training.accountant import HISTORY_FILE
 
 CURVES = {  # title → (axis, columns of the history and what they are called)
     "Loss": (
@@ -43,7 +42,7 @@ TEXTS = ("sample_id", "group", "prompt", "answer", "chosen", "rejected", "belief
 
 def write_training_page(folder: Path, title: str, meaning: str = "") -> None:
     """report.html of a finished run, from the files in its folder; meaning: of its radius, in words."""
-    history = pq.read_table(folder / "history.parquet").to_pylist()
+    history = read_table(folder / HISTORY_FILE).to_pylist()
     groups, top = (_rows(folder / name) for name in ("groups.csv", "top_weighted.csv"))
     sections = [Section("Over training", _curves(history))]
     if groups:

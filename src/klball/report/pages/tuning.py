@@ -13,8 +13,7 @@ from klball.report.page import Cell, Page, Section, Table, number, write_page
 from klball.report.pages.evaluation import weighed_samples
 from klball.report.pages.parts import REPORT_FILE, change, counted, provenance_section, ran_on, says
 from klball.scores.frontier import FEW_IN_GROUP
-from klball.scores.perplexity import CVAR, HARDEST
-from klball.scores.tails import FEW, LEAST, tail_size
+from klball.scores.tails import CVAR, FEW, HARDEST, LEAST, tail_size
 
 NAMES = {
     "mean": "perplexity of all rows",

@@ -12,55 +12,17 @@ LONGEST = 500  # characters
 CONSTANT = ""  # the name under which a sum keeps its constant
 LOSSES = frozenset(
     {
-        "loss",
-        "losses",
-        "nll",
-        "xent",
-        "crossentropy",
-        "perplexity",
-        "perplexities",
-        "ppl",
-        "surprisal",
-        "bpb",
-        "bpc",
-        "bpt",
-        "logloss",
-        "deviance",
-        "error",
-        "errors",
-        "err",
-        "cost",
-        "wer",
-        "cer",
-        "ter",
-        "mae",
-        "mse",
-        "rmse",
-        "mape",
-        "brier",
-        "regret",
-        "penalty",
-        "distance",
-        "toxic",
-        "toxicity",
+        *("loss", "losses", "logloss", "nll", "xent", "crossentropy", "perplexity", "perplexities", "ppl"),
+        *("surprisal", "bpb", "bpc", "bpt", "deviance", "error", "errors", "err", "cost", "regret"),
+        *("wer", "cer", "ter", "mae", "mse", "rmse", "mape", "brier"),
+        *("penalty", "distance", "toxic", "toxicity"),
         *("wrong", "wrongly", "fail", "fails", "failed", "failing", "failure", "failures"),
         *("mistake", "mistakes", "mistaken", "invalid", "violation", "violations", "violated", "violates"),
         *("hallucination", "hallucinations", "hallucinated", "hallucinates"),
     }
 )
 NEVER_NEGATIVE = frozenset(
-    {
-        "nll",
-        "perplexity",
-        "ppl",
-        "surprisal",
-        "wer",
-        "cer",
-        "mae",
-        "mse",
-        "rmse",
-        "brier",
-    }
+    ("nll", "perplexity", "ppl", "surprisal", "wer", "cer", "mae", "mse", "rmse", "brier")
 )
 RIGHT = frozenset(
     {

@@ -12,17 +12,17 @@ from klball.adversary.dual import robust_profile
 from klball.files import without_nan
 from klball.scores.measure import ACCURACY, Measure
 from klball.scores.paired import Interval, cvar_difference, mean_difference
-from klball.scores.perplexity import (
+from klball.scores.perplexity import RADII, ProfilePoint, profile_points
+from klball.scores.tails import (
     CVAR_LEVELS,
     HARDEST,
-    RADII,
-    ProfilePoint,
     cvar,
     few_hardest,
     hardest,
     own_tail,
+    tail_size,
+    varied_interval,
 )
-from klball.scores.tails import tail_size, varied_interval
 
 GROUP = "group "
 NUMBERS = ("value", "low", "high", "difference", "difference_low", "difference_high")
@@ -58,7 +58,6 @@ def item_report(
     measure: Measure,
     reference: str,
     groups: list[str] | None = None,
-    data: str = "scores",
 ) -> ItemReport:
     """The report of scores [n] by model, more being better, on the same items.
 
@@ -87,7 +86,8 @@ def item_report(
             against = NONE if model == reference else _own(measure, difference)
             numbers = dict(zip(NUMBERS, (*shown, *against), strict=True))
             rows.append({"model": model, "name": name, "items": items, **numbers})
-    profiles = [point for model, own in scores.items() for point in _profile(data, model, own)]
+    of_models = {model: robust_profile(loss=-own, epsilons=RADII) for model, own in scores.items()}
+    profiles = [point for model, own in of_models.items() for point in profile_points("scores", model, own)]
     return ItemReport(measure, reference, rows, profiles)
 
 
@@ -120,9 +120,3 @@ def _cvar(loss: np.ndarray, base: np.ndarray, level: float) -> tuple[int, Interv
     value = cvar(loss, level)
     own = (value, *own_tail(loss, level, value))
     return tail_size(level, len(loss)), own, cvar_difference(loss, base, level)
-
-
-def _profile(data: str, model: str, scores: np.ndarray) -> list[ProfilePoint]:
-    profile = robust_profile(loss=-scores, epsilons=RADII)
-    columns = (profile.epsilon, profile.robust_loss, profile.lambda_, profile.ess)
-    return [ProfilePoint(data, model, *point) for point in zip(*columns, strict=True)]

@@ -18,17 +18,8 @@ from klball.scores.kinds import ANSWERED, COLUMNS, PAIRED
 from klball.scores.measure import PER_TOKEN, Measure, accuracy, points
 
 IDS = (
-    *(
-        "sample_id",
-        "id",
-        "item_id",
-        "item",
-        "doc_id",
-        "question_id",
-        "example_id",
-        "prompt_id",
-        "instance_id",
-    ),
+    *("sample_id", "id", "item_id", "item", "doc_id"),
+    *("question_id", "example_id", "prompt_id", "instance_id"),
     *("uid", "key", "qid", "idx", "index"),
 )
 PROMPTS = ("prompt", "question", "input", "instruction", "text")

@@ -23,7 +23,7 @@ from klball.training.sharding import shards_parameters
 logger = logging.getLogger(__name__)
 
 OF_SETS = ("ambiguity", "epsilon", "alpha", "direction", "max_weight", "comparator", "comparator_strength")
-COLUMNS = ("image", "images")
+IMAGES = ("image", "images")
 
 
 def refuse_unsupported(
@@ -79,7 +79,7 @@ def refuse_unsupported(
         columns = dataset.column_names
         if len(dataset) and (idle := for_templates(dataset)):
             logger.warning("%s: %s has no effect on rows that are texts", what, " and ".join(idle))
-        if any(name in columns for name in COLUMNS):
+        if any(name in columns for name in IMAGES):
             raise ValueError(f"images are not supported: leave out their column of {what}")
         if not issubclass(config, RewardConfig):
             refuse_margin(columns)

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from klball.data.preferences import texts_of_pair
 from klball.data.sources import as_dataset
 from klball.models.modes import evaluating
 from klball.training.batches import INDEX, batches_of_process
-from klball.training.evaluation import RowEvaluation, refuse_metric_without_groups
+from klball.training.evaluation import RowEvaluation, each_set, refuse_metric_without_groups
 from klball.training.preference.comparators import Comparator, GroupEG, comparator_named
 from klball.training.preference.forward import REFERENCE
 from klball.training.refusals import refuse_useless
@@ -198,12 +199,8 @@ def prepared_arguments(args: Any, kwargs: dict[str, Any], *columns: tuple[str, .
     """
     train = _without_reference(kwargs["train_dataset"], "train_dataset", columns)
     kwargs["train_dataset"] = with_sample_ids(train)
-    given = kwargs.get("eval_dataset")
-    if isinstance(given, dict):
-        named = {k: _without_reference(d, f"eval_dataset {k!r}", columns) for k, d in given.items()}
-        kwargs["eval_dataset"] = named
-    elif given is not None:
-        kwargs["eval_dataset"] = _without_reference(given, "eval_dataset", columns)
+    prepared = partial(_without_reference, columns=columns)
+    kwargs["eval_dataset"] = each_set(kwargs.get("eval_dataset"), prepared)
     peft_config = kwargs.get("peft_config")
     kwargs["peft_config"] = copy.deepcopy(peft_config)
     return copy.copy(args), peft_config

@@ -9,6 +9,7 @@ from torch import Tensor
 from klball.data.encoding import template_options
 from klball.data.formats import RENDERING
 from klball.models.weights import weights_hash
+from klball.scores.pairs import rewards_of
 from klball.training.rl.answers import text_of
 from klball.training.rl.rewards import FINISHED
 
@@ -89,15 +90,7 @@ class RewardModel:
         chat = self.tokenizer.apply_chat_template(prompt + completion, return_dict=True, **options)
         return chat["input_ids"]
 
-    @torch.no_grad()
     def scores(self, texts: list[list[int]]) -> Tensor:
         """Rewards of tokenised texts, (B), float32, on the CPU."""
-        found = []
-        for start in range(0, len(texts), self.batch_size):
-            rows = [torch.tensor(ids) for ids in texts[start : start + self.batch_size]]
-            given = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad)
-            mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(r) for r in rows], batch_first=True)
-            device = self.model.device
-            logits = self.model(input_ids=given.to(device), attention_mask=mask.to(device)).logits
-            found.append(logits[:, 0].float().cpu())
-        return torch.cat(found)
+        batches = (texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size))
+        return torch.cat([rewards_of(self.model, batch, self.pad) for batch in batches])

@@ -13,6 +13,7 @@ from klball.data.encoding import load_chat_template, require_template, training_
 from klball.data.formats import MASKS, TEXT, is_chat, refuse_unread_text_field, to_trl_format
 from klball.data.ids import with_sample_ids
 from klball.data.sources import as_dataset
+from klball.training.evaluation import each_set, named_sets
 from klball.training.sft.config import RobustSFTConfig
 from klball.training.sft.refusals import refuse_other_model
 
@@ -69,17 +70,11 @@ def prepare_arguments(
     args.dataset_text_field = TEXT
     numbered = with_sample_ids(as_dataset(kwargs["train_dataset"], "train_dataset"))
     rows = kwargs["train_dataset"] = row_format(numbered, "train_dataset")
-    evaluation = kwargs.get("eval_dataset")
-    if isinstance(evaluation, dict):
-        kwargs["eval_dataset"] = {
-            name: row_format(data, f"eval_dataset {name!r}") for name, data in evaluation.items()
-        }
-    elif evaluation is not None:
-        kwargs["eval_dataset"] = row_format(evaluation, "eval_dataset")
+    kwargs["eval_dataset"] = each_set(kwargs.get("eval_dataset"), row_format)
     if args.assistant_only_loss is None:
         args.assistant_only_loss = "messages" in rows.column_names
         if not args.assistant_only_loss:
-            _refuse_conversations(kwargs.get("eval_dataset"))
+            _refuse_conversations(kwargs["eval_dataset"])
     args.completion_only_loss = _completion_only(args, rows)
     template = None
     if is_chat(rows) and args.chat_template_path is None:
@@ -91,8 +86,8 @@ def prepare_arguments(
 
 def _refuse_conversations(evaluation: Any) -> None:
     """Raise ValueError for conversations to be evaluated by a loss that would be of the user's words too."""
-    for data in evaluation.values() if isinstance(evaluation, dict) else [evaluation]:
-        if data is not None and "messages" in data.column_names:
+    for _, data in named_sets(evaluation):
+        if "messages" in data.column_names:
             raise ValueError(
                 "eval_dataset has whole conversations and train_dataset has none: give both as messages, or "
                 "set assistant_only_loss"
