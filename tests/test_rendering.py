@@ -298,7 +298,7 @@ def test_training_data_that_leave_nothing_to_train_on(tokenizer, tmp_path):
         ),
         (QUESTIONS, {"max_length": 0}, "max_length must be at least 1"),
         (MESSAGES, {"completion_only_loss": True}, "no effect on rows without a completion"),
-        ({"train": Dataset.from_list(QUESTIONS)}, {}, "several splits"),
+        ({"train": Dataset.from_list(QUESTIONS)}, {}, "is split"),
         ("rows.jsonl", {}, "load_rows"),
     ]:
         with pytest.raises(ValueError, match=message) as caught:

@@ -202,8 +202,8 @@ def test_other_arguments_without_effect_are_one_line(tmp_path):
         with pytest.raises(ValueError, match=f"eval_dataset='{name}' is no name of an evaluation set"):
             evaluated.evaluate(name)
     assert "eval_loss" in several.evaluate("a")
-    with pytest.raises(ValueError, match=r"must be a datasets\.Dataset of prompts, not DataFrame"):
-        toy_trainer(tmp_path, eval_dataset=pd.DataFrame({"prompt": ["a"]}))
+    with pytest.raises(ValueError, match=r"eval_dataset must be a datasets\.Dataset, not str: read it with"):
+        toy_trainer(tmp_path, eval_dataset="rows.jsonl")
 
 
 def test_rewards_of_one_class_are_logged_apart(tmp_path):

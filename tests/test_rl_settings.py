@@ -69,7 +69,15 @@ def test_settings_that_are_refused(settings, said):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (dict(train_dataset=[{"prompt": "a"}]), "train_dataset must be a datasets.Dataset"),
+        (
+            dict(train_dataset=[{"prompt": "a"}]),
+            "a batch of rollouts takes . prompts, and train_dataset has 1",
+        ),
+        (
+            dict(train_dataset="rows.jsonl"),
+            r"train_dataset must be a datasets.Dataset, not str: read it with",
+        ),
+        (dict(train_dataset={"a": [1]}), r"train_dataset is split \(a\): give one of them"),
         (dict(radius=0.0, over="group", group_column="kind"), "group_column has no effect without"),
         (dict(over="group", group_column="sort"), "no column 'sort'"),
         (dict(ambiguity=3), "is no ambiguity set"),
@@ -81,7 +89,7 @@ def test_settings_that_are_refused(settings, said):
                 eval_dataset={"own": prompts()},
                 reward_funcs=LastNumber(),
             ),
-            "own: the reward needs a column 'answer'",
+            "eval_dataset 'own': the reward needs a column 'answer'",
         ),
         (dict(reward_funcs=LastNumber()), "train_dataset: the reward needs a column 'answer'"),
         (

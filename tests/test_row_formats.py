@@ -324,7 +324,7 @@ def test_rows_in_python():
     mixed = pd.DataFrame({"question": ["a", "b"], "answer": [7, "x"]})
     assert to_trl_format(as_dataset(mixed), False)["completion"][:] == ["7", "x"]
     for rows, message in [
-        (DatasetDict({"train": dataset}), r"several splits \(train\)"),
+        (DatasetDict({"train": dataset}), r"is split \(train\): .* data\[.train.\]"),
         (dataset.to_iterable_dataset(), "streaming"),
         (dataset.with_transform(lambda row: row), "with_transform"),
         ("data.jsonl", r"load_rows\('data.jsonl'\)"),

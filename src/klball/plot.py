@@ -34,9 +34,11 @@ def profile(models: Any, *, data: str = "your data", epsilons: Sequence[float] =
     """
     named = models if isinstance(models, Mapping) else {"model": models}
     named = {str(name): model for name, model in named.items()}
+    if not named:
+        raise ValueError("there is no model to draw")
     measures = {m.measure if isinstance(m, Scores) else PER_TOKEN for m in named.values()}
     if len(measures) != 1:
-        units = ", ".join(sorted(m.title for m in measures)) or "none"
+        units = ", ".join(sorted(m.title for m in measures))
         raise ValueError(f"a figure has one unit, and these models have: {units}")
     found = {name: _profile_of(name, model, epsilons) for name, model in named.items()}
     points = [point for name, own in found.items() for point in profile_points(data, name, own)]

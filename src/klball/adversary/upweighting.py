@@ -30,7 +30,8 @@ def upweighting(epsilon: float, share: float, max_weight: float | None = None) -
 
 def radius_in_words(epsilon: float, max_weight: float | None = None) -> str:
     """One line: what ε allows to shares of 1, 5 and 20 %."""
-    times = [f"{upweighting(epsilon, share, max_weight):.2g}" for share in SHARES]
+    allowed = [upweighting(epsilon, share, max_weight) for share in SHARES]
+    times = [f"{most:.3g}" if most >= 99.5 else f"{most:.2g}" for most in allowed]
     shares = [f"{100 * share:g}" for share in SHARES]
     return (
         f"ε = {epsilon:g} means that a kind of row that makes up {_listed(shares)} % of the data may count "

@@ -15,7 +15,11 @@ ALSO, FAMILIES = "ALSO", "FAMILIES"  # names that a command's module may have fo
 ALWAYS = {"--help", "-h"}
 IN_PYTHON = {  # of TRL's commands
     "reward_funcs": "functions of your own are for RobustGRPOTrainer(reward_funcs=…), in Python; --reward "
-    "names klball's"
+    "names klball's",
+    **dict.fromkeys(
+        ("callbacks", "data_collator", "compute_metrics", "optimizers", "formatting_func", "peft_config"),
+        "it is an argument of the trainers, in Python",
+    ),
 }
 
 

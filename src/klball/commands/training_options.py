@@ -17,7 +17,14 @@ from klball.training.refusals import OF_LOGITS
 OF_LORA = tuple(name for name in ModelConfig.__dataclass_fields__ if name.startswith(("lora_", "use_")))
 OF_4BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
 OF_TESTING = ("eval_dataset", "test_fraction", "dataset_test_split")
-OF_EVALUATION = ("eval_steps", "eval_delay", "eval_on_start", "metric_for_best_model", "do_eval")
+OF_EVALUATION = (
+    "load_best_model_at_end",
+    "eval_steps",
+    "eval_delay",
+    "eval_on_start",
+    "metric_for_best_model",
+    "do_eval",
+)
 OF_ONE_SOURCE = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
 NEVER = {  # option → why it would have no effect
     "ignore_bias_buffers": "TRL itself does not read it in SFT",

@@ -282,6 +282,8 @@ def solve_rounds(scores: RoundScores, *, epsilon: float, gamma: Gamma = None) ->
     Raises:
         ValueError: A bad parameter.
     """
+    if not isinstance(scores, RoundScores):
+        raise ValueError(f"scores must be what klball.round_scores makes, not {type(scores).__name__}")
     margin = math.inf
     if gamma is not None:
         least = _least_certainty(scores, epsilon)

@@ -40,11 +40,16 @@ def with_sample_ids(dataset: Dataset, id_column: str | None = None) -> Dataset:
     return dataset.add_column("sample_id", ids)
 
 
+def refuse_no_group(rows: Dataset, column: str | None) -> None:
+    """Raise ValueError if there is no such column; None is none that is asked for."""
+    if column is not None and column not in rows.column_names:
+        there = ", ".join(name for name in rows.column_names if name != "sample_id")
+        raise ValueError(f"group_column: the data have no column {column!r}; there are {there}")
+
+
 def group_names(rows: Dataset, column: str) -> list[str | int]:
     """The group of every row. Raises ValueError without the column, or for a row without a value."""
-    if column not in rows.column_names:
-        there = ", ".join(rows.column_names)
-        raise ValueError(f"group_column: the data have no column {column!r}; there are {there}")
+    refuse_no_group(rows, column)
     groups = rows[column][:]
     for row, group in enumerate(groups):
         if isinstance(group, bool) or not isinstance(group, str | int):

@@ -118,8 +118,9 @@ def as_dataset(rows: Any, what: str = "the data") -> Dataset:
     if isinstance(rows, IterableDataset | IterableDatasetDict):
         raise ValueError(f"{what} is streaming data, which has no fixed set of samples: load it whole")
     if isinstance(rows, DatasetDict | dict):
-        names = ", ".join(map(str, rows))
-        raise ValueError(f"{what} has several splits ({names}): give one of them, such as data['train']")
+        names = list(map(str, rows))
+        one = f": give one of them, such as data[{names[0]!r}]" if names else ""
+        raise ValueError(f"{what} is split ({', '.join(names)}){one}")
     if isinstance(rows, list | tuple) and all(isinstance(row, dict) for row in rows):
         return dataset_of(rows)
     if isinstance(rows, pd.DataFrame):

@@ -38,6 +38,7 @@ from klball.models.weights import (
 logger = logging.getLogger(__name__)
 
 TINY = "klball/tiny"
+LOCAL = ("./", "../", "/", "~")  # how names begin that no Hub has
 TINY_FOLDER = str(files("klball") / "tiny")
 GENERATES = ("CausalLM", "LMHead", "ConditionalGeneration")  # in the names of architectures that predict
 
@@ -200,6 +201,8 @@ def _one_line(name: str) -> Iterator[None]:
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        if name.startswith(LOCAL) and not Path(name).expanduser().exists():
+            reason = "there is no such folder"
         if "Weights only load failed" in str(error):
             reason = "its weights are pickled with other objects: save them as safetensors"
         if "trust_remote_code" in str(error):

@@ -53,7 +53,7 @@ class CertifiedWorstCase(Shown):
         shown = max(Decimal(low), Decimal(self.lower).quantize(last, ROUND_FLOOR)).normalize()
         within = f"on every mix of {rows} within ε = {self.epsilon:g} nats of yours"
         sign, than, side = (-1, "at most", "below") if loss else (1, "at least", "above")
-        if self.lower <= low:
+        if shown <= Decimal(low):
             said = f"{self.n} {rows} do not show that {name} is {side} {sign * low:g} {within}"
         else:
             said = f"{name} is {than} {sign * shown:f} {within}"

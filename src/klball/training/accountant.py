@@ -19,7 +19,7 @@ from klball.adversary.sets import AmbiguitySet
 from klball.adversary.solution import Solution
 from klball.files import write_table
 from klball.training.ledger import Ledger
-from klball.training.returned import answered, distinct, row_of_density
+from klball.training.returned import answered, distinct, row_of_density, told
 from klball.training.units import Units
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class Accountant:
             report |= {"robust_loss": -float(solution.worst_case), "rescores": float(self.rescores)}
         if "certainty" in self.ambiguity.needs:
             report["gamma_relaxed"] = float(self.relaxed)
-        return distinct(self.ambiguity.summary(solution), report)
+        return distinct(told(self.ambiguity, "summary", solution), report)
 
     def group_rows(self) -> list[dict[str, Any]]:
         """A row a group: its samples, score, share of the data f, weight q and q/f. None without groups."""

@@ -176,7 +176,12 @@ def check_bounds(settings: Mapping[str, Any], prefix: str = "") -> None:
             if (name not in BOUNDS or name in WORDS) and not _is_number(number):
                 continue
             if not _holds(number, holds):
-                raise ValueError(f"{prefix}{name} must be {words}, not {str(number)[:40]}")
+                words = "finite" if number in (inf, -inf) else words
+                raise ValueError(f"{prefix}{name} must be {words}, not {_shown(number)}")
+
+
+def _shown(number: Any) -> str:
+    return f"the text {number[:40]!r}" if isinstance(number, str) else str(number)[:40]
 
 
 def _is_number(value: Any) -> bool:

@@ -103,7 +103,7 @@ def named_sets(evaluation: Any) -> list[tuple[str, Any]]:
     return [] if evaluation is None else [("eval_dataset", evaluation)]
 
 
-def each_set(evaluation: Any, prepared: Callable[[Any, str], Dataset]) -> Any:
+def each_set(evaluation: Any, prepared: Callable[[Any, str], Any]) -> Any:
     """What was given, every data set `prepared`: of its rows, and of what messages call it."""
     if isinstance(evaluation, dict):
         return {name: prepared(rows, f"eval_dataset {name!r}") for name, rows in evaluation.items()}

@@ -74,7 +74,8 @@ def refuse_no_set(ambiguity: Any) -> None:
     """Raise ValueError for what is given as an ambiguity set and is none."""
     if ambiguity is None:
         return
-    if isinstance(ambiguity, type) or not all(hasattr(ambiguity, name) for name in PROTOCOL):
+    methods = [getattr(ambiguity, name, None) for name in PROTOCOL if name != "needs"]
+    if isinstance(ambiguity, type) or not hasattr(ambiguity, "needs") or not all(map(callable, methods)):
         what = ": give an object of that class" if isinstance(ambiguity, type) else ""
         raise ValueError(
             f"ambiguity={ambiguity!r} is no ambiguity set{what}: it needs {', '.join(PROTOCOL)} "
@@ -101,6 +102,8 @@ def refuse_bad_settings(args: Any) -> None:
             raise ValueError(f"{name} has no effect here: {why}")
     if args.parallelism_config:
         raise ValueError(SPLIT)
+    if args.load_best_model_at_end and args.eval_strategy == "no":
+        raise ValueError("load_best_model_at_end has no effect without evaluations: set eval_strategy")
     if getattr(args, "enable_jit_checkpoint", False):
         raise ValueError("enable_jit_checkpoint is not supported, it saves within a step: set save_steps")
     if args.world_size > 1 and getattr(args.accelerator_config, "even_batches", True) is False:

@@ -12,6 +12,14 @@ OF_TRANSFORMERS = ("step", "loss", "grad_norm", "learning_rate", "epoch", "num_t
 ROUNDING = 1e-4  # of the sum of weights, and of the mean weight: a general solver's
 
 
+def told(owner: Any, method: str, *given: Any, **needed: Any) -> Mapping[str, Any]:
+    """What a method of somebody's own says by name. Raises ValueError for what is no dictionary."""
+    found = getattr(owner, method)(*given, **needed)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{type(owner).__name__}.{method} must return a dictionary, not {found!r:.40}")
+    return found
+
+
 def distinct(*parts: Mapping[str, Any]) -> dict[str, Any]:
     """All of them as one. Raises ValueError for a name that two have: one would stand for the other."""
     merged: dict[str, Any] = {}
@@ -47,7 +55,7 @@ def answered(ambiguity: AmbiguitySet, scores: Scores, solution: Solution) -> Sol
     if weights is None:
         return solution
     if not isinstance(weights, Tensor) or weights.shape != (size,) or not weights.is_floating_point():
-        raise ValueError(f"{ambiguity}: weights must be a tensor [{size}] of floats, not {_kind(weights)}")
+        raise ValueError(f"{ambiguity}: weights must be a tensor [{size}] of floats, not {kind(weights)}")
     if not (bool((weights >= -ROUNDING / size).all()) and abs(float(weights.sum()) - 1) <= ROUNDING):
         raise ValueError(f"{ambiguity}: weights must not be negative or NaN, and sum to 1")
     return solution
@@ -57,12 +65,11 @@ def row_of_density(ambiguity: AmbiguitySet, density: Any, index: Tensor) -> Tens
     """The density of a micro-batch, (B); what it holds is looked at once a step."""
     if isinstance(density, Tensor) and density.shape == index.shape and density.is_floating_point():
         return density
-    raise ValueError(
-        f"{ambiguity}: density must give a tensor [{len(index)}] of floats, not {_kind(density)}"
-    )
+    raise ValueError(f"{ambiguity}: density must give a tensor [{len(index)}] of floats, not {kind(density)}")
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What a value is, for a message."""
     if isinstance(value, Tensor):
         return f"{list(value.shape)} of {value.dtype}"
     return f"{value!r:.60}"

@@ -169,11 +169,11 @@ def _added(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
 
 
 def check_direction(
-    terms: Mapping[str, float], lower_is_better: bool | None, known: Mapping[str, Measure]
+    terms: Mapping[str, float], lower_is_better: bool | None, known: Mapping[str, Measure], where: str
 ) -> None:
     """Raise ValueError where a column's name and the direction contradict each other.
 
-    known: what the format itself says of columns; such a column alone needs no flag.
+    known: what the format itself says of columns; such a column alone needs no flag. where: for the message.
     """
     if lower_is_better is None and [*terms.values()] == [1.0] and {*terms} <= {*known}:
         return
@@ -184,15 +184,19 @@ def check_direction(
         sign = math.copysign(1, factor) * (-1 if lower_is_better else 1)
         if says < 0 < sign and lower_is_better is None:
             raise ValueError(
-                f"of a column called {name!r} less is better: say so with --lower_is_better (or, if more is "
-                "better, with --lower_is_better false)"
+                f"{where}: of a column called {name!r} less is better: say so with --lower_is_better (or, if "
+                "more is better, with --lower_is_better false)"
             )
         if says < 0 < sign and lower_is_better is False and name in known:
-            raise ValueError(f"the format says that of {name!r} less is better: leave --lower_is_better out")
+            raise ValueError(
+                f"{where}: the format says that of {name!r} less is better: leave --lower_is_better out"
+            )
         if says < 0 < sign and lower_is_better:
-            raise ValueError(f"--lower_is_better contradicts the minus before {name!r}: leave one out")
+            raise ValueError(
+                f"{where}: --lower_is_better contradicts the minus before {name!r}: leave one out"
+            )
         if says > 0 > sign and lower_is_better:
             raise ValueError(
-                f"of a column called {name!r} more is better: leave --lower_is_better out (if it holds "
-                f'losses all the same, write --score "-{name}" without the flag)'
+                f"{where}: of a column called {name!r} more is better: leave --lower_is_better out (if it "
+                f'holds losses all the same, write --score "-{name}" without the flag)'
             )

@@ -259,7 +259,7 @@ def _part(
 ) -> _Part:
     """prefix: what stands before every id."""
     terms = weighted_sum(name, source.columns, source.where)
-    check_direction(terms, lower_is_better, source.measures)
+    check_direction(terms, lower_is_better, source.measures, source.where)
     alone = next(iter(terms)) if len(terms) == 1 else CONSTANT
     known = source.measures.get(alone)
     if lower_is_better and known is not None and not known.loss and terms[alone] > 0:

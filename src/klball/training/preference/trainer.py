@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from klball.adversary.sets import AmbiguitySet
-from klball.data.ids import with_sample_ids
+from klball.data.ids import refuse_no_group, with_sample_ids
 from klball.data.preferences import texts_of_pair
 from klball.data.sources import as_dataset
 from klball.models.modes import evaluating
@@ -198,6 +198,7 @@ def prepared_arguments(args: Any, kwargs: dict[str, Any], *columns: tuple[str, .
     `plain_rows`.
     """
     train = _without_reference(kwargs["train_dataset"], "train_dataset", columns)
+    refuse_no_group(train, args.group_column)
     kwargs["train_dataset"] = with_sample_ids(train)
     prepared = partial(_without_reference, columns=columns)
     kwargs["eval_dataset"] = each_set(kwargs.get("eval_dataset"), prepared)

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +22,7 @@ from klball.training.accountant import Accountant
 from klball.training.accounted import Accounted
 from klball.training.batches import INDEX
 from klball.training.checkpoints import located
-from klball.training.evaluation import WORST_CASES
+from klball.training.evaluation import WORST_CASES, each_set, named_sets
 from klball.training.refusals import (
     refuse_bad_settings,
     refuse_foreign_arguments,
@@ -94,11 +93,14 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
     ):
         args = copy.copy(args or RobustGRPOConfig(output_dir="robust-grpo"))
         refuse_no_model(model := located(model))
+        refuse_foreign_arguments("RobustGRPOTrainer", RobustGRPOConfig, args, (), kwargs)
+        kwargs["train_dataset"] = as_dataset(kwargs.get("train_dataset"), "train_dataset")
+        kwargs["eval_dataset"] = each_set(kwargs.get("eval_dataset"), _table)
         _refuse_unsupported(args, reward_funcs, kwargs, ambiguity)
         for line in args.departures():
             logger.warning(line)
         given = kwargs.pop("train_dataset")
-        self.given_rows = with_sample_ids(as_dataset(given, "train_dataset"))
+        self.given_rows = with_sample_ids(given)
         self.samples = numbered(self.given_rows)
         self._order = order_of(self.samples)
         self._own_columns = {*self.samples.column_names} - {*given.column_names}
@@ -324,7 +326,6 @@ class RobustGRPOTrainer(Accounted, GRPOTrainer):  # pyright: ignore[reportIncomp
 
 
 def _refuse_unsupported(args: Any, rewards: Any, kwargs: dict[str, Any], ambiguity: Any) -> None:
-    refuse_foreign_arguments("RobustGRPOTrainer", RobustGRPOConfig, args, (), kwargs)
     refuse_no_set(ambiguity)
     refuse_bad_settings(args)
     refuse_no_rewards(rewards)
@@ -349,12 +350,7 @@ def _refuse_unsupported(args: Any, rewards: Any, kwargs: dict[str, Any], ambigui
 
 
 def _refuse_rows(args: Any, rewards: Any, kwargs: dict[str, Any]) -> None:
-    dataset = kwargs.get("train_dataset")
-    if not isinstance(dataset, Dataset):
-        raise ValueError(
-            f"train_dataset must be a datasets.Dataset of prompts, not {type(dataset).__name__}: the ledger "
-            "keeps a reward for each row"
-        )
+    dataset = kwargs["train_dataset"]
     if not len(dataset):
         raise ValueError("train_dataset has no rows")
     if len(dataset) < (prompts := int(args.generation_batch_size or 1) // int(args.num_generations or 1)):
@@ -362,14 +358,15 @@ def _refuse_rows(args: Any, rewards: Any, kwargs: dict[str, Any]) -> None:
             f"a batch of rollouts takes {prompts} prompts, and train_dataset has {len(dataset)}: take fewer "
             "completions a batch"
         )
-    given = kwargs.get("eval_dataset")
-    tests = given if isinstance(given, Mapping) else {"eval_dataset": given}
-    for name, rows in {"train_dataset": dataset, **tests}.items():
-        if not isinstance(rows, Dataset | IterableDataset | list | tuple | None):
-            raise ValueError(f"{name} must be a datasets.Dataset of prompts, not {type(rows).__name__}")
+    for name, rows in [("train_dataset", dataset), *named_sets(kwargs.get("eval_dataset"))]:
         if isinstance(rows, Dataset):
-            _refuse_columns(name, as_dataset(rows, name), bool(kwargs.get("environment_factory")))
+            _refuse_columns(name, rows, bool(kwargs.get("environment_factory")))
             refuse_unreadable(rewards, name, rows)
+
+
+def _table(rows: Any, name: str) -> Any:
+    """TRL evaluates on streaming data, too."""
+    return rows if isinstance(rows, IterableDataset) else as_dataset(rows, name)
 
 
 def _refuse_columns(name: str, rows: Dataset, asked_by_environments: bool) -> None:

@@ -226,6 +226,10 @@ def refuse_no_rewards(rewards: Any) -> None:
                 f"{type(reward).__name__} has {labels} labels, and a reward model one: train one with "
                 "RobustRewardTrainer"
             )
+        if isinstance(reward, type):
+            raise ValueError(
+                f"reward_funcs: {reward.__name__} is a class: give an object, {reward.__name__}(…)"
+            )
         if not (reward is None or isinstance(reward, str) or callable(reward)):
             raise ValueError(f"reward_funcs: {reward!r:.40} is neither a function nor a model nor its name")
 

@@ -11,7 +11,7 @@ from trl.trainer.utils import get_config_model_id
 from klball.boundary import first_line
 from klball.data.encoding import load_chat_template, require_template, training_template
 from klball.data.formats import MASKS, TEXT, is_chat, refuse_unread_text_field, to_trl_format
-from klball.data.ids import with_sample_ids
+from klball.data.ids import refuse_no_group, with_sample_ids
 from klball.data.sources import as_dataset
 from klball.training.evaluation import each_set, named_sets
 from klball.training.sft.config import RobustSFTConfig
@@ -69,6 +69,7 @@ def prepare_arguments(
     row_format = RowFormat(args, conversational, kwargs.pop("formatting_func", None))
     args.dataset_text_field = TEXT
     numbered = with_sample_ids(as_dataset(kwargs["train_dataset"], "train_dataset"))
+    refuse_no_group(numbered, args.group_column)
     rows = kwargs["train_dataset"] = row_format(numbered, "train_dataset")
     kwargs["eval_dataset"] = each_set(kwargs.get("eval_dataset"), row_format)
     if args.assistant_only_loss is None:

@@ -79,6 +79,7 @@ def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: 
         "objective must be a function of log-probabilities, or a name in RobustSFTConfig": objective
         is not None
         and not callable(objective),
+        f"objective={objective!r:.60} is a class: give an object of it": isinstance(objective, type),
         "packing needs max_length, the length of a pack": args.packing and args.max_length is None,
         "packing and padding_free need a process for each GPU: start with `accelerate launch`": flat
         and args.n_gpu > 1,

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from klball.training.batches import INDEX, input_lengths
 from klball.training.checkpoints import located
 from klball.training.evaluation import RowEvaluation, named_sets, refuse_metric_without_groups
 from klball.training.refusals import refuse_useless
-from klball.training.returned import distinct
+from klball.training.returned import distinct, kind, told
 from klball.training.robust import RobustTrainer
 from klball.training.samples import groups_of, numbered, refuse_nonfinite
 from klball.training.sft.config import RobustSFTConfig
@@ -246,14 +247,16 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
             found["certainty"] = token_sums(scores.certainty)
         if self.args.normalization != "sum":
             found = {name: values / scores.num_tokens for name, values in found.items()}
-        more = getattr(self.objective, "columns", None)
-        extra = {} if more is None else more(scores.log_probs.detach(), **needed)
+        extra: Mapping[str, Tensor] = {}
+        if hasattr(self.objective, "columns"):
+            extra = told(self.objective, "columns", scores.log_probs.detach(), **needed)
         return UnitBatch(losses, found, columns_of(scores, input_lengths(inputs), extra))
 
     def _token_losses(self, scores: BatchScores, needed: dict[str, Tensor]) -> Tensor:
         losses = self.objective(scores.log_probs, **needed)
         if getattr(losses, "shape", None) != scores.log_probs.shape:
-            raise ValueError(f"objective must return a tensor of a loss a token, not {losses!r:.60}")
+            wanted = list(scores.log_probs.shape)
+            raise ValueError(f"objective must return a loss a token, a tensor {wanted}, not {kind(losses)}")
         if self.args.entropy_coef:  # a gradient of zeros would cost a pass over the vocabulary all the same
             losses = losses - self.args.entropy_coef * scores.entropy
         if self.args.certainty_gradient and scores.certainty is not None:
@@ -265,8 +268,8 @@ class RobustSFTTrainer(RowEvaluation, RobustTrainer, SFTTrainer):  # pyright: ig
 
     def step_metrics(self, columns: dict[str, Tensor]) -> dict[str, float]:
         """Of the tokens, and what the objective itself has to say."""
-        of_objective = getattr(self.objective, "metrics", None)
-        return distinct(metrics_of(columns), {} if of_objective is None else of_objective(columns))
+        own = told(self.objective, "metrics", columns) if hasattr(self.objective, "metrics") else {}
+        return distinct(metrics_of(columns), own)
 
     # --- evaluation ---------------------------------------------------------------------------
 
