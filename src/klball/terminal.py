@@ -21,7 +21,7 @@ from klball.plain_text import visible
 
 console = Console(stderr=False, width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 MOST_ROWS = 40  # of a table or list that is also in a file
-LONGEST_SHOWN = 400  # characters
+LONGEST_SHOWN = 400  # characters of a cell
 REPEATS = 3  # of one kind of message are shown
 LONG_WAIT, SHORT_WAIT = 30.0, 1.0  # seconds between two lines of progress
 

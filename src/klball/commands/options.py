@@ -159,12 +159,12 @@ class Parser(TrlParser):
             setattr(namespace, name, _expanded(name, value))
             if isinstance(value, str) and dict in map(_origin, self._kinds(name)):
                 self._refuse_bad_json(name, value)
-        numbers = {
+        numbers = {  # without compare's gamma, which may be a word
             name: value
             for name, value in vars(namespace).items()
             if str not in self._kinds(name) and not (value is None and NoneType in self._kinds(name))
         }
-        check_bounds(numbers, prefix="--")  # compare's gamma may be a word
+        check_bounds(numbers, prefix="--")
         return namespace, rest
 
     def _kinds(self, name: str) -> tuple[Any, ...]:

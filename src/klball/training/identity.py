@@ -8,6 +8,7 @@ from typing import Any
 
 import xxhash
 from datasets import Dataset
+from transformers import TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -16,7 +17,6 @@ from klball.files import RUN_FILE, combined, file_digest, json_digest, read_json
 from klball.models.loading import adapter_base, model_path
 from klball.training.accountant import HISTORY_FILE, LEDGER_FILE
 from klball.training.checkpoints import STATE_FILE, WEIGHTS, checkpoints_of
-from klball.training.sft.config import RobustSFTConfig
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ LONGEST = 60  # characters of a setting's value in a message
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.jinja", "*.model", "*.txt", "*.py")
 
 
-def settings_of(config: RobustSFTConfig) -> dict[str, Any]:
+def settings_of(config: TrainingArguments) -> dict[str, Any]:
     """The settings as JSON, with every token but the Hub's: `to_dict` masks `eos_token` too."""
     settings = config.to_dict()
     tokens = {name: getattr(config, name) for name in settings if name.endswith("_token")}

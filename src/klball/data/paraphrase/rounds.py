@@ -112,7 +112,7 @@ class Rounds(Shown):
     def acceptance(self) -> list[dict[str, Any]]:
         """Per round: rows, accepted, their share, how many were rejected for each of `REASONS`.
 
-        `word_for_word`: of the accepted, those in which the original stands unchanged with something
+        `word for word`: of the accepted, those in which the original stands unchanged with something
         around it, such as a line put before it: another framing, but no other wording.
         """
         counts = self._counts

@@ -8,7 +8,7 @@ from typing import Any
 from klball.files import read_csv, read_table
 from klball.report.charts import Chart, Series
 from klball.report.interactive import plot
-from klball.report.page import Cell, Page, Plot, Section, Table, write_page
+from klball.report.page import Page, Plot, Section, Table, write_page
 from klball.report.pages.parts import REPORT_FILE, provenance_section, ran_on, samples_section
 from klball.shown import in_words
 from klball.training.accountant import HISTORY_FILE
@@ -105,10 +105,7 @@ def _ends(history: Sequence[Mapping[str, Any]], column: str) -> tuple[float, flo
 
 
 def _groups_table(groups: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [
-        {k: Cell(v, f"{v:.4g}".replace("-", "−")) if isinstance(v, float) else v for k, v in row.items()}
-        for row in sorted(groups, key=lambda row: -row["density"])
-    ]
+    rows = sorted(groups, key=lambda row: -row["density"])
     names = {name: SHARES.get(name, in_words(name)) for name in rows[0]}
     note = "q/f is how many times over a sample of the group counts."
     return Table("Groups as the adversary weighs them", rows, names, note)
