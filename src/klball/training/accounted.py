@@ -55,7 +55,8 @@ class Accounted(Resumable):
 
         Columns: `sample_id`; `n_q`, the weight of the sample times their number n, so that 1 is an even share
         and the mean is 1; and the ledger's entry: `log_likelihood` (nats per token) of SFT, `loss` of pairs
-        and beliefs, `mean_reward` of GRPO's prompts; null of a sample that has none yet. It has no effect on
+        and beliefs, `mean_reward` of GRPO's prompts; null of a sample that has none yet. Between re-scorings
+        an entry is moved by what all have gained, and may lie where no score can. It has no effect on
         training, in which it may be called. `top_weighted.csv` is its first 20 by weight, with texts.
         """
         return weight_table(self)
