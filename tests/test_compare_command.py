@@ -162,7 +162,6 @@ def without(command, arguments):
         (["--models", "a=klball/tiny", "a=klball/tiny"], "labels repeat"),
         (["--models", "=klball/tiny", "b=klball/tiny"], "LABEL=NAME"),
         (["--models", "a=klball/tiny", "b=nowhere/at-all"], "could not load model 'nowhere/at-all'"),
-        (["--models", "a b=klball/tiny", "a_b=klball/tiny"], "file name"),
         (["--rounds", "2"], "at least 3"),
         (["--gamma", "much"], "gamma"),
         (["--epsilon", "0"], "epsilon"),

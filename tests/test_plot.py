@@ -75,7 +75,7 @@ def test_a_comparison_draws_means_over_rounds():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: klball.plot.profile({}), "one unit, and these models have: none"),
+        (lambda: klball.plot.profile({}), "there is no model to draw"),
         (
             lambda: klball.plot.profile(
                 {"a": G, "b": klball.scores_from([{"id": 1, "correct": 0}, {"id": 2, "correct": 1}])}

@@ -263,7 +263,8 @@ def _write(
     schema = SCHEMA.with_metadata(with_provenance(about))
     with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema, **WRITTEN) as writer:
         for round_ in range(1, rounds + 1):  # a row group a round: one round can be read alone
-            writer.write_table(read_table(folder / f"{round_:06d}.parquet").cast(schema))
+            part = folder / f"{round_:06d}.parquet"  # gone, FileNotFoundError, where another job was faster
+            writer.write_table(pq.read_table(part).cast(schema))
 
 
 def holds_word_for_word(original: str, prompt: str) -> bool:
