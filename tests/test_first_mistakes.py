@@ -134,6 +134,7 @@ def test_rounds_of_no_kind_are_one_line():
             ],
             "--load_best_model_at_end has no effect without --eval_strategy steps or epoch",
         ),
+        (["train", "--dataset_name", "d.jsonl", "--label_smoothing_factor", "0.1"], "is not supported"),
         (["compare", "--scores", "a=a.csv", "b=b.csv"], "b.csv: of a column called 'loss' less is better"),
     ],
 )
@@ -144,4 +145,6 @@ def test_commands_say_what_is_wrong(words, said, tmp_path, monkeypatch, capsys):
     (tmp_path / "b.csv").write_text("id,loss\nx,1\ny,2\n")
     with pytest.raises(SystemExit) as stopped:
         main([*words, "--output_dir", "out"])
-    assert stopped.value.code == 2 and said in " ".join(capsys.readouterr().err.split())
+    told = capsys.readouterr()
+    assert stopped.value.code == 2 and said in " ".join(told.err.split())
+    assert "what this run logs" not in told.out

@@ -78,14 +78,18 @@ def main(arguments: Sequence[str], prog: str) -> None:
         group_names(rows, column)  # for its refusals, of the columns that the data have
     if getattr(config, "unit", None) == "pair":
         say_of_flips(config.ambiguity_set())
-    if (meaning := config.radius_in_words()) and is_main():
-        say(meaning)
-    rows_logged = [(entry.name, entry.meaning) for entry in logged_by(name, config)]
-    show_table("what this run logs", ("name", "meaning"), rows_logged)
+    meaning = config.radius_in_words()
+
+    def begin() -> None:
+        if meaning and is_main():
+            say(meaning)
+        rows_logged = [(entry.name, entry.meaning) for entry in logged_by(name, config)]
+        show_table("what this run logs", ("name", "meaning"), rows_logged)
+
     template = getattr(options, "chat_template_path", None)
     folder = Path(str(config.output_dir))
     with no_leftovers(folder):
-        train(rows, config, model_options, resolved, evaluation, chat_template_path=template)
+        train(*(rows, config, model_options, resolved, evaluation), chat_template_path=template, begin=begin)
     if is_main():
         write_training_page(folder, "Robust fine-tuning", meaning)
         say(f"everything is in {folder}: the model, what it logged, report.html")

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -58,6 +58,7 @@ def train(
     chat_template_path: str | None = None,
     until: float = 1.0,
     start_scores: dict[str, Tensor] | None = None,
+    begin: Callable[[], Any] = lambda: None,
 ) -> None:
     """Run to the end: model, history and top-weighted samples in `config.output_dir`.
 
@@ -65,6 +66,7 @@ def train(
     that have no such field. until: the share of the steps after which to stop, with a checkpoint in place of
     what a finished run leaves; 0: what the trainer refuses is refused, and nothing is trained or written.
     start_scores: empty at first, and shared by runs that begin alike, so that one of them scores for all.
+    begin: called once nothing is refused any more, before the first step.
 
     Resumes from the newest whole checkpoint if the folder's `run.json` is `resolved` on the same rows and
     model, and raises ValueError if it is another run's. `config.resume_from_checkpoint`: where to begin
@@ -119,6 +121,7 @@ def train(
     if is_main():  # only now: settings that the trainer refuses leave no run behind
         _remove_unfinished(folder, resume_from, config.save_total_limit)
         write_json(folder / RUN_FILE, resolved)
+    begin()
     trainer.writes_weights, trainer.start_scores = False, start_scores
     if until < 1:
         trainer.add_callback(StopAt(until))
