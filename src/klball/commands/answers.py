@@ -49,22 +49,7 @@ class Answering:
 
 def evaluate_answers(options: Any, prog: str) -> None:
     """Let every model answer every data set (finished tables are reused), then report."""
-    if (options.reward is None) == (options.reward_model is None):
-        raise ValueError(
-            f"--generate needs --reward ({', '.join(VERIFIABLE)}) or --reward_model, one of them"
-        )
-    if options.reward is not None:
-        refuse_unknown_reward("--reward", options.reward)
-    if options.pass_at:
-        pass_at_k([], options.samples, max(options.pass_at))  # for its refusal
-        pass_at_k([], options.samples, min(options.pass_at))
-    bounds = given_bounds(
-        options, "" if options.reward is None else "with --reward, whose rewards are 0 or 1"
-    )
-    if options.reward_model is not None:  # else refused once the answers are there
-        refuse_ignored(options, ("pass_at",), "with --reward_model: pass@k counts rewards of 1")
-        if bounds is None:
-            refuse_ignored(options, ("confidence",), "without --bounds: a learnt reward has none known")
+    bounds = _checked(options)
     folder = Path(options.output_dir)
     models, datasets = labelled(options.models), labelled(options.datasets)
     rows = {label: _rows(name, options) for label, name in datasets.items()}
@@ -107,6 +92,26 @@ def evaluate_answers(options: Any, prog: str) -> None:
         write_differences(compared, "prompts", folder)
         for sentence in (*sentences, radius_in_words(WORST)):
             say(sentence)
+
+
+def _checked(options: Any) -> Any:
+    """The bounds of the rewards, None for none. Raises ValueError for options that do not go together."""
+    if (options.reward is None) == (options.reward_model is None):
+        raise ValueError(
+            f"--generate needs --reward ({', '.join(VERIFIABLE)}) or --reward_model, one of them"
+        )
+    if options.reward is not None:
+        refuse_unknown_reward("--reward", options.reward)
+    for k in options.pass_at:
+        pass_at_k([], options.samples, k)  # for its refusal
+    bounds = given_bounds(
+        options, "" if options.reward is None else "with --reward, whose rewards are 0 or 1"
+    )
+    if options.reward_model is not None:  # else refused once the answers are there
+        refuse_ignored(options, ("pass_at",), "with --reward_model: pass@k counts rewards of 1")
+        if bounds is None:
+            refuse_ignored(options, ("confidence",), "without --bounds: a learnt reward has none known")
+    return bounds
 
 
 def _certified(metrics: dict[str, Any], bounds: Any, options: Any) -> str:

@@ -172,23 +172,9 @@ def _answers(
 def _judged(
     prompts: Dataset, rows: list[int], drawn: list[Answers], reward: Reward, group_column: str | None
 ) -> pa.Table:
+    """The part of the table of these rows; drawn: of every pass over them, the answers to each."""
     answers = [list(chain(*(some[k] for some in drawn))) for k in range(len(rows))]
-    counts = [len(some) for some in answers]
-    repeated = prompts.select(np.repeat(np.arange(len(rows)), counts))
-    flat = list(chain.from_iterable(answers))
-    chat = isinstance(prompts[0]["prompt"], list)
-    texts = [row["text"] for row in flat]
-    columns = {name: repeated[name][:] for name in repeated.column_names if name != "prompt"}
-    found = reward(
-        prompts=repeated["prompt"][:],
-        completions=[[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
-        completion_ids=[row["ids"] for row in flat],
-        **{**columns, FINISHED: [row["finished"] for row in flat]},
-    )
-    for row, value in zip(flat, found, strict=True):
-        if value is None or not np.isfinite(value):
-            raise ValueError(f"an answer to {row['sample_id']!r} has the reward {value}: all need a number")
-        row["reward"] = float(value)
+    _reward_all(prompts, answers, reward)
     firsts = [some[0] for some in answers]
     scores = [row["reward"] for row in firsts]
     table = {
@@ -208,6 +194,25 @@ def _judged(
     }
     schema = pa.schema([("row", pa.int64()), *SCHEMA, *OF_ANSWERS])
     return pa.table([pa.array(table[name], schema.field(name).type) for name in schema.names], schema=schema)
+
+
+def _reward_all(prompts: Dataset, answers: Answers, reward: Reward) -> None:
+    """Every answer gets its reward, in one call."""
+    repeated = prompts.select(np.repeat(np.arange(len(answers)), [len(some) for some in answers]))
+    flat = list(chain.from_iterable(answers))
+    chat = isinstance(prompts[0]["prompt"], list)
+    texts = [row["text"] for row in flat]
+    columns = {name: repeated[name][:] for name in repeated.column_names if name != "prompt"}
+    found = reward(
+        prompts=repeated["prompt"][:],
+        completions=[[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
+        completion_ids=[row["ids"] for row in flat],
+        **{**columns, FINISHED: [row["finished"] for row in flat]},
+    )
+    for row, value in zip(flat, found, strict=True):
+        if value is None or not np.isfinite(value):
+            raise ValueError(f"an answer to {row['sample_id']!r} has the reward {value}: all need a number")
+        row["reward"] = float(value)
 
 
 def metrics_of(table: Dataset, ks: Sequence[int] = ()) -> dict[str, np.ndarray]:

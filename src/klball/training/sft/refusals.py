@@ -3,9 +3,7 @@
 from typing import Any
 
 from datasets import Dataset
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from klball.data.formats import refuse_unknown_tokens
 from klball.data.sources import as_dataset
@@ -27,8 +25,6 @@ METRICS = (
     *("loss", "perplexity_token", "perplexity_sample", "own_hardest_1pct", "entropy", "certainty"),
     *WORST_CASES,
 )
-
-
 PROBED = 8  # rows, each alone
 
 
@@ -44,73 +40,99 @@ def refuse_unsupported(
 
 
 def _refuse_arguments(args: RobustSFTConfig, kwargs: dict[str, Any], objective: Any, ambiguity: Any) -> None:
-    peft_config = kwargs.get("peft_config")
-    used = objective or OBJECTIVES.get(args.objective or str(args.loss_type))
-    proximal = "old_log_probs" in needs_of(used)
-    ahead = any(
-        getattr(args, n) != getattr(RobustSFTConfig, n) for n in ("psft_refresh", "psft_warmup_steps")
-    )
-    flat = args.packing or args.padding_free
-    needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
     refuse_no_set(ambiguity)
     problems = {
-        f"an ambiguity set can need {' and '.join(SCORES)}, not {needs}": not set(needs) <= set(SCORES),
-        "compute_loss_func bypasses the sample weights: pass objective= instead": kwargs.get(
-            "compute_loss_func"
-        ),
-        "compute_metrics needs logits that are never built: use klball.score": kwargs.get("compute_metrics"),
-        "preprocess_logits_for_metrics needs logits that are never built": kwargs.get(
-            "preprocess_logits_for_metrics"
-        ),
-        "psft_refresh and psft_warmup_steps need an objective with old_log_probs, such as psft": ahead
-        and not proximal,
-        "on_infeasible needs gamma: without it every weight is feasible": args.on_infeasible != "relax"
-        and args.gamma is None
-        and ambiguity is None,
-        "dataset_kwargs: nothing but skip_prepare_dataset is read": bool(
-            {*(args.dataset_kwargs or {})} - {"skip_prepare_dataset"}
-        ),
-        "label_smoothing_factor is not supported": args.label_smoothing_factor > 0,
-        f"packing_strategy={args.packing_strategy!r} is not supported: only 'bfd' never cuts samples": (
-            args.packing_strategy != "bfd"
-        ),
-        "dataloader_persistent_workers needs dataloader_num_workers": args.dataloader_persistent_workers
-        and not args.dataloader_num_workers,
-        "objective must be a function of log-probabilities, or a name in RobustSFTConfig": objective
-        is not None
-        and not callable(objective),
-        f"objective={objective!r:.60} is a class: give an object of it": isinstance(objective, type),
-        "packing needs max_length, the length of a pack": args.packing and args.max_length is None,
-        "packing and padding_free need a process for each GPU: start with `accelerate launch`": flat
-        and args.n_gpu > 1,
-        "gamma needs a process for each GPU: start with `accelerate launch`": "certainty" in needs
-        and args.n_gpu > 1,
-        "packing and padding_free need dispatch_batches=False: one row cannot be dealt out": flat
-        and getattr(args.accelerator_config, "dispatch_batches", None),
-        "eval_packing is not supported: evaluation scores every sample on its own": args.eval_packing,
-        "prompt-learning PEFT methods are not supported: use LoRA": getattr(
-            peft_config, "is_prompt_learning", False
-        ),
-        "psft needs a model without randomness: set neftune_noise_alpha to None": proximal
-        and args.neftune_noise_alpha,
-        "psft needs lora_dropout=0: with dropout the ratio is not 1 before the model has moved": proximal
-        and getattr(peft_config, "lora_dropout", 0.0),
-        "average_tokens_across_devices=False would make gradients depend on the number of processes": (
-            not args.average_tokens_across_devices
-        ),
-        "bf16_full_eval and fp16_full_eval have no effect: evaluation is in the dtype of training": (
-            args.bf16_full_eval or args.fp16_full_eval
-        ),
-        "give the objective once: objective= or RobustSFTConfig(objective=..., loss_type=...)": objective
-        and (args.objective or args.loss_type != "nll"),
-        "give the ambiguity set once: ambiguity= or epsilon, trim, gamma and max_weight": ambiguity
-        is not None
-        and any(getattr(args, name) != getattr(RobustSFTConfig, name) for name in OF_SETS),
+        **_unsupported(args, kwargs),
+        **_of_objective(args, kwargs.get("peft_config"), objective),
+        **_of_set(args, ambiguity),
+        **_of_packing(args),
     }
     for message, present in problems.items():
         if present:
             raise ValueError(message)
     refuse_no_metric(args.metric_for_best_model, METRICS, kwargs.get("eval_dataset"))
+
+
+def _unsupported(args: RobustSFTConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Message → whether it applies; so the functions below."""
+    bypasses = "compute_loss_func bypasses the sample weights: pass objective= instead"
+    metrics = "compute_metrics needs logits that are never built: use klball.score"
+    logits = "preprocess_logits_for_metrics needs logits that are never built"
+    ranks = "average_tokens_across_devices=False would make gradients depend on the number of processes"
+    full = "bf16_full_eval and fp16_full_eval have no effect: evaluation is in the dtype of training"
+    return {
+        bypasses: kwargs.get("compute_loss_func"),
+        metrics: kwargs.get("compute_metrics"),
+        logits: kwargs.get("preprocess_logits_for_metrics"),
+        "dataset_kwargs: nothing but skip_prepare_dataset is read": (
+            {*(args.dataset_kwargs or {})} - {"skip_prepare_dataset"}
+        ),
+        "label_smoothing_factor is not supported": args.label_smoothing_factor > 0,
+        "dataloader_persistent_workers needs dataloader_num_workers": (
+            args.dataloader_persistent_workers and not args.dataloader_num_workers
+        ),
+        "prompt-learning PEFT methods are not supported: use LoRA": (
+            getattr(kwargs.get("peft_config"), "is_prompt_learning", False)
+        ),
+        ranks: not args.average_tokens_across_devices,
+        full: args.bf16_full_eval or args.fp16_full_eval,
+    }
+
+
+def _of_objective(args: RobustSFTConfig, peft_config: Any, objective: Any) -> dict[str, Any]:
+    needs = needs_of(objective or OBJECTIVES.get(args.objective or str(args.loss_type)))
+    proximal = "old_log_probs" in needs
+    of_window = ("psft_refresh", "psft_warmup_steps")
+    ahead = any(getattr(args, name) != getattr(RobustSFTConfig, name) for name in of_window)
+    noise = "psft needs a model without randomness: set neftune_noise_alpha to None"
+    dropout = "psft needs lora_dropout=0: with dropout the ratio is not 1 before the model has moved"
+    return {
+        "psft_refresh and psft_warmup_steps need an objective with old_log_probs, such as psft": (
+            ahead and not proximal
+        ),
+        "objective must be a function of log-probabilities, or a name in RobustSFTConfig": (
+            objective is not None and not callable(objective)
+        ),
+        f"objective={objective!r:.60} is a class: give an object of it": isinstance(objective, type),
+        noise: proximal and args.neftune_noise_alpha,
+        dropout: proximal and getattr(peft_config, "lora_dropout", 0.0),
+        "give the objective once: objective= or RobustSFTConfig(objective=..., loss_type=...)": (
+            objective and (args.objective or args.loss_type != "nll")
+        ),
+    }
+
+
+def _of_set(args: RobustSFTConfig, ambiguity: Any) -> dict[str, Any]:
+    needs = getattr(ambiguity or args.ambiguity_set(), "needs", ())
+    asked = any(getattr(args, name) != getattr(RobustSFTConfig, name) for name in OF_SETS)
+    return {
+        f"an ambiguity set can need {' and '.join(SCORES)}, not {needs}": not set(needs) <= set(SCORES),
+        "on_infeasible needs gamma: without it every weight is feasible": (
+            args.on_infeasible != "relax" and args.gamma is None and ambiguity is None
+        ),
+        "gamma needs a process for each GPU: start with `accelerate launch`": (
+            "certainty" in needs and args.n_gpu > 1
+        ),
+        "give the ambiguity set once: ambiguity= or epsilon, trim, gamma and max_weight": (
+            ambiguity is not None and asked
+        ),
+    }
+
+
+def _of_packing(args: RobustSFTConfig) -> dict[str, Any]:
+    flat = args.packing or args.padding_free
+    dealt = getattr(args.accelerator_config, "dispatch_batches", None)
+    return {
+        f"packing_strategy={args.packing_strategy!r} is not supported: only 'bfd' never cuts samples": (
+            args.packing_strategy != "bfd"
+        ),
+        "packing needs max_length, the length of a pack": args.packing and args.max_length is None,
+        "packing and padding_free need a process for each GPU: start with `accelerate launch`": (
+            flat and args.n_gpu > 1
+        ),
+        "packing and padding_free need dispatch_batches=False: one row cannot be dealt out": flat and dealt,
+        "eval_packing is not supported: evaluation scores every sample on its own": args.eval_packing,
+    }
 
 
 def refuse_unknown_needs(objective: Any) -> None:
