@@ -77,7 +77,7 @@ def train(
     if _same_place(model_path(str(model_options.model_name_or_path)), folder):
         raise ValueError(f"{folder} holds the model to train: choose another --output_dir to keep it")
     asked = _asked_checkpoint(config.resume_from_checkpoint)
-    name, others = str(model_options.model_name_or_path), family.models(config)
+    others = family.models(config)
     _check_models(model_options, others, config.trust_remote_code, family)
     template = getattr(config, "chat_template_path", chat_template_path)
     digests = _digests(dataset, evaluation, model_options, asked, folder, template)
@@ -92,30 +92,9 @@ def train(
         return
     if started and (until == 0 or (until < 1 and checkpoint_at(folder, until) is not None)):
         return
-    resume_from = _resumption(
-        folder,
-        asked,
-        config.resume_from_checkpoint,
-        started,
-        family.files(config),
-    )
-    if family.purpose.head is not None:
-        set_seed(config.seed)  # a new head is drawn at random
-    model, tokenizer = load_for_training(config, model_options)
-    load_chat_template(tokenizer, template)
+    resume_from = _resumption(*(folder, asked, config.resume_from_checkpoint, started, family.files(config)))
     numbered = with_sample_ids(dataset)
-    arguments: dict[str, Any] = dict(
-        args=family.settled(config),
-        train_dataset=family.prepared(numbered, tokenizer, config),
-        eval_dataset=None if evaluation is None else family.prepared(evaluation, tokenizer, config),
-        processing_class=tokenizer,
-        peft_config=_peft_config(model_options, family),
-        callbacks=list(callbacks),
-        **family.arguments(config),
-    )
-    if family.reference and not (model_options.use_peft or is_adapter(name, model_options.model_revision)):
-        arguments["ref_model"] = load_for_training(config, model_options)[0]  # else adapters are switched off
-    trainer = family.trainer(model, **arguments)
+    trainer, rows = _trainer_of(numbered, evaluation, config, model_options, template)
     if until == 0:
         return
     if is_main():  # only now: settings that the trainer refuses leave no run behind
@@ -125,6 +104,8 @@ def train(
     trainer.writes_weights, trainer.start_scores = False, start_scores
     if until < 1:
         trainer.add_callback(StopAt(until))
+    for callback in callbacks:
+        trainer.add_callback(callback)
     if callbacks:  # they show the progress; the figures are in the history
         trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume_from)
@@ -134,11 +115,34 @@ def train(
     save_whole_model(trainer, str(folder))
     there = family.form is not None
     hidden = tuple(column for column in HIDDEN if there and column in numbered.column_names)
-    rows = arguments["train_dataset"]
     for column in hidden:  # for people to see, once training is over
         rows = rows.add_column(column, numbered[column][:])
     _report_weights(trainer, rows, hidden, folder)
     trainer.accelerator.wait_for_everyone()  # the next command of every process reads what one has written
+
+
+def _trainer_of(
+    rows: Dataset, evaluation: Dataset | None, config: Any, model_options: ModelConfig, template: str | None
+) -> tuple[Any, Dataset]:
+    """The family's trainer, with model, tokenizer and reference, and the rows as they were handed to it."""
+    family = family_of(config)
+    if family.purpose.head is not None:
+        set_seed(config.seed)  # a new head is drawn at random
+    model, tokenizer = load_for_training(config, model_options)
+    load_chat_template(tokenizer, template)
+    train_dataset = family.prepared(rows, tokenizer, config)
+    arguments: dict[str, Any] = dict(
+        args=family.settled(config),
+        train_dataset=train_dataset,
+        eval_dataset=None if evaluation is None else family.prepared(evaluation, tokenizer, config),
+        processing_class=tokenizer,
+        peft_config=_peft_config(model_options, family),
+        **family.arguments(config),
+    )
+    name = str(model_options.model_name_or_path)
+    if family.reference and not (model_options.use_peft or is_adapter(name, model_options.model_revision)):
+        arguments["ref_model"] = load_for_training(config, model_options)[0]  # else adapters are switched off
+    return family.trainer(model, **arguments), train_dataset
 
 
 def _check_models(options: ModelConfig, others: Mapping[str, str], trusted: bool, family: Family) -> None:
