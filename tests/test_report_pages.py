@@ -260,7 +260,8 @@ def test_a_training_page_shows_texts_as_they_are(tmp_path):
             "; m on a, b",
         ),
         ({"model": {"model_name_or_path": "m"}, "options": {"dataset_name": "d"}}, "; m on d"),
-        ({"options": {"scores": ["a.csv"], "dataset_name": None}}, ""),
+        ({"options": {"scores": ["a.csv", "b.csv"], "dataset_name": "d"}}, ""),
+        ({"options": {"scores": ["a.csv"], "dataset_name": "d"}}, "; a.csv"),
         (None, ""),
     ],
 )

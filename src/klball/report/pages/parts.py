@@ -81,6 +81,8 @@ def ran_on(folder: Path) -> str:
     """For subtitles: "; smollm2 on chat.jsonl", as far as `run.json` names model and data; else ""."""
     run = read_json_object(folder / RUN_FILE) if (folder / RUN_FILE).exists() else {}
     options = {**run.get("model", {}), **run.get("data", {}), **run.get("options", {})}
+    if scores := options.get("scores"):  # whose data `dataset_name`, left at its default, is not
+        return f"; {scores[0]}" if len(scores) == 1 else ""
     mixture = ", ".join(str(entry.get("path")) for entry in options.get("datasets") or ())
     data = options.get("rounds_path") or mixture or options.get("dataset_name")
     config = options.get("dataset_config")
