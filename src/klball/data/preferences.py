@@ -57,7 +57,7 @@ def to_preferences(dataset: Dataset) -> Dataset:
     _refuse_columns(dataset)
     dataset = _known_columns(dataset)
     pairs = _pairs_of(dataset)
-    refuse_useless(pairs)
+    refuse_useless_pairs(pairs)
     columns: dict[str, list[Any]] = dict(zip(PAIR, map(list, zip(*pairs, strict=True)), strict=True))
     if MARGIN in dataset.column_names:
         columns[MARGIN] = margins_of(dataset)
@@ -200,7 +200,7 @@ def _pairs_of(dataset: Dataset) -> list[Pair]:
     return [_of_lines(values, row) for row, values in enumerate(rows)]
 
 
-def refuse_useless(pairs: Iterable[tuple[Any, Any, Any]]) -> None:
+def refuse_useless_pairs(pairs: Iterable[tuple[Any, Any, Any]]) -> None:
     """Raise ValueError for an answer without words, or no difference to learn from.
 
     pairs: prompt, chosen and rejected, each a text or a list of turns; None where a row has no pair.

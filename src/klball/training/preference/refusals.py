@@ -8,7 +8,7 @@ from peft.utils.other import TrainableTokensWrapper
 from transformers import PreTrainedModel, ProcessorMixin
 from trl import RewardConfig
 
-from klball.data.preferences import CHOSEN, REJECTED, for_templates, refuse_margin, refuse_useless
+from klball.data.preferences import CHOSEN, REJECTED, for_templates, refuse_margin, refuse_useless_pairs
 from klball.data.sources import as_dataset
 from klball.training.evaluation import named_sets
 from klball.training.refusals import (
@@ -91,7 +91,7 @@ def _refuse_useless(dataset: Dataset, what: str) -> None:
     if not {CHOSEN, REJECTED} <= {*dataset.column_names}:
         return
     try:
-        refuse_useless((None, *both) for both in zip(dataset[CHOSEN], dataset[REJECTED], strict=True))
+        refuse_useless_pairs((None, *both) for both in zip(dataset[CHOSEN], dataset[REJECTED], strict=True))
     except ValueError as error:
         raise ValueError(f"{what}, {error}") from None
 
