@@ -10,10 +10,9 @@ from klball.adversary.upweighting import radius_in_words
 from klball.commands.certified import SHARES, cell, certain, certified, given_bounds
 from klball.commands.earlier import remove_evaluation
 from klball.commands.labels import labelled
-from klball.commands.options import refuse_ignored
+from klball.commands.options import asked_rows, refuse_ignored
 from klball.commands.ratios import write_differences
 from klball.data.prompts import check_prompts, to_prompts
-from klball.data.rows import first_rows, load_rows
 from klball.files import write_csv, write_run
 from klball.flags import option
 from klball.models.loading import REWARD, check_model, load_on_device
@@ -121,12 +120,10 @@ def _certified(metrics: dict[str, Any], bounds: Any, options: Any) -> str:
 
 
 def _rows(name: str, options: Any) -> Dataset:
-    rows = load_rows(
-        name, options.dataset_split, default="test", id_column=options.id_column, form=check_prompts
-    )
+    rows = asked_rows(options, name, check_prompts)
     if options.reward is not None:
         refuse_unreadable(VERIFIABLE[options.reward](), name, to_prompts(rows, conversational=False))
-    return first_rows(rows, options.max_rows)
+    return rows
 
 
 def _reward(options: Any) -> Any:

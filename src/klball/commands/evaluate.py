@@ -11,10 +11,9 @@ from klball.commands.answers import OF_ANSWERS, Answering, evaluate_answers
 from klball.commands.earlier import remove_evaluation
 from klball.commands.elsewhere import COLUMNS, OF_SEVERAL, evaluate_elsewhere
 from klball.commands.labels import labelled
-from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
+from klball.commands.options import DTYPES, asked_rows, one_of, parse, refuse_ignored
 from klball.commands.pairs import evaluate_pairs
 from klball.commands.ratios import write_ratios
-from klball.data.rows import first_rows, load_rows
 from klball.files import write_csv, write_run
 from klball.flags import (
     Certifying,
@@ -88,7 +87,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     reference = options.reference or next(iter(models))
     if reference not in models:
         raise ValueError(f"--reference {reference!r} is not among the models {', '.join(models)}")
-    rows = {label: _rows(name, options) for label, name in datasets.items()}
+    rows = {label: asked_rows(options, name) for label, name in datasets.items()}
     for name in models.values():
         check_model(name)
     tables: dict[str, dict[str, Dataset]] = {data: {} for data in datasets}
@@ -115,8 +114,3 @@ def main(arguments: Sequence[str], prog: str) -> None:
         write_ratios(report, folder)
         write_evaluation_page(report, tables, rows, about, folder)
         say(f"everything is in {folder}")
-
-
-def _rows(name: str, options: Options) -> Dataset:
-    dataset = load_rows(name, options.dataset_split, default="test", id_column=options.id_column)
-    return first_rows(dataset, options.max_rows)

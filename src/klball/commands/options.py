@@ -7,18 +7,20 @@ import logging
 import os
 import re
 from argparse import ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import torch
+from datasets import Dataset
 from trl import TrlParser
 
 from klball.commands.flag_names import did_you_mean
 from klball.commands.headings import HEADING_OF, HEADINGS
 from klball.commands.recipe import read_recipe, split_config
+from klball.data.rows import first_rows, load_rows
 from klball.files import refuse_foreign_folder
 from klball.terminal import quieten
 from klball.training.bounds import check_bounds
@@ -224,6 +226,20 @@ def one_of(options: Any, name: str, allowed: Sequence[str]) -> None:
     value = getattr(options, name)
     if value not in allowed:
         raise ValueError(f"--{name} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def asked_rows(
+    options: Any, name: str | None = None, form: Callable[[Dataset], Dataset] | None = None
+) -> Dataset:
+    """The first --max_rows of the data set that the options name, or of another; form: as for `load_rows`."""
+    config = getattr(options, "dataset_config", None)
+    rows = load_rows(
+        *(name or options.dataset_name, options.dataset_split, config),
+        default="test",
+        id_column=options.id_column,
+        form=form,
+    )
+    return first_rows(rows, options.max_rows)
 
 
 def job_of(options: Any) -> None:

@@ -12,9 +12,10 @@ from klball.adversary.sets import AmbiguitySet, Empirical
 from klball.adversary.upweighting import radius_in_words
 from klball.commands.certified import cell, certain, given_bounds
 from klball.commands.earlier import remove_evaluation
+from klball.commands.options import asked_rows
 from klball.commands.ratios import write_differences
 from klball.data.preferences import refuse_margin
-from klball.data.rows import first_rows, load_chat_template, load_rows, to_preferences
+from klball.data.rows import load_chat_template, to_preferences
 from klball.files import RUN_FILE, read_json_object, write_csv, write_run
 from klball.models.loading import REWARD, adapter_base, load_on_device
 from klball.objectives.pairs import no_preference_radius
@@ -55,13 +56,7 @@ def flips_sentence() -> str:
 def score_pairs(options: Any, prog: str) -> None:
     """`klball score --family dpo|reward`: `scores.parquet`, a pair table."""
     name = DATA if options.dataset_name == type(options).dataset_name else options.dataset_name
-    rows = load_rows(
-        *(name, options.dataset_split, options.dataset_config),
-        default="test",
-        id_column=options.id_column,
-        form=to_preferences,
-    )
-    rows = first_rows(rows, options.max_rows)
+    rows = asked_rows(options, name, to_preferences)
     if options.family == "dpo":
         refuse_margin(rows.column_names)
     folder = Path(options.output_dir)

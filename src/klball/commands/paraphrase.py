@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
+from klball.commands.options import DTYPES, asked_rows, one_of, parse, refuse_ignored
 from klball.data.paraphrase.batch_files import MOST_REQUESTS, Asking, Results, reply_to, requests
 from klball.data.paraphrase.openai_batch import BatchFolder, connect, server_errors
 from klball.data.paraphrase.quality import REASONS, Reply, sentence_similarity
 from klball.data.paraphrase.rounds import WORD_FOR_WORD, Rounds, provenance, write_rounds
 from klball.data.paraphrase.samples import Sample, samples_of
 from klball.data.paraphrase.templates import QUESTIONS, kind_of, most_rounds, reword, templates
-from klball.data.rows import first_rows, load_rows
 from klball.files import json_digest, write_csv, write_run
 from klball.flags import DataSet, Split, option
 from klball.terminal import progress_bar, say, show_table
@@ -68,12 +67,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     similarity = None
     if options.similarity_model is not None:
         similarity = sentence_similarity(options.similarity_model, options.min_similarity)
-    dataset = load_rows(
-        *(options.dataset_name, options.dataset_split, options.dataset_config),
-        default="test",
-        id_column=options.id_column,
-    )
-    samples, layout = samples_of(first_rows(dataset, options.max_rows))
+    samples, layout = samples_of(asked_rows(options))
     make = {"templates": _by_templates, "model": _by_model, "openai-batch": _by_batches}[options.maker]
     made = make(options, samples, layout)
     if made is None:

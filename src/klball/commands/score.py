@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from klball.commands.options import DTYPES, one_of, parse, refuse_ignored
+from klball.commands.options import DTYPES, asked_rows, one_of, parse, refuse_ignored
 from klball.commands.pairs import score_pairs
-from klball.data.rows import first_rows, load_rows
 from klball.files import write_run
 from klball.flags import ChatTemplate, DataSet, Precision, Split, option
 from klball.models.loading import TINY
@@ -47,12 +46,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         score_pairs(options, prog)
         return
     refuse_ignored(options, ["group_column"], "with --family sft")
-    dataset = load_rows(
-        *(options.dataset_name, options.dataset_split, options.dataset_config),
-        default="test",
-        id_column=options.id_column,
-    )
-    dataset = first_rows(dataset, options.max_rows)
+    dataset = asked_rows(options)
     model, tokenizer = load(options.model_name_or_path, options, options.model_revision)
     output = Path(options.output_dir) / "scores.parquet"
     with progress_bar("Scoring") as progress:
