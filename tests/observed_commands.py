@@ -135,6 +135,7 @@ def trained(dataset: Dataset, config: Any, *arguments: Any, **named: Any) -> Non
 LOADING = {"load_rows": rows, "load_chat_template": None, "check_model": None, "load_on_device": model}
 REPLACED: dict[str, dict[str, dict[str, Any]]] = {
     "score": {
+        "commands.options": {"load_rows": rows},
         "commands.score": {**LOADING, "score": table},
         "commands.pairs": {
             **{**LOADING, "load": model, "adapter_base": lambda *names: "base"},
@@ -145,6 +146,7 @@ REPLACED: dict[str, dict[str, dict[str, Any]]] = {
     },
     "solve": {},
     "evaluate": {
+        "commands.options": {"load_rows": rows},
         "commands.evaluate": {**LOADING, "score": table, "robustness_report": Reached},
         "commands.elsewhere": {"item_report": Reached, "robustness_report": Reached},
         "commands.answers": {
@@ -163,8 +165,9 @@ REPLACED: dict[str, dict[str, dict[str, Any]]] = {
         "studies.arms": {"encoded_prompts": rows, "own_answers": answers},
     },
     "paraphrase": {
+        "commands.options": {"load_rows": rows},
         "commands.paraphrase": {
-            **{"load_rows": rows, "connect": Reached},
+            "connect": Reached,
             "sentence_similarity": lambda name, least: Similarity(
                 lambda texts: [[1.0, 0.1 * len(t)] for t in texts], least
             ),
