@@ -77,8 +77,8 @@ def test_better_on_hard_items_and_worse_on_average(tmp_path):
     assert by > 0 and loss > 0
     sizes = [f"(by {size:.3g} points of judge)" for size in (by, loss)]
     assert line == (
-        f"b is better than a on hard items {sizes[0]}, but worse on average {sizes[1]}, for items like these "
-        "2000."
+        f"b is better than a on each model's own hard items {sizes[0]}, but worse on average {sizes[1]}, for "
+        "items like these 2000."
     )
     (average,) = found.on_average()
     low, high = stats.ttest_rel(a, b).confidence_interval()
@@ -136,7 +136,9 @@ def test_contrary_claims_of_two_radii_are_both_said_and_the_one_asked_for_leads(
     (line,) = found.lines()
     by = [float(np.diff(a.solutions.worst_case[:, 0])[0]) for a in (found.asked, found.wide)]
     assert by[0] > 0 > by[1]
-    assert line.startswith(f"m1 is better than m0 on hard prompts (by {by[0]:.3g} nats per token)")
+    assert line.startswith(
+        f"m1 is better than m0 on each model's own hard prompts (by {by[0]:.3g} nats per token)"
+    )
     radius = found.wide.solutions.epsilon
     assert line.endswith(f"At ε = {radius:.3g} it is the other way round (by {-by[1]:.3g} nats per token).")
 
@@ -145,7 +147,7 @@ def test_a_line_of_another_radius_than_asked_names_it():
     z, noise = np.random.default_rng(6).normal(size=(2, 1_000))
     found = klball.compare_scores(of_tokens(z, z + 0.3 + 0.1 * noise), 3.0)
     assert found.asked.verdicts[0].claim == "descriptive" and found.wide is not None
-    assert f"on hard prompts at ε = {found.wide.solutions.epsilon:.3g} (by" in found.lines()[0]
+    assert f"own hard prompts at ε = {found.wide.solutions.epsilon:.3g} (by" in found.lines()[0]
 
 
 def test_the_line_is_one_test_not_the_better_of_two():
@@ -224,5 +226,5 @@ def test_a_line_without_the_bound_on_the_certainty_says_so():
     found = compare_scores(scores, epsilon, float(least) - 1e-3)  # one round cannot keep it
     (line,) = found.lines()
     assert found.wide is not None and found.wide.solutions.epsilon == epsilon
-    assert "on hard prompts without γ" in line
+    assert "own hard prompts without γ" in line
     assert " without γ" not in compare_scores(scores, epsilon).lines()[0]

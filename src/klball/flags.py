@@ -106,7 +106,7 @@ class Certifying:
 
     confidence: float = option(0.95, "Of the bound on the worst case that is printed for bounded scores.")
     bounds: list[float] = option(
-        [], "LOW HIGH, between which every score there could be lies; needless where all are 0 or 1."
+        [], "LOW HIGH, between which every score there could be lies; needless for right and wrong."
     )
 
 

@@ -74,9 +74,10 @@ def show(comparison: Comparison, rounds: Rounds | RoundsElsewhere, folder: Path)
     scores = comparison.scores
     many = "" if scores.rounds == [ONE_ROUND] else f" × {len(scores.rounds)} rounds"
     lost = ", ".join(f"{count} {reason}" for reason, count in scores.left_out.items() if count) or "none"
+    better = "" if comparison.asked.solutions.of_tokens else f"; {scores.measure.better} is better"
     say(
         f"n = {counted(len(scores.sample_ids), 'sample')}{many} × {len(scores.models)} models; "
-        f"rows left out for all: {lost}{accepted(rounds)}"
+        f"rows left out for all: {lost}{better}{accepted(rounds)}"
     )
     for analysis in comparison.analyses():
         _show_ground(analysis)

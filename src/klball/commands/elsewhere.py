@@ -1,7 +1,6 @@
 """What `solve`, `evaluate` and `compare` do with per-item results that klball did not score."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from klball.commands.earlier import remove_evaluation
 from klball.commands.labels import labelled, refuse_control
 from klball.commands.options import refuse_ignored
 from klball.commands.ratios import write_ratios
-from klball.comparison.elsewhere import RoundsElsewhere
+from klball.comparison.elsewhere import RoundsElsewhere, group_report
 from klball.comparison.rounds import RoundScores, round_scores
 from klball.files import write_csv, write_run
 from klball.report.figures import plot_profiles
@@ -268,7 +267,7 @@ def show_items(
     body = _cells(report, models, ("value", "low", "high"))
     rest = f"{folder / 'scores.csv'} has them all"
     show_table(f"{unit}: value [95 % interval]", ("mean of", "items", *models), body, rest)
-    if few := few_in_words(n, "item"):
+    if report.has_tail and (few := few_in_words(n, "item")):
         say(few)
     others = [model for model in models if model != report.reference]
     if others:
@@ -325,14 +324,12 @@ def _cells(report: ItemReport, models: list[str], keys: Sequence[str]) -> list[t
 
 def show_groups(scores: RoundScores, folder: Path) -> None:
     """What a comparison adds where items have groups: means of each, and differences to the first model."""
-    if not scores.groups:
+    report = group_report(scores)
+    if report is None:
         return
-    means = {model: scores.log_likelihood[m].mean(axis=0) for m, model in enumerate(scores.models)}
-    report = item_report(means, scores.measure, scores.models[0], scores.groups)
-    of_groups = [row for row in report.rows if row["name"].startswith(GROUP)]
-    write_csv(folder / "groups.csv", replace(report, rows=of_groups).records())
+    write_csv(folder / "groups.csv", report.records())
     body = []
-    for rows in _by_name(replace(report, rows=of_groups), scores.models):
+    for rows in _by_name(report, scores.models):
         of_models = [row["value"] for row in rows]
         differences = [
             interval(row["difference"], row["difference_low"], row["difference_high"]) for row in rows[1:]

@@ -94,7 +94,9 @@ class Comparison(Shown):
         """Every pair of models in one plain line, claims first."""
         asked = self.asked.solutions
         return [
-            line_of_verdict(pair, self._mean_of(pair), asked) + self._contrary(pair) for pair in self._pairs
+            line_of_verdict(pair, self._mean_of(pair), asked, self.scores.right_or_wrong)
+            + self._contrary(pair)
+            for pair in self._pairs
         ]
 
     def on_average(self) -> list[str]:
@@ -154,7 +156,7 @@ class Comparison(Shown):
         if self.wide is not None or self.asked.solutions.least_ess() >= LEAST_ESS:
             return ""
         few = "there is only 1 item" if n == 1 else f"there are only {n} items"
-        why = few if n < LEAST_ESS else "at every radius few of them decide"
+        why = few if n < 2 * LEAST_ESS else "at every radius few of them decide"
         return (
             f"No comparison at an effective sample size of {LEAST_ESS:g} or more: {why}. At "
             f"{self.asked.name} the least is {self.asked.solutions.least_ess():.3g} of {n}."

@@ -13,7 +13,7 @@ from klball.comparison.p_values import holm, p_in_words, p_of_f
 from klball.comparison.rounds import RoundScores
 from klball.comparison.verdicts import LEAD, bounds_in_words
 from klball.scores.measure import Measure
-from klball.scores.tails import mean_interval
+from klball.scores.tails import difference, mean_interval, mean_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class MeanDifference:
 
     def sentence(self, measure: Measure) -> str:
         """The claim in full."""
+        how = {0: "Undecided: on", None: "Descriptive: on"}.get(self.better, "On")
         if self.value == 0:
             return f"On average {self.model_a} and {self.model_b} have the same {measure.noun}."
         pair = (self.model_a, self.model_b)
@@ -56,7 +57,7 @@ class MeanDifference:
             said = f"{interval}, Holm {p_in_words(self.minus_log10_holm)}"
         over = self.over if self.count != 1 else self.over.removesuffix("s")
         return (
-            f"On average {better} has a {measure.better} {measure.noun} than {worse}, by "
+            f"{how} average {better} has a {measure.better} {measure.noun} than {worse}, by "
             f"{measure.amount(abs(self.value))} (over {self.count} {over}{only}: {said})."
         )
 
@@ -68,7 +69,7 @@ def _enough(rounds: int) -> bool:
 def mean_differences(scores: RoundScores) -> list[MeanDifference]:
     """Of every pair of models, over items and then over rounds; paired t."""
     pairs = [
-        (scores.models[a], scores.models[b], scores.log_likelihood[a] - scores.log_likelihood[b])
+        (scores.models[a], scores.models[b], difference(*scores.log_likelihood[[a, b]]))
         for a, b in combinations(range(len(scores.models)), 2)
     ]
     over_items = [_difference(a, b, "items", d.mean(axis=0)) for a, b, d in pairs]
@@ -77,7 +78,7 @@ def mean_differences(scores: RoundScores) -> list[MeanDifference]:
 
 
 def _difference(a: str, b: str, over: Literal["items", "rounds"], d: np.ndarray) -> MeanDifference:
-    n, value = len(d), float(d.mean())
+    n, value = len(d), mean_of(d)
     p = math.nan
     if n > 1 and (sd := float(d.std(ddof=1))) > 0:
         p = p_of_f((value / sd) ** 2 * n, 1, n - 1)

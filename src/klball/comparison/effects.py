@@ -10,6 +10,7 @@ from statsmodels.stats.power import TTestPower
 
 from klball.comparison.hypothesis_tests import QUANTITIES, values_of, why_degenerate
 from klball.comparison.rounds import RoundSolutions
+from klball.scores.tails import difference, mean_of
 
 LEVEL = 0.05
 POWER = 0.8
@@ -92,12 +93,12 @@ def _spread(solutions: RoundSolutions, quantity: str, model: int) -> Spread:
 def _effect(solutions: RoundSolutions, quantity: str, a: int, b: int) -> Effect:
     rounds = solutions.pair_rounds(a, b)
     x, y = values_of(solutions, quantity)[[a, b]][:, rounds]
-    d, n = x - y, len(x)
+    d, n = difference(x, y), len(x)
     who = (solutions.models[a], solutions.models[b], quantity, n)
     if reason := why_degenerate(x, y, paired=True):
-        mean, median = (float(d.mean()), float(np.median(d))) if n else (math.nan, math.nan)
+        mean, median = (mean_of(d), float(np.median(d))) if n else (math.nan, math.nan)
         return Effect(*who, mean=mean, hodges_lehmann=median, degenerate=reason)
-    mean, sd = float(d.mean()), float(d.std(ddof=1))
+    mean, sd = mean_of(d), float(d.std(ddof=1))
     t = float(stats.t.ppf(1 - LEVEL / 2, n - 1))
     dz, half = mean / sd, t * sd / math.sqrt(n)
     dz_half = t * math.sqrt(1 / n + dz**2 / (2 * n))

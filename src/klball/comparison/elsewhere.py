@@ -1,10 +1,21 @@
 """Rounds of scores from elsewhere, where a rounds file of rephrased prompts would be."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from klball.comparison.rounds import RoundScores
 from klball.scores.elsewhere.item_scores import Scores
+from klball.scores.elsewhere.report import GROUP, ItemReport, item_report
+
+
+def group_report(scores: RoundScores) -> ItemReport | None:
+    """Means over rounds of every group, with differences to the first model; None of items without groups."""
+    if not scores.groups:
+        return None
+    means = {model: scores.log_likelihood[m].mean(axis=0) for m, model in enumerate(scores.models)}
+    report = item_report(means, scores.measure, scores.models[0], scores.groups)
+    return replace(report, rows=[row for row in report.rows if row["name"].startswith(GROUP)])
 
 
 @dataclass(frozen=True)

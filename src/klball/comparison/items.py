@@ -18,6 +18,7 @@ from klball.comparison.hypothesis_tests import QUANTITIES
 from klball.comparison.p_values import corrected, p_of_f
 from klball.comparison.rounds import RoundScores, RoundSolutions
 from klball.scores.parts import Progress
+from klball.scores.tails import difference, mean_of
 
 LEVEL = 0.05
 LEAST_RESAMPLES = 40
@@ -111,8 +112,8 @@ def delta_inference(scores: RoundScores, solutions: RoundSolutions) -> list[Item
                 solutions,
                 quantity,
                 (a, b),
-                values[a] - values[b],
-                of_item[quantity][a] - of_item[quantity][b],
+                difference(values[a], values[b]),
+                difference(of_item[quantity][a], of_item[quantity][b]),
             )
             for a, b in combinations(range(len(solutions.models)), 2)
         ]
@@ -148,7 +149,7 @@ def _plain(
 ) -> ItemInference:
     """The mean over rounds with no interval yet."""
     names = [*(solutions.models[m] for m in who), ""]
-    mean = float(values.mean()) if len(values) else math.nan
+    mean = mean_of(values) if len(values) else math.nan
     reason = "" if len(values) else "no usable round"
     return ItemInference(
         model_a=names[0],

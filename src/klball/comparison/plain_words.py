@@ -11,19 +11,22 @@ from klball.comparison.verdicts import Verdict
 AGAINST = {1: "better than", -1: "worse than", 0: "not clearly different from"}
 AGAIN = {1: "better", -1: "worse", 0: "not clearly different"}
 AVERAGE = "on average"
+FEW = "the data do not suffice"
+OWN_HARD = "on each model's own hard"
 
 
 @dataclass(frozen=True)
 class Side:
     """One model against another on a part of the data.
 
-    where: "on hard prompts". better: 1, or −1 for worse, 0 for not clearly different, None where the data
-    do not suffice to tell. by: the size of the difference with its unit.
+    where: "on hard prompts". better: 1, or −1 for worse, 0 for not clearly different, None where it cannot
+    be told, `why` says why. by: the size of the difference with its unit.
     """
 
     where: str
     better: int | None
     by: str = ""
+    why: str = FEW
 
     def amount(self) -> str:
         """The size in brackets, of a difference that is clear."""
@@ -33,9 +36,9 @@ class Side:
 def plain_line(model: str, other: str, sides: Sequence[Side], scope: str) -> str:
     """ "b is better than a on hard prompts (by .2 nats per token), but worse on average (by .01 …), SCOPE."""
     judged = [side for side in sides if side.better is not None]
-    unknown = [side.where for side in sides if side.better is None]
+    unknown = [side for side in sides if side.better is None]
     if not judged:
-        return f"Whether {model} is better than {other} cannot be told: the data do not suffice."
+        return f"Whether {model} is better than {other} cannot be told: {unknown[0].why}."
     first, *more = judged
     line = f"{model} is {AGAINST[first.better or 0]} {other} {first.where}{first.amount()}"
     for side in more:
@@ -45,7 +48,7 @@ def plain_line(model: str, other: str, sides: Sequence[Side], scope: str) -> str
             word = f"{', but' if first.better and side.better else ' and'} {AGAIN[side.better or 0]}"
         line += f"{word} {side.where}{side.amount()}"
     line += f", {scope}."
-    return line + "".join(f" Nothing can be said {where}: the data do not suffice." for where in unknown)
+    return line + "".join(f" Nothing can be said {side.where}: {side.why}." for side in unknown)
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,13 @@ def at_another_radius(solutions: RoundSolutions, asked: RoundSolutions) -> str:
     return " without γ" if solutions.epsilon == asked.epsilon else f" at ε = {solutions.epsilon:.3g}"
 
 
-def line_of_verdict(pair: JudgedPair, mean: MeanDifference, asked: RoundSolutions) -> str:
-    """The line of a pair: b against a. mean: over what the verdict is over; asked: those asked for."""
+def line_of_verdict(
+    pair: JudgedPair, mean: MeanDifference, asked: RoundSolutions, right_or_wrong: bool = False
+) -> str:
+    """The line of a pair: b against a. mean: over what the verdict is over; asked: those asked for.
+
+    The worst case of right and wrong follows from the mean: hard items would be those that each got wrong.
+    """
     verdict, effect, solutions = pair.verdict, pair.effect, pair.solutions
     measure, what = solutions.measure, "prompts" if solutions.of_tokens else "items"
     better = {"undecided": 0, "descriptive": None}.get(verdict.claim, 1 if effect.mean < 0 else -1)
@@ -87,12 +95,7 @@ def line_of_verdict(pair: JudgedPair, mean: MeanDifference, asked: RoundSolution
     if mean.over == "rounds":
         scope = f"on these {solutions.n} {what} only"
     radius = "" if solutions is asked else at_another_radius(solutions, asked)
-    return plain_line(
-        verdict.model_b,
-        verdict.model_a,
-        (
-            Side(f"on hard {what}{radius}", better, measure.amount(abs(effect.mean))),
-            Side(AVERAGE, mean.better, measure.amount(abs(mean.value))),
-        ),
-        scope,
-    )
+    hard = Side(f"{OWN_HARD} {what}{radius}", better, measure.amount(abs(effect.mean)), verdict.why or FEW)
+    average = Side(AVERAGE, mean.better, measure.amount(abs(mean.value)))
+    sides = [average] if right_or_wrong else [hard, average]
+    return plain_line(verdict.model_b, verdict.model_a, sides, scope)

@@ -10,9 +10,8 @@ import numpy as np
 from datasets import Dataset
 
 from klball.adversary.dual import solve_dual
-from klball.scores.elsewhere.expression import is_share
-from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores
-from klball.scores.measure import PER_BYTE, PER_TOKEN, Measure, points
+from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores, refuse_percentages
+from klball.scores.measure import PER_BYTE, PER_TOKEN, Measure, are_right_or_wrong, points
 from klball.shown import Shown
 
 COLUMNS = ("log_likelihood", "certainty", "sum_log_prob", "num_tokens", "num_bytes")
@@ -53,6 +52,11 @@ class RoundScores(Shown):
     left_out: dict[str, int]
     measure: Measure = PER_TOKEN
     groups: list[str] | None = None
+
+    @property
+    def right_or_wrong(self) -> bool:
+        """Whether all scores are 0 or 1: a worst case then follows from the mean alone, as the tails do."""
+        return are_right_or_wrong(self.log_likelihood)
 
     def per_byte(self) -> "RoundScores":
         """The same with g = Σ log p / bytes, which models with different tokenizers have in common.
@@ -106,7 +110,7 @@ def scores_elsewhere(scores: Mapping[str, Scores]) -> RoundScores:
                 f"{model!r} has {own.measure.score}, {next(iter(scores))!r} {first.measure.score}: compare "
                 "the same score, with --score"
             )
-    _refuse_percentages(scores)
+    refuse_percentages(scores)
     same = len({own.measure for own in scores.values()}) == 1
     of_unit = {
         (model, label if len(own.round_names) > 1 else ONE_ROUND): own.of_round(label)
@@ -131,6 +135,7 @@ def scores_elsewhere(scores: Mapping[str, Scores]) -> RoundScores:
             f"{', '.join(repr(own.sample_ids[0]) for own in scores.values())}: of the same items name their "
             "column with --id"
         )
+    _refuse_mispaired(scores, everywhere)
     groups = _groups_of(scores)
     return RoundScores(
         *(models, rounds, kept),
@@ -142,19 +147,24 @@ def scores_elsewhere(scores: Mapping[str, Scores]) -> RoundScores:
     )
 
 
-def _refuse_percentages(scores: Mapping[str, Scores]) -> None:
-    """Raise ValueError where one model has shares up to 1 and another has them up to 100."""
-    highest = {
-        model: float(own.values.max())
+def _refuse_mispaired(scores: Mapping[str, Scores], items: Collection[str]) -> None:
+    """Raise ValueError where two models have the same prompts under other ids."""
+    first, *others = scores
+    prompts = {
+        model: {i: text["prompt"] for i, text in own.texts_of(items).items() if text.get("prompt")}
         for model, own in scores.items()
-        if is_share(own.name) and not own.measure.loss
     }
-    ordered = sorted(highest, key=lambda model: highest[model])
-    if ordered and 0 < highest[ordered[0]] <= 1 < highest[ordered[-1]]:
-        low, high = (f"{highest[model]:g} of {model!r}" for model in (ordered[0], ordered[-1]))
-        raise ValueError(
-            f"the highest {scores[ordered[0]].name} is {low} and {high}: write shares or percentages for all"
-        )
+    own = prompts[first]
+    for model in others:
+        theirs = prompts[model]
+        apart = [i for i in own.keys() & theirs.keys() if own[i] != theirs[i]]
+        texts = set(own.values())
+        if 2 * len(apart) > len(own) and 10 * len(texts & set(theirs.values())) > 9 * len(texts):
+            item = next(i for i in own if i in set(apart))
+            raise ValueError(
+                f"item {item!r} is {own[item]!r:.50} of {first!r} and {theirs[item]!r:.50} of {model!r}, "
+                "though both have the same prompts: name the column that tells items apart with --id"
+            )
 
 
 def _groups_of(scores: Mapping[str, Scores]) -> dict[str, str]:

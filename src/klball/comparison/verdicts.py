@@ -15,6 +15,7 @@ from klball.scores.elsewhere.item_scores import ONE_ROUND
 from klball.scores.measure import Measure
 
 LEAD = "worst_case"
+HEAVY = "the tail is too heavy for a test at this ε (a smaller one may do)"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Verdict:
     only), "undecided", or "descriptive" (no test here has a measured type I error of at most .07, or the
     effective sample size is below 30).
     over_items: whether a test over items holds here: without one nothing is said of other items.
+    why: why the claim is descriptive, if it is for another reason than too few items.
     source_reading: the source's interpretation of λ and β, which klball shows and does not endorse.
     """
 
@@ -34,6 +36,7 @@ class Verdict:
     sentence: str
     source_reading: str
     over_items: bool = False
+    why: str = ""
 
 
 def verdicts(
@@ -70,7 +73,13 @@ def _verdict(
     reading: str,
 ) -> Verdict:
     claim, sentence = _claim(solutions, test, effect, item, like_these)
-    return Verdict(test.model_a, test.model_b, claim, sentence, reading, _holds_over_items(item, solutions))
+    over_items = _holds_over_items(item, solutions)
+    why = HEAVY if claim == "descriptive" and not over_items and _is_heavy(item) else ""
+    return Verdict(test.model_a, test.model_b, claim, sentence, reading, over_items, why)
+
+
+def _is_heavy(item: ItemInference) -> bool:
+    return not item.degenerate and item.ess >= LEAST_ESS
 
 
 def _holds_over_items(item: ItemInference, solutions: RoundSolutions) -> bool:
@@ -108,7 +117,7 @@ def _claim(
             "items",
             f"{difference} {scope} (over items: {of_items}, {_holm(item)}; {ess}).",
         )
-    why = item.degenerate or ess
+    why = item.degenerate or (f"{ess}, and {HEAVY}" if not over_items and _is_heavy(item) else ess)
     beyond = f"undecided ({of_items})" if over_items else f"descriptive: {why}"
     if over_rounds and _significant(test):
         scope = f"on these {solutions.n} items only, over {like_these}"
@@ -137,7 +146,7 @@ def _comparison(effect: Effect, solutions: RoundSolutions) -> str:
     a, b = effect.model_a, effect.model_b
     if math.isnan(effect.mean):
         return f"{a} and {b} have no usable round in common at ε = {solutions.epsilon:g}"
-    if effect.mean == 0:
+    if effect.mean == 0:  # `effects` has taken rounding out
         return f"{a} and {b} have the same worst-case {measure.noun} at ε = {solutions.epsilon:g}"
     better, worse = (a, b) if effect.mean > 0 else (b, a)
     who = f"{better} has a {measure.better} worst-case {measure.noun} than {worse}"

@@ -1,5 +1,6 @@
 """Figures as SVG and PNG, told apart by line style and marker as well as by colour."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
@@ -45,7 +46,8 @@ def save(figure: Figure, path: Path) -> None:
     """`path` with .svg and .png added, each written whole or not at all."""
     formats: Any = {".svg": {"metadata": {"Date": None}}, ".png": {"dpi": 150}}
     for suffix, options in formats.items():
-        with whole_file(path.with_name(path.name + suffix), suffix) as temporary:
+        with whole_file(path.with_name(path.name + suffix), suffix) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name's, which the page has
             figure.savefig(temporary, **options)
 
 

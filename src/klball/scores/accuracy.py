@@ -12,7 +12,7 @@ from klball.scores.certified import certified_worst_case
 from klball.scores.paired import LOSS, Parts, differences
 from klball.scores.paired import WORST as WORST_ROWS
 from klball.scores.perplexity import RADII
-from klball.scores.tails import CVAR, cvar, few_hardest, hardest, own_tail, tail_size, varied_interval
+from klball.scores.tails import CVAR, cvar, few_hardest, hardest, own_mean_interval, own_tail, tail_size
 
 METRICS = ("accuracy", LOSS)
 WORST = 0.05  # nats, of the worst case that is reported beside the profile
@@ -83,7 +83,7 @@ def pair_report(
         for part, chosen in _parts(columns, reference or columns).items():
             if chosen is not None:
                 values = columns[metric][chosen].astype(float)
-                rows.append(_row(metric, part, len(values), float(values.mean()), *varied_interval(values)))
+                rows.append(_row(metric, part, len(values), float(values.mean()), *own_mean_interval(values)))
             elif metric == LOSS:
                 rows.append(_worst(columns["loss"]))
     profile = robust_profile(-columns["loss"], RADII)

@@ -8,7 +8,7 @@ import numpy as np
 
 from klball.scores.certified import certified_worst_case, worst_mean
 from klball.scores.paired import differences
-from klball.scores.tails import varied_interval
+from klball.scores.tails import own_mean_interval
 
 DESCRIPTIVE = ("length", "finished")  # neither is better for being more
 RADII = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -46,7 +46,7 @@ def answer_report(
     for metric, values in columns.items():
         for part, chosen in parts.items():
             some = values[chosen].astype(float)
-            low, high = varied_interval(some)
+            low, high = own_mean_interval(some)
             row = {"metric": metric, "part": part, "prompts": len(some), "value": float(some.mean())}
             rows.append({**row, "low": low, "high": high, "certified": math.nan})
         for epsilon in () if metric in DESCRIPTIVE else radii:

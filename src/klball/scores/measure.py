@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 LIKELIHOOD = "log-likelihood"
 ACCURACY = "accuracy"
 
@@ -60,6 +62,11 @@ class Measure:
 
 PER_TOKEN = Measure(LIKELIHOOD, "nats per token")
 PER_BYTE = Measure(LIKELIHOOD, "nats per byte")
+
+
+def are_right_or_wrong(scores: np.ndarray) -> bool:
+    """Whether all are 0 and 1, or as losses 0 and −1."""
+    return bool(np.isin(scores, (0.0, 1.0)).all() or np.isin(scores, (0.0, -1.0)).all())
 
 
 def points(noun: str, loss: bool = False) -> Measure:

@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from klball.scores.tails import CVAR, paired_cvar, paired_interval, tail_size, varied_interval
+from klball.scores.tails import (
+    CVAR,
+    difference,
+    mean_of,
+    paired_cvar,
+    paired_interval,
+    tail_size,
+    varied_interval,
+)
 
 LOSS, WORST = "loss", "worst 5 %"
 
@@ -17,8 +25,8 @@ Parts = Mapping[str, np.ndarray | None]  # name → places of its rows; None for
 
 def mean_difference(values: np.ndarray, base: np.ndarray) -> Interval:
     """mean(values − base), with the t interval of 95 % over rows; NaN bounds of few or equal differences."""
-    difference = values - base
-    return float(difference.mean()), *varied_interval(difference)
+    of_rows = difference(values, base)
+    return mean_of(of_rows), *varied_interval(of_rows)
 
 
 def cvar_difference(loss: np.ndarray, base: np.ndarray, level: float) -> Interval:

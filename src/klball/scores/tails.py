@@ -18,6 +18,21 @@ FEW = 20  # samples in a tail: the mean of fewer is descriptive, and the hardest
 LEAST = 4  # samples: the coverage of fewer was not measured, and a perplexity of three had ± twice itself
 
 
+ROUNDING = 1e-12  # relative: sums in another order differ by less
+
+
+def difference(values: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """values − base, 0 where rounding alone parts them."""
+    found = values - base
+    return np.where(np.abs(found) <= ROUNDING * (np.abs(values) + np.abs(base)), 0.0, found)
+
+
+def mean_of(differences: np.ndarray) -> float:
+    """Their mean, 0 where they cancel but for rounding."""
+    value = float(differences.mean())
+    return value if abs(value) > ROUNDING * float(np.abs(differences).mean()) else 0.0
+
+
 def tail_size(share: float, n: int) -> int:
     """m = ⌈share · n⌉ samples, at least one."""
     return max(1, math.ceil(share * n - 1e-9))
@@ -83,7 +98,8 @@ def influence(loss: np.ndarray, share: float) -> np.ndarray:
 
 def paired_cvar(loss: np.ndarray, base: np.ndarray, share: float) -> tuple[float, np.ndarray]:
     """CVaR_α(loss) − CVaR_α(base), each of its own worst rows, and the influence of every row on it, [n]."""
-    return cvar(loss, share) - cvar(base, share), influence(loss, share) - influence(base, share)
+    tails = (np.array(cvar(one, share)) for one in (loss, base))
+    return float(difference(*tails)), difference(influence(loss, share), influence(base, share))
 
 
 def paired_interval(effect: np.ndarray, share: float, value: float) -> tuple[float, float]:
@@ -112,6 +128,17 @@ def mean_interval(values: np.ndarray, least: int = LEAST) -> tuple[float, float]
 def varied_interval(values: np.ndarray) -> tuple[float, float]:
     """`mean_interval`; none of equal values either, whose spread is not known."""
     return mean_interval(values) if np.ptp(values) else (math.nan, math.nan)
+
+
+def own_mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Of a model's own mean: of zeros and ones Clopper and Pearson's, else `varied_interval`.
+
+    Near 0 and 1 a t interval of zeros and ones covers less than it says: .85 at n = 300 and a mean of .99.
+    """
+    if not np.isin(values, (0.0, 1.0)).all():
+        return varied_interval(values)
+    found = stats.binomtest(int(values.sum()), len(values)).proportion_ci(1 - LEVEL)
+    return float(found.low), float(found.high)
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:

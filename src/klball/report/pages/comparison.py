@@ -10,7 +10,7 @@ import numpy as np
 from klball.adversary.dual import solve_dual
 from klball.adversary.upweighting import radius_in_words
 from klball.comparison.analysis import SOURCE_TESTS, Analysis, Comparison, matrix_rows, source_summary
-from klball.comparison.elsewhere import RoundsElsewhere
+from klball.comparison.elsewhere import RoundsElsewhere, group_report
 from klball.comparison.hypothesis_tests import p_matrix
 from klball.comparison.joint import LEAST_DECIDING, LEAST_ERRORS
 from klball.comparison.verdicts import LEAD
@@ -29,6 +29,7 @@ from klball.report.pages.parts import (
     samples_section,
 )
 from klball.report.paper import latex_table
+from klball.scores.elsewhere.report import GROUP
 
 MOST_PAIRS = 40  # of models, in a list or a figure
 MOST_ERRORS = 1000.0  # standard errors of a radius: with more, two items decided
@@ -90,6 +91,7 @@ def comparison_page(comparison: Comparison, rounds: Rounds | RoundsElsewhere, fo
         sections=[
             *(_effects_section(analysis) for analysis in comparison.analyses()),
             _profiles_section(comparison),
+            *_groups_section(comparison),
             _source_section(comparison.asked),
             _tests_section(comparison),
             samples_section(
@@ -214,6 +216,24 @@ def _profiles_section(comparison: Comparison) -> Section:
     }
     table = Table("Profiles", rows, columns, "Means over rounds, without γ.")
     return Section("Robust profiles", [plot(mean_profile_charts(comparison)[0]), table])
+
+
+def _groups_section(comparison: Comparison) -> list[Section]:
+    """A table of the groups' means, where items have groups."""
+    report = group_report(comparison.scores)
+    if report is None:
+        return []
+    models = comparison.scores.models
+    body: dict[str, dict[str, Any]] = {}
+    for row in report.rows:
+        own = body.setdefault(row["name"], {"group": row["name"].removeprefix(GROUP), "items": row["items"]})
+        own["mean of " + row["model"]] = interval(row["value"], row["low"], row["high"])
+        if row["model"] != models[0]:
+            bounds = (row["difference"], row["difference_low"], row["difference_high"])
+            own[f"{row['model']} − {models[0]}"] = interval(*bounds)
+    note = "Means over items and rounds; differences paired over items; 95 % intervals over items."
+    title = f"Groups, mean {comparison.scores.measure.title}"
+    return [Section("Groups", [Table(title, list(body.values()), note=note, search=True)])]
 
 
 def _has_cap(analysis: Analysis) -> bool:

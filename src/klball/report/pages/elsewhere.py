@@ -22,7 +22,7 @@ from klball.report.pages.parts import (
     samples_section,
 )
 from klball.scores.elsewhere.report import GROUP, ItemReport
-from klball.scores.measure import ACCURACY, Measure
+from klball.scores.measure import Measure
 from klball.scores.tails import FEW
 from klball.shown import in_words
 
@@ -62,11 +62,12 @@ def _verdict(report: ItemReport, models: list[str]) -> list[str]:
     for model in models:
         mean, tail = (report.row_of[model, name] for name in ("mean", "cvar_0.05"))
         rows = counted(tail["items"]) + (", descriptive" if tail["items"] < FEW else "")
-        if measure.unit == ACCURACY:
+        few = " (descriptive)" if mean["items"] < LEAST_ESS else ""
+        if not report.has_tail:
             worst, base = (_worst(report, name) for name in (model, report.reference))
             alone = model == report.reference
             than = "" if alone else f" ({report.reference}: {base:.3g})"
-            change = "" if alone else f"; the difference to {report.reference}: {_says(measure, mean)}"
+            change = "" if alone else f"; the difference to {report.reference}: {_says(measure, mean)}{few}"
             said.append(
                 f"{model}: the mean {measure.noun} is {mean['value']:.3g}{change}. In the worst case within "
                 f"ε = {VERDICT_AT:g} nats of these items it is {worst:.3g}{than}."
@@ -79,7 +80,7 @@ def _verdict(report: ItemReport, models: list[str]) -> list[str]:
         elif model != report.reference:
             said.append(
                 f"Against {report.reference}, the {measure.noun} of {model} is {_says(measure, mean)} on "
-                f"average and {_says(measure, tail)} on the worst 5 % of each ({rows})."
+                f"average{few} and {_says(measure, tail)} on the worst 5 % of each ({rows})."
             )
     return said
 
@@ -92,7 +93,7 @@ def item_lines(report: ItemReport) -> list[str]:
         if model != report.reference:
             mean, tail = (report.row_of[model, name] for name in ("mean", "cvar_0.05"))
             sides = [_side(measure, AVERAGE, mean, LEAST_ESS)]
-            if measure.unit != ACCURACY:
+            if report.has_tail:
                 sides.insert(0, _side(measure, "on the worst 5 %", tail, FEW))
             alone = ", by this pair's own 95 % interval" if len(models) > 2 else ""
             scope = f"for items like these {mean['items']}{alone}"

@@ -37,6 +37,7 @@ GAINS = RIGHT | {
     *("f1", "bleu", "chrf", "rouge", "meteor"),
     *("reward", "rewards", "utility", "win", "wins"),
 }
+NEUTRAL = frozenset(("score", "scores", "value", "result", "outcome"))
 MINUS = frozenset(("neg", "negative", "minus"))
 DENIALS = frozenset(("not", "non", "no", "un"))  # of the next word: `no_context_error` denies the context
 PREFIXES = ("un", "in", "non", "mis")  # which deny the gain that they stand before: `unsolved`, `mismatch`

@@ -1,7 +1,8 @@
 """Scores of the items of one model: what `klball.scores_from` gives."""
 
+import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -10,11 +11,15 @@ import numpy as np
 
 from klball.adversary.answers import DualSolution
 from klball.adversary.dual import RobustProfile, robust_profile, solve_dual
+from klball.scores.elsewhere.expression import is_share
 from klball.scores.elsewhere.source import Source
 from klball.scores.measure import Measure
 from klball.shown import Shown
 
 ONE_ROUND = "all"
+PERCENT = 20  # times as large may be percentages beside shares
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,6 +136,23 @@ class Scores(Shown):
                 if item in items:
                     found[item] = {kind: _shown(source.columns[name][row]) for kind, name in names.items()}
         return found
+
+
+def refuse_percentages(scores: Mapping[str, Scores]) -> None:
+    """Raise ValueError where one model has shares up to 1 and another has them up to 100.
+
+    Where no name says that they are shares a factor such as models are seldom apart is said aloud.
+    """
+    highest = {model: float(np.abs(own.values).max()) for model, own in scores.items()}
+    low, *_, high = sorted(highest, key=highest.__getitem__) * 2
+    if not 0 < highest[low] <= 1 < highest[high]:
+        return
+    one, other = (f"{highest[model]:g} of {model!r}" for model in (low, high))
+    told = f"the largest {scores[low].name} is {one} and {other}"
+    if all(is_share(scores[model].name) for model in (low, high)):
+        raise ValueError(f"{told}: write shares or percentages for all")
+    if highest[high] >= PERCENT * highest[low]:
+        logger.warning("%s: are these shares beside percentages?", told)
 
 
 def _shown(value: Any) -> str:

@@ -13,6 +13,7 @@ from klball.scores.elsewhere.columns import beginnings, ids_in, is_numeric, numb
 from klball.scores.elsewhere.expression import (
     CONSTANT,
     MINUS,
+    NEUTRAL,
     NEVER_NEGATIVE,
     check_direction,
     is_bookkeeping,
@@ -20,7 +21,7 @@ from klball.scores.elsewhere.expression import (
     weighted_sum,
     words,
 )
-from klball.scores.elsewhere.item_scores import Scores
+from klball.scores.elsewhere.item_scores import Scores, refuse_percentages
 from klball.scores.elsewhere.recognise import sources_of
 from klball.scores.elsewhere.rounds import (
     BY_FILE,
@@ -33,6 +34,7 @@ from klball.scores.elsewhere.rounds import (
     uneven,
 )
 from klball.scores.elsewhere.source import Source, listed
+from klball.scores.elsewhere.tables import IDS
 from klball.scores.measure import ACCURACY, Measure, accuracy, points
 
 MANY = 12  # columns that a refusal lists
@@ -100,6 +102,7 @@ def scores_by_column(source: Any, models: Mapping[str, str], **columns: Any) -> 
     points of the score.
     """
     found = {label: scores_from(source, score=column, **columns) for label, column in models.items()}
+    refuse_percentages(found)
     right = all(scores.measure.unit == ACCURACY for scores in found.values())
     measure = accuracy(ACCURACY) if right else points("score", bool(columns.get("lower_is_better")))
     return {label: replace(scores, measure=measure, name=measure.noun) for label, scores in found.items()}
@@ -131,6 +134,7 @@ def _scores(
     refuse_repeated(sources, ids, labels, id)
     own_rounds = round is None and uneven(tasks_of(sources), labels)
     lacking = {item: why for part in parts for item, why in part.lacking.items()}
+    notes += _chosen_id(sources[0], id)
     notes += [f"groups are by {told}" for told in _default_group(sources, group, round)]
     notes += [*without, *_counted(lacking), *([] if own_rounds else said)]
     values = np.concatenate([part.values for part in parts])
@@ -148,6 +152,14 @@ def _scores(
         sources=tuple(zip(sources, own_ids, strict=True)),
     )
     return over_own_rounds(scores, tasks_of(sources)) if own_rounds else scores
+
+
+def _chosen_id(source: Source, id_column: str | None) -> list[str]:
+    """Which column told items apart unasked, where a table has several that could."""
+    others = [name for name in source.columns if name.lower() in IDS and name != source.id]
+    if id_column is not None or source.measures or not source.id or not others:
+        return []
+    return [f"items are told apart by column {source.id} (there is {listed(others)}: --id)"]
 
 
 def _counted(lacking: Mapping[str, str]) -> list[str]:
@@ -310,7 +322,8 @@ def _refuse_impossible(source: Source, name: str, values: np.ndarray) -> None:
 def _measure(
     sources: list[Source], names: Mapping[str, str], scores: np.ndarray, lower_is_better: bool | None
 ) -> Measure:
-    """Of a known score the format's, else accuracy of 0 and 1 by the column's name, else its points."""
+    """Of a known score the format's, else accuracy of 0 and 1 unless the column's name says otherwise, else
+    its points."""
     name, *others = dict.fromkeys(names.values())
     if others:
         return accuracy(ACCURACY)
@@ -318,7 +331,8 @@ def _measure(
     if known is not None and all(one.measures.get(name, known).noun == known.noun for one in sources):
         units = {one.measures.get(name, known).unit for one in sources}
         return known if len(units) == 1 else points(name, known.loss)
-    if not lower_is_better and is_right(name) and np.isin(scores, (0.0, 1.0)).all():
+    right = is_right(name) or name.lower() in NEUTRAL
+    if right and not lower_is_better and np.isin(scores, (0.0, 1.0)).all():
         return accuracy(name)
     return points(name, bool(lower_is_better))
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".eval")
 logger = logging.getLogger(__name__)
 
 OURS = frozenset(("run.json", "package.json"))
+UTF_16 = (BOM_UTF16_LE, BOM_UTF16_BE)  # which `file_text` refuses by name
 SAMPLES = "samples_*.jsonl*"
 
 
@@ -62,7 +64,7 @@ def _of_file(path: Path, finished: bool = False) -> Source:
         if not inspect_logs.is_archive(path):
             raise ValueError(f"{path} is a zip archive or a spreadsheet: unpack it, or save it as CSV")
         return inspect_logs.of_log(path, "eval", finished)
-    if b"\0" in start and path.suffix.lower() not in COMPRESSIONS:
+    if b"\0" in start and start[:2] not in UTF_16 and path.suffix.lower() not in COMPRESSIONS:
         raise ValueError(f"{path} is binary, and neither a Parquet file nor a log of Inspect")
     text = file_text(path)
     return _of_json(text, path, finished) if text.lstrip()[:1] in ("{", "[") else tables.of_text(text, path)

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from klball.adversary.dual import robust_profile
 from klball.files import without_nan
-from klball.scores.measure import ACCURACY, Measure
+from klball.scores.measure import ACCURACY, Measure, are_right_or_wrong
 from klball.scores.paired import Interval, cvar_difference, mean_difference
 from klball.scores.perplexity import RADII, ProfilePoint, profile_points
 from klball.scores.tails import (
@@ -19,9 +19,9 @@ from klball.scores.tails import (
     cvar,
     few_hardest,
     hardest,
+    own_mean_interval,
     own_tail,
     tail_size,
-    varied_interval,
 )
 
 GROUP = "group "
@@ -35,13 +35,14 @@ class ItemReport:
 
     Values are the source's own numbers, a loss as a loss; difference is that to the reference on the same
     items. Intervals are of 95 %, over items; NaN where there is none. profiles: robust_loss is minus the
-    worst-case score.
+    worst-case score. has_tail: not right or wrong, of which a tail is the mean said again.
     """
 
     measure: Measure
     reference: str
     rows: list[dict[str, Any]]
     profiles: list[ProfilePoint]
+    has_tail: bool = True
 
     @cached_property
     def row_of(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -71,14 +72,14 @@ def item_report(
     ordered = np.sort(base)[::-1]
     tied = m < len(base) and ordered[m - 1] == ordered[m]
     of_groups = _places(groups or [])
-    rows = []
+    rows, mean = [], partial(_mean, measure)
     for model, own in scores.items():
         loss = -own
-        found: dict[str, tuple[int, Interval, Interval]] = {"mean": _mean(loss, base, np.arange(len(loss)))}
-        hardest_ones = {} if tied else {"hardest_1pct": _mean(loss, base, hard)}
+        found: dict[str, tuple[int, Interval, Interval]] = {"mean": mean(loss, base, np.arange(len(loss)))}
+        hardest_ones = {} if tied else {"hardest_1pct": mean(loss, base, hard)}
         worst = {f"cvar_{level:g}": _cvar(loss, base, level) for level in CVAR_LEVELS}
         found |= {**worst, **hardest_ones} if few_hardest(len(base)) else {**hardest_ones, **worst}
-        found |= {f"{GROUP}{name}": _mean(loss, base, places) for name, places in of_groups.items()}
+        found |= {f"{GROUP}{name}": mean(loss, base, places) for name, places in of_groups.items()}
         for name, (items, value, difference) in found.items():
             shown = _own(measure, value)
             if measure.unit == ACCURACY:
@@ -88,7 +89,8 @@ def item_report(
             rows.append({"model": model, "name": name, "items": items, **numbers})
     of_models = {model: robust_profile(loss=-own, epsilons=RADII) for model, own in scores.items()}
     profiles = [point for model, own in of_models.items() for point in profile_points("scores", model, own)]
-    return ItemReport(measure, reference, rows, profiles)
+    binary = measure.unit == ACCURACY or all(map(are_right_or_wrong, scores.values()))
+    return ItemReport(measure, reference, rows, profiles, not binary)
 
 
 def coded(groups: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -111,9 +113,12 @@ def _own(measure: Measure, of_loss: Interval) -> Interval:
     return (value, low, high) if measure.loss else (0.0 - value, 0.0 - high, 0.0 - low)
 
 
-def _mean(loss: np.ndarray, base: np.ndarray, rows: np.ndarray) -> tuple[int, Interval, Interval]:
-    own = loss[rows]
-    return len(rows), (float(own.mean()), *varied_interval(own)), mean_difference(own, base[rows])
+def _mean(
+    measure: Measure, loss: np.ndarray, base: np.ndarray, rows: np.ndarray
+) -> tuple[int, Interval, Interval]:
+    numbers = loss[rows] if measure.loss else 0.0 - loss[rows]
+    value = _own(measure, (float(numbers.mean()), *own_mean_interval(numbers)))  # back to a loss
+    return len(rows), value, mean_difference(loss[rows], base[rows])
 
 
 def _cvar(loss: np.ndarray, base: np.ndarray, level: float) -> tuple[int, Interval, Interval]:
