@@ -50,6 +50,7 @@ OF_COLUMNS: dict[str, Case] = {
     "lower_is_better": (SEEDED, "true"),
     "id": (SEEDED, "name"),
     "group": (SEEDED, "lang"),
+    "cluster": (SEEDED, "lang"),
     "round": ({**SEEDED, "id": "unique"}, "file"),
 }
 WIDE = {"scores": ["SEEDS"], "round": "seed", "model_columns": ["x", "y"]}

@@ -5,6 +5,7 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -129,6 +130,8 @@ def test_a_tail_too_heavy_for_its_test_is_not_called_few_data():
     assert found.asked.solutions.least_ess() > 100 and found.asked.verdicts[0].claim == "descriptive"
     assert f"own hard items: {HEAVY}." in found.lines()[0] and HEAVY in found.said()[0][1]
     assert "do not suffice" not in found.lines()[0]
+    normal = klball.compare_scores(round_scores(read({m: {"judge": rng.normal(size=40)} for m in "ab"})), 0.1)
+    assert normal.asked.solutions.least_ess() > 30 and "items: the data do not suffice" in normal.lines()[0]
     few = klball.compare_scores(
         replace(scores, sample_ids=scores.sample_ids[:20], log_likelihood=scores.log_likelihood[:, :, :20]),
         0.2,
@@ -201,3 +204,61 @@ def test_a_name_that_no_font_has_is_no_stream_of_warnings(tmp_path):
         warnings.simplefilter("error")
         draw(tmp_path / "profile", profile_charts(points_, "d", PER_TOKEN)[0])
     assert (tmp_path / "profile.png").exists()
+
+
+# --- clusters -------------------------------------------------------------------------------------------
+
+
+def clustered(rng, passages=40, questions=10, spread=0.7):
+    """Two equal models whose scores hang together within a passage."""
+    n = passages * questions
+    of = np.repeat([f"p{k}" for k in range(passages)], questions)
+    base = rng.normal(size=n)
+    own = lambda: base + np.repeat(spread * rng.normal(size=passages), questions) + rng.normal(size=n)  # noqa: E731
+    return {model: {"id": [str(i) for i in range(n)], "passage": of, "judge": own()} for model in "ab"}
+
+
+def test_a_cluster_is_one_item_its_mean():
+    rng = np.random.default_rng(4)
+    columns = clustered(rng, 6, 3)
+    frames = {
+        m: pd.DataFrame(own).assign(kind=[p in ("p1", "p2") for p in own["passage"]])
+        for m, own in columns.items()
+    }
+    frames["b"] = frames["b"].sample(frac=1, random_state=0).iloc[1:]  # another order, and one item short
+    gone = set(frames["a"]["id"]) - set(frames["b"]["id"])
+    settings = {"score": "judge", "id": "id", "cluster": "passage", "group": "kind"}
+    models = {m: klball.scores_from(frame, **settings) for m, frame in frames.items()}
+    found = round_scores(models)
+    assert found.sample_ids == [f"p{k}" for k in range(6)] and found.left_out["missing"] == 1
+    assert found.groups == ["False", "True", "True", "False", "False", "False"]
+    for m, (_, frame) in enumerate(frames.items()):
+        means = frame[~frame["id"].isin(gone)].groupby("passage")["judge"].mean()
+        assert found.log_likelihood[m, 0] == pytest.approx(means[found.sample_ids].to_numpy())
+    own = frames["a"].groupby("passage")["judge"].mean()
+    solution = klball.solve_dual(loss=-own.to_numpy(), epsilon=0.1)
+    assert models["a"].solve(0.1).worst_case == pytest.approx(solution.worst_case)
+    alone = models["a"].per_cluster()
+    assert alone.sample_ids == found.sample_ids and alone.solve(0.1).worst_case == solution.worst_case
+    assert models["a"].profile([0.1]).robust_loss == pytest.approx([-solution.worst_case])
+    assert "the mean of a cluster, by column passage, counts as one item" in models["a"].notes
+    with pytest.raises(ValueError, match="cluster 'p0' has two groups"):
+        round_scores({m: klball.scores_from(f, **{**settings, "group": "id"}) for m, f in frames.items()})
+    twice = {**columns["a"], "id": ["same"] * 18, "seed": list(range(18))}
+    with pytest.raises(ValueError, match="item 'same' has two clusters, 'p0' and 'p1'"):
+        klball.scores_from(twice, score="judge", cluster="passage", round="seed")
+
+
+def test_equal_models_are_seldom_told_apart_where_clusters_are_named():
+    """Without the column .36 of such comparisons call one of them better."""
+    rng, claims = np.random.default_rng(5), {True: 0, False: 0}
+    for _ in range(60):
+        columns = clustered(rng)
+        for named in claims:
+            flags = {"score": "judge", "cluster": "passage" if named else None}
+            (over_items, _) = mean_differences(
+                round_scores({m: klball.scores_from(own, **flags) for m, own in columns.items()})
+            )
+            claims[named] += bool(over_items.better)
+    assert claims[True] <= 7  # of 60: P(more at .05) = .01
+    assert claims[False] >= 14

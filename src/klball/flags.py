@@ -79,6 +79,9 @@ class ScoreColumns:
         "A column that names rounds (seed, language, wording), or file, or task; default: epochs, and files "
         "that score the same items.",
     )
+    cluster: str | None = option(
+        None, "A column that names items which depend on each other: the mean of a cluster is one item."
+    )
 
 
 @dataclass

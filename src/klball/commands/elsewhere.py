@@ -34,7 +34,7 @@ from klball.scores.tables import read_scores
 from klball.scores.tails import heaviest
 from klball.terminal import MOST_ROWS, is_main, say, say_verdicts, show_table
 
-COLUMNS = ("score", "id", "group", "round", "lower_is_better")
+COLUMNS = ("score", "id", "group", "round", "cluster", "lower_is_better")
 OF_SEVERAL = ("model_column", "model_columns")
 Certified = dict[tuple[str, float], float]
 OwnTables = dict[tuple[str, str], tuple[Dataset, dict[str, Any]]]
@@ -134,7 +134,7 @@ def solve_elsewhere(
 ) -> tuple[dict[str, Any], list[dict[str, Any]], tuple[dict[str, Any] | None, str]]:
     """Of one file: the solution in the source's own numbers, the top-weighted items, and what is certain."""
     read = scores_from(options.scores, **columns_of(options))
-    scores = read.per_item()
+    scores = read.per_cluster()
     if not options.json:
         for note in scores.notes:
             say(note)

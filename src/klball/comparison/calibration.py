@@ -61,6 +61,11 @@ def supports_over_items(test: str, quantity: str, *, ess: float, n: int, epsilon
     return ess >= LEAST_ESS and _supports("items", test, quantity, (ess, -tail(ess, n, epsilon)))
 
 
+def has_heavy_tail(test: str, quantity: str, *, ess: float, n: int, epsilon: float) -> bool:
+    """Whether no number of items like these would let the test support a claim over items at this ε."""
+    return not _supports("items", test, quantity, (math.inf, -tail(ess, n, epsilon)))
+
+
 def _supports(null: str, test: str, quantity: str, ease: tuple[float, ...]) -> bool:
     """Some setting at least as hard as `ease` has an error of at most .07, and none at most as hard more."""
     settings = [s for s in measured_settings() if (s.null, s.test, s.quantity) == (null, test, quantity)]

@@ -10,7 +10,12 @@ import numpy as np
 from datasets import Dataset
 
 from klball.adversary.dual import solve_dual
-from klball.scores.elsewhere.item_scores import ONE_ROUND, Scores, refuse_percentages
+from klball.scores.elsewhere.item_scores import (
+    ONE_ROUND,
+    Scores,
+    over_clusters,
+    refuse_percentages,
+)
 from klball.scores.measure import PER_BYTE, PER_TOKEN, Measure, are_right_or_wrong, points
 from klball.shown import Shown
 
@@ -136,8 +141,9 @@ def scores_elsewhere(scores: Mapping[str, Scores]) -> RoundScores:
             "column with --id"
         )
     _refuse_mispaired(scores, everywhere)
-    groups = _groups_of(scores)
-    return RoundScores(
+    groups = _labels_of({model: own.group_of() for model, own in scores.items()}, "group")
+    clusters = _labels_of({model: own.clusters for model, own in scores.items()}, "cluster")
+    found = RoundScores(
         *(models, rounds, kept),
         np.array([[[of_unit[m, r][item] for item in kept] for r in rounds] for m in models]),
         *(None, None, None, None),
@@ -145,6 +151,11 @@ def scores_elsewhere(scores: Mapping[str, Scores]) -> RoundScores:
         measure=first.measure if same else points(first.name, first.measure.loss),
         groups=[groups[item] for item in kept] if groups else None,
     )
+    if not clusters:
+        return found
+    of = [clusters[item] for item in kept]
+    names, means, own = over_clusters(found.log_likelihood, of, found.groups)
+    return replace(found, sample_ids=names, log_likelihood=means, groups=own)
 
 
 def _refuse_mispaired(scores: Mapping[str, Scores], items: Collection[str]) -> None:
@@ -167,14 +178,14 @@ def _refuse_mispaired(scores: Mapping[str, Scores], items: Collection[str]) -> N
             )
 
 
-def _groups_of(scores: Mapping[str, Scores]) -> dict[str, str]:
-    """Item → group, of all models that name groups. Raises ValueError for an item with two."""
+def _labels_of(of_model: Mapping[str, Mapping[str, str]], what: str) -> dict[str, str]:
+    """Item → group or cluster, of all models that name them. Raises ValueError for an item with two."""
     found: dict[str, str] = {}
-    for model, own in scores.items():
-        for item, group in own.group_of().items():
-            if found.setdefault(item, group) != group:
+    for model, own in of_model.items():
+        for item, label in own.items():
+            if found.setdefault(item, label) != label:
                 raise ValueError(
-                    f"item {item!r} is in group {group!r} by {model!r}, before in {found[item]!r}"
+                    f"item {item!r} is in {what} {label!r} by {model!r}, before in {found[item]!r}"
                 )
     return found
 

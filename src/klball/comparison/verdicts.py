@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from klball.comparison.calibration import LEAST_ESS, LEVEL, supports_over_items, supports_over_rounds
+from klball.comparison.calibration import (
+    LEAST_ESS,
+    LEVEL,
+    has_heavy_tail,
+    supports_over_items,
+    supports_over_rounds,
+)
 from klball.comparison.effects import Effect
 from klball.comparison.hypothesis_tests import PairTest
 from klball.comparison.items import ItemInference
@@ -74,12 +80,14 @@ def _verdict(
 ) -> Verdict:
     claim, sentence = _claim(solutions, test, effect, item, like_these)
     over_items = _holds_over_items(item, solutions)
-    why = HEAVY if claim == "descriptive" and not over_items and _is_heavy(item) else ""
+    why = HEAVY if claim == "descriptive" and not over_items and _is_heavy(item, solutions) else ""
     return Verdict(test.model_a, test.model_b, claim, sentence, reading, over_items, why)
 
 
-def _is_heavy(item: ItemInference) -> bool:
-    return not item.degenerate and item.ess >= LEAST_ESS
+def _is_heavy(item: ItemInference, solutions: RoundSolutions) -> bool:
+    return not item.degenerate and has_heavy_tail(
+        "delta", LEAD, ess=item.ess, n=solutions.n, epsilon=solutions.epsilon
+    )
 
 
 def _holds_over_items(item: ItemInference, solutions: RoundSolutions) -> bool:
@@ -117,7 +125,8 @@ def _claim(
             "items",
             f"{difference} {scope} (over items: {of_items}, {_holm(item)}; {ess}).",
         )
-    why = item.degenerate or (f"{ess}, and {HEAVY}" if not over_items and _is_heavy(item) else ess)
+    heavy = not over_items and _is_heavy(item, solutions)
+    why = item.degenerate or (f"{ess}, and {HEAVY}" if heavy else ess)
     beyond = f"undecided ({of_items})" if over_items else f"descriptive: {why}"
     if over_rounds and _significant(test):
         scope = f"on these {solutions.n} items only, over {like_these}"

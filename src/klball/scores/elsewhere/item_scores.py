@@ -33,6 +33,7 @@ class Scores(Shown):
         values: [rows], float64: minus the source's own numbers where less is better.
         rounds: [rows], in the order of the rounds; "all" where there is one.
         groups: [rows], or None.
+        clusters: Item → the cluster whose mean counts as one item; empty where items are independent.
         lacking: Items without a score in some round → "unscored", "truncated".
         numbered: The ids are row numbers, because there is no column of ids.
         notes: What was chosen where nothing was said, in sentences.
@@ -46,6 +47,7 @@ class Scores(Shown):
     values: np.ndarray
     rounds: list[str]
     groups: list[str] | None = None
+    clusters: dict[str, str] = field(default_factory=dict)
     lacking: dict[str, str] = field(default_factory=dict)
     numbered: bool = False
     notes: tuple[str, ...] = ()
@@ -84,11 +86,7 @@ class Scores(Shown):
 
     def group_of(self) -> dict[str, str]:
         """Item → group. Raises ValueError for an item with two."""
-        found: dict[str, str] = {}
-        for item, group in zip(self.sample_ids, self.groups or [], strict=bool(self.groups)):
-            if found.setdefault(item, group) != group:
-                raise ValueError(f"item {item!r} has two groups, {found[item]!r} and {group!r}")
-        return found
+        return label_of(self.sample_ids, self.groups, "groups") if self.groups else {}
 
     def per_item(self) -> "Scores":
         """One row an item: the mean over rounds, of the items that every round has."""
@@ -117,13 +115,23 @@ class Scores(Shown):
             notes=(*self.notes, f"scores are means over {len(self.round_names)} rounds"),
         )
 
+    def per_cluster(self) -> "Scores":
+        """One row a cluster, the mean of its items; as `per_item` where there are none."""
+        own = self.per_item()
+        if not self.clusters:
+            return own
+        clusters = [self.clusters[item] for item in own.sample_ids]
+        names, values, groups = over_clusters(own.values, clusters, own.groups)
+        rows = {"sample_ids": names, "values": values, "rounds": [ONE_ROUND] * len(names), "groups": groups}
+        return replace(own, **rows, clusters={})
+
     def solve(self, epsilon: float, max_weight: float | None = None) -> DualSolution[np.ndarray]:
         """`klball.solve_dual` of the scores per item, of whatever sign; worst_case = E_Q[score]."""
-        return solve_dual(loss=-self.per_item().values, epsilon=epsilon, max_weight=max_weight)
+        return solve_dual(loss=-self.per_cluster().values, epsilon=epsilon, max_weight=max_weight)
 
     def profile(self, epsilons: Sequence[float]) -> RobustProfile:
         """`klball.robust_profile` of the scores per item: robust_loss = −E_Q[score]."""
-        return robust_profile(loss=-self.per_item().values, epsilons=epsilons)
+        return robust_profile(loss=-self.per_cluster().values, epsilons=epsilons)
 
     def texts_of(self, items: Collection[str]) -> dict[str, dict[str, str]]:
         """Item → its prompt and answer, where the source has them."""
@@ -136,6 +144,32 @@ class Scores(Shown):
                 if item in items:
                     found[item] = {kind: _shown(source.columns[name][row]) for kind, name in names.items()}
         return found
+
+
+def label_of(items: Sequence[str], labels: Sequence[str], what: str, whose: str = "item") -> dict[str, str]:
+    """Item → label. Raises ValueError for an item with two."""
+    found: dict[str, str] = {}
+    for item, label in zip(items, labels, strict=True):
+        if found.setdefault(item, label) != label:
+            raise ValueError(f"{whose} {item!r} has two {what}, {found[item]!r} and {label!r}")
+    return found
+
+
+def over_clusters(
+    values: np.ndarray, clusters: Sequence[str], groups: Sequence[str] | None
+) -> tuple[list[str], np.ndarray, list[str] | None]:
+    """The clusters in order of appearance, the means [..., clusters] of values [..., items], and the groups.
+
+    Raises ValueError for a cluster with items of two groups.
+    """
+    names = list(dict.fromkeys(clusters))
+    place = {name: k for k, name in enumerate(names)}
+    of = np.array([place[name] for name in clusters])
+    order, counts = np.argsort(of, kind="stable"), np.bincount(of)
+    starts = np.cumsum(counts) - counts
+    group_of = label_of(clusters, groups, "groups", "cluster") if groups else {}
+    own = [group_of[name] for name in names] if groups else None
+    return names, np.add.reduceat(values[..., order], starts, axis=-1) / counts, own
 
 
 def refuse_percentages(scores: Mapping[str, Scores]) -> None:

@@ -21,7 +21,7 @@ from klball.scores.elsewhere.expression import (
     weighted_sum,
     words,
 )
-from klball.scores.elsewhere.item_scores import Scores, refuse_percentages
+from klball.scores.elsewhere.item_scores import Scores, label_of, refuse_percentages
 from klball.scores.elsewhere.recognise import sources_of
 from klball.scores.elsewhere.rounds import (
     BY_FILE,
@@ -47,6 +47,7 @@ def scores_from(
     id: str | None = None,
     group: str | None = None,
     round: str | None = None,
+    cluster: str | None = None,
     lower_is_better: bool | None = None,
 ) -> Scores:
     """The scores of one model on items, from what another tool, a script or klball wrote.
@@ -62,18 +63,21 @@ def scores_from(
         group: A column that names groups of items, "task", or "file".
         round: A column that names rounds (a seed, a language, a wording of the prompt), "file" where every
             file is one, or "task". None: epochs of Inspect, and files that score the same items.
+        cluster: A column that names items which depend on each other, such as those of one passage: the mean
+            of a cluster counts as one item.
         lower_is_better: The score is a loss.
 
     Raises:
         ValueError: No per-item results; several candidates for the score; a column called loss, perplexity
             or error without `lower_is_better`; missing, repeated, NaN or mixed values, with row and column.
     """
-    for option, given in {"score": score, "id": id, "group": group, "round": round}.items():
+    texts_given = {"score": score, "id": id, "group": group, "round": round, "cluster": cluster}
+    for option, given in texts_given.items():
         if not isinstance(given, str | None):
             raise ValueError(f"{option} must be text, not {given!r}")
     if not isinstance(lower_is_better, bool | None):
         raise ValueError(f"lower_is_better must be True, False or None, not {lower_is_better!r}")
-    return _scores(sources_of(source), score, id, group, round, lower_is_better)
+    return _scores(sources_of(source), score, id, group, round, cluster, lower_is_better)
 
 
 def scores_by_model(source: Any, model: str, **columns: Any) -> dict[str, Scores]:
@@ -114,12 +118,13 @@ def _scores(
     id: str | None = None,
     group: str | None = None,
     round: str | None = None,
+    cluster: str | None = None,
     lower_is_better: bool | None = None,
     inert: str | None = None,
 ) -> Scores:
     """inert: a column that is no score."""
     sources, without = _with_score(sources, score)
-    names, notes = _chosen_scores(sources, score, (id, group, round, inert))
+    names, notes = _chosen_scores(sources, score, (id, group, round, cluster, inert))
     sources = [scored(one, weighted_sum(names[one.task], one.columns, one.where), id) for one in sources]
     prefixes = [_prefix(one, sources, id, round) for one in sources]
     parts = [
@@ -136,6 +141,7 @@ def _scores(
     lacking = {item: why for part in parts for item, why in part.lacking.items()}
     notes += _chosen_id(sources[0], id)
     notes += [f"groups are by {told}" for told in _default_group(sources, group, round)]
+    notes += [f"the mean of a cluster, by column {cluster}, counts as one item"] * (cluster is not None)
     notes += [*without, *_counted(lacking), *([] if own_rounds else said)]
     values = np.concatenate([part.values for part in parts])
     own = list(dict.fromkeys(names.values()))
@@ -146,6 +152,7 @@ def _scores(
         values=values,
         rounds=labels,
         groups=_groups(sources, group, round),
+        clusters=_clusters(sources, ids, cluster),
         lacking=lacking,
         numbered=numbered,
         notes=tuple(notes),
@@ -344,6 +351,13 @@ def _default_group(sources: list[Source], group: str | None, round_: str | None)
     if len({one.task for one in sources}) > 1 and round_ != BY_TASK:
         return [BY_TASK]
     return [sources[0].group] if all(one.group for one in sources) else []
+
+
+def _clusters(sources: list[Source], ids: list[str], column: str | None) -> dict[str, str]:
+    if column is None:
+        return {}
+    labels = [label for one in sources for label in texts(one, column, "cluster")]
+    return label_of(ids, labels, "clusters")
 
 
 def _groups(sources: list[Source], group: str | None, round_: str | None) -> list[str] | None:
