@@ -228,12 +228,15 @@ def _groups_section(comparison: Comparison) -> list[Section]:
     for row in report.rows:
         own = body.setdefault(row["name"], {"group": row["name"].removeprefix(GROUP), "items": row["items"]})
         own["mean of " + row["model"]] = interval(row["value"], row["low"], row["high"])
-        if row["model"] != models[0]:
-            bounds = (row["difference"], row["difference_low"], row["difference_high"])
-            own[f"{row['model']} − {models[0]}"] = interval(*bounds)
+        bounds = (row["difference"], row["difference_low"], row["difference_high"])
+        own["difference of " + row["model"]] = interval(*bounds)
+    columns = {"group": "group", "items": "items", **{f"mean of {model}": model for model in models}}
+    columns |= {f"difference of {model}": f"{model} − {models[0]}" for model in models[1:]}
     note = "Means over items and rounds; differences paired over items; 95 % intervals over items."
     title = f"Groups, mean {comparison.scores.measure.title}"
-    return [Section("Groups", [Table(title, list(body.values()), note=note, search=True)])]
+    return [
+        Section("Groups", [Table(title, list(body.values()), columns, note, search=len(body) > MOST_PAIRS)])
+    ]
 
 
 def _has_cap(analysis: Analysis) -> bool:
