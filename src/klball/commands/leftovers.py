@@ -9,6 +9,7 @@ from accelerate import PartialState
 
 from klball.files import RUN_FILE
 from klball.terminal import is_main
+from klball.training.lock import InUseError
 
 
 @contextmanager
@@ -26,6 +27,8 @@ def no_leftovers(folder: Path) -> Iterator[None]:
     processes.wait_for_everyone()  # until all have seen what was there
     try:
         yield
+    except InUseError:  # what has come since is the other run's
+        raise
     except Exception:
         made = [path for path in folder.rglob("*") if path not in before]
         files = [path for path in made if not path.is_dir()]

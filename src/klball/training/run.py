@@ -3,7 +3,8 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -39,6 +40,7 @@ from klball.training.identity import (
     model_digest,
     row_digests,
 )
+from klball.training.lock import alone_in
 from klball.training.sharding import save_whole_model
 from klball.training.stages import StopAt, checkpoint_at
 from klball.training.weights import GROUPS_FILE, WEIGHTS_FILE
@@ -85,40 +87,61 @@ def train(
         **resolved,
         DIGESTS: {**digests, **{what: model_digest(n, None) for what, n in others.items()}},
     }
+    with _kept(folder, resolved, until) as started:
+        if started is None:
+            return
+        also = family.files(config)
+        resume_from = _resumption(*(folder, asked, config.resume_from_checkpoint, started, also))
+        numbered = with_sample_ids(dataset)
+        trainer, rows = _trainer_of(numbered, evaluation, config, model_options, template)
+        if until == 0:
+            return
+        if is_main():  # only now: settings that the trainer refuses leave no run behind
+            _remove_unfinished(folder, resume_from, config.save_total_limit)
+            write_json(folder / RUN_FILE, resolved)
+        begin()
+        trainer.writes_weights, trainer.start_scores = False, start_scores
+        if until < 1:
+            trainer.add_callback(StopAt(until))
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        if callbacks:  # they show the progress; the figures are in the history
+            trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=resume_from)
+        if until == 1 or trainer.state.global_step >= trainer.state.max_steps:
+            _finish(trainer, rows, numbered, family)
+        trainer.accelerator.wait_for_everyone()  # whose next command reads what one has written
+
+
+@contextmanager
+def _kept(folder: Path, resolved: dict[str, Any], until: float) -> Iterator[bool | None]:
+    """Whether this run began, its folder kept for it in the block; None if nothing is left to do."""
+    started = _begun(folder, resolved, until)
+    if started is None or until == 0 or not is_main():
+        yield started
+        return
+    with alone_in(folder):
+        yield _begun(folder, resolved, until)  # again: another process may have been at it until now
+
+
+def _begun(folder: Path, resolved: dict[str, Any], until: float) -> bool | None:
     started = check_same_run(folder, resolved)
     if started and (folder / DONE_FILE).exists():
         if is_main():
             say(f"{folder} already holds this run, finished")
-        return
-    if started and (until == 0 or (until < 1 and checkpoint_at(folder, until) is not None)):
-        return
-    resume_from = _resumption(*(folder, asked, config.resume_from_checkpoint, started, family.files(config)))
-    numbered = with_sample_ids(dataset)
-    trainer, rows = _trainer_of(numbered, evaluation, config, model_options, template)
-    if until == 0:
-        return
-    if is_main():  # only now: settings that the trainer refuses leave no run behind
-        _remove_unfinished(folder, resume_from, config.save_total_limit)
-        write_json(folder / RUN_FILE, resolved)
-    begin()
-    trainer.writes_weights, trainer.start_scores = False, start_scores
-    if until < 1:
-        trainer.add_callback(StopAt(until))
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    if callbacks:  # they show the progress; the figures are in the history
-        trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=resume_from)
-    if until < 1 and trainer.state.global_step < trainer.state.max_steps:
-        trainer.accelerator.wait_for_everyone()
-        return
+        return None
+    over = until == 0 or (until < 1 and checkpoint_at(folder, until) is not None)
+    return None if started and over else started
+
+
+def _finish(trainer: Any, rows: Dataset, numbered: Dataset, family: Family) -> None:
+    folder = Path(trainer.args.output_dir)
     save_whole_model(trainer, str(folder))
     there = family.form is not None
     hidden = tuple(column for column in HIDDEN if there and column in numbered.column_names)
     for column in hidden:  # for people to see, once training is over
         rows = rows.add_column(column, numbered[column][:])
     _report_weights(trainer, rows, hidden, folder)
-    trainer.accelerator.wait_for_everyone()  # the next command of every process reads what one has written
 
 
 def _trainer_of(

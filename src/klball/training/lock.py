@@ -1,0 +1,60 @@
+"""One run at a time in a folder."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = ".training.lock"
+_held: set[int] = set()  # file descriptors
+
+
+class InUseError(ValueError):
+    """Another run is training in the folder."""
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes' runs out of a folder. Raises InUseError if one is training there.
+
+    The system lets go of the lock when this process dies, however it dies; its file stays until the next run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK_FILE
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    _held.add(file)
+    try:
+        _lock(file, folder)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while nobody else can have locked it
+    finally:
+        _held.discard(file)
+        os.close(file)
+
+
+def _lock(file: int, folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = os.fstat(file).st_nlink == 0  # it was another run's until now
+    except BlockingIOError:
+        taken = True
+    except OSError as error:
+        taken = False
+        logger.warning("%s cannot be locked (%s): begin no second run there", folder, error.strerror)
+    if taken:
+        raise InUseError(f"another run is training in {folder}: wait for it, or choose another --output_dir")
+
+
+def _let_go() -> None:
+    """Workers that are forked would keep the lock for as long as they outlive a killed run."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
