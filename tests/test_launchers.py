@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from conftest import small_qwen
@@ -20,6 +20,7 @@ from klball import (
 from klball.data.rows import load_rows
 from klball.models import loading
 from klball.models.weights import whole_shape
+from klball.terminal import is_main
 from klball.training import run
 from klball.training.checkpoints import refuse_unfit
 from klball.training.sharding import holds_nothing
@@ -55,6 +56,35 @@ def test_a_process_loads_onto_its_own_device(rank, device, monkeypatch):
         monkeypatch.setenv("LOCAL_RANK", rank)
     loading.load_on_device("klball/tiny")
     assert chosen == ([] if device is None else [device])  # without a launcher it is the user's choice
+
+
+@pytest.mark.parametrize(
+    ("environment", "main"),
+    [
+        ({}, True),
+        ({"RANK": "1"}, True),  # left over, or a loop's own
+        ({"RANK": "3", "WORLD_SIZE": "1"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, False),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+    ],
+)
+def test_a_lone_process_prints_and_writes_whatever_rank_it_finds(environment, main, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with monkeypatch.context() as before:
+        before.setattr(PartialState, "_shared_state", {})
+        assert is_main() == main
+    PartialState(cpu=True)
+    assert is_main()  # whatever the environment says, there is one process
+
+
+def test_a_rank_that_is_no_number_is_one_line(monkeypatch):
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setenv("RANK", "one")
+    with pytest.raises(ValueError, match="RANK='one' in the environment is no number"):
+        is_main()
 
 
 def test_processes_draw_one_order_of_lengths_whatever_their_generators(tmp_path, monkeypatch):

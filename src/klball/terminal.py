@@ -68,10 +68,19 @@ class _FewRepeats(logging.Filter):
 
 def is_main() -> bool:
     """Whether this process is the one that prints and writes."""
-    rank = os.environ.get("RANK", "0")
-    if not rank.isdecimal():
-        raise ValueError(f"RANK={rank!r} in the environment is no number: unset it, or use accelerate launch")
-    return int(rank) == 0
+    state = sys.modules.get("accelerate.state")
+    if state is not None and state.PartialState._shared_state:  # it knows which processes there are
+        return state.PartialState().is_main_process
+    return _in_environment("RANK", 0) == 0 or _in_environment("WORLD_SIZE", 1) < 2
+
+
+def _in_environment(name: str, otherwise: int) -> int:
+    text = os.environ.get(name, str(otherwise))
+    if not text.isdecimal():
+        raise ValueError(
+            f"{name}={text!r} in the environment is no number: unset it, or use accelerate launch"
+        )
+    return int(text)
 
 
 @contextmanager
