@@ -222,3 +222,26 @@ def test_warnings_of_klball_show_control_characters(capsys):
     logging.getLogger("klball.data").warning("row %s", "a\x1b]0;title\x07b [red]x[/red]")
     shown = capsys.readouterr().err
     assert "␛]0;title␇b" in shown and "[red]x[/red]" in shown and "\x1b" not in shown
+
+
+def test_who_reads_no_further_has_the_files_all_the_same(tmp_path):
+    code = f"""if True:
+    from pathlib import Path
+    from klball import cli, terminal
+    def run(*_):
+        terminal.say("a table")
+        Path({str(tmp_path / "table.csv")!r}).touch()
+    cli._run = run
+    cli.main([])"""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert done.returncode == 141 and done.stderr == b"" and (tmp_path / "table.csv").exists()
+
+
+def test_a_closed_output_is_one_that_nobody_reads(monkeypatch):
+    """As of daemons: libraries ask it whether it is a terminal."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(cli, "_run", lambda *_: print(sys.stdout.isatty()))
+    cli.main([])

@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     An exception that is no answer to the user keeps its traceback, behind a line that asks for a report:
     exit code 1. Ctrl-C: 130.
     """
+    _open_closed()
     for stream in (sys.stdout, sys.stderr):  # a terminal without Greek letters must not lose a result
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with _listening(heard):
             _run(list(sys.argv[1:] if arguments is None else arguments), heard)
             _go_on_unless(heard)
+        _refuse_unread()
     except BrokenPipeError:  # `klball ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -67,6 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(FAULT, file=sys.stderr)
         traceback.print_exception(error)
         sys.exit(1)
+
+
+def _open_closed() -> None:
+    """Closed streams (`>&-`, as of daemons) lead nowhere; else the next file would be taken for one."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _refuse_unread() -> None:
+    """Raise BrokenPipeError where a pipe broke and the command went on for its files."""
+    terminal = sys.modules.get("klball.terminal")
+    if terminal is not None and terminal.console.quiet:
+        raise BrokenPipeError
 
 
 @contextmanager

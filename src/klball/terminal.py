@@ -7,7 +7,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.cells import cell_len
@@ -19,7 +19,20 @@ from rich.text import Text
 
 from klball.plain_text import visible
 
-console = Console(stderr=False, width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads on, as of `klball … | head`: what goes to files comes all the same."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+
+
+console = _Console(
+    stderr=False,
+    width=None if sys.stdout is not None and sys.stdout.isatty() else 120,
+    markup=False,
+    emoji=False,
+)
 MOST_ROWS = 40  # of a table or list that is also in a file
 LONGEST_SHOWN = 400  # characters of a cell
 REPEATS = 3  # of one kind of message are shown
