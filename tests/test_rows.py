@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import os
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
+from klball.data.encoding import encode
 from klball.data.readers import dataset_of
 from klball.data.rows import load_rows, to_trl_format, with_sample_ids
 
@@ -244,6 +246,11 @@ def test_missing_files_are_not_looked_for_on_the_hub(name, monkeypatch):
 # --- splits -----------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("klball.data.folders.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
 @pytest.fixture
 def sources(tmp_path):
     """The same rows as every kind of source: with splits and without."""
@@ -293,6 +300,17 @@ def test_slices_of_one_table(sources, name, split, expected):
 )
 def test_splits_of_folders(sources, name, split, default, expected):
     assert ids(sources / name, split, default=default) == list(expected)
+
+
+@pytest.mark.parametrize("name", ["saved", "both"])
+def test_nothing_is_written_beside_saved_data(name, sources, tokenizer):
+    """Their disk may be read-only; processes look for what one of them has made of the rows."""
+    before = {*sources.joinpath(name).rglob("*")}
+    made, again = (encode(load_rows(str(sources / name)), tokenizer) for _ in range(2))
+    assert {*sources.joinpath(name).rglob("*")} == before
+    assert made.cache_files and made.to_list() == again.to_list()
+    for rows in (made, again):
+        assert all(Path(file["filename"]).is_relative_to(sources / "cache") for file in rows.cache_files)
 
 
 def test_a_folder_with_one_split_needs_no_name(sources):

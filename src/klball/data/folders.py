@@ -1,10 +1,13 @@
 """The data files of a folder by split, named after splits or as the card of a cloned Hub data set says."""
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_from_disk
+from datasets.config import HF_DATASETS_CACHE
 from datasets.data_files import (
     EmptyDatasetError,
     get_data_patterns,
@@ -16,6 +19,7 @@ from huggingface_hub import DatasetCard
 
 from klball.boundary import first_line
 from klball.data.readers import KINDS, READABLE, read_files, suffix_of
+from klball.files import digest
 
 CARD = "README.md"
 READ = {*("data_files", "data_dir", "default"), *("version", "description", "features")}  # of configurations
@@ -35,7 +39,7 @@ def rows_of_folder(folder: Path, split: str | None, config: str | None, default:
 
 def _saved(folder: Path, split: str | None, default: str) -> Dataset:
     try:
-        saved = load_from_disk(str(folder))
+        saved = load_from_disk(str(_linked(folder)))
     except Exception as error:  # as many kinds as there are damaged files
         raise ValueError(f"could not read {folder}: {first_line(error)}") from error
     if isinstance(saved, DatasetDict):
@@ -43,6 +47,22 @@ def _saved(folder: Path, split: str | None, default: str) -> Dataset:
     if split not in (None, "train"):
         raise ValueError(f"{folder} is one saved data set, which has no split {split!r}: leave it out")
     return saved
+
+
+def _linked(folder: Path) -> Path:
+    """Links to the files in the cache of `datasets`, which writes what it makes of rows beside their files.
+
+    There, and always in the same place, because processes find each other's that way.
+    """
+    own = Path(os.path.realpath(folder))
+    cache = Path(HF_DATASETS_CACHE) / "klball" / digest(str(own))
+    for file in own.rglob("*"):
+        if file.is_file():
+            link = cache / file.relative_to(own)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                link.symlink_to(file)
+    return cache
 
 
 def _refuse_configuration(folder: Path, config: str | None) -> None:
