@@ -107,6 +107,15 @@ def test_a_table_keeps_what_it_was_made_from_and_its_parts_are_its_own(tmp_path)
             provenance_in(path, pa.schema([], {"klball": damaged}))
 
 
+def test_processes_of_two_containers_never_write_to_one_name(monkeypatch):
+    """They share the machine's name, and each has a process 1."""
+    assert klball.files._here() == klball.files.HOST
+    monkeypatch.setattr("os.readlink", lambda path: "pid:[1]")
+    other = klball.files._here()
+    monkeypatch.setattr("os.readlink", lambda path: "pid:[2]")
+    assert len({other, klball.files._here(), klball.files.HOST}) == 3
+
+
 def test_versions_are_listed_once_and_written_whole(tmp_path):
     everything = versions()
     assert set(everything) == {"python", *klball.files.LIBRARIES}

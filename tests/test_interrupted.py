@@ -16,6 +16,7 @@ from klball.training.families import FAMILIES
 from klball.training.preference.comparators import GroupEG
 from klball.training.resumption import Resumable
 from klball.training.rl.rewards import VERIFIABLE
+from klball.training.run import _remove_unfinished
 from klball.training.sft.window import NEEDED_FILES
 from klball.training.step import StepHook
 
@@ -54,6 +55,13 @@ def test_gradient_norms_leave_no_parameter_frozen():
     with pytest.raises(Killed):
         head_gradient_norms(model, encode_for(model, tokenizer, ROWS, None), kill)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("host", ["01234567", "abcdef01"])
+def test_no_temporary_file_of_a_killed_run_stays(host, tmp_path):
+    (tmp_path / f".history.parquet.{host}-7").touch()
+    _remove_unfinished(tmp_path, None, None)
+    assert not [*tmp_path.iterdir()]
 
 
 def score(model, tokenizer, output):

@@ -10,6 +10,7 @@ import pytest
 from klball.commands.paraphrase import main
 from klball.data.paraphrase.quality import Reply
 from klball.data.paraphrase.rounds import holds_word_for_word, read_rounds, write_rounds
+from klball.files import HOST
 from test_paraphrase import samples
 
 
@@ -168,6 +169,6 @@ def test_parts_that_a_kill_left_go_away(data, tmp_path):
     arguments = ["--dataset_name", str(data), "--rounds", "3", "--output_dir", str(tmp_path)]
     main(arguments, prog="klball paraphrase")
     (tmp_path / "rounds.parquet.parts-0123456789abcdef").mkdir()
-    (tmp_path / ".rounds.parquet.99999999").write_text("cut")
+    (tmp_path / f".rounds.parquet.{HOST}-99999999").write_text("cut")
     main(arguments, prog="klball paraphrase")
     assert {p.name for p in tmp_path.iterdir()} == {"rounds.parquet", "acceptance.csv", "run.json"}

@@ -112,8 +112,9 @@ def test_what_a_kill_leaves_goes_away_and_is_never_a_table(tiny_model, tokenizer
     left = table_path.with_name("t.parquet.parts-0123456789abcdef")
     left.mkdir()
     (left / "000000.parquet").write_bytes(table_path.read_bytes())
-    for name in (".t.parquet.99999999", f".t.parquet.{HOST}-99999999"):
+    for name in (".t.parquet.0a0a0a0a-1", f".t.parquet.{HOST}-99999999"):
         table_path.with_name(name).write_text("cut")
+    os.utime(table_path.with_name(".t.parquet.0a0a0a0a-1"), (0, 0))
     running = table_path.with_name(f".t.parquet.{HOST}-{os.getpid()}")
     elsewhere = table_path.with_name(".t.parquet.0a0a0a0a-99999999")
     for path in (running, elsewhere):

@@ -12,8 +12,9 @@ import platform
 import re
 import shutil
 import sys
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ RUN_FILE = "run.json"
 LIBRARIES = ("klball", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 PROVENANCE = "klball"  # a key of a Parquet file's metadata
 BLOCK = 1 << 22  # bytes
+ABANDONED = 7 * 24 * 3600  # seconds without a write
 
 
 def digest(content: str | bytes, length: int = 16) -> str:
@@ -62,7 +64,16 @@ def file_digest(path: Path) -> str:
         return combined(iter(lambda: file.read(BLOCK), b""))
 
 
-HOST = digest(platform.node(), 8)  # a process id means something here alone
+def _here() -> str:
+    """Where a process id means something: on this machine since it was started, and in this container."""
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return digest(f"{platform.node()} {started} {os.readlink('/proc/self/ns/pid')}", 8)
+    except OSError:  # no /proc
+        return digest(platform.node(), 8)
+
+
+HOST = _here()
 
 
 @contextmanager
@@ -82,14 +93,22 @@ def whole_file(path: Path, suffix: str = "") -> Iterator[Path]:
 
 
 def remove_stale(path: Path) -> None:
-    """Remove what killed processes of this machine left of `path`; those of others may still be writing."""
-    left = re.compile(rf"\.{re.escape(path.name)}\.(?:{HOST}-)?(\d+)(?:\.\w+)?")
+    """Remove what killed processes left of `path`; those elsewhere may still be writing, but not for days."""
+    left = re.compile(rf"\.{re.escape(path.name)}\.(?:([0-9a-f]{{8}})-)?(\d+)(?:\.\w+)?")
     if not path.parent.is_dir():
         return
     for entry in os.scandir(path.parent):
         match = left.fullmatch(entry.name)
-        if match is not None and not _runs(int(match[1])):
+        if match is not None and _is_dead(entry.path, match[1] == HOST, int(match[2])):
             Path(entry.path).unlink(missing_ok=True)
+
+
+def _is_dead(temporary: str, here: bool, process: int) -> bool:
+    if here:
+        return not _runs(process)
+    with suppress(FileNotFoundError):
+        return time.time() - os.stat(temporary).st_mtime > ABANDONED
+    return False
 
 
 def _runs(process: int) -> bool:

@@ -299,7 +299,7 @@ def _remove_unfinished(folder: Path, resume_from: str | None, limit: int | None)
     going = older[: max(0, len(kept) - limit)] if limit else []  # as a trainer that saves once more
     for path in {*own.values()} - {*kept} | {*going}:
         shutil.rmtree(path)
-    for path in (*folder.glob(".*.[0-9]*"), *folder.glob(".tmp??????"), folder / DONE_FILE):
+    for path in (*folder.glob(".*.????????-[0-9]*"), *folder.glob(".tmp??????"), folder / DONE_FILE):
         if path.is_file():
             path.unlink()
 
