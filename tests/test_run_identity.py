@@ -93,6 +93,7 @@ def test_folders_of_others_are_refused(root, stopped, tmp_path):
         json.dumps({"options": {}}): "holds the results of another command",
         "[]": "run.json holds no JSON object",
         recorded[:99]: "run.json is not readable JSON",
+        "": "remove it, and go on in another --output_dir with --resume_from_checkpoint .*checkpoint-4",
     }.items():
         (stopped / "run.json").write_text(content)
         with pytest.raises(ValueError, match=message):
@@ -102,6 +103,12 @@ def test_folders_of_others_are_refused(root, stopped, tmp_path):
 def test_a_model_is_not_trained_in_its_own_folder(root):
     with pytest.raises(ValueError, match="holds the model to train"):
         train(root, root / "model")
+
+
+def test_an_emptied_record_without_checkpoints_is_removed_to_begin_anew(root, tmp_path):
+    (tmp_path / "run.json").touch()
+    with pytest.raises(ValueError, match=r"run.json is not readable JSON: .*: remove it to begin anew"):
+        train(root, tmp_path)
 
 
 def test_a_run_that_never_began_does_not_block_its_folder(root, finished, tmp_path):

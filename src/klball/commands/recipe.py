@@ -1,6 +1,7 @@
 """A recipe: the YAML file behind `--config`, read before anything heavy is loaded."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ import yaml
 from klball.boundary import first_line
 
 FLAG = "--config"
+UNMEANT = (
+    (re.compile(r".+:.+"), "a number of minutes: put text in quotes"),
+    (re.compile(r"[-+]?0[0-7_]+"), "octal: leave out the zero in front, or put text in quotes"),
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,12 +30,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_number(self, node: yaml.ScalarNode) -> int | float:
-        """YAML 1.1 reads 1:30 as 90."""
-        if ":" in node.value:
-            raise yaml.MarkedYAMLError(
-                problem=f"{node.value} would be a number of minutes: put text in quotes",
-                problem_mark=node.start_mark,
-            )
+        """YAML 1.1 reads 1:30 as 90, and 010 as 8."""
+        for pattern, meant in UNMEANT:
+            if pattern.fullmatch(node.value):
+                problem = f"{node.value} would be {meant}"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         whole = node.tag.endswith(":int")
         try:
             return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)

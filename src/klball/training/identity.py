@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def check_same_run(folder: Path, wanted: dict[str, Any]) -> bool:
                 "choose another --output_dir, and go on from one with --resume_from_checkpoint"
             )
         return False
-    recorded = read_json_object(path)
+    recorded = _recorded(path, checkpoints)
     wanted = json.loads(json.dumps(wanted, default=str))
     command = recorded.get("command", "another command")
     if command != wanted["command"]:
@@ -80,6 +80,17 @@ def check_same_run(folder: Path, wanted: dict[str, Any]) -> bool:
     what = [f"on other {' and '.join(other)}"] if other else []
     what += [f"with other settings: {', '.join(settings)}"] if settings else []
     raise ValueError(f"{folder} holds a run {', '.join(what)}: {elsewhere}")
+
+
+def _recorded(path: Path, checkpoints: Mapping[int, Path]) -> dict[str, Any]:
+    try:
+        return read_json_object(path)
+    except ValueError as error:
+        anew = "remove it to begin anew"
+        if checkpoints:
+            newest = checkpoints[max(checkpoints)]
+            anew = f"remove it, and go on in another --output_dir with --resume_from_checkpoint {newest}"
+        raise ValueError(f"{error}: {anew}") from error
 
 
 def _differences(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
