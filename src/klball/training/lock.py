@@ -9,7 +9,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = ".training.lock"
+LOCK_FILE = "_training.lock"  # uploads to the Hub leave out what begins so
 _held: set[int] = set()  # file descriptors
 
 
