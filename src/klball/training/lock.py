@@ -4,8 +4,12 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+
+from klball.terminal import is_main
 
 logger = logging.getLogger(__name__)
 
@@ -19,10 +23,26 @@ class InUseError(ValueError):
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other processes' runs out of a folder. Raises InUseError if one is training there.
+    """Keeps other runs out of a folder. Raises InUseError, in all processes of this run, if one trains there.
 
-    The system lets go of the lock when this process dies, however it dies; its file stays until the next run.
+    The system lets go of the lock when the main process ends in whatever way; the file of one that was killed
+    stays until the next run.
     """
+    refusal = None
+    with ExitStack() as held:
+        if is_main():
+            try:
+                held.enter_context(_locked(folder))
+            except InUseError as error:
+                refusal = str(error)
+        (refusal,) = broadcast_object_list([refusal])
+        if refusal is not None:
+            raise InUseError(refusal)
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -117,7 +117,7 @@ def train(
 def _kept(folder: Path, resolved: dict[str, Any], until: float) -> Iterator[bool | None]:
     """Whether this run began, its folder kept for it in the block; None if nothing is left to do."""
     started = _begun(folder, resolved, until)
-    if started is None or until == 0 or not is_main():
+    if started is None or until == 0:
         yield started
         return
     with alone_in(folder):
