@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from conftest import small_qwen
@@ -64,24 +64,28 @@ def test_a_process_loads_onto_its_own_device(rank, device, monkeypatch):
         ({}, True),
         ({"RANK": "1"}, True),  # left over, or a loop's own
         ({"RANK": "3", "WORLD_SIZE": "1"}, True),
-        ({"RANK": "1", "WORLD_SIZE": "2"}, False),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, True),  # no launcher's: those set LOCAL_RANK too
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, True),
     ],
 )
 def test_a_lone_process_prints_and_writes_whatever_rank_it_finds(environment, main, monkeypatch):
-    for name in ("RANK", "WORLD_SIZE"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with monkeypatch.context() as before:
-        before.setattr(PartialState, "_shared_state", {})
-        assert is_main() == main
-    PartialState(cpu=True)
-    assert is_main()  # whatever the environment says, there is one process
+    assert is_main() == main
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_of_a_group_has_its_rank_there(rank, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    monkeypatch.delenv("RANK", raising=False)
+    assert is_main() == (rank == 0)
 
 
 def test_a_rank_that_is_no_number_is_one_line(monkeypatch):
-    monkeypatch.setattr(PartialState, "_shared_state", {})
     monkeypatch.setenv("RANK", "one")
     with pytest.raises(ValueError, match="RANK='one' in the environment is no number"):
         is_main()

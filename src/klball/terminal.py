@@ -81,10 +81,11 @@ class _FewRepeats(logging.Filter):
 
 def is_main() -> bool:
     """Whether this process is the one that prints and writes."""
-    state = sys.modules.get("accelerate.state")
-    if state is not None and state.PartialState._shared_state:  # it knows which processes there are
-        return state.PartialState().is_main_process
-    return _in_environment("RANK", 0) == 0 or _in_environment("WORLD_SIZE", 1) < 2
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    launched = "LOCAL_RANK" in os.environ and _in_environment("WORLD_SIZE", 1) > 1  # in a moment
+    return _in_environment("RANK", 0) == 0 or not launched
 
 
 def _in_environment(name: str, otherwise: int) -> int:
