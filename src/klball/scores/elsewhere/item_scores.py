@@ -178,7 +178,7 @@ def refuse_percentages(scores: Mapping[str, Scores]) -> None:
     Where no name says that they are shares a factor such as models are seldom apart is said aloud.
     """
     highest = {model: float(np.abs(own.values).max()) for model, own in scores.items()}
-    low, *_, high = sorted(highest, key=highest.__getitem__) * 2
+    low, high = (pick(highest, key=highest.__getitem__) for pick in (min, max))
     if not 0 < highest[low] <= 1 < highest[high]:
         return
     one, other = (f"{highest[model]:g} of {model!r}" for model in (low, high))
