@@ -75,7 +75,7 @@ CONTENTS: dict[str, tuple[str | bytes, str, tuple[str, ...]]] = {  # kind → (c
     "inf for a whole number": (GOOD + "max_length: .inf\n", REFUSED, ("max_length",)),
     "a negative number": (GOOD + "max_length: -64\n", REFUSED, ("max_length",)),
     "a quoted number": (GOOD + 'max_length: "64"\n', EITHER, ("max_length",)),
-    "an octal number": (GOOD + "max_length: 0100\n", EITHER, ("max_length",)),
+    "an octal number": (GOOD + "max_length: 0100\n", REFUSED, ("octal",)),
     "a sexagesimal number": (GOOD + "max_length: 1:30\n", REFUSED, ("line 3",)),
     "an endless number": (GOOD + "max_length: " + "9" * 5000 + "\n", REFUSED, ("line 3",)),
     "a number for a path": ("dataset_name: 3\noutput_dir: out\n", REFUSED, ("3|dataset_name",)),
