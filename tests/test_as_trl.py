@@ -1,5 +1,6 @@
 """What TRL's own trainers do with an option, a column or a configuration is done here too, or refused."""
 
+import copy
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def unlike(completions, **columns):
 def of_grpo(folder, cls=RobustGRPOTrainer, data=PROMPTS, reward=unlike, settings=None, **more):
     config = RobustGRPOConfig if cls is RobustGRPOTrainer else trl.GRPOConfig
     made = config(**{**quiet(str(folder), train_sampling_strategy="random"), **GRPO, **(settings or {})})
-    reads = tokenizer()
+    reads = copy.deepcopy(tokenizer())  # which other tests share
     reads.chat_template = TEMPLATE.read_text()  # one that can render tools
     given = dict(train_dataset=data, processing_class=reads, **more)
     return cls(small_qwen(len(tokenizer())), reward, args=made, **given)
