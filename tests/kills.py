@@ -22,7 +22,6 @@ import torch
 
 import klball.commands.train  # noqa: F401  (imported once, before the forks)
 from klball import cli
-from klball.training.lock import LOCK_FILE
 
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 
@@ -88,8 +87,7 @@ def run(arguments: list[str], folder: Path, fatal: int = 0) -> int:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder."""
-    files = (p for p in folder.rglob("*") if p.is_file() and p.name != LOCK_FILE)  # a kill leaves it
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def main(folder: Path, stride: int, arguments: list[str]) -> dict[str, Any]:

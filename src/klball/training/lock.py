@@ -4,7 +4,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
@@ -26,7 +26,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder. Raises InUseError, in all processes of this run, if one trains there.
 
     The system lets go of the lock when the main process ends in whatever way; the file of one that was killed
-    stays until the next run.
+    stays until the run is asked for again.
     """
     refusal = None
     with ExitStack() as held:
@@ -39,6 +39,13 @@ def alone_in(folder: Path) -> Iterator[None]:
         if refusal is not None:
             raise InUseError(refusal)
         yield
+
+
+def remove_left(folder: Path) -> None:
+    """Remove the lock's file of a killed run; not while a run trains there, nor on a read-only disk."""
+    if (folder / LOCK_FILE).exists():
+        with suppress(InUseError, OSError), _locked(folder):
+            pass
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from klball.training.identity import (
     model_digest,
     row_digests,
 )
-from klball.training.lock import alone_in
+from klball.training.lock import alone_in, remove_left
 from klball.training.sharding import save_whole_model
 from klball.training.stages import StopAt, checkpoint_at
 from klball.training.weights import GROUPS_FILE, WEIGHTS_FILE
@@ -128,6 +128,7 @@ def _begun(folder: Path, resolved: dict[str, Any], until: float) -> bool | None:
     started = check_same_run(folder, resolved)
     if started and (folder / DONE_FILE).exists():
         if is_main():
+            remove_left(folder)
             say(f"{folder} already holds this run, finished")
         return None
     over = until == 0 or (until < 1 and checkpoint_at(folder, until) is not None)
